@@ -1,0 +1,200 @@
+"""WHAT a run is: one typed, frozen `Config`, and nothing else is configuration.
+
+Every section is a pydantic model (strict types, no unknown keys); the reader fills it from YAML and
+reports every mistake with its line. A section never reaches further than the part it is named for.
+
+Units stand in the names. Defaults are those of LLaDA's supervised fine-tuning (arXiv 2502.09992,
+appendix B) wherever the paper states a value.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# What may stand in an `#SBATCH --key=value` line: no blanks, quotes or line ends.
+SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!*\[\]()-]+$")]
+SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    name: RunName
+    # The folder that holds the run directories; on a cluster it must be shared by all nodes.
+    root: NonEmptyStr = "runs"
+    # Keys every random choice: the noise, and the weights of `model.init: random`.
+    seed: NonNegativeInt = 0
+
+
+class ModelSize(Section):
+    """The size of a network with `model.init: random`."""
+
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    mlp_hidden_size: PositiveInt
+    max_sequence_length: PositiveInt = 4096
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSize":
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"d_model / n_heads must be an even whole number, got {self.d_model} / {self.n_heads}"
+            )
+        return self
+
+
+class ModelConfig(Section):
+    # A directory with config.json, *.safetensors and the tokenizer; with `init: random` only the
+    # tokenizer is read from it.
+    path: NonEmptyStr
+    init: Literal["pretrained", "random"] = "pretrained"
+    size: ModelSize | None = None
+    # Recompute each block in the backward pass: less memory for about a third more arithmetic.
+    activation_checkpointing: bool = True
+
+    @model_validator(mode="after")
+    def _size_goes_with_random(self) -> "ModelConfig":
+        if self.init == "random" and self.size is None:
+            raise ValueError("init: random needs model.size")
+        if self.init == "pretrained" and self.size is not None:
+            raise ValueError("size is read from the checkpoint; remove it, or set init: random")
+        return self
+
+
+class DataConfig(Section):
+    # A folder of .jsonl shards, or a glob of them.
+    train: NonEmptyStr
+    validation: NonEmptyStr | None = None
+    # The Python file with `process_data(record, tokenizer, max_length)`.
+    hook: NonEmptyStr = "utils/process_data.py"
+    # Tokens of prompt and response together.
+    max_length: PositiveInt = 4096
+    # An example longer than max_length: leave it out, or cut it (the final EOS stays).
+    on_too_long: Literal["skip", "clip_prompt", "clip_response"] = "clip_response"
+    # How many EOS tokens follow each response and are learned: a number, or up to the longest
+    # example of the micro-batch as in the official recipe.
+    eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
+    # Rows of a shard in a random order that is keyed by (seed, epoch, shard).
+    shuffle: bool = True
+    # Optimizer steps that a background process prepares ahead; 0 = prepared in the training process.
+    prefetch_steps: NonNegativeInt = 4
+
+
+class ObjectiveConfig(Section):
+    # exact: l ~ U{1..L} response tokens masked, weight L/l (eq. 14 of the paper);
+    # bernoulli: each token with probability p, weight 1/p (the official SFT code).
+    masking: Literal["exact", "bernoulli"] = "exact"
+    # low_discrepancy: t spread evenly over the global batch; independent: one draw per sequence.
+    t_sampling: Literal["low_discrepancy", "independent"] = "low_discrepancy"
+    # answer: each answer counts 1/length; token: each response token counts the same.
+    normalization: Literal["answer", "token"] = "answer"
+    # p = (1 - eps) t + eps, for bernoulli.
+    eps: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+
+
+class OptimConfig(Section):
+    lr: PositiveFloat = 2.5e-5
+    final_lr: NonNegativeFloat = 2.5e-6
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    # warmup_constant_decay: linear warm-up, constant, linear to final_lr over the last part;
+    # cosine: linear warm-up, then half a cosine to final_lr.
+    schedule: Literal["warmup_constant_decay", "cosine"] = "warmup_constant_decay"
+    warmup_steps: NonNegativeInt = 50
+    decay_fraction: Fraction = 0.1
+    # Largest global L2 norm of the gradient; 0 = no clipping.
+    gradient_clip: NonNegativeFloat = 1.0
+
+
+class TrainConfig(Section):
+    micro_batch_size: PositiveInt = 1
+    accumulate_grad_batches: PositiveInt = 1
+    epochs: PositiveInt = 3
+    # Stop after this many optimizer steps, also in the middle of an epoch.
+    max_steps: PositiveInt | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    accelerator: Literal["auto", "cuda", "cpu"] = "auto"
+    # CPU threads of each rank.
+    threads_per_rank: PositiveInt = 1
+    # Optimizer steps between two validations, and rows of data.validation that are used.
+    validate_every_steps: PositiveInt = 500
+    validation_max_rows: PositiveInt = 1024
+    checkpoint_every_steps: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+
+
+class DeepSpeedConfig(Section):
+    """ZeRO-3's own knobs, by DeepSpeed's names."""
+
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_param: Literal["none", "cpu"] = "none"
+    reduce_bucket_size: PositiveInt = 200_000_000
+    stage3_prefetch_bucket_size: NonNegativeInt = 50_000_000
+    stage3_param_persistence_threshold: NonNegativeInt = 100_000
+    stage3_max_live_parameters: PositiveInt = 1_000_000_000
+    # A collective that takes longer than this is an error.
+    timeout_min: PositiveInt = 30
+
+
+class SlurmConfig(Section):
+    nodes: PositiveInt = 1
+    # Ranks on each node: one per GPU; on CPU as many as you like.
+    ranks_per_node: PositiveInt = 8
+    # GPUs asked for on each node; null = one per rank, 0 = none.
+    gpus_per_node: NonNegativeInt | None = None
+    cpus_per_rank: PositiveInt = 8
+    # null = the partition's default.
+    mem_gb_per_node: PositiveInt | None = None
+    time_min: PositiveInt = 1440
+    partition: SbatchValue | None = None
+    account: SbatchValue | None = None
+    qos: SbatchValue | None = None
+    constraint: SbatchValue | None = None
+    exclude: SbatchValue | None = None
+    # Seconds before the time limit at which the job is told to save and requeue itself.
+    signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
+    # A shell script that every node sources first: modules, virtual environment, NCCL variables.
+    setup: NonEmptyStr | None = "slurm/setup.sh"
+    # Further sbatch options, by their long names: {reservation: week42}.
+    extra: dict[SbatchKey, SbatchValue | int] = {}
+
+
+class LogConfig(Section):
+    every_n_steps: PositiveInt = 10
+    tensorboard: bool = True
+    csv: bool = True
+    # Project name; the run's name is the id, so that a requeued job continues the same curve.
+    wandb_project: NonEmptyStr | None = None
+
+
+class Config(Section):
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.slurm.nodes * self.slurm.ranks_per_node
+
+    @property
+    def global_batch_size(self) -> int:
+        """Examples of one optimizer step, over all ranks and accumulated micro-batches."""
+        return self.world_size * self.train.micro_batch_size * self.train.accumulate_grad_batches

@@ -1,0 +1,79 @@
+"""The names of the files of a run, in one place.
+
+    runs/<name>/
+      config.yaml       the resolved config: the only thing a rank reads
+      command.txt       how the run was launched
+      job.sbatch        the exact text given to sbatch (SLURM only)
+      versions.json     package versions of the launching environment
+      code/             the package, the hook and git's state at launch; ranks run from here
+      slurm/            submitit's files: the pickled job, stdout and stderr of each rank
+      checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
+      logs/             metrics.csv, TensorBoard, rank_N.log of a local run
+      failures/         rank_N.txt: the one line of a rank that stopped for a user's mistake
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "command.txt"
+
+    @property
+    def sbatch(self) -> Path:
+        return self.path / "job.sbatch"
+
+    @property
+    def versions(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def hook(self) -> Path:
+        return self.code / "process_data.py"
+
+    @property
+    def setup(self) -> Path:
+        return self.code / "setup.sh"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        return self.logs / "metrics.csv"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def failures(self) -> Path:
+        return self.path / "failures"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank_{rank}.log"
+
+    def failure(self, rank: int) -> Path:
+        return self.failures / f"rank_{rank}.txt"
