@@ -1,15 +1,15 @@
 """The names of the files of a run, in one place.
 
-    runs/<name>/
-      config.yaml       the resolved config: the only thing a rank reads
-      command.txt       how the run was launched
-      job.sbatch        the exact text given to sbatch (SLURM only)
-      versions.json     package versions of the launching environment
-      code/             the package, the hook and git's state at launch; ranks run from here
-      slurm/            submitit's files: the pickled job, stdout and stderr of each rank
-      checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
-      logs/             metrics.csv, TensorBoard, rank_N.log of a local run
-      failures/         rank_N.txt: the one line of a rank that stopped for a user's mistake
+runs/<name>/
+  config.yaml       the resolved config: the only thing a rank reads
+  command.txt       how the run was launched
+  job.sbatch        the exact text given to sbatch (SLURM only)
+  versions.json     package versions of the launching environment
+  code/             the package, the hook and git's state at launch; ranks run from here
+  slurm/            submitit's files: the pickled job, stdout and stderr of each rank
+  checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
+  logs/             metrics.csv, TensorBoard, rank_N.log of a local run
+  failures/         rank_N.txt: the one line of a rank that stopped for a user's mistake
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,63 @@
+"""What happened to a run, one JSON line each: submitted, started, ended and why.
+
+Written by the launcher and by rank 0, and read by `status` and by the next attempt; it needs no
+accounting database. A line is appended with one `os.write`, so two writers never mix theirs.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypedDict
+
+Event = Literal["launched", "started", "ended"]
+
+
+class Entry(TypedDict, total=False):
+    time: str
+    event: Event
+    # Counts the starts of a run, over all its jobs; from 1.
+    attempt: int
+    # SLURM's; absent with --local.
+    job_id: str
+    nodes: str
+    world_size: int
+    # Why an attempt ended, in a few words.
+    cause: str
+
+
+def append(journal: Path, entry: Entry) -> None:
+    """Append one line, with the time."""
+    stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}
+    line = json.dumps(stamped) + "\n"
+    file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def read(journal: Path) -> list[Entry]:
+    """Read all entries; a line that was cut off by a full disk is left out."""
+    if not journal.exists():
+        return []
+    entries: list[Entry] = []
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+def next_attempt(journal: Path) -> int:
+    """Number the attempt that is about to start."""
+    return 1 + sum(entry.get("event") == "started" for entry in read(journal))
+
+
+def last_job_id(journal: Path) -> str | None:
+    """Give the SLURM job that was launched or started last; None if that was a local run."""
+    for entry in reversed(read(journal)):
+        if entry.get("event") in ("launched", "started"):
+            return entry.get("job_id")
+    return None

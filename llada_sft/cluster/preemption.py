@@ -1,0 +1,80 @@
+"""Being told to stop: a signal sets a flag, and after the save rank 0 requeues the job or not.
+
+    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption where the cluster has
+          `preempt_send_user_signal`: save and requeue
+    TERM  sent by scancel and by preemption elsewhere, alike: `scontrol show job` knows the
+          PreemptTime of a preempted job, and only that one is requeued
+
+No handler saves anything: all ranks agree at a step's boundary (`training/consensus.py`). On SLURM
+22.05 a job that exits inside its grace time is *not* requeued, whatever its manual says; so we call
+`scontrol requeue` ourselves, once, when everything is on disk. TERM and CONT then reach all ranks:
+a consequence, not a new event.
+"""
+
+import os
+import signal
+import time
+from types import FrameType
+
+from llada_sft.cluster import slurm
+from llada_sft.errors import LaunchError
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether this process has been told to stop, and by which signals."""
+
+    def __init__(self) -> None:
+        self.signals: set[signal.Signals] = set()
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.signals)
+
+    def install(self) -> None:
+        """Take over the signals in this process, from submitit too; children ignore them."""
+        for number in (*SIGNALS, signal.SIGCONT):
+            signal.signal(number, self._note)
+        # A forked worker inherits our handlers, and a signal reaches every process of the step:
+        # TERM must be able to end a worker, USR2 must not.
+        os.register_at_fork(after_in_child=_as_a_child)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a signal that has reached another rank before it reaches this one."""
+        deadline = time.monotonic() + timeout_s
+        while not self.requested and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # SLURM sends CONT along with TERM; alone it means nothing.
+        if number != signal.SIGCONT:
+            self.signals.add(signal.Signals(number))
+
+
+def _as_a_child() -> None:
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def after_stop(stop: StopRequest, job_id: str | None) -> str:
+    """Requeue the job if SLURM took its nodes, not if the user did; rank 0 only, after the save.
+
+    Returns:
+        The cause, in the journal's words.
+    """
+    stop.wait(timeout_s=10)
+    names = " and ".join(sorted(one.name for one in stop.signals)) or "another rank"
+    if job_id is None:
+        return f"stopped by {names}"
+    try:
+        if signal.SIGUSR2 not in stop.signals and not _is_preempted(job_id):
+            return "cancelled"
+        slurm.requeue(job_id)
+    except LaunchError as error:
+        return f"stopped by {names}, not requeued: {error}"
+    return f"requeued after {names}"
+
+
+def _is_preempted(job_id: str) -> bool:
+    return slurm.job_fields(job_id).get("PreemptTime", "None") not in ("None", "")

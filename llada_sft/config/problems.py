@@ -1,0 +1,171 @@
+"""What pydantic found, in our words: `unknown key; did you mean 'max_steps'?`.
+
+One problem per key: pydantic reports each arm of a union by itself, and its locations go below the
+key (`eos_tail.literal['batch_max']`); here they are joined again.
+"""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from llada_sft.config.schema import Config
+
+KeyPath = tuple[str | int, ...]
+
+
+class Problem(NamedTuple):
+    path: KeyPath
+    text: str
+
+
+def describe(error: ValidationError, data: dict[str, Any]) -> list[Problem]:
+    """Give one problem for each key that does not fit."""
+    by_path: dict[KeyPath, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        by_path.setdefault(_key_path(detail, data), []).append(detail)
+    return [Problem(path, _text(path, details)) for path, details in by_path.items()]
+
+
+def shown(value: Any) -> str:
+    """Show a value as it would be written in YAML, in a few characters."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
+    """Cut a location below the key: what is no key of the data is pydantic's own addition."""
+    if detail["type"] == "missing":
+        return detail["loc"]
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        inside = isinstance(data, dict) and part in data
+        inside |= isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if not inside:
+            break
+        path.append(part)
+        data = data[part]
+    return tuple(path)
+
+
+def _text(path: KeyPath, details: list[ErrorDetails]) -> str:
+    first = details[0]
+    match first["type"]:
+        case "missing":
+            return _missing(path)
+        case "extra_forbidden":
+            return f"unknown key; {_suggestion(path)}"
+        case "value_error":
+            return str(first["ctx"]["error"])
+    expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
+    return f"must be {expected}, got {shown(first['input'])}"
+
+
+def _missing(path: KeyPath) -> str:
+    *section, key = path
+    if isinstance(key, int):
+        return "missing; the list is too short"
+    inside = f" under '{'.'.join(map(str, section))}:'" if section else ""
+    return f"missing; add '{key}:'{inside}"
+
+
+def _expected(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "a whole number"
+        case "float_type":
+            return "a number"
+        case "finite_number":
+            return "a finite number"
+        case "string_type":
+            return "a string"
+        case "bool_type":
+            return "true or false"
+        case "literal_error":
+            return str(context["expected"])
+        case "greater_than_equal":
+            return f"at least {context['ge']:g}"
+        case "greater_than":
+            return f"greater than {context['gt']:g}"
+        case "less_than_equal":
+            return f"at most {context['le']:g}"
+        case "less_than":
+            return f"less than {context['lt']:g}"
+        case "string_too_short":
+            return "a string that is not empty"
+        case "string_too_long":
+            return f"at most {context['max_length']} characters long"
+        case "string_pattern_mismatch":
+            return f"a match of {context['pattern']}"
+        case "model_type":
+            return "a section of keys"
+        case "dict_type":
+            return "a mapping"
+        case "tuple_type":
+            return "a list"
+        case "too_long":
+            return f"a list of {context['max_length']}"
+        case other:
+            # A kind of pydantic error that the schema has not needed yet: its own words.
+            return f"valid ({other}: {detail['msg']})"
+
+
+def _suggestion(path: KeyPath) -> str:
+    *section, key = path
+    known = list(_fields_at(tuple(section)))
+    elsewhere = [".".join((*where, name)) for where, name in _all_keys() if name == key]
+    if similar := [name for name in known if _alike(str(key), name)]:
+        return f"did you mean {_closest(str(key), similar)!r}?"
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    return f"the keys here are {', '.join(known)}"
+
+
+def _closest(key: str, names: list[str]) -> str:
+    return max(names, key=lambda name: difflib.SequenceMatcher(None, key, name).ratio())
+
+
+def _alike(key: str, name: str) -> bool:
+    """Tell whether `key` may be meant for `name`: a slip, or `learning_rate` for `lr`."""
+    if difflib.get_close_matches(key, [name]):
+        return True
+    return _initials(key) == name or _initials(name) == key
+
+
+def _initials(words: str) -> str:
+    return "".join(word[:1] for word in words.split("_"))
+
+
+def _model_at(section: KeyPath) -> type[BaseModel] | None:
+    model: type[BaseModel] = Config
+    for key in section:
+        annotation = model.model_fields[str(key)].annotation
+        models = [one for one in (annotation, *get_args(annotation)) if _is_model(one)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def _is_model(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _fields_at(section: KeyPath) -> Iterator[str]:
+    model = _model_at(section)
+    return iter(model.model_fields if model else ())
+
+
+def _all_keys() -> Iterator[tuple[tuple[str, ...], str]]:
+    for section in Config.model_fields:
+        for name in _fields_at((section,)):
+            yield (section,), name

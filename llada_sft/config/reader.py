@@ -1,0 +1,208 @@
+"""YAML file and overrides -> one frozen `Config`, or every mistake at once with its line.
+
+    compose (nodes with lines) -> plain data -> overrides -> pydantic, strict -> Config
+
+Each step adds to the same list of problems; one `ConfigError` shows them all, in the order of the
+file. The YAML is read as 1.2 (`yaml12.py`); the words for what pydantic finds are in `problems.py`.
+"""
+
+import json
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llada_sft.config import yaml12
+from llada_sft.config.problems import describe, shown
+from llada_sft.config.schema import Config
+from llada_sft.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply `section.key=value` overrides, the last of a key winning.
+
+    Raises:
+        ConfigError: one line for every mistake in the file and in the overrides.
+    """
+    source = _Source(str(path))
+    data = source.read()
+    for text in overrides:
+        source.override(data, text)
+    return source.validate(data)
+
+
+@dataclass
+class _Source:
+    """A file with its overrides: knows where each key was given, and gathers the problems."""
+
+    path: str
+    root: yaml.Node | None = None
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    # (place in the file, text); overrides come after the file.
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    # Keys whose value already is a problem; None stands in for it.
+    unreadable: set[KeyPath] = field(default_factory=set)
+
+    def read(self) -> dict[str, Any]:
+        """Read the file into plain data; without a mapping there is nothing more to check."""
+        try:
+            self.root = yaml12.compose(Path(self.path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{self.path}: not UTF-8 text") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(_not_yaml(self.path, error)) from None
+        if self.root is None:
+            raise ConfigError(f"{self.path}: empty; write the sections run, model and data")
+        data = self._plain(self.root, (), ())
+        if not isinstance(data, dict):
+            line = self.root.start_mark.line + 1
+            raise ConfigError(
+                f"{self.path}:{line}: must be a mapping of sections, got {shown(data)}"
+            )
+        return data
+
+    def override(self, data: dict[str, Any], text: str) -> None:
+        """Set one key of `data` from `section.key=value`."""
+        where = f"override {text!r}"
+        name, equals, value_text = text.partition("=")
+        keys = tuple(name.strip().split("."))
+        if not equals or not all(keys):
+            self._add_last(f"{where}: must be section.key=value")
+            return
+        try:
+            node = yaml12.compose(value_text)
+        except (yaml.YAMLError, RecursionError):
+            self._add_last(f"{where}: the value is not YAML; quote it")
+            return
+        self.overridden = {k: v for k, v in self.overridden.items() if k[: len(keys)] != keys}
+        self.overridden[keys] = where
+        value = None if node is None else self._plain(node, keys, ())
+        for depth, key in enumerate(keys[:-1], start=1):
+            data = data.setdefault(key, {})
+            if not isinstance(data, dict):
+                self._add_last(f"{where}: {'.'.join(keys[:depth])} is not a section")
+                return
+        data[keys[-1]] = value
+
+    def validate(self, data: dict[str, Any]) -> Config:
+        """Check the data against the schema.
+
+        JSON mode, because a list must be able to fill a tuple while everything else stays strict.
+        """
+        try:
+            config = Config.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            for problem in describe(error, data):
+                if problem.path not in self.unreadable:
+                    self._add(problem.path, problem.text)
+        if self.problems:
+            self.problems.sort(key=lambda problem: problem[0])
+            raise ConfigError("\n".join(dict.fromkeys(text for _, text in self.problems)))
+        return config
+
+    def _plain(self, node: yaml.Node, path: KeyPath, above: tuple[yaml.Node, ...]) -> Any:
+        if any(node is one for one in above):
+            self._add(path, "an alias to itself is not allowed")
+            self.unreadable.add(path)
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, (*above, node))
+        if isinstance(node, yaml.SequenceNode):
+            inside = (*above, node)
+            return [self._plain(one, (*path, i), inside) for i, one in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
+        try:
+            return yaml12.scalar_value(node)
+        except ValueError as error:
+            self._add(path, str(error), node.start_mark.line + 1)
+            self.unreadable.add(path)
+            return None
+
+    def _mapping(
+        self, node: yaml.MappingNode, path: KeyPath, above: tuple[yaml.Node, ...]
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._add(path, "a key must be one word", line)
+                continue
+            key = key_node.value
+            if key in values:
+                self._add((*path, key), f"given twice, first on line {lines[key]}; keep one", line)
+            lines.setdefault(key, line)
+            values[key] = self._plain(value_node, (*path, key), above)
+        return values
+
+    def _add(self, path: KeyPath, text: str, line: int | None = None) -> None:
+        name = ".".join(map(str, path))
+        for length in range(len(path), 0, -1):
+            if where := self.overridden.get(path[:length]):
+                self._add_last(f"{where}: {name}: {text}")
+                return
+        line = line or self._line(path)
+        self.problems.append((line, f"{self.path}:{line}: {name}: {text}"))
+
+    def _add_last(self, text: str) -> None:
+        self.problems.append((1 << 60, text))
+
+    def _line(self, path: KeyPath) -> int:
+        """Give the line of a key, or of the innermost section around it that is in the file."""
+        assert self.root is not None
+        node, line = self.root, self.root.start_mark.line
+        for key in path:
+            if isinstance(node, yaml.MappingNode):
+                found = [(k, v) for k, v in node.value if k.value == key]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+                found = [(v, v) for v in node.value[key : key + 1]]
+            else:
+                break
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line, found[-1][1]
+        return line + 1
+
+
+def _not_yaml(path: str, error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        what = " ".join(filter(None, (error.context, error.problem)))
+        return f"{path}:{error.problem_mark.line + 1}: not YAML: {what}"
+    if isinstance(error, RecursionError):
+        return f"{path}: not a config: nested too deeply"
+    return f"{path}: not YAML: {str(error).splitlines()[0]}"
+
+
+def dump_config(config: Config) -> str:
+    """Write a config as YAML that reads back to an equal one."""
+    return yaml12.dump(config.model_dump(mode="json"))
+
+
+def resolve_paths(config: Config, base: str | Path) -> Config:
+    """Make every path of a config absolute; the relative ones start at `base`."""
+
+    def absolute(path: str) -> str:
+        # Not resolve(): a cluster's links (/home, automounts) mean the same on every node.
+        return os.path.normpath(Path.cwd() / base / Path(path).expanduser())
+
+    def section(name: str, *keys: str) -> Any:
+        values = {key: getattr(getattr(config, name), key) for key in keys}
+        paths = {key: absolute(value) for key, value in values.items() if value is not None}
+        return getattr(config, name).model_copy(update=paths)
+
+    return config.model_copy(
+        update={
+            "run": section("run", "root"),
+            "model": section("model", "path"),
+            "data": section("data", "train", "validation", "hook"),
+            "slurm": section("slurm", "setup"),
+        }
+    )

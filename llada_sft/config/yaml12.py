@@ -1,0 +1,89 @@
+"""YAML 1.2's core schema on PyYAML: `3e-4` is a number, `on` and `12:00:00` are strings.
+
+PyYAML knows YAML 1.1 only. Here are the rules of 1.2 by which a plain word becomes a value, the
+same for reading and for writing, so that what is written reads back equal. Nodes keep their lines;
+the reader builds the values from them and reports every mistake where it stands.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+_TAG = "tag:yaml.org,2002:"
+# (tag, what it looks like, characters it may begin with). Source: YAML 1.2.2, section 10.3.2.
+_CORE_SCHEMA = (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", list("-+0123456789")),
+    (
+        "float",
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))",
+        list("-+.0123456789"),
+    ),
+)
+_PATTERNS = {tag: re.compile(f"^{pattern}$") for tag, pattern, _ in _CORE_SCHEMA}
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    for tag, _, firsts in _CORE_SCHEMA:
+        for first in firsts:
+            table.setdefault(first, []).append((_TAG + tag, _PATTERNS[tag]))
+    return table
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML's reader with the rules of 1.2."""
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's writer with the rules of 1.2: it quotes what the reader would take for a number."""
+
+
+Loader.yaml_implicit_resolvers = Dumper.yaml_implicit_resolvers = _resolvers()
+
+
+def _int(text: str) -> int:
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda _: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _int,
+    # Python writes infinity without the dot.
+    "float": lambda text: float(re.sub(r"\.(?=[inIN])", "", text)),
+}
+
+
+def scalar_value(node: yaml.ScalarNode) -> Any:
+    """Give the value of one word.
+
+    Raises:
+        ValueError: its tag is not of the core schema, or does not fit the text.
+    """
+    kind = node.tag.removeprefix(_TAG)
+    if kind not in _SCALARS:
+        raise ValueError(f"the tag {node.tag!r} is not allowed; write a plain value")
+    if kind in _PATTERNS and not _PATTERNS[kind].match(node.value):
+        raise ValueError(f"{node.value!r} does not fit its tag {kind}")
+    return _SCALARS[kind](node.value)
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Read one document into nodes; None when it is empty.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, or more than one document.
+    """
+    node: yaml.Node | None = yaml.compose(text, Loader=Loader)
+    return node
+
+
+def dump(data: dict[str, Any]) -> str:
+    """Write plain data so that `compose` and `scalar_value` give it back."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,24 @@
+"""How both entry points end: what the user can mend is a message, not a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from llada_sft.errors import EXIT_CODE, LladaSftError
+
+INTERRUPTED = 130
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command and give its exit code; 2 with the message for a `LladaSftError`."""
+    try:
+        return command()
+    except LladaSftError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

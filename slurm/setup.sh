@@ -1,0 +1,24 @@
+#!/bin/bash
+# The environment of a job, sourced by the batch script before the ranks start. The file is copied
+# into the run directory when a run is launched, so that a requeued job gets the same one.
+#
+# The ranks run the Python that ran launch.py: launch from the environment that shall train, and
+# load here only what that Python needs. Put no passwords or tokens here: this file is copied.
+# `wandb login` and `hf auth login` keep theirs in your home.
+
+# Modules (the job has the environment that sbatch was called in):
+# module purge
+# module load cuda/12.8
+
+# NCCL. Name the network that joins the nodes where NCCL picks a wrong one (`ip addr`, `ibdev2netdev`):
+# export NCCL_SOCKET_IFNAME=ib0
+# export NCCL_IB_HCA=mlx5
+# What NCCL chose, once per job:
+# export NCCL_DEBUG=INFO
+
+# Fragmentation costs less memory this way with batches of varying size:
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+
+# Ranks read tokenizers and weights from disk only; a node without a network does not wait for one:
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+export TOKENIZERS_PARALLELISM=false

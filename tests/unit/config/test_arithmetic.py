@@ -1,0 +1,39 @@
+"""The numbers printed before a run, by hand."""
+
+from llada_sft.config import Config
+from llada_sft.config.arithmetic import RowCount, batch_arithmetic, steps_per_epoch
+
+
+def config(**train: int) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"name": "a"},
+            "model": {"path": "m"},
+            "data": {"train": "d"},
+            "train": {"micro_batch_size": 2, "accumulate_grad_batches": 4, **train},
+            "slurm": {"nodes": 4},
+        }
+    )
+
+
+def test_without_the_files() -> None:
+    assert batch_arithmetic(config()) == [
+        "world size       32 = 4 nodes × 8 ranks",
+        "global batch     256 examples = 2 micro × 4 accumulated × 32 ranks",
+        "tokens per step  at most 1,048,576 = 256 × 4,096",
+    ]
+
+
+def test_with_the_files() -> None:
+    rows = RowCount(total=4_500_000, busiest_rank=140_630, estimated=True)
+    assert batch_arithmetic(config(max_steps=100), rows)[3:] == [
+        "rows per epoch   ≈ 4,500,000",
+        "steps per epoch  ≈ 17,579, until the busiest rank has read its ≈ 140,630 rows",
+        "steps in all     ≈ 52,737 = 3 epochs × 17,579",
+        "                 stops after 100 (train.max_steps)",
+    ]
+
+
+def test_a_last_step_that_is_not_full_counts() -> None:
+    assert steps_per_epoch(config(), RowCount(total=9, busiest_rank=9)) == 2
+    assert steps_per_epoch(config(), RowCount(total=8, busiest_rank=8)) == 1

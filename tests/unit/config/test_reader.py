@@ -1,0 +1,311 @@
+"""The reader: a table of bad files with the exact messages, and what YAML 1.2 means."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.errors import ConfigError
+
+MINIMAL = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+# Lines 1 to 3 are MINIMAL; the mistake begins on line 4.
+BAD_FILES = {
+    "unknown key": (
+        "train:\n  max_setps: 3",
+        "a.yaml:5: train.max_setps: unknown key; did you mean 'max_steps'?",
+    ),
+    "initials": (
+        "optim:\n  learning_rate: 3",
+        "a.yaml:5: optim.learning_rate: unknown key; did you mean 'lr'?",
+    ),
+    "another section": (
+        "train:\n  lr: 3",
+        "a.yaml:5: train.lr: unknown key; did you mean 'optim.lr'?",
+    ),
+    "like nothing": (
+        "log:\n  qqqqq: 3",
+        "a.yaml:5: log.qqqqq: unknown key; the keys here are"
+        " every_n_steps, tensorboard, csv, wandb_project",
+    ),
+    "unknown section": ("trian: {}", "a.yaml:4: trian: unknown key; did you mean 'train'?"),
+    "not a number": (
+        "optim:\n\n  lr: fast",
+        "a.yaml:6: optim.lr: must be a number, got 'fast'",
+    ),
+    "not whole": (
+        "train: {epochs: 1.5}",
+        "a.yaml:4: train.epochs: must be a whole number, got 1.5",
+    ),
+    "not a bool": ("log: {csv: yes}", "a.yaml:4: log.csv: must be true or false, got 'yes'"),
+    "not a string": (
+        "log: {wandb_project: 5}",
+        "a.yaml:4: log.wandb_project: must be a string, got 5",
+    ),
+    "too small": ("train: {epochs: 0}", "a.yaml:4: train.epochs: must be at least 1, got 0"),
+    "not positive": ("optim: {lr: 0}", "a.yaml:4: optim.lr: must be greater than 0, got 0"),
+    "too large": (
+        "optim: {decay_fraction: 2}",
+        "a.yaml:4: optim.decay_fraction: must be at most 1, got 2",
+    ),
+    "not below": ("objective: {eps: 1}", "a.yaml:4: objective.eps: must be less than 1, got 1"),
+    "infinite": ("optim: {lr: .inf}", "a.yaml:4: optim.lr: must be a finite number, got inf"),
+    "empty string": (
+        "log: {wandb_project: ''}",
+        "a.yaml:4: log.wandb_project: must be a string that is not empty, got ''",
+    ),
+    "choice": (
+        "train: {precision: fp16}",
+        "a.yaml:4: train.precision: must be 'bf16' or 'fp32', got 'fp16'",
+    ),
+    "not a list": ("optim: {betas: 0.9}", "a.yaml:4: optim.betas: must be a list, got 0.9"),
+    "list too long": (
+        "optim: {betas: [0.9, 0.95, 1]}",
+        "a.yaml:4: optim.betas: must be a list of 2, got a list",
+    ),
+    "list too short": (
+        "optim: {betas: [0.9]}",
+        "a.yaml:4: optim.betas.1: missing; the list is too short",
+    ),
+    "inside a list": (
+        "optim:\n  betas:\n  - 0.9\n  - x",
+        "a.yaml:7: optim.betas.1: must be a number, got 'x'",
+    ),
+    "not a section": ("train: 5", "a.yaml:4: train: must be a section of keys, got 5"),
+    "empty section": ("train:", "a.yaml:4: train: must be a section of keys, got null"),
+    "not a mapping": ("slurm: {extra: x}", "a.yaml:4: slurm.extra: must be a mapping, got 'x'"),
+    "blank in an sbatch value": (
+        "slurm: {account: a b}",
+        "a.yaml:4: slurm.account: must be a match of ^[A-Za-z0-9_.,:@%+/=&|!*\\[\\]()-]+$,"
+        " got 'a b'",
+    ),
+    "union": (
+        "slurm: {extra: {nice: [1]}}",
+        "a.yaml:4: slurm.extra.nice: must be a string or a whole number, got a list",
+    ),
+    "key of a mapping": (
+        "slurm: {extra: {Nice: 1}}",
+        "a.yaml:4: slurm.extra.Nice: must be a match of ^[a-z][a-z0-9-]*$, got 'Nice'",
+    ),
+    "duplicate key": (
+        "train:\n  epochs: 1\n  epochs: 2",
+        "a.yaml:6: train.epochs: given twice, first on line 5; keep one",
+    ),
+    "duplicate section": (
+        "log: {}\nlog: {}",
+        "a.yaml:5: log: given twice, first on line 4; keep one",
+    ),
+    "key that is a list": ("log:\n  [a]: 1", "a.yaml:5: log: a key must be one word"),
+    "unsafe tag": (
+        "log: {wandb_project: !!python/name:os.system x}",
+        "a.yaml:4: log.wandb_project: the tag 'tag:yaml.org,2002:python/name:os.system' is not"
+        " allowed; write a plain value",
+    ),
+    "tag that does not fit": (
+        "train: {epochs: !!int x}",
+        "a.yaml:4: train.epochs: 'x' does not fit its tag int",
+    ),
+    "alias to itself": (
+        "slurm: &a {extra: *a}",
+        "a.yaml:4: slurm.extra: an alias to itself is not allowed",
+    ),
+    "not YAML": (
+        "train: [1, 2",
+        "a.yaml:5: not YAML: while parsing a flow sequence expected ',' or ']',"
+        " but got '<stream end>'",
+    ),
+    "two documents": (
+        "---\na: 1",
+        "a.yaml:4: not YAML: expected a single document in the stream but found another document",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(text: str, *overrides: str) -> Config:
+    Path("a.yaml").write_text(text, encoding="utf-8")
+    return load_config("a.yaml", overrides)
+
+
+def problems_of(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text, *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("mistake", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_mistake_is_named_with_its_line(mistake: str, message: str) -> None:
+    assert problems_of(f"{MINIMAL}{mistake}\n") == message
+
+
+def test_every_mistake_is_reported_at_once_in_the_order_of_the_file() -> None:
+    text = "model:\n  init: x\ntrain:\n  epochs: 0\n  epochs: 0\nrun: {name: a}\n"
+    assert problems_of(text, "optim.lrr=1", "nothing").splitlines() == [
+        "a.yaml:1: model.path: missing; add 'path:' under 'model:'",
+        "a.yaml:1: data: missing; add 'data:'",
+        "a.yaml:2: model.init: must be 'pretrained' or 'random', got 'x'",
+        "a.yaml:5: train.epochs: given twice, first on line 4; keep one",
+        "a.yaml:5: train.epochs: must be at least 1, got 0",
+        "override 'nothing': must be section.key=value",
+        "override 'optim.lrr=1': optim.lrr: unknown key; did you mean 'lr'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.yaml: empty; write the sections run, model and data"),
+        ("# nothing\n", "a.yaml: empty; write the sections run, model and data"),
+        ("\n- 1\n", "a.yaml:2: must be a mapping of sections, got a list"),
+        (
+            "a: \x01",
+            "a.yaml: not YAML: unacceptable character #x0001: special characters are not allowed",
+        ),
+        ("[" * 5000, "a.yaml: not a config: nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_config(text: str, message: str) -> None:
+    assert problems_of(text) == message
+
+
+def test_a_file_that_cannot_be_read() -> None:
+    with pytest.raises(ConfigError, match=r"^b\.yaml: cannot be read: No such file or directory$"):
+        load_config("b.yaml")
+    Path("b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"^b\.yaml: not UTF-8 text$"):
+        load_config("b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{path: m, init: random}", "a.yaml:1: model: init: random needs model.size"),
+        (
+            "{path: m, size: {d_model: 8, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}}",
+            "a.yaml:1: model: size is read from the checkpoint; remove it, or set init: random",
+        ),
+        (
+            "{path: m, init: random,"
+            " size: {d_model: 9, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}}",
+            "a.yaml:1: model.size: d_model / n_heads must be an even whole number, got 9 / 2",
+        ),
+        (
+            "{path: m, init: random,"
+            " size: {d_modle: 8, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}}",
+            "a.yaml:1: model.size.d_model: missing; add 'd_model:' under 'model.size:'\n"
+            "a.yaml:1: model.size.d_modle: unknown key; did you mean 'd_model'?",
+        ),
+    ],
+)
+def test_rules_of_the_schema(section: str, message: str) -> None:
+    assert problems_of(f"model: {section}\nrun: {{name: a}}\ndata: {{train: d}}\n") == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr", "override 'optim.lr': must be section.key=value"),
+        ("=1", "override '=1': must be section.key=value"),
+        ("optim.lr=[", "override 'optim.lr=[': the value is not YAML; quote it"),
+        ("optim.lr=x", "override 'optim.lr=x': optim.lr: must be a number, got 'x'"),
+        ("optim.lrr=1", "override 'optim.lrr=1': optim.lrr: unknown key; did you mean 'lr'?"),
+        ("run.name.x=1", "override 'run.name.x=1': run.name is not a section"),
+        (
+            "train={epochs: 0}",
+            "override 'train={epochs: 0}': train.epochs: must be at least 1, got 0",
+        ),
+        (
+            "log={csv: true, csv: false}",
+            "override 'log={csv: true, csv: false}': log.csv: given twice, first on line 1;"
+            " keep one",
+        ),
+    ],
+)
+def test_a_mistake_in_an_override_is_named(override: str, message: str) -> None:
+    assert problems_of(MINIMAL, override) == message
+
+
+def test_overrides_win_in_their_order() -> None:
+    config = load(
+        MINIMAL + "train: {epochs: 7}\n",
+        "optim.lr=1e-5",
+        "optim.betas=[0.8, 0.9]",
+        "train.epochs=2",
+        "train.epochs=4",
+        "slurm.extra={reservation: week42}",
+        "slurm.setup=",
+        "data.train=a=b",
+    )
+    assert (config.optim.lr, config.optim.betas) == (1e-5, (0.8, 0.9))
+    assert (config.train.epochs, config.data.train) == (4, "a=b")
+    assert (config.slurm.extra, config.slurm.setup) == ({"reservation": "week42"}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3e-4", 3e-4), ("1e-5", 1e-5), ("1.5E3", 1500.0), ("2", 2.0), (".5", 0.5), ("0o17", 15.0)],
+)
+def test_numbers_are_those_of_yaml_1_2(text: str, value: float) -> None:
+    assert load(MINIMAL + f"optim: {{lr: {text}}}").optim.lr == value
+
+
+@pytest.mark.parametrize("text", ["12:00:00", "on", "off", "yes", "no", "y", "1_000", "2024-01-01"])
+def test_strings_are_those_of_yaml_1_2(text: str) -> None:
+    assert load(MINIMAL + f"log: {{wandb_project: {text}}}").log.wandb_project == text
+
+
+def test_null_and_anchors() -> None:
+    config = load("run: {name: &n a}\nmodel: {path: *n}\ndata: {train: d, validation: ~}\n")
+    assert (config.model.path, config.data.validation) == ("a", None)
+
+
+def test_an_override_of_a_section_given_by_an_alias_leaves_the_other_alone() -> None:
+    size = "{d_model: 8, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}"
+    base = f"run: {{name: a}}\nmodel: {{path: m, init: random, size: {size}}}\ndata: {{train: d}}\n"
+    text = base + "train: &t {}\nlog: *t\n"
+    config = load(text, "train.epochs=9")
+    assert config.train.epochs == 9
+
+
+words = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t: #'\""), min_size=1
+)
+tricky = words | st.sampled_from(
+    ["1e-5", "on", "null", "0o7", "true", "-", "12:00", " x", "~", "=", ".5"]
+)
+
+
+@given(
+    path=tricky,
+    train=tricky,
+    lr=st.floats(min_value=1e-300, allow_infinity=False),
+    tail=st.integers(min_value=1) | st.just("batch_max"),
+    extra=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]*", fullmatch=True), st.integers()),
+)
+def test_a_dumped_config_reads_back_equal(
+    path: str, train: str, lr: float, tail: int | str, extra: dict[str, int]
+) -> None:
+    config = Config.model_validate(
+        {
+            "run": {"name": "null"},
+            "model": {"path": path},
+            "data": {"train": train, "eos_tail": tail},
+            "optim": {"lr": lr},
+            "slurm": {"extra": extra},
+        }
+    )
+    assert load(dump_config(config)) == config
+
+
+def test_paths_are_resolved_against_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = resolve_paths(load(MINIMAL, "model.path=~/m", "data.train=/x/*.jsonl"), "/base")
+    assert (config.run.root, config.model.path) == ("/base/runs", "/home/me/m")
+    assert (config.data.train, config.data.validation) == ("/x/*.jsonl", None)
+    assert config.data.hook == "/base/utils/process_data.py"
+    assert config.slurm.setup == "/base/slurm/setup.sh"

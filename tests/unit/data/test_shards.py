@@ -1,0 +1,66 @@
+"""Which files there are, who reads them, and how many rows they have."""
+
+from pathlib import Path
+
+import pytest
+
+from llada_sft.data import row_count
+from llada_sft.data.row_count import count_rows
+from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.errors import ConfigError, DataError
+
+
+def test_a_folder_and_a_glob_are_sorted(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.jsonl").mkdir()
+    expected = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert list_shards(str(tmp_path)) == expected
+    assert list_shards(f"{tmp_path}/*.jsonl") == expected
+    assert list_shards(f"{tmp_path}/a.jsonl") == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", ": no .jsonl files in this folder"),
+        ("/x", "/x: no such folder or file"),
+        ("/*.jsonl", "/*.jsonl: no file matches"),
+    ],
+)
+def test_no_shards_is_an_error(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        list_shards(f"{tmp_path}{name}")
+    assert str(caught.value) == f"{tmp_path}{message}"
+
+
+def test_every_file_has_one_rank() -> None:
+    files = [Path(f"{i}.jsonl") for i in range(7)]
+    owned = [assign_files(files, rank, 3) for rank in range(3)]
+    assert owned[1] == [files[1], files[4]]
+    assert sorted(file for one in owned for file in one) == files
+
+
+def test_fewer_files_than_ranks() -> None:
+    files = [Path(f"data/train/{i}.jsonl") for i in range(3)]
+    with pytest.raises(ConfigError) as caught:
+        assign_files(files, 0, 16)
+    assert str(caught.value) == (
+        "3 shards for 16 ranks in data/train: use at most 3 ranks,"
+        " or split the files into at least 16"
+    )
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{}\n\n  \n{"x": 1}')
+    (tmp_path / "b.jsonl").touch()
+    assert count_rows([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]) == ([2, 0], False)
+
+
+def test_many_bytes_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_count, "COUNT_UP_TO_BYTES", 100)
+    monkeypatch.setattr(row_count, "SAMPLE_BYTES", 50)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    files[0].write_text("123456789\n" * 100)
+    files[1].write_text("123456789\n" * 300)
+    assert count_rows(files) == ([100, 300], True)
