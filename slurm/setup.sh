@@ -16,9 +16,8 @@
 # What NCCL chose, once per job:
 # export NCCL_DEBUG=INFO
 
-# Fragmentation costs less memory this way with batches of varying size:
-export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+# PyTorch: less memory lost to fragmentation when the batches vary in size:
+# export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 
-# Ranks read tokenizers and weights from disk only; a node without a network does not wait for one:
-export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-export TOKENIZERS_PARALLELISM=false
+# Nodes without a network: do not wait for one that the hook may ask for.
+# export HF_HUB_OFFLINE=1

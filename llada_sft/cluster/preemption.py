@@ -1,7 +1,7 @@
 """Being told to stop: a signal sets a flag, and after the save rank 0 requeues the job or not.
 
-    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption where the cluster has
-          `preempt_send_user_signal`: save and requeue
+    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption where the cluster
+          has `preempt_send_user_signal`: save and requeue
     TERM  sent by scancel and by preemption elsewhere, alike: `scontrol show job` knows the
           PreemptTime of a preempted job, and only that one is requeued
 
@@ -13,13 +13,12 @@ a consequence, not a new event.
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
 from llada_sft.cluster import slurm
 from llada_sft.errors import LaunchError
-
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class StopRequest:
@@ -30,15 +29,22 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
+        self._keep_term()
         return bool(self.signals)
 
     def install(self) -> None:
-        """Take over the signals in this process, from submitit too; children ignore them."""
-        for number in (*SIGNALS, signal.SIGCONT):
-            signal.signal(number, self._note)
-        # A forked worker inherits our handlers, and a signal reaches every process of the step:
-        # TERM must be able to end a worker, USR2 must not.
-        os.register_at_fork(after_in_child=_as_a_child)
+        """Take the signals over from submitit; to be called first thing, in the main thread.
+
+        USR2 reaches every process of the step, and would end a data worker. Children inherit what
+        is blocked, also through exec, but no handler: so it is blocked here, and a thread waits for
+        it. The handler is for threads that started before us (numpy's) and do not block it.
+        """
+        signal.signal(signal.SIGUSR2, self._note)
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        threading.Thread(target=self._await_usr2, name="await-usr2", daemon=True).start()
+        self._keep_term()
+        os.register_at_fork(after_in_child=_let_term_end_the_child)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a signal that has reached another rank before it reaches this one."""
@@ -46,14 +52,22 @@ class StopRequest:
         while not self.requested and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # SLURM sends CONT along with TERM; alone it means nothing.
-        if number != signal.SIGCONT:
-            self.signals.add(signal.Signals(number))
+    def _keep_term(self) -> None:
+        # Lightning puts its own TERM handler in front of ours when fit() begins, with a broadcast
+        # *inside* the handler: a deadlock when ranks get TERM at different points of a step.
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGTERM) != self._note:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _await_usr2(self) -> None:
+        while True:
+            self._note(signal.sigwait({signal.SIGUSR2}))
+
+    def _note(self, number: int, frame: FrameType | None = None) -> None:
+        self.signals.add(signal.Signals(number))
 
 
-def _as_a_child() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+def _let_term_end_the_child() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -11,7 +11,8 @@ from llada_sft.errors import LaunchError
 TIMEOUT_S = 60
 # A job in one of these will not run again by itself. (A requeued job is PENDING.)
 ENDED_STATES = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT".split()
+    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE"}
+    | {"FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 )
 
 
@@ -26,7 +27,7 @@ def run_tool(*command: str) -> str:
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]} not found: this is not a SLURM machine") from None
+        raise LaunchError(f"{command[0]} not found: this machine has no SLURM") from None
     except subprocess.TimeoutExpired:
         raise LaunchError(f"{' '.join(command)}: no answer in {TIMEOUT_S} s; try again") from None
     if done.returncode:

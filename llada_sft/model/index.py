@@ -120,7 +120,9 @@ def _read_header(file: Path) -> dict[str, TensorSlot]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if 8 + length > size:
-            raise CheckpointError(f"{file}: truncated: {size} bytes do not hold its header")
+            raise CheckpointError(
+                f"{file}: truncated: {size} bytes do not hold its header; download it again"
+            )
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)

@@ -134,20 +134,19 @@ def expectation(losses: Tensor, masking: Masking) -> float:
         count = int(mask.sum())
         if count == 0:
             continue
-        if masking == "exact":
-            chance_times_weight = 1 / ANSWER / math.comb(ANSWER, count) * ANSWER / count
-        else:
-            chance_times_weight = _simpson(
-                lambda p, k=count: p ** (k - 1) * (1 - p) ** (ANSWER - k), EPS, 1
-            ) / (1 - EPS)
+        chance_times_weight = 1 / ANSWER / math.comb(ANSWER, count) * ANSWER / count
+        if masking == "bernoulli":
+            chance_times_weight = _bernoulli_integral(count)
         total += chance_times_weight * loss / ANSWER
     return total
 
 
-def _simpson(f: Callable[[float], float], a: float, b: float, n: int = 200) -> float:
-    h = (b - a) / n
-    inner = sum((4 if i % 2 else 2) * f(a + i * h) for i in range(1, n))
-    return h / 3 * (f(a) + inner + f(b))
+def _bernoulli_integral(count: int, n: int = 200) -> float:
+    """E over p ~ U[EPS, 1) of p^count (1 - p)^(ANSWER - count) / p, by Simpson's rule."""
+    p = torch.linspace(EPS, 1, n + 1, dtype=torch.float64)
+    rule = torch.tensor([1.0, *[4.0, 2.0] * (n // 2 - 1), 4.0, 1.0], dtype=torch.float64)
+    values = p ** (count - 1) * (1 - p) ** (ANSWER - count)
+    return float((rule * values).sum()) / (3 * n)
 
 
 def standard_errors_off(
@@ -159,7 +158,8 @@ def standard_errors_off(
         noise = draw(i)
         samples.append(noise.weight * table[mask_index(noise.masked)] / ANSWER)
     error = statistics.stdev(samples) / math.sqrt(num_draws)
-    return abs(statistics.fmean(samples) - expectation(losses, masking)) / error
+    off: float = abs(statistics.fmean(samples) - expectation(losses, masking)) / error
+    return off
 
 
 RESPONSE = torch.ones(ANSWER, dtype=torch.bool)

@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+"""Fine-tune LLaDA: one config, one command, on SLURM or with --local on this machine."""
+
+import argparse
+import sys
+
+from llada_sft.cluster.launcher import LaunchOptions, launch
+from llada_sft.entry import exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Launching the same config again continues the run from its last checkpoint.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
+    parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
+    parser.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--dry-run", action="store_true", help="print the sbatch text and submit nothing"
+    )
+    what.add_argument(
+        "--print-config", action="store_true", help="print the whole config and its arithmetic"
+    )
+    what.add_argument(
+        "--prepare", action="store_true", help="make the run directory and print its path"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="change a key of the config"
+    )
+    return parser
+
+
+def main() -> int:
+    arguments = parser().parse_intermixed_args()
+    return exit_code(lambda: launch(LaunchOptions(**vars(arguments))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

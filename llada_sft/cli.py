@@ -1,0 +1,114 @@
+"""`llada-sft`: what there is to do with a run after its launch.
+
+Each command imports what it needs when it is called: `status`, `logs` and `cancel` answer on a
+login node without torch.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from llada_sft.entry import exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe all commands; `handler` is what the chosen one does."""
+    parser = argparse.ArgumentParser(prog="llada-sft", description="Work with runs of llada_sft.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    status = commands.add_parser("status", help="what a run is doing")
+    status.set_defaults(handler=_status)
+
+    logs = commands.add_parser("logs", help="the log of a rank")
+    logs.add_argument("--rank", type=int, default=0)
+    logs.add_argument("--follow", action="store_true", help="until the job ends")
+    logs.set_defaults(handler=_logs)
+
+    cancel = commands.add_parser("cancel", help="stop a run's job: it saves and is not requeued")
+    cancel.set_defaults(handler=_cancel)
+
+    resume = commands.add_parser("resume", help="go on from the last checkpoint")
+    resume.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
+    resume.set_defaults(handler=_resume)
+
+    export = commands.add_parser("export", help="write a checkpoint as safetensors")
+    export.set_defaults(handler=_export)
+    for command in (status, logs, cancel, resume, export):
+        command.add_argument("run", metavar="RUN", help="a run directory")
+    resume.add_argument("overrides", nargs="*", metavar="section.key=value")
+    export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
+    export.add_argument("--step", type=int, help="the checkpoint; without it the last")
+
+    _add_sample(commands.add_parser("sample", help="generate from an exported model"))
+    return parser
+
+
+def _add_sample(sample: argparse.ArgumentParser) -> None:
+    sample.add_argument("out", metavar="OUT", type=Path, help="an exported model")
+    sample.add_argument("--prompt", required=True)
+    sample.add_argument("--steps", type=int, default=128)
+    sample.add_argument("--gen-length", type=int, default=128)
+    sample.add_argument("--block-length", type=int, default=32)
+    sample.add_argument("--temperature", type=float, default=0.0)
+    sample.add_argument("--cfg-scale", type=float, default=0.0)
+    sample.add_argument(
+        "--remasking", choices=["low_confidence", "random"], default="low_confidence"
+    )
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(handler=_sample)
+
+
+def main() -> int:
+    """Run the command of `sys.argv` and give its exit code."""
+    arguments = parser().parse_args()
+    return exit_code(lambda: int(arguments.handler(arguments) or 0))
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.status import open_run, status_lines
+
+    print("\n".join(status_lines(*open_run(arguments.run))))
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster import logs
+    from llada_sft.cluster.status import open_run
+
+    run, _ = open_run(arguments.run)
+    if arguments.follow:
+        logs.follow(run, arguments.rank)
+    else:
+        logs.print_log(run, arguments.rank)
+
+
+def _cancel(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.status import cancel_run, open_run
+
+    run, _ = open_run(arguments.run)
+    print(f"cancelled job {cancel_run(run)}; go on later with  llada-sft resume {arguments.run}")
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from llada_sft.cluster.launcher import resume
+    from llada_sft.cluster.status import open_run
+
+    run, _ = open_run(arguments.run)
+    return resume(run, arguments.overrides, arguments.local, arguments.follow)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from llada_sft.training.checkpoints import export_run
+
+    export_run(Path(arguments.run), arguments.out, arguments.dtype, arguments.step)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from llada_sft.sampling import sample_command
+
+    sample_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

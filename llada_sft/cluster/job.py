@@ -1,0 +1,147 @@
+"""What runs on each rank: `run(run_dir)`, the same under submitit, sbatch and --local.
+
+    python -m llada_sft.cluster.job RUN_DIR      (with SLURM's or --local's rank variables)
+
+Signals first, then the rank's place, then the config from the run directory; only then torch and
+the training. A user's mistake is one line in `failures/rank_N.txt` and exit code 2: `SystemExit`
+passes through submitit, which keeps a traceback only of an `Exception`, and any code but 0 makes
+`srun --kill-on-bad-exit` end the other ranks.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from llada_sft.cluster import journal
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.preemption import StopRequest, after_stop
+from llada_sft.config import Config, load_config
+from llada_sft.errors import EXIT_CODE, ConfigError, LaunchError, LladaSftError
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+
+# What SLURM and --local call the four numbers of a rank.
+SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
+LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+
+
+def run(run_dir: str) -> None:
+    """Train as one rank until the end, or until told to stop.
+
+    Raises:
+        SystemExit: with code 2, after a mistake of the user's was written to `failures/`.
+    """
+    stop = StopRequest()
+    stop.install()
+    run_path = RunDir(Path(run_dir))
+    rank = 0
+    try:
+        placement = placement_from(os.environ)
+        rank = placement.rank
+        run_path.failure(rank).unlink(missing_ok=True)
+        _clear_submitit_leftover(run_path, rank)
+        _attempt(run_path, placement, stop)
+    except LladaSftError as error:
+        _write_failure(run_path, rank, error)
+        raise SystemExit(EXIT_CODE) from None
+
+
+def placement_from(environment: Mapping[str, str]) -> Placement:
+    """Read a rank's place from SLURM's variables, or from those of --local.
+
+    Raises:
+        LaunchError: a variable is missing or no number.
+    """
+    names = SLURM_VARIABLES if "SLURM_PROCID" in environment else LOCAL_VARIABLES
+    try:
+        rank, world_size, local_rank, node_rank = (int(environment[name]) for name in names)
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    except KeyError as error:
+        raise LaunchError(
+            f"{error.args[0]} is not set: start ranks with launch.py or slurm/train.sbatch"
+        ) from None
+    except ValueError as error:
+        raise LaunchError(f"a rank variable is not a number: {error}") from None
+    return Placement(rank, world_size, local_rank, node_rank, address, port)
+
+
+def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
+    """Train, and let rank 0 keep the journal of it."""
+    attempt = _attempt_of(run_path) if placement.rank == 0 else Entry()
+    if placement.rank == 0:
+        journal.append(run_path.journal, {"event": "started", **attempt})
+    cause = "finished"
+    try:
+        if _train(run_path, placement, stop) == "stopped" and placement.rank == 0:
+            cause = after_stop(stop, os.environ.get("SLURM_JOB_ID"))
+    except BaseException as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
+    finally:
+        if placement.rank == 0:
+            journal.append(run_path.journal, {"event": "ended", **attempt, "cause": cause})
+
+
+def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
+    config = load_config(run_path.config)
+    _check_world_size(config, placement, run_path)
+    # Read when torch is imported, so set before.
+    os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
+    if not _uses_cuda(config):
+        # DeepSpeed looks for an accelerator when it is imported.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+    from llada_sft.training.trainer import train
+
+    return train(config, run_path, placement, lambda: stop.requested)
+
+
+def _uses_cuda(config: Config) -> bool:
+    if config.train.accelerator != "auto":
+        return config.train.accelerator == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _check_world_size(config: Config, placement: Placement, run_path: RunDir) -> None:
+    if placement.world_size != config.world_size:
+        raise ConfigError(
+            f"{run_path.config}: {config.slurm.nodes} nodes × {config.slurm.ranks_per_node} ranks"
+            f" = {config.world_size} ranks, but {placement.world_size} were started:"
+            " set slurm.nodes and slurm.ranks_per_node to what the job has"
+        )
+
+
+def _attempt_of(run_path: RunDir) -> Entry:
+    entry: Entry = {"attempt": journal.next_attempt(run_path.journal)}
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        entry["job_id"] = job_id
+        entry["nodes"] = os.environ.get("SLURM_JOB_NODELIST", "")
+    return entry
+
+
+def _clear_submitit_leftover(run_path: RunDir, rank: int) -> None:
+    # submitit writes its result through this file and refuses to if one is there: a rank killed
+    # in that moment would fail all later attempts at their very end.
+    job_id = os.environ.get("SLURM_JOB_ID")
+    (run_path.slurm / f"{job_id}_{rank}_result.pkl.save_tmp").unlink(missing_ok=True)
+
+
+def _write_failure(run_path: RunDir, rank: int, error: LladaSftError) -> None:
+    print(error, file=sys.stderr, flush=True)
+    run_path.failures.mkdir(parents=True, exist_ok=True)
+    run_path.failure(rank).write_text(f"{error}\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Run as the rank that the environment says."""
+    if len(sys.argv) != 2:
+        print("usage: python -m llada_sft.cluster.job RUN_DIR", file=sys.stderr)
+        raise SystemExit(EXIT_CODE)
+    run(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()

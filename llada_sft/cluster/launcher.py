@@ -1,0 +1,151 @@
+"""From a config to a job: what `launch.py` and `llada-sft resume` do.
+
+--print-config   the config and its arithmetic, nothing written
+--dry-run        the sbatch text, nothing written or submitted, also without SLURM
+--prepare        the run directory, nothing started
+otherwise        preflight -> run directory -> SLURM, or with --local this machine
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llada_sft.cluster import journal, preflight, prepare, status, submit
+from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config.arithmetic import RowCount, batch_arithmetic
+from llada_sft.errors import ConfigError, LaunchError, LladaSftError
+from llada_sft.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What was asked for on the command line."""
+
+    config: str
+    overrides: Sequence[str] = ()
+    nodes: int | None = None
+    local: bool = False
+    dry_run: bool = False
+    print_config: bool = False
+    prepare: bool = False
+    follow: bool = False
+    command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
+
+
+def launch(options: LaunchOptions) -> int:
+    """Do what the options ask for, and give the exit code.
+
+    Raises:
+        LladaSftError: with every problem that was found.
+    """
+    nodes = 1 if options.local and options.nodes is None else options.nodes
+    extra = [] if nodes is None else [f"slurm.nodes={nodes}"]
+    config = load_config(options.config, [*options.overrides, *extra])
+    submit.check_extra(config)
+    base = Path.cwd()
+    if options.print_config:
+        return _print_config(config, base)
+    if options.dry_run:
+        return _dry_run(config, base)
+    if not options.local and not options.prepare:
+        submit.require_sbatch()
+    sources = resolve_paths(config, base)
+    preflight.require(sources)
+    if not options.prepare:
+        _refuse_if_running(prepare.run_dir_of(sources))
+    run, found = prepare.create(config, base, options.command)
+    if options.prepare:
+        print(run.path)
+        return 0
+    print("\n".join(batch_arithmetic(config, count_rows(sources))))
+    if found:
+        print(f"continuing    {run.path} from its last checkpoint, with its own copy of the code")
+    return start(run, load_config(run.config), options.local, options.follow)
+
+
+def resume(run: RunDir, overrides: Sequence[str], local: bool, follow: bool) -> int:
+    """Start a run again from its own directory, with the changes that are asked for.
+
+    Raises:
+        LladaSftError: a change is a mistake, or the run is not to be started.
+    """
+    config = load_config(run.config, overrides)
+    if changed := {"run.name", "run.root", "data.hook"} & set(_changed(run, config)):
+        raise ConfigError(
+            f"{', '.join(sorted(changed))}: cannot change within a run; launch a new one"
+        )
+    submit.check_extra(config)
+    if not local:
+        submit.require_sbatch()
+    preflight.require(config)
+    _refuse_if_running(run)
+    prepare.replace_config(run, config)
+    return start(run, config, local, follow)
+
+
+def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
+    """Start the ranks of a prepared run, here or by SLURM, and say how to go on."""
+    print(f"run directory {run.path}", flush=True)
+    if local:
+        from llada_sft.cluster.local import run_local
+
+        journal.append(run.journal, {"event": "launched"})
+        return run_local(run.path, config)
+    job_id = submit.submit(config, run)
+    journal.append(run.journal, {"event": "launched", "job_id": job_id})
+    print(
+        f"job           {job_id}\n"
+        f"follow        llada-sft logs {run.path} --follow\n"
+        f"stop          scancel {job_id}\n"
+        f"resume        llada-sft resume {run.path}",
+        flush=True,
+    )
+    if follow:
+        from llada_sft.cluster import logs
+
+        logs.follow(run, rank=0)
+    return 0
+
+
+def count_rows(config: Config) -> RowCount | None:
+    """Count the rows of the training files; None when they are not there."""
+    from llada_sft.data.row_count import count_rows as rows_of_files
+    from llada_sft.data.shards import assign_files, list_shards
+
+    try:
+        files = list_shards(config.data.train)
+        owned = [assign_files(files, rank, config.world_size) for rank in range(config.world_size)]
+    except LladaSftError:
+        return None
+    counts, estimated = rows_of_files(files)
+    rows = dict(zip(files, counts, strict=True))
+    busiest = max(sum(rows[file] for file in mine) for mine in owned)
+    return RowCount(sum(counts), busiest, estimated)
+
+
+def _print_config(config: Config, base: Path) -> int:
+    config = resolve_paths(config, base)
+    print(dump_config(config), end="")
+    print("\n".join(f"# {line}" for line in batch_arithmetic(config, count_rows(config))))
+    return 0
+
+
+def _dry_run(config: Config, base: Path) -> int:
+    final = prepare.resolved(config, base)
+    print(submit.sbatch_text(final, prepare.run_dir_of(final)), end="")
+    for problem in preflight.find_problems(resolve_paths(config, base)):
+        print(problem, file=sys.stderr)
+    return 0
+
+
+def _refuse_if_running(run: RunDir) -> None:
+    if job_id := status.running_job(run):
+        raise LaunchError(
+            f"{run.path}: its job {job_id} is still in the queue: "
+            f"wait for it, or stop it with  scancel {job_id}"
+        )
+
+
+def _changed(run: RunDir, config: Config) -> list[str]:
+    return prepare.differing_keys(load_config(run.config), config)

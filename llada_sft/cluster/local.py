@@ -1,0 +1,181 @@
+"""All ranks of a run on this machine: the same program as under SLURM, started by hand.
+
+Each rank is a process group of its own, so that Ctrl-C reaches only the launcher, which tells the
+ranks to stop at their next step; and so that a rank is ended with all its data workers. Rank 0 is
+seen on the terminal; every rank has its log.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from llada_sft.config import Config
+from llada_sft.errors import EXIT_CODE
+from llada_sft.run_dir import RunDir
+
+RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster.job")
+# How long the ranks that are left have between TERM and KILL.
+GRACE_S = 5.0
+POLL_S = 0.1
+SHOWN_LOG_LINES = 20
+
+
+def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMAND) -> int:
+    """Run all ranks until they end.
+
+    Args:
+        run_dir: A prepared run directory.
+        config: The config in it.
+        command: The program of a rank; it gets the run directory as its argument.
+
+    Returns:
+        0 when all ranks finished; 2 for a mistake of the user's, which is printed; 128 + the signal
+        that stopped the run; else 1, with the log of the rank that failed first.
+    """
+    run = RunDir(run_dir)
+    run.logs.mkdir(exist_ok=True)
+    for old in run.failures.glob("rank_*.txt"):
+        old.unlink()
+    ranks = _Ranks(run, config, [*command, str(run_dir)])
+    with _forwarded_signals(ranks) as received:
+        failed = ranks.wait()
+    if failed is not None:
+        return _report(run, failed)
+    return 128 + received[0] if received else 0
+
+
+class _Ranks:
+    """The processes of all ranks, ended together."""
+
+    def __init__(self, run: RunDir, config: Config, command: list[str]) -> None:
+        port = _free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(config.world_size):
+            environment = _environment(run, config, rank, port)
+            self.processes.append(_start(command, environment, run.rank_log(rank), rank))
+        output = self.processes[0].stdout
+        assert output is not None
+        self._shown = threading.Thread(target=_show, args=(output, run.rank_log(0)))
+        self._shown.start()
+
+    def send(self, number: int) -> None:
+        for process in self.processes:
+            # The group outlives its leader while data workers are left.
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                continue
+
+    def wait(self) -> int | None:
+        """Wait for all ranks; when one fails, end the others and give its number."""
+        failed = None
+        while failed is None and any(process.poll() is None for process in self.processes):
+            time.sleep(POLL_S)
+            failed = self._first_failed()
+        failed = self._first_failed() if failed is None else failed
+        if failed is not None:
+            self._end()
+        self._shown.join()
+        return failed
+
+    def _first_failed(self) -> int | None:
+        codes = [process.poll() for process in self.processes]
+        return next((rank for rank, code in enumerate(codes) if code), None)
+
+    def _end(self) -> None:
+        self.send(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and any(one.poll() is None for one in self.processes):
+            time.sleep(POLL_S)
+        self.send(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+
+def _start(
+    command: list[str], environment: dict[str, str], log: Path, rank: int
+) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if rank == 0 else file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _environment(run: RunDir, config: Config, rank: int, port: int) -> dict[str, str]:
+    # In an interactive SLURM job the ranks must not take themselves for that job's.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    node_rank, local_rank = divmod(rank, config.slurm.ranks_per_node)
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(config.world_size),
+        "LOCAL_RANK": str(local_rank),
+        "NODE_RANK": str(node_rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _show(output: BinaryIO, log: Path) -> None:
+    """Copy rank 0's output to the terminal and to its log, as it comes."""
+    with log.open("ab", buffering=0) as file:
+        while chunk := os.read(output.fileno(), 1 << 16):
+            file.write(chunk)
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+
+
+@contextmanager
+def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
+    """Pass signals on to the ranks; Ctrl-C as TERM, and a second one as KILL."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT and number in received
+        received.append(number)
+        passed_on = signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM
+        ranks.send(signal.SIGKILL if again else passed_on)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(run: RunDir, failed: int) -> int:
+    """Say why the run failed: the ranks' own words once each, else the end of a log."""
+    files = sorted(run.failures.glob("rank_*.txt"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    if lines:
+        print(*dict.fromkeys(lines), sep="\n", file=sys.stderr)
+        return EXIT_CODE
+    log = run.rank_log(failed)
+    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]
+    print(f"rank {failed} failed; its log {log} ends:", *last, sep="\n", file=sys.stderr)
+    return 1

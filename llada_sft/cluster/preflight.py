@@ -1,0 +1,158 @@
+"""Looking before leaping: what would end the job on its nodes is found here, on the login node.
+
+Only reads, only small files, never torch. Every check adds its problems to one list, so that a user
+sees all of them in one go instead of one per hour in the queue.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from llada_sft.config import Config
+from llada_sft.errors import ConfigError, LladaSftError
+
+
+def require(config: Config) -> None:
+    """Check everything that can be known before the job starts.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    if problems := find_problems(config):
+        raise ConfigError("\n".join(problems))
+
+
+def find_problems(config: Config) -> list[str]:
+    """Give one line for each problem of a config with absolute paths; empty when all is well."""
+    checks: tuple[Callable[[Config], Iterator[str]], ...] = (
+        _training_files,
+        _validation_files,
+        _hook,
+        _setup_script,
+        _checkpoint,
+        _tokenizer,
+    )
+    return [problem for check in checks for problem in check(config)]
+
+
+def _training_files(config: Config) -> Iterator[str]:
+    from llada_sft.data.shards import assign_files, list_shards
+
+    try:
+        assign_files(list_shards(config.data.train), 0, config.world_size)
+    except LladaSftError as error:
+        yield str(error)
+
+
+def _validation_files(config: Config) -> Iterator[str]:
+    from llada_sft.data.shards import list_shards
+
+    if config.data.validation is None:
+        return
+    try:
+        list_shards(config.data.validation)
+    except LladaSftError as error:
+        yield str(error)
+
+
+def _hook(config: Config) -> Iterator[str]:
+    path = config.data.hook
+    try:
+        tree = ast.parse(Path(path).read_bytes(), filename=path)
+    except OSError as error:
+        yield f"{path}: cannot be read: {error.strerror}; set data.hook"
+    except SyntaxError as error:
+        yield f"{path}:{error.lineno}: {error.msg}"
+    except ValueError as error:
+        yield f"{path}: not Python: {error}"
+    else:
+        if "process_data" not in _defined_names(tree):
+            yield f"{path}: defines no function process_data(record, tokenizer, max_length)"
+
+
+def _defined_names(tree: ast.Module) -> set[str]:
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imports = (node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+    return names | {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+def _setup_script(config: Config) -> Iterator[str]:
+    if config.slurm.setup is not None and not Path(config.slurm.setup).is_file():
+        yield f"{config.slurm.setup}: no such file; set slurm.setup, or slurm.setup=null"
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    """Check that config.json names a mask token and that the weights are all there."""
+    if config.model.init == "random":
+        return
+    model = Path(config.model.path)
+    settings = _read_json(model / "config.json")
+    if isinstance(settings, str):
+        yield settings
+    elif not isinstance(settings.get("mask_token_id"), int):
+        yield (
+            f"{model / 'config.json'}: mask_token_id must be a whole number,"
+            f" got {settings.get('mask_token_id')!r}: is this a LLaDA checkpoint?"
+        )
+    yield from _weights(model)
+
+
+def _weights(model: Path) -> Iterator[str]:
+    index = model / "model.safetensors.index.json"
+    if not index.exists():
+        if model.is_dir() and not (model / "model.safetensors").exists():
+            yield f"{model}: no model.safetensors and no {index.name}"
+        return
+    content = _read_json(index)
+    if isinstance(content, str):
+        yield content
+        return
+    names = sorted(set(content.get("weight_map", {}).values()))
+    missing = [name for name in names if not (model / name).exists()]
+    if missing:
+        yield f"{index}: {len(missing)} of {len(names)} files are missing, first {missing[0]}"
+
+
+def _tokenizer(config: Config) -> Iterator[str]:
+    """Check that the tokenizer is there and knows the mask token."""
+    model = Path(config.model.path)
+    tokenizer = _read_json(model / "tokenizer.json")
+    if isinstance(tokenizer, str):
+        yield tokenizer
+        return
+    no_mask = f"{model / 'tokenizer.json'}: tokenizer has no mask token"
+    if config.model.init == "random":
+        names = _read_json(model / "tokenizer_config.json")
+        if isinstance(names, str):
+            yield names
+        elif not names.get("mask_token"):
+            yield f"{no_mask}; add it as mask_token to tokenizer_config.json"
+        return
+    settings = _read_json(model / "config.json")
+    mask = settings.get("mask_token_id") if isinstance(settings, dict) else None
+    if isinstance(mask, int) and mask not in _token_ids(tokenizer):
+        yield f"{no_mask}; no token has the id {mask} of config.json: take the model's own"
+
+
+def _token_ids(tokenizer: dict[str, Any]) -> set[int]:
+    added = {token.get("id") for token in tokenizer.get("added_tokens") or []}
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        return added | set(vocabulary.values())
+    return added | set(range(len(vocabulary)))
+
+
+def _read_json(path: Path) -> dict[str, Any] | str:
+    """Read a JSON object, or say what is wrong with it."""
+    try:
+        content = orjson.loads(path.read_bytes())
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}; set model.path"
+    except orjson.JSONDecodeError as error:
+        return f"{path}:{error.lineno}: not JSON: {error.msg}"
+    if not isinstance(content, dict):
+        return f"{path}: must be a JSON object"
+    return content

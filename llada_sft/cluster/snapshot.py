@@ -1,0 +1,88 @@
+"""What was launched, kept with the run: code, versions, git's state. Secrets never reach a file."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import llada_sft
+from llada_sft.run_dir import RunDir
+
+PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "submitit", "llada-sft")
+_SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL", re.IGNORECASE)
+# Shorter values are flags and numbers, which would be struck out everywhere.
+_MIN_SECRET_LENGTH = 8
+
+
+def take_snapshot(run: RunDir, hook: str, setup: str | None, launched_from: Path) -> None:
+    """Copy the package, the hook and the setup script, and note versions and git's state."""
+    package = Path(llada_sft.__file__).parent
+    shutil.copytree(package, run.code / package.name, ignore=_all_but_python)
+    shutil.copyfile(hook, run.hook)
+    if setup is not None:
+        shutil.copyfile(setup, run.setup)
+    run.versions.write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    for name, text in git_state(launched_from).items():
+        (run.code / name).write_text(redact(text), encoding="utf-8")
+
+
+def versions() -> dict[str, str | None]:
+    """Give Python's and the packages' versions, without importing these."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """Give commit, diff and untracked files by file name; nothing outside a git repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {
+        "commit.txt": commit,
+        "diff.patch": _git(folder, "diff", "HEAD") or "",
+        "untracked.txt": _git(folder, "ls-files", "--others", "--exclude-standard") or "",
+    }
+
+
+def redact(text: str) -> str:
+    """Strike out the values of environment variables whose names speak of a secret."""
+    secrets = [
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    ]
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=60,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _all_but_python(folder: str, names: list[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        if name == "__pycache__" or not (name.endswith(".py") or (Path(folder) / name).is_dir())
+    ]
