@@ -3,6 +3,7 @@
 One Lightning batch is one optimizer step: all its micro-batches, the noise, and the counts that the
 loss is divided by, agreed between the ranks beforehand.
 
+    ranks.py        a rank's device, and the process group
     consensus.py    the one small all-reduce per step: counts, "no more rows", "stop", "failed"
     feed.py         local steps -> noisy micro-batches with the weight of each masked token
     module.py       the LightningModule: micro-batches through the engine, then one step

@@ -4,14 +4,12 @@ The process group comes first: how long the training is, and where it goes on, i
 ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-import deepspeed
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -25,7 +23,6 @@ from llada_sft.data.datamodule import (
     validation_batches,
 )
 from llada_sft.data.shards import assign_files, list_shards
-from llada_sft.errors import ConfigError
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -39,6 +36,7 @@ from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.quiet import quiet_libraries
+from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
 
 Outcome = Literal["finished", "stopped"]
@@ -78,8 +76,7 @@ def train(
     quiet_libraries()
     device = choose_device(config.train.accelerator, placement.local_rank)
     torch.set_num_threads(config.train.threads_per_rank)
-    timeout = timedelta(minutes=config.deepspeed.timeout_min)
-    init_ranks(placement, device, timeout)
+    init_ranks(placement, device, timedelta(minutes=config.deepspeed.timeout_min))
     consensus = Consensus()
     network_config = resolve_network(config.model)
     resume = find_resume(run, placement, consensus)
@@ -100,7 +97,26 @@ def train(
         config.log.every_n_steps,
         build_validation(config, network_config, placement, consensus),
     )
-    trainer = pl.Trainer(
+    trainer = build_trainer(
+        config,
+        placement,
+        device,
+        build_loggers(config, run, placement, resume.step),
+        [OwnSignals(claim_signals), saver, Progress(total_steps, config.log.every_n_steps)],
+    )
+    trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
+    return "stopped" if saver.stopped else "finished"
+
+
+def build_trainer(
+    config: Config,
+    placement: Placement,
+    device: torch.device,
+    loggers: list[Logger],
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """Build Lightning's Trainer around `Zero3Strategy`; what we do ourselves is switched off."""
+    return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         strategy=Zero3Strategy(
@@ -108,17 +124,13 @@ def train(
             placement,
             device,
             config.train.precision,
-            timeout,
+            timedelta(minutes=config.deepspeed.timeout_min),
         ),
         # The feed runs through all epochs: to Lightning they are one, and resume is always within.
         max_epochs=1,
         max_steps=config.train.max_steps or -1,
-        logger=build_loggers(config, run, placement, resume.step),
-        callbacks=[
-            OwnSignals(claim_signals),
-            saver,
-            Progress(total_steps, config.log.every_n_steps),
-        ],
+        logger=loggers,
+        callbacks=callbacks,
         val_check_interval=config.train.validate_every_steps,
         limit_val_batches=1.0 if config.data.validation else 0,
         num_sanity_val_steps=0,
@@ -127,49 +139,6 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
-    return "stopped" if saver.stopped else "finished"
-
-
-def choose_device(accelerator: Literal["auto", "cuda", "cpu"], local_rank: int) -> torch.device:
-    """Return the device of a rank.
-
-    Raises:
-        ConfigError: CUDA was asked for and is not there.
-    """
-    num_devices = torch.cuda.device_count()
-    if accelerator == "cpu" or (accelerator == "auto" and num_devices == 0):
-        return torch.device("cpu")
-    if num_devices == 0:
-        raise ConfigError(
-            "train.accelerator: 'cuda', but this machine has no CUDA device; "
-            "use a GPU node, or train.accelerator=cpu"
-        )
-    # Where SLURM shows each task only its own GPU, that one is number 0.
-    index = 0 if num_devices == 1 else local_rank
-    if index >= num_devices:
-        raise ConfigError(
-            f"slurm.ranks_per_node: rank {local_rank} of this node has no GPU, "
-            f"there are {num_devices}; use slurm.ranks_per_node={num_devices}"
-        )
-    return torch.device("cuda", index)
-
-
-def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -> None:
-    """Join the process group that DeepSpeed and Lightning then find."""
-    os.environ |= {
-        "MASTER_ADDR": placement.master_addr,
-        "MASTER_PORT": str(placement.master_port),
-        "RANK": str(placement.rank),
-        "LOCAL_RANK": str(placement.local_rank),
-        "WORLD_SIZE": str(placement.world_size),
-    }
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # Else every rank compiles, with g++, a shared-memory collective that only inference uses.
-    deepspeed.ops.__compatible_ops__ = {}
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
 
 
 def find_resume(run: RunDir, placement: Placement, consensus: Consensus) -> Resume:

@@ -1,0 +1,52 @@
+"""A rank's device, and the process group of all ranks."""
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+import deepspeed
+import torch
+
+from llada_sft.errors import ConfigError
+from llada_sft.placement import Placement
+
+
+def choose_device(accelerator: Literal["auto", "cuda", "cpu"], local_rank: int) -> torch.device:
+    """Return the device of a rank.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    num_devices = torch.cuda.device_count()
+    if accelerator == "cpu" or (accelerator == "auto" and num_devices == 0):
+        return torch.device("cpu")
+    if num_devices == 0:
+        raise ConfigError(
+            "train.accelerator: 'cuda', but this machine has no CUDA device; "
+            "use a GPU node, or train.accelerator=cpu"
+        )
+    # Where SLURM shows each task only its own GPU, that one is number 0.
+    index = 0 if num_devices == 1 else local_rank
+    if index >= num_devices:
+        raise ConfigError(
+            f"slurm.ranks_per_node: rank {local_rank} of this node has no GPU, "
+            f"there are {num_devices}; use slurm.ranks_per_node={num_devices}"
+        )
+    return torch.device("cuda", index)
+
+
+def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -> None:
+    """Join the process group that DeepSpeed and Lightning then find."""
+    os.environ |= {
+        "MASTER_ADDR": placement.master_addr,
+        "MASTER_PORT": str(placement.master_port),
+        "RANK": str(placement.rank),
+        "LOCAL_RANK": str(placement.local_rank),
+        "WORLD_SIZE": str(placement.world_size),
+    }
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Else every rank compiles, with g++, a shared-memory collective that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
