@@ -1,4 +1,4 @@
-"""Signals set a flag; whether the job is requeued is asked of SLURM (the answers seen on 22.05.8)."""
+"""Signals set a flag; SLURM is asked whether to requeue (its answers as seen on 22.05.8)."""
 
 import signal
 import subprocess
