@@ -46,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_sample(sample: argparse.ArgumentParser) -> None:
-    sample.add_argument("out", metavar="OUT", type=Path, help="an exported model")
-    sample.add_argument("--prompt", required=True)
+    sample.add_argument("model", metavar="MODEL", type=Path, help="an exported or official model")
+    sample.add_argument("--prompt", required=True, action="append", help="may be given repeatedly")
     sample.add_argument("--steps", type=int, default=128)
     sample.add_argument("--gen-length", type=int, default=128)
     sample.add_argument("--block-length", type=int, default=32)
@@ -105,9 +105,10 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from llada_sft.training.checkpoints import export_run
+    from llada_sft.training.export import export_run
 
-    export_run(Path(arguments.run), arguments.out, arguments.dtype, arguments.step)
+    checkpoint = export_run(Path(arguments.run), arguments.out, arguments.dtype, arguments.step)
+    print(f"exported {checkpoint} to {arguments.out}")
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -94,7 +94,7 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
 
     from llada_sft.training.trainer import train
 
-    return train(config, run_path, placement, lambda: stop.requested)
+    return train(config, run_path, placement, lambda: stop.requested, stop.claim_term)
 
 
 def _uses_cuda(config: Config) -> bool:

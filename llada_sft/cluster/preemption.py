@@ -29,7 +29,6 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        self._keep_term()
         return bool(self.signals)
 
     def install(self) -> None:
@@ -43,7 +42,7 @@ class StopRequest:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         threading.Thread(target=self._await_usr2, name="await-usr2", daemon=True).start()
-        self._keep_term()
+        self.claim_term()
         os.register_at_fork(after_in_child=_let_term_end_the_child)
 
     def wait(self, timeout_s: float) -> None:
@@ -52,9 +51,12 @@ class StopRequest:
         while not self.requested and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _keep_term(self) -> None:
-        # Lightning puts its own TERM handler in front of ours when fit() begins, with a broadcast
-        # *inside* the handler: a deadlock when ranks get TERM at different points of a step.
+    def claim_term(self) -> None:
+        """Take TERM back from Lightning, which puts its own handler in front when fit() begins.
+
+        That one runs a broadcast *inside* the handler: a deadlock when ranks get TERM at different
+        points of a step.
+        """
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGTERM) != self._note:
             signal.signal(signal.SIGTERM, self._note)

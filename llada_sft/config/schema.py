@@ -48,7 +48,8 @@ class ModelSize(Section):
     def _heads_divide_width(self) -> "ModelSize":
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
-                f"d_model / n_heads must be an even whole number, got {self.d_model} / {self.n_heads}"
+                "d_model / n_heads must be an even whole number, "
+                f"got {self.d_model} / {self.n_heads}"
             )
         return self
 
@@ -86,7 +87,7 @@ class DataConfig(Section):
     eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
     # Rows of a shard in a random order that is keyed by (seed, epoch, shard).
     shuffle: bool = True
-    # Optimizer steps that a background process prepares ahead; 0 = prepared in the training process.
+    # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.
     prefetch_steps: NonNegativeInt = 4
 
 

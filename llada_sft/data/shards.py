@@ -39,3 +39,14 @@ def assign_files(files: Sequence[Path], rank: int, world_size: int) -> list[Path
             f" or split the files into at least {world_size}"
         )
     return list(files[rank::world_size])
+
+
+def shard_root(path: str) -> Path:
+    """Return the folder that shards are named relative to: a glob's part before its first wildcard.
+
+    Names, not absolute paths, key the noise and the order: a dataset may be moved.
+    """
+    plain = Path(path)
+    while glob.has_magic(str(plain)):
+        plain = plain.parent
+    return plain if plain.is_dir() else plain.parent

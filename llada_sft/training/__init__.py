@@ -1,1 +1,16 @@
-"""."""
+"""THE LOOP.
+
+One Lightning batch is one optimizer step: all its micro-batches, the noise, and the counts that the
+loss is divided by, agreed between the ranks beforehand.
+
+    consensus.py    the one small all-reduce per step: counts, "no more rows", "stop", "failed"
+    feed.py         local steps -> noisy micro-batches with the weight of each masked token
+    module.py       the LightningModule: micro-batches through the engine, then one step
+    strategy.py     DeepSpeed ZeRO-3 on CUDA and on CPU
+    schedule.py     the learning rate as a function of the step
+    network.py      the model section -> the network
+    checkpoints.py  partial, verified, renamed; the newest complete one wins
+    export.py       a checkpoint -> a model directory
+    metrics_csv.py  the log of a run, continued by every attempt
+    trainer.py      config -> Trainer -> fit
+"""

@@ -1,0 +1,210 @@
+"""A rank's optimizer steps, one after another, each with the position of what it holds.
+
+`StepDataset` is what a background process runs: rows -> examples -> micro-batches, through every
+epoch. The position travels inside the step, so it is the position of what was *trained*, not of
+what was prepared ahead. Ranks run out of rows at different times: a rank says so by an empty step
+with `end_of_epoch`, and training/ decides, for all ranks together, when an epoch is over.
+"""
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from llada_sft.config.schema import DataConfig
+from llada_sft.data.collate import PaddedBatch, pad
+from llada_sft.data.encode import Encoder, Example
+from llada_sft.data.hook import load_hook
+from llada_sft.data.shards import list_shards, shard_root
+from llada_sft.data.stream import FilePosition, RowStream
+from llada_sft.data.tokenizer import load_tokenizer
+
+Positions = dict[str, FilePosition]
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """What one rank gives to one optimizer step.
+
+    Attributes:
+        micro_batches: Always `accumulate_grad_batches` of them; some may be empty of examples.
+        epoch: The epoch that the rows belong to, from 0.
+        positions: For each file of the rank, what is done once this step is trained.
+        end_of_epoch: There are no rows left; the step holds none.
+    """
+
+    micro_batches: tuple[PaddedBatch, ...]
+    epoch: int
+    positions: Positions
+    end_of_epoch: bool = False
+
+    @property
+    def num_examples(self) -> int:
+        return sum(len(batch.examples) for batch in self.micro_batches)
+
+    @property
+    def num_response_tokens(self) -> int:
+        return sum(int(batch.response_mask.sum()) for batch in self.micro_batches)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(batch.num_tokens for batch in self.micro_batches if batch.examples)
+
+
+@dataclass(frozen=True)
+class StepSize:
+    micro_batch_size: int
+    accumulate_grad_batches: int
+
+    @property
+    def examples(self) -> int:
+        return self.micro_batch_size * self.accumulate_grad_batches
+
+    def divide(self, examples: Sequence[Example], pad_token_id: int) -> tuple[PaddedBatch, ...]:
+        """Fill the micro-batches of a step in order; those that get nothing are empty."""
+        size = self.micro_batch_size
+        starts = range(0, self.examples, size)
+        return tuple(pad(examples[start : start + size], pad_token_id) for start in starts)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """What data needs to know of the model."""
+
+    vocab_size: int
+    eos_token_id: int
+    mask_token_id: int
+
+
+def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds) -> Encoder:
+    """Load hook and tokenizer.
+
+    Raises:
+        DataError: One of them cannot be used.
+    """
+    return Encoder(
+        hook=load_hook(Path(config.hook)),
+        hook_path=Path(config.hook),
+        tokenizer=load_tokenizer(tokenizer_dir, ids.mask_token_id),
+        vocab_size=ids.vocab_size,
+        max_length=config.max_length,
+        on_too_long=config.on_too_long,
+        eos_token_id=ids.eos_token_id,
+        eos_tail=config.eos_tail,
+    )
+
+
+class StepDataset(IterableDataset[LocalStep]):
+    """The steps of one rank from a position on, through all epochs.
+
+    Args:
+        config: The data section.
+        tokenizer_dir: Where the tokenizer lies.
+        ids: Special tokens and vocabulary.
+        files: The rank's shards.
+        seed: Keys the order of rows.
+        size: Micro-batch size and accumulation.
+        epochs: Stop after this many.
+        epoch: The epoch to begin in.
+        positions: Where to begin in it.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer_dir: Path,
+        ids: TokenIds,
+        files: Sequence[Path],
+        seed: int,
+        size: StepSize,
+        epochs: int,
+        epoch: int = 0,
+        positions: Mapping[str, FilePosition] | None = None,
+    ) -> None:
+        self.stream = RowStream(files, shard_root(config.train), seed, config.shuffle)
+        self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
+        self._size, self._epochs = size, epochs
+        self._epoch, self._positions = epoch, positions
+
+    def __iter__(self) -> Iterator[LocalStep]:
+        encoder = build_encoder(self._config, self._tokenizer_dir, self._ids)
+        positions = dict(self._positions or self.stream.start_positions())
+        for epoch in range(self._epoch, self._epochs):
+            yield from self._epoch_steps(encoder, epoch, positions)
+            positions = self.stream.start_positions()
+
+    def _epoch_steps(
+        self, encoder: Encoder, epoch: int, positions: Positions
+    ) -> Iterator[LocalStep]:
+        pending: list[Example] = []
+        for example in self._examples(encoder, epoch, positions):
+            pending.append(example)
+            if len(pending) == self._size.examples:
+                yield self._step(pending, epoch, positions)
+                pending = []
+        if pending:
+            yield self._step(pending, epoch, positions)
+        yield LocalStep(self._divide([]), epoch, dict(positions), end_of_epoch=True)
+
+    def _examples(self, encoder: Encoder, epoch: int, positions: Positions) -> Iterator[Example]:
+        """Yield examples; when one is yielded, `positions` already counts it as done."""
+        for row in self.stream.rows(epoch, positions):
+            done = positions[row.file]
+            examples = encoder(row)
+            for part in range(done.part, len(examples)):
+                positions[row.file] = FilePosition(done.row, part + 1)
+                if part + 1 == len(examples):
+                    positions[row.file] = FilePosition(done.row + 1, 0)
+                yield examples[part]
+            positions[row.file] = FilePosition(done.row + 1, 0)
+
+    def _step(self, examples: list[Example], epoch: int, positions: Positions) -> LocalStep:
+        return LocalStep(self._divide(examples), epoch, dict(positions))
+
+    def _divide(self, examples: Sequence[Example]) -> tuple[PaddedBatch, ...]:
+        return self._size.divide(examples, self._ids.eos_token_id)
+
+
+def _ignore_job_signals(_worker: int) -> None:
+    # SLURM sends the job's signals to every process of the step; only the rank may act on them.
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def step_loader(dataset: StepDataset, prefetch_steps: int) -> DataLoader[LocalStep]:
+    """Prepare steps in one background process, or in this one if `prefetch_steps` is 0."""
+    if prefetch_steps == 0:
+        return DataLoader(dataset, batch_size=None, collate_fn=None)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=prefetch_steps,
+        # fork would copy the threads' locks of a process that runs gloo and CUDA
+        multiprocessing_context="spawn",
+        worker_init_fn=_ignore_job_signals,
+    )
+
+
+def validation_batches(
+    config: DataConfig,
+    encoder: Encoder,
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
+    max_rows: int,
+) -> list[PaddedBatch]:
+    """Encode this rank's validation rows: every world_size-th of the first `max_rows`."""
+    assert config.validation is not None
+    files = list_shards(config.validation)
+    stream = RowStream(files, shard_root(config.validation), seed=0, shuffle=False)
+    examples: list[Example] = []
+    for number, row in enumerate(stream.rows(0, stream.start_positions())):
+        if number >= max_rows:
+            break
+        if number % world_size == rank:
+            examples.extend(encoder(row))
+    starts = range(0, len(examples), micro_batch_size)
+    return [pad(examples[i : i + micro_batch_size], encoder.eos_token_id) for i in starts]

@@ -1,0 +1,158 @@
+"""A row -> the examples that its hook makes of it: checked, and cut or left out if too long."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from llada_sft.data.hook import HookFunction, describe
+from llada_sft.data.stream import Row
+from llada_sft.errors import DataError
+
+TooLong = Literal["skip", "clip_prompt", "clip_response"]
+_REQUIRED = {"input_ids", "response_mask"}
+_ALLOWED = _REQUIRED | {"noisy_ids"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example.
+
+    Attributes:
+        input_ids: int64 [L], prompt, response and the EOS tail.
+        response_mask: bool [L].
+        noisy_ids: int64 [L] if the hook corrupts the input itself.
+        grows: True if EOS tokens may be added up to the longest example of the micro-batch.
+        file, line, part: Where it comes from; together with seed and epoch they key its noise.
+    """
+
+    input_ids: NDArray[np.int64]
+    response_mask: NDArray[np.bool_]
+    noisy_ids: NDArray[np.int64] | None
+    grows: bool
+    file: str
+    line: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Runs the hook on rows.
+
+    Args:
+        hook: `process_data`.
+        hook_path: Where it stands, for messages.
+        tokenizer: Given to the hook.
+        vocab_size: Ids must be below it.
+        max_length: Tokens of an example, EOS tail included.
+        on_too_long: What to do with a longer one.
+        eos_token_id: The token of the tail.
+        eos_tail: Tokens of the tail, or `batch_max`.
+    """
+
+    hook: HookFunction
+    hook_path: Path
+    tokenizer: Any
+    vocab_size: int
+    max_length: int
+    on_too_long: TooLong
+    eos_token_id: int
+    eos_tail: int | Literal["batch_max"]
+
+    def __call__(self, row: Row) -> list[Example]:
+        """Encode a row.
+
+        Raises:
+            DataError: The row or what the hook made of it cannot be used; names file and line.
+        """
+        record = _parse(row)
+        try:
+            returned = self.hook(record, self.tokenizer, self.max_length)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
+        except Exception as error:
+            raise DataError(f"{row.where}: hook raised {describe(error, self.hook_path)}") from None
+        if returned is None:
+            return []
+        items = returned if isinstance(returned, list) else [returned]
+        examples = [self._example(row, part, item) for part, item in enumerate(items)]
+        return [example for example in examples if example is not None]
+
+    def _example(self, row: Row, part: int, item: object) -> Example | None:
+        try:
+            fields = _check_item(item, self.vocab_size)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
+        noisy = fields.get("noisy_ids")
+        # A hook that corrupts the input itself owns the whole sequence: no tail is added.
+        tail = 0 if noisy is not None else 1 if self.eos_tail == "batch_max" else self.eos_tail
+        keep = _cut(fields["response_mask"], self.max_length - tail, self.on_too_long)
+        if keep is None:
+            return None
+        return Example(
+            input_ids=np.append(fields["input_ids"][keep], [self.eos_token_id] * tail),
+            response_mask=np.append(fields["response_mask"][keep], [True] * tail),
+            noisy_ids=None if noisy is None else noisy[keep],
+            grows=noisy is None and self.eos_tail == "batch_max",
+            file=row.file,
+            line=row.line,
+            part=part,
+        )
+
+
+def _parse(row: Row) -> object:
+    try:
+        return orjson.loads(row.text)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{row.where}: not JSON: {error.msg}") from None
+
+
+def _check_item(item: object, vocab_size: int) -> dict[str, NDArray[Any]]:
+    if not isinstance(item, Mapping):
+        raise DataError(
+            f"hook returned {type(item).__name__}; return a dict, a list of dicts, or None"
+        )
+    keys = set(item)
+    if not _REQUIRED <= keys <= _ALLOWED:
+        raise DataError(
+            f"hook returned keys {sorted(map(str, keys))}; "
+            "return 'input_ids' and 'response_mask', and 'noisy_ids' if you like"
+        )
+    fields = {key: _check_list(key, item[key], vocab_size) for key in sorted(keys)}
+    lengths = {key: len(values) for key, values in fields.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"hook returned lists of different lengths: {lengths}")
+    if not fields["response_mask"].any():
+        raise DataError("hook returned no response token; 'response_mask' is false everywhere")
+    return fields
+
+
+def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
+    if not isinstance(values, list):
+        raise DataError(f"hook returned {key!r} as {type(values).__name__}; return a list")
+    if key == "response_mask":
+        if not all(value in (0, 1) for value in values):
+            raise DataError("hook returned 'response_mask' with values other than true and false")
+        return np.array(values, np.bool_)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise DataError(f"hook returned {key!r} with {value!r}; token ids are integers")
+        if not 0 <= value < vocab_size:
+            raise DataError(f"hook returned {key!r} with {value}; ids must be below {vocab_size}")
+    return np.array(values, np.int64)
+
+
+def _cut(mask: NDArray[np.bool_], room: int, policy: TooLong) -> slice | None:
+    """Say which part of an example stays; None leaves it out.
+
+    `clip_prompt` cuts at the beginning, `clip_response` at the end; an example that would lose its
+    whole response is left out.
+    """
+    if len(mask) <= room:
+        return slice(0, len(mask))
+    keep = slice(len(mask) - room, None) if policy == "clip_prompt" else slice(0, max(room, 0))
+    return keep if policy != "skip" and room > 0 and mask[keep].any() else None

@@ -1,0 +1,41 @@
+"""Loads the tokenizer of a model directory, and checks that it knows the mask token."""
+
+from pathlib import Path
+from typing import Any
+
+from llada_sft.errors import DataError
+
+
+def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
+    """Load a tokenizer without running anybody's code.
+
+    Args:
+        directory: Holds tokenizer.json.
+        mask_token_id: The id that the model's config names; None asks the tokenizer for its own.
+
+    Returns:
+        A transformers `PreTrainedTokenizerFast`.
+
+    Raises:
+        DataError: There is none, it is damaged, or it does not know the mask token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; the tokenizer lies beside the model's config.json")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{directory}: tokenizer cannot be loaded: {reason}") from None
+    if mask_token_id is None:
+        mask_token_id = tokenizer.mask_token_id
+        if mask_token_id is None:
+            raise DataError(
+                f"{directory}: tokenizer has no mask token; "
+                "name it in tokenizer_config.json ('mask_token')"
+            )
+    if tokenizer.convert_ids_to_tokens(mask_token_id) is None:
+        raise DataError(f"{path}: tokenizer has no mask token: id {mask_token_id} is not in it")
+    return tokenizer

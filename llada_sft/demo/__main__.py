@@ -1,0 +1,104 @@
+"""`make demo`: data, training on two ranks of ZeRO-3, export, answers before and after, a picture.
+
+Each step is the command that a user would type; they are printed as they run.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from llada_sft.config import load_config
+from llada_sft.config.schema import Config
+from llada_sft.data.shards import list_shards
+from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.demo.data import write_demo
+from llada_sft.demo.plot import plot_loss
+from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.loading import load_model
+from llada_sft.run_dir import RunDir
+from llada_sft.sampling import SamplingSettings, answer
+from llada_sft.training.network import build_network, resolve_network
+
+CONFIG = Path("config/demo.yaml")
+# The longest answer has five letters; one more position lets every answer end.
+SETTINGS = SamplingSettings(steps=6, gen_length=6, block_length=6)
+
+
+def exact_match(model: LLaDAModelLM, config: Config) -> tuple[float, list[tuple[str, str, str]]]:
+    """Answer all held-out prompts.
+
+    Returns:
+        The share of answers that equal the record's response in every letter, and (prompt,
+        expected, answer) of each.
+    """
+    tokenizer = load_tokenizer(Path(config.model.path), model.config.mask_token_id)
+    assert config.data.validation is not None
+    records = [
+        json.loads(line)
+        for path in list_shards(config.data.validation)
+        for line in path.read_text().splitlines()
+    ]
+    answers = answer(model, tokenizer, [record["prompt"] for record in records], SETTINGS)
+    rows = [
+        (record["prompt"], record["response"], text)
+        for record, text in zip(records, answers, strict=True)
+    ]
+    return sum(expected == text for _, expected, text in rows) / len(rows), rows
+
+
+def untrained_model(config: Config) -> LLaDAModelLM:
+    """Build the network as the training begins with it."""
+    network = resolve_network(config.model)
+    model = build_network(config.model, network, config.run.seed)
+    model.eval()
+    return model
+
+
+def run(*command: str) -> None:
+    """Print a command and run it; the demo ends where it fails."""
+    print(f"\n$ {' '.join(command)}", flush=True)
+    code = subprocess.run([sys.executable, *command[1:]]).returncode
+    if code:
+        sys.exit(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m llada_sft.demo", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder of model and picture"
+    )
+    out: Path = parser.parse_args().out
+    config = load_config(CONFIG)
+    run_dir = RunDir(Path(config.run.root) / config.run.name)
+    model_dir = out / "model"
+    for old in (run_dir.path, model_dir):
+        shutil.rmtree(old, ignore_errors=True)
+    write_demo(Path("demo"))
+    before, _ = exact_match(untrained_model(config), config)
+
+    start = time.monotonic()
+    run("python", "launch.py", "--config", str(CONFIG), "--local")
+    seconds = time.monotonic() - start
+    run("python", "-m", "llada_sft", "export", str(run_dir.path), str(model_dir))
+    prompt, *_ = (rows := exact_match(load_model(model_dir), config))[1][0]
+    run("python", "-m", "llada_sft", "sample", str(model_dir), "--prompt", prompt,
+        "--steps", "6", "--gen-length", "6", "--block-length", "6")  # fmt: skip
+
+    picture = plot_loss(run_dir.metrics, out / "loss.png")
+    print("\nheld-out prompts:")
+    for prompt, expected, text in rows[1][:5]:
+        print(f"  {prompt:14} expected {expected:6} got {text}")
+    print(f"\ntraining took {seconds:.0f} s")
+    print(
+        f"exact match on {len(rows[1])} held-out prompts: {before:.1%} before, {rows[0]:.1%} after"
+    )
+    print(f"loss curve: {picture}")
+    print(f"model:      {model_dir}")
+
+
+if __name__ == "__main__":
+    main()

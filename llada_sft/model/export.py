@@ -1,0 +1,156 @@
+"""Checkpoint out: from a network, or a ZeRO-3 training checkpoint, to the official layout.
+
+The result is a directory in Hugging Face's layout (safetensors shards with an index, config.json
+by the official keys, the tokenizer's files) that `load_model` and the official code both read. It
+appears all at once or not at all: everything is written to `OUT.partial`, read back and compared,
+and only then renamed.
+"""
+
+import contextlib
+import copy
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llada_sft.errors import CheckpointError
+from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.index import INDEX_NAME, check_tensors, read_index
+from llada_sft.model.llada import LLaDAModelLM
+
+# The LightningModule's attribute that holds the network.
+CHECKPOINT_PREFIX = "network."
+# What goes along with the weights, where the source directory has it.
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "*.py",
+)
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is put together only when its shard is written.
+
+    Attributes:
+        shape: Its shape.
+        read: Returns it, floating, on the CPU or elsewhere.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def network_tensors(model: LLaDAModelLM) -> dict[str, LazyTensor]:
+    """Return the parameters of a whole network in this process."""
+    return {
+        name: LazyTensor(tuple(parameter.shape), parameter.detach)
+        for name, parameter in model.named_parameters()
+    }
+
+
+def zero3_tensors(checkpoint_dir: Path, tag: str = "checkpoint") -> dict[str, LazyTensor]:
+    """Return the fp32 master weights of a training checkpoint, gathered from all ranks' shards.
+
+    Args:
+        checkpoint_dir: The directory that Lightning wrote, with DeepSpeed's shards in `tag`.
+        tag: DeepSpeed's name for the shards' directory.
+
+    Raises:
+        CheckpointError: There are no shards.
+    """
+    # Here, not above: importing DeepSpeed takes seconds, and only this function needs it.
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if not (checkpoint_dir / tag).is_dir():
+        raise CheckpointError(f"{checkpoint_dir}: not a training checkpoint: no directory {tag!r}")
+    # DeepSpeed prints its progress; stdout belongs to the command that called us.
+    with contextlib.redirect_stdout(sys.stderr):
+        state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, lazy_mode=True)
+    return {
+        name.removeprefix(CHECKPOINT_PREFIX): LazyTensor(tuple(value.shape), value.contiguous)
+        for name, value in state.items()
+    }
+
+
+def export_checkpoint(
+    tensors: Mapping[str, LazyTensor],
+    config: LLaDAConfig,
+    tokenizer_dir: Path,
+    out_dir: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a model directory; one shard at a time is in memory.
+
+    Args:
+        tensors: The network's parameters by their official names.
+        config: Of the network.
+        tokenizer_dir: A model directory whose tokenizer, chat template and code files are copied.
+        out_dir: Must not exist, or be empty.
+        dtype: Of the written weights.
+        max_shard_size: Bytes, or text as "5GB".
+
+    Raises:
+        CheckpointError: `out_dir` is in use, or the tensors are not those of `config`.
+    """
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise CheckpointError(f"{out_dir}: exists and is not empty; choose another directory")
+    partial = out_dir.with_name(f"{out_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was interrupted
+    partial.mkdir(parents=True)
+    _write_weights(tensors, partial, dtype, max_shard_size)
+    _write_config(config, partial, dtype)
+    _copy_files(tokenizer_dir, partial)
+    _verify(config, partial)
+    partial.rename(out_dir)
+
+
+def _write_weights(
+    tensors: Mapping[str, LazyTensor], out_dir: Path, dtype: torch.dtype, max_shard_size: int | str
+) -> None:
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: torch.Size(tensor.shape).numel() * dtype.itemsize,
+        get_storage_id=lambda _: None,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].read().to("cpu", dtype).contiguous() for name in names}
+        save_file(shard, out_dir / file, metadata={"format": "pt"})
+        del shard  # before the next one is gathered
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (out_dir / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_config(config: LLaDAConfig, out_dir: Path, dtype: torch.dtype) -> None:
+    exported = copy.deepcopy(config)
+    exported.dtype = dtype
+    (out_dir / "config.json").write_text(exported.to_json_string())
+
+
+def _copy_files(source_dir: Path, out_dir: Path) -> None:
+    for pattern in _COPIED:
+        for file in sorted(source_dir.glob(pattern)):
+            shutil.copyfile(file, out_dir / file.name)
+
+
+def _verify(config: LLaDAConfig, out_dir: Path) -> None:
+    """Read back what was written; a checkpoint of another network is noticed here."""
+    with torch.device("meta"):
+        network = LLaDAModelLM(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    check_tensors(shapes, read_index(out_dir), out_dir)

@@ -1,0 +1,150 @@
+"""Where each tensor of a model directory lies: the headers of its safetensors files.
+
+A safetensors file is an 8-byte little-endian length, a JSON header of that length, and the bytes
+of the tensors. Knowing the offsets, a rank reads the bytes of its own slice and nothing else,
+which the safetensors library cannot do for a slice that does not follow the rows.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llada_sft.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class TensorSlot:
+    """One tensor in a file.
+
+    Attributes:
+        file: The safetensors file.
+        dtype: Its dtype in the file.
+        shape: Its shape.
+        offset: First byte, counted from the beginning of the file.
+        num_bytes: Length of its data.
+    """
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+def read_index(model_dir: Path) -> dict[str, TensorSlot]:
+    """Return every tensor of a model directory by its name.
+
+    Raises:
+        CheckpointError: No weights, or files that are missing, damaged, truncated or contradict
+            each other; all of them at once.
+    """
+    slots: dict[str, TensorSlot] = {}
+    problems: list[str] = []
+    for file in _weight_files(model_dir):
+        try:
+            found = _read_header(file)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        problems += [
+            f"{file}: {name}: also in {slots[name].file.name}" for name in found.keys() & slots
+        ]
+        slots |= found
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    return slots
+
+
+def check_tensors(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSlot], model_dir: Path
+) -> None:
+    """Compare a directory's tensors with the network's parameters.
+
+    Args:
+        expected: Shape of each parameter.
+        found: What `read_index` returned.
+        model_dir: Named in the messages.
+
+    Raises:
+        CheckpointError: Names every missing, unexpected and misshapen tensor, one a line.
+    """
+    if problems := list(_mismatches(expected, found)):
+        raise CheckpointError("\n".join(f"{model_dir}: {problem}" for problem in problems))
+
+
+def _mismatches(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSlot]
+) -> Iterator[str]:
+    for name, shape in expected.items():
+        if name not in found:
+            yield f"{name}: missing; config.json asks for shape {list(shape)}"
+        elif found[name].shape != shape:
+            yield (
+                f"{name}: config.json asks for shape {list(shape)}, "
+                f"got {list(found[name].shape)} in {found[name].file.name}"
+            )
+    for name in sorted(found.keys() - expected.keys()):
+        yield f"{name}: unexpected, in {found[name].file.name}; the network has no such parameter"
+
+
+def _weight_files(model_dir: Path) -> list[Path]:
+    index = model_dir / INDEX_NAME
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise CheckpointError(f"{index}: not a safetensors index; download it again") from None
+        return [model_dir / name for name in names]
+    if files := sorted(model_dir.glob("*.safetensors")):
+        return files
+    raise CheckpointError(f"{model_dir}: no *.safetensors files; other formats are not read")
+
+
+def _read_header(file: Path) -> dict[str, TensorSlot]:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing, though {INDEX_NAME} names it; download it")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if 8 + length > size:
+            raise CheckpointError(
+                f"{file}: truncated: {size} bytes do not hold its header; download it again"
+            )
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            slots = {name: _slot(file, name, entry, 8 + length) for name, entry in header.items()}
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise CheckpointError(f"{file}: not a safetensors file; download it again") from None
+    end = max((slot.offset + slot.num_bytes for slot in slots.values()), default=0)
+    if end > size:
+        raise CheckpointError(
+            f"{file}: truncated: the header asks for {end} bytes, got {size}; download it again"
+        )
+    return slots
+
+
+def _slot(file: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorSlot:
+    dtype = _DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise CheckpointError(
+            f"{file}: {name}: dtype must be one of {', '.join(_DTYPES)}, got {entry['dtype']}"
+        )
+    begin, end = entry["data_offsets"]
+    shape = tuple(int(size) for size in entry["shape"])
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("offsets contradict the shape")
+    return TensorSlot(file, dtype, shape, data_start + begin, end - begin)

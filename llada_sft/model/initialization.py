@@ -1,0 +1,50 @@
+"""Random weights that depend on the seed alone: not on the number of ranks, nor on the order.
+
+A parameter is cut into chunks of a fixed size, and each chunk has a generator of its own, seeded
+from (seed, parameter name, chunk). A rank draws only the chunks that overlap its ZeRO-3 slice.
+"""
+
+import math
+
+import torch
+
+from llada_sft.diffusion.noise import hashed
+from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.partition import OwnedSlice, full_shape, owned_slice
+
+CHUNK = 1 << 20
+STD = 0.02
+
+
+@torch.no_grad()
+def initialize(model: LLaDAModelLM, seed: int) -> None:
+    """Fill a network, whole or partitioned, with random weights in place.
+
+    Matrices are normal with std 0.02, those that write to the residual stream smaller by
+    sqrt(2 n_layers); norms are one.
+
+    Source: Radford et al., GPT-2 (2019), section 2.3.
+    """
+    residual_std = STD / math.sqrt(2 * model.config.n_layers)
+    for name, parameter in model.named_parameters():
+        owned, shape = owned_slice(parameter), full_shape(parameter)
+        if len(shape) == 1:
+            owned.values.fill_(1.0)
+            continue
+        std = residual_std if _writes_to_residual(name) else STD
+        _fill_normal(owned, math.prod(shape), std, hashed("init", seed, name))
+
+
+def _writes_to_residual(name: str) -> bool:
+    return ".blocks." in name and name.endswith(("attn_out.weight", "ff_out.weight"))
+
+
+def _fill_normal(owned: OwnedSlice, numel: int, std: float, key: int) -> None:
+    """Write this rank's part of `numel` normals; only the chunks that meet it are drawn."""
+    end = owned.start + len(owned.values)
+    for low in range(owned.start // CHUNK * CHUNK, end, CHUNK):
+        # `new_empty`: zero.Init replaces torch.empty and torch.randn while a model is being built.
+        chunk = owned.values.new_empty(min(CHUNK, numel - low), dtype=torch.float32, device="cpu")
+        chunk.normal_(std=std, generator=torch.Generator().manual_seed(hashed(key, low)))
+        first, last = max(owned.start, low), min(end, low + len(chunk))
+        owned.values[first - owned.start : last - owned.start] = chunk[first - low : last - low]

@@ -1,0 +1,179 @@
+"""The network: a Llama stack without the causal mask, under the official parameter names.
+
+    embedding -> blocks (attention, SwiGLU MLP) -> norm -> head
+
+Under ZeRO-3 a parameter exists only while its own module runs. So every weight belongs to a module
+that is *called* (the head included), no weight is read by attribute from outside, and a block is
+recomputed as a whole.
+
+Shapes: B examples, L positions, C width of the residual stream, H query heads, K key and value
+heads, D features of a head, V rows of the head, M chosen positions.
+
+Source: LLaDA (arXiv 2502.09992), section 2 and the official modeling_llada.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from llada_sft.model.attention import attend, rotary_table, rotate
+from llada_sft.model.configuration import LLaDAConfig
+
+
+class Linear(nn.Linear):
+    """A matrix without bias; its values are whatever memory held until it is filled."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Skip torch's initialisation: minutes for 8B, and thrown away."""
+
+
+class Embedding(nn.Embedding):
+    """A table of token vectors; not initialised either."""
+
+    def reset_parameters(self) -> None:
+        """Skip torch's initialisation."""
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) · weight, normalised in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
+        # Cast before the product, as the official code does: bf16 rounds differently otherwise.
+        return self.weight * normalised.to(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention, then a SwiGLU MLP, each normalised first and added to the residual stream."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        width, kv_width = config.d_model, config.num_kv_heads * config.head_dim
+        self.head_dim: int = config.head_dim
+        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, kv_width)
+        self.v_proj = Linear(width, kv_width)
+        self.attn_out = Linear(width, width)
+        self.ff_norm = RMSNorm(width, config.rms_norm_eps)
+        self.ff_proj = Linear(width, config.mlp_size)
+        self.up_proj = Linear(width, config.mlp_size)
+        self.ff_out = Linear(config.mlp_size, width)
+
+    def forward(self, x: Tensor, rotary: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Map [B, L, C] to [B, L, C]."""
+        x = x + self._attention(self.attn_norm(x), rotary, attention_mask)
+        y = self.ff_norm(x)
+        mlp: Tensor = self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
+        return x + mlp
+
+    def _attention(self, y: Tensor, rotary: Tensor, attention_mask: Tensor | None) -> Tensor:
+        q = rotate(self._heads(self.q_proj(y)), rotary)  # [B, H, L, D]
+        k = rotate(self._heads(self.k_proj(y)), rotary)  # [B, K, L, D]
+        v = self._heads(self.v_proj(y))  # [B, K, L, D]
+        mixed = attend(q, k, v, attention_mask)  # [B, H, L, D]
+        out: Tensor = self.attn_out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Split [B, L, H·D] into [B, H, L, D]."""
+        return projected.view(*projected.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+
+class LLaDAModel(nn.Module):
+    """What the official parameter names call `model`."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.head_dim: int = config.head_dim
+        self.rope_theta: float = config.rope_theta
+        self.activation_checkpointing = False
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": Embedding(config.num_embeddings, config.d_model),
+                "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
+                "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+                "ff_out": Linear(config.d_model, config.num_embeddings),
+            }
+        )
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None
+    ) -> Tensor:
+        x = self.transformer["wte"](input_ids)  # [B, L, C]
+        rotary = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device)
+        for block in self.transformer["blocks"].children():
+            x = self._run(block, x, rotary, attention_mask)
+        if positions is not None:
+            x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
+        logits: Tensor = self.transformer["ff_out"](self.transformer["ln_f"](x))
+        return logits
+
+    def _run(
+        self, block: nn.Module, x: Tensor, rotary: Tensor, attention_mask: Tensor | None
+    ) -> Tensor:
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return block(x, rotary, attention_mask)  # type: ignore[no-any-return]
+        return checkpoint(block, x, rotary, attention_mask, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
+    """LLaDA as a mask predictor.
+
+    A `PreTrainedModel` for what others find by it (its config, PEFT's adapters); nothing of
+    transformers' loading is used.
+    """
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Predict the token at every position, or at chosen ones.
+
+        Position i predicts token i. The head has V = `embedding_size` rows, padding of the
+        vocabulary included, as in the official code.
+
+        Args:
+            input_ids: [B, L] int64.
+            attention_mask: [B, L] bool or integer, non-zero at real tokens; None: all are real.
+            positions: [M] int64, indices into the flattened B·L positions at which the head runs.
+                Training passes the masked ones: the logits are most of the memory.
+
+        Returns:
+            `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype.
+        """
+        real = None if attention_mask is None else attention_mask.bool()
+        return MaskedLMOutput(logits=self.model(input_ids, real, positions))
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Keep only each block's input, and recompute the block in the backward pass."""
+        self.model.activation_checkpointing = enabled
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.transformer["wte"]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.transformer["ff_out"]

@@ -1,0 +1,135 @@
+"""Checkpoint in: from safetensors files into a network, whole or partitioned by ZeRO-3.
+
+1. `config.json` is read and refused where it asks for another network (`configuration`).
+2. The headers of the files say where each tensor lies (`index`).
+3. The network is built without values; under `deepspeed.zero.Init` it is born partitioned, so that
+   no rank ever holds more than its slices and one whole parameter.
+4. Names and shapes are compared, all differences at once.
+5. Each rank reads the bytes of its own slices, through one small buffer: all ranks together read
+   the checkpoint once.
+
+No code of the model directory is run, and no weight is left at a value that nobody chose.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llada_sft.errors import CheckpointError
+from llada_sft.model.configuration import LLaDAConfig, read_config
+from llada_sft.model.index import TensorSlot, check_tensors, read_index
+from llada_sft.model.initialization import initialize
+from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.partition import full_shape, owned_slice
+
+BUFFER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading cost this rank.
+
+    Attributes:
+        num_tensors: Parameters of the network.
+        bytes_read: Bytes of tensor data read from the files.
+    """
+
+    num_tensors: int
+    bytes_read: int
+
+
+def load_model(
+    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> LLaDAModelLM:
+    """Load a whole network into this process, in evaluation mode.
+
+    Args:
+        path: A directory in Hugging Face's layout: an official checkpoint or one of our exports.
+        dtype: Of the weights; the files may have another.
+        device: Where to put them.
+
+    Raises:
+        CheckpointError: The directory is not such a checkpoint; every reason at once.
+    """
+    model_dir = Path(path)
+    config = read_config(model_dir)
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = LLaDAModelLM(config)
+    model.to(dtype).to_empty(device=device)
+    load_weights(model, model_dir)
+    model.eval()
+    return model
+
+
+def build_model(source: Path | LLaDAConfig, seed: int = 0) -> LLaDAModelLM:
+    """Build a network for training; inside `deepspeed.zero.Init` it is born partitioned.
+
+    Args:
+        source: A model directory, or a config for random weights.
+        seed: Of the random weights.
+
+    Raises:
+        CheckpointError: The directory is not such a checkpoint; the same on every rank.
+    """
+    if isinstance(source, LLaDAConfig):
+        model = LLaDAModelLM(source)
+        initialize(model, seed)
+        return model
+    model = LLaDAModelLM(read_config(source))
+    load_weights(model, source)
+    return model
+
+
+@torch.no_grad()
+def load_weights(model: LLaDAModelLM, model_dir: Path) -> LoadReport:
+    """Fill every parameter, or this rank's slice of it, from a model directory.
+
+    Raises:
+        CheckpointError: Tensors are missing, unexpected or misshapen; the network is untouched.
+    """
+    slots = read_index(model_dir)
+    shapes = {name: full_shape(parameter) for name, parameter in model.named_parameters()}
+    check_tensors(shapes, slots, model_dir)
+    buffer = bytearray(BUFFER_BYTES)
+    bytes_read = 0
+    for name, parameter in model.named_parameters():
+        owned = owned_slice(parameter)
+        bytes_read += _read_elements(slots[name], owned.start, owned.values, buffer)
+    return LoadReport(num_tensors=len(slots), bytes_read=bytes_read)
+
+
+def _read_elements(slot: TensorSlot, start: int, values: Tensor, buffer: bytearray) -> int:
+    """Read elements [start, start + n) of a tensor into `values`, converting their dtype.
+
+    Args:
+        slot: Where the tensor lies.
+        start: First element, in the flattened tensor.
+        values: [n] floating, on any device.
+        buffer: Scratch memory; the file is read in pieces of its size.
+
+    Returns:
+        Bytes read.
+    """
+    itemsize = slot.dtype.itemsize
+    per_piece = len(buffer) // itemsize
+    with slot.file.open("rb", buffering=0) as file:
+        for low in range(0, len(values), per_piece):
+            count = min(per_piece, len(values) - low)
+            piece = memoryview(buffer)[: count * itemsize]
+            _read_fully(file.fileno(), piece, slot.offset + (start + low) * itemsize, slot.file)
+            values[low : low + count].copy_(torch.frombuffer(piece, dtype=slot.dtype))
+    return len(values) * itemsize
+
+
+def _read_fully(descriptor: int, piece: memoryview, offset: int, file: Path) -> None:
+    """Fill `piece` from `offset`; one read returns at most 2 GB, and less over a network."""
+    done = 0
+    while done < len(piece):
+        count = os.preadv(descriptor, [piece[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(f"{file}: ends at byte {offset + done} while being read")
+        done += count

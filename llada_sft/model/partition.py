@@ -1,0 +1,54 @@
+"""The part of a parameter that this process keeps: all of it, or its ZeRO-3 slice.
+
+Under `deepspeed.zero.Init` a parameter is flattened, padded to a multiple of the world size and
+cut into equal slices; the rank's own is `ds_tensor`, and the parameter itself is empty. DeepSpeed
+has no public way to write a slice, so its attribute names stand here and nowhere else.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, TypeGuard
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OwnedSlice:
+    """Elements [start, start + len(values)) of a flattened parameter.
+
+    Attributes:
+        values: [n] floating, the memory itself: writing to it sets the parameter. n may be 0.
+        start: Index of the first one in the flattened parameter.
+    """
+
+    values: Tensor
+    start: int
+
+
+class PartitionedParameter(Protocol):
+    """What DeepSpeed attaches to a parameter that it has cut up."""
+
+    ds_shape: tuple[int, ...]
+    ds_tensor: Tensor
+    ds_zero_partition_rank: int
+
+
+def is_partitioned(parameter: nn.Parameter) -> TypeGuard[PartitionedParameter]:
+    """Tell whether the parameter lives in slices on all ranks."""
+    return hasattr(parameter, "ds_id")
+
+
+def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Return the shape of the whole parameter, wherever its parts are."""
+    return tuple(parameter.ds_shape if is_partitioned(parameter) else parameter.shape)
+
+
+def owned_slice(parameter: nn.Parameter) -> OwnedSlice:
+    """Return this process's part of a parameter, and set the padding behind it to zero."""
+    if not is_partitioned(parameter):
+        return OwnedSlice(parameter.detach().view(-1), 0)
+    partition = parameter.ds_tensor
+    start = parameter.ds_zero_partition_rank * partition.numel()
+    num_real = min(max(math.prod(parameter.ds_shape) - start, 0), partition.numel())
+    partition[num_real:].zero_()
+    return OwnedSlice(partition[:num_real], start)

@@ -1,0 +1,69 @@
+"""Loss, tokens per second and time left: a bar on a terminal, plain lines in a log file."""
+
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from tqdm import tqdm
+
+
+class Progress(pl.Callback):
+    """Shows how far the run is; rank 0 only.
+
+    Args:
+        total_steps: Steps of the whole training.
+        every_n_steps: Steps between two lines of a log file.
+    """
+
+    def __init__(self, total_steps: int, every_n_steps: int) -> None:
+        self._total_steps, self._every_n_steps = total_steps, every_n_steps
+        self._bar: tqdm[Any] | None = None
+        self._start, self._first_step = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start, self._first_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total_steps, initial=self._first_step, unit="step")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        step, metrics = trainer.global_step, pl_module.last_metrics
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(_numbers(metrics))
+        elif step % self._every_n_steps == 0:
+            left = self._seconds_left(step)
+            print(
+                f"step {step}/{self._total_steps}  {_numbers(metrics)}  {_clock(left)} left",
+                flush=True,
+            )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        loss = pl_module.last_metrics.get("validation_loss")
+        if trainer.is_global_zero and loss is not None:
+            tqdm.write(f"step {trainer.global_step}: validation loss {loss:.4f}")
+            sys.stdout.flush()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _seconds_left(self, step: int) -> float:
+        done = max(1, step - self._first_step)
+        return (time.monotonic() - self._start) / done * (self._total_steps - step)
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    if "loss" not in metrics:
+        return ""
+    return f"loss {metrics['loss']:.4f}  {metrics['tokens_per_s']:,.0f} tokens/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,19 @@
+"""Takes the job's signals back from Lightning, which installs handlers of its own in `fit`.
+
+Lightning's handler of TERM runs a collective inside the signal handler: where only one rank gets
+the signal, that rank waits there for ever.
+"""
+
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+
+
+class OwnSignals(pl.Callback):
+    """Calls `claim_signals` once Lightning has installed its handlers."""
+
+    def __init__(self, claim_signals: Callable[[], None]) -> None:
+        self._claim_signals = claim_signals
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._claim_signals()

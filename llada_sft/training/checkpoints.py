@@ -1,0 +1,200 @@
+"""Checkpoints: written beside, verified, renamed, and only then pointed to.
+
+    checkpoints/
+      step_200/            complete
+        checkpoint/        DeepSpeed's shards, with Lightning's loop state in them
+        data_state.json    for each shard its fingerprint and what of it is done: one for all ranks
+        checkpoint.json    step, number of ranks, versions, and the size of every file
+      step_300.partial/    being written, or left by a crash: never read, cleaned at the next start
+      latest               the name of the newest
+
+No state of a random generator is kept: every random choice of a run is keyed (DESIGN: noise by
+(seed, epoch, file, line), order by (seed, epoch, file)), so there is none to restore.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llada_sft.data.datamodule import Positions
+from llada_sft.data.stream import FilePosition
+from llada_sft.errors import CheckpointError, DataError
+
+# Lightning's name for the folder of DeepSpeed's shards.
+DEEPSPEED_TAG = "checkpoint"
+_MANIFEST, _DATA_STATE, _LATEST = "checkpoint.json", "data_state.json", "latest"
+_COMPLETE = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class DataState:
+    """Where the data of all ranks stands: for each file its fingerprint and what is done of it."""
+
+    epoch: int
+    positions: Positions
+    fingerprints: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        files = {
+            name: {"row": at.row, "part": at.part, "fingerprint": self.fingerprints[name]}
+            for name, at in sorted(self.positions.items())
+        }
+        return {"epoch": self.epoch, "files": files}
+
+    @staticmethod
+    def from_json(state: Mapping[str, Any]) -> "DataState":
+        files = state["files"]
+        return DataState(
+            epoch=state["epoch"],
+            positions={name: FilePosition(at["row"], at["part"]) for name, at in files.items()},
+            fingerprints={name: at["fingerprint"] for name, at in files.items()},
+        )
+
+    @staticmethod
+    def merge(epoch: int, ranks: Iterable[tuple[Positions, Mapping[str, str]]]) -> "DataState":
+        """Put the states of all ranks together; each file belongs to one of them."""
+        positions: Positions = {}
+        fingerprints: dict[str, str] = {}
+        for rank_positions, rank_fingerprints in ranks:
+            positions |= rank_positions
+            fingerprints |= rank_fingerprints
+        return DataState(epoch, positions, fingerprints)
+
+    def check_files(self, fingerprints: Mapping[str, str], where: Path) -> None:
+        """Check a rank's files against the checkpoint's.
+
+        Raises:
+            DataError: Names each file that has changed since.
+        """
+        changed = [
+            name
+            for name, value in sorted(fingerprints.items())
+            if self.fingerprints.get(name, value) != value
+        ]
+        if changed:
+            raise DataError(
+                f"{where}: changed since the checkpoint: {', '.join(changed)}; "
+                "restore them, or start a new run"
+            )
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return the complete checkpoints of a run, oldest first, with their steps."""
+    found = []
+    for path in folder.glob("step_*"):
+        match = _COMPLETE.fullmatch(path.name)
+        if match and is_complete(path):
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, whatever `latest` says."""
+    checkpoints = list_checkpoints(folder)
+    return checkpoints[-1][1] if checkpoints else None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((checkpoint / _MANIFEST).read_text())
+    return manifest
+
+
+def read_data_state(checkpoint: Path) -> DataState:
+    return DataState.from_json(json.loads((checkpoint / _DATA_STATE).read_text()))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of the manifest is there with its size."""
+    try:
+        sizes = read_manifest(checkpoint)["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def check_world_size(checkpoint: Path, world_size: int) -> None:
+    """Check that a checkpoint was written by as many ranks.
+
+    Raises:
+        CheckpointError: It was not.
+    """
+    written = read_manifest(checkpoint)["world_size"]
+    if written != world_size:
+        raise CheckpointError(
+            f"{checkpoint}: written by {written} ranks, this job has {world_size}; "
+            f"resume with {written} ranks"
+        )
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make an empty folder for a checkpoint that is being written; rank 0 only."""
+    partial = partial_path(folder, step)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def partial_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step}.partial"
+
+
+def finish(partial: Path, manifest: Mapping[str, Any], data_state: DataState, keep: int) -> Path:
+    """Verify a checkpoint that all ranks have written, and make it the newest; rank 0 only.
+
+    Args:
+        partial: What `begin` returned.
+        manifest: Step, number of ranks, versions.
+        data_state: Of all ranks.
+        keep: Checkpoints to keep, this one among them.
+
+    Raises:
+        CheckpointError: A file is missing or has another size than when it was listed.
+    """
+    _write_json(partial / _DATA_STATE, data_state.to_json())
+    paths = sorted(path for path in partial.rglob("*") if path.is_file())
+    files = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
+    _write_json(partial / _MANIFEST, {**manifest, "files": files})
+    if not is_complete(partial) or len(_model_states(partial)) != manifest["world_size"]:
+        raise CheckpointError(f"{partial}: not every rank's files are there; checkpoint not kept")
+    complete = partial.with_suffix("")
+    shutil.rmtree(complete, ignore_errors=True)
+    partial.rename(complete)
+    _write_atomically(partial.parent / _LATEST, complete.name + "\n")
+    _prune(partial.parent, keep)
+    return complete
+
+
+def clean_partial(folder: Path) -> None:
+    """Remove what crashes left behind; rank 0 only."""
+    for path in folder.glob("step_*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _model_states(checkpoint: Path) -> list[Path]:
+    return list((checkpoint / DEEPSPEED_TAG).glob("zero_pp_rank_*_model_states.pt"))
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for _, path in list_checkpoints(folder)[:-keep]:
+        # Renamed first: a half-removed checkpoint must not look like one.
+        doomed = path.with_suffix(".partial")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _write_json(path: Path, content: object) -> None:
+    with path.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text)
+    beside.replace(path)

@@ -1,0 +1,73 @@
+"""The one small all-reduce per optimizer step, and everything that ranks decide together.
+
+It runs over gloo on the CPU, also on GPU nodes: it never waits for the device. Nothing else in the
+training loop is decided between ranks: if the numbers here are equal on all of them, so are the
+decisions, and no rank can wait for a collective that another one skips.
+"""
+
+from dataclasses import astuple, dataclass
+
+import torch
+import torch.distributed as dist
+
+from llada_sft.errors import LladaSftError
+
+
+class PeerFailedError(LladaSftError):
+    """Another rank stopped for a user's mistake; its own line says which."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank says, or, summed, what all of them say.
+
+    Attributes:
+        examples: Examples of the step.
+        response_tokens: Tokens of their responses, EOS tail included.
+        tokens: All their tokens but padding.
+        has_rows: This rank may have more rows in this epoch.
+        stop: This rank was told to stop.
+        failed: This rank cannot go on.
+    """
+
+    examples: int = 0
+    response_tokens: int = 0
+    tokens: int = 0
+    has_rows: int = 0
+    stop: int = 0
+    failed: int = 0
+
+
+class Consensus:
+    """Agreement of all ranks, over a process group of its own."""
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+
+    def agree(self, report: Report) -> Report:
+        """Sum the reports of all ranks; every rank must call this equally often.
+
+        Raises:
+            PeerFailedError: A rank said that it failed (not on that rank itself).
+        """
+        counts = torch.tensor(astuple(report), dtype=torch.int64)
+        dist.all_reduce(counts, group=self._group)
+        summed = Report(*(int(count) for count in counts))
+        if summed.failed and not report.failed:
+            raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
+        return summed
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the ranks' numbers."""
+        value = torch.tensor(number, dtype=torch.int64)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group)
+        return int(value)
+
+    def gather(self, item: object) -> list[object]:
+        """Return the items of all ranks, in rank order, on every rank."""
+        items: list[object] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(items, item, group=self._group)
+        return items
+
+    def barrier(self) -> None:
+        dist.barrier(group=self._group)

@@ -1,0 +1,74 @@
+"""One CSV file of a run's metrics, continued by every attempt.
+
+Lightning's own CSV logger deletes the file of the attempt before. Here a resumed run first drops
+the rows after the step that it goes on from: they will be trained, and logged, again.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "lr",
+    "gradient_norm",
+    "examples",
+    "tokens_per_s",
+    "validation_loss",
+)
+
+
+class MetricsCsv(Logger):
+    """Appends a row for each logged step.
+
+    Args:
+        path: The file; its folder is made.
+        first_step: Rows after this step are dropped.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        super().__init__()
+        self._path, self._first_step, self._ready = path, first_step, False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run directory has the config."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._ready:
+            self._keep_rows()
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow({"step": step, **metrics})
+
+    def _keep_rows(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = read_metrics(self._path)
+        kept = [row for row in rows if int(row["step"]) <= self._first_step]
+        with self._path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        self._ready = True
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a metrics file; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if (row["step"] or "").isdigit() and None not in row.values()]

@@ -1,0 +1,143 @@
+"""The LightningModule: micro-batches through the engine, one optimizer step, its numbers."""
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from llada_sft.config.schema import OptimConfig
+from llada_sft.diffusion.objective import masked_cross_entropy
+from llada_sft.training.feed import MicroBatch, StepBatch
+from llada_sft.training.schedule import learning_rate
+from llada_sft.training.strategy import Zero3Strategy
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Decay matrices, not the gains of the norms.
+
+    A partitioned parameter has no shape of its own any more; DeepSpeed keeps it in `ds_shape`.
+    """
+    matrices: list[nn.Parameter] = []
+    gains: list[nn.Parameter] = []
+    for parameter in network.parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        (matrices if len(shape) > 1 else gains).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": gains, "weight_decay": 0.0},
+    ]
+
+
+class DiffusionModule(pl.LightningModule):
+    """Fine-tunes a mask predictor; one Lightning batch is one optimizer step.
+
+    Args:
+        build_network: Makes the network; called where its parameters are born partitioned.
+        optim: The optim section.
+        total_steps: Steps of the whole training, for the learning rate.
+        log_every_n_steps: Steps between two reductions of the loss for the logs.
+        validation_batches: This rank's validation micro-batches, with coefficients that sum the
+            mean loss over all ranks; the same number on every rank.
+    """
+
+    def __init__(
+        self,
+        build_network: Callable[[], nn.Module],
+        optim: OptimConfig,
+        total_steps: int,
+        log_every_n_steps: int,
+        validation_batches: list[MicroBatch],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._build_network = build_network
+        self._optim, self._total_steps = optim, total_steps
+        self._log_every_n_steps = log_every_n_steps
+        self._validation_batches = validation_batches
+        self._validation_loss = torch.zeros(())
+        self._interval_start, self._interval_tokens = time.monotonic(), 0
+        # What was logged last, for the progress bar.
+        self.last_metrics: dict[str, float] = {}
+        self.network: nn.Module | None = None
+
+    @property
+    def _zero3(self) -> Zero3Strategy:
+        return cast(Zero3Strategy, self.trainer.strategy)
+
+    def configure_model(self) -> None:
+        if self.network is None:
+            self.network = self._build_network()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.network is not None
+        groups = parameter_groups(self.network, self._optim.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps
+        )
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """Return this rank's part of the global batch's loss, times the number of ranks."""
+        assert self.network is not None
+        logits = self.network(
+            batch.noisy_ids, attention_mask=batch.attention_mask, positions=batch.positions
+        ).logits  # [M, V]
+        return masked_cross_entropy(logits, batch.targets, batch.coefficients)
+
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        step = self.global_step
+        rate = learning_rate(self._optim, step, self._total_steps)
+        optimizer = cast(torch.optim.Optimizer, self.optimizers())
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.zeros((), device=self.device)
+        for number, micro_batch in enumerate(batch.micro_batches, start=1):
+            micro_loss = self._zero3.deepspeed_engine(micro_batch)
+            self._zero3.accumulate(micro_loss, last=number == len(batch.micro_batches))
+            loss += micro_loss.detach()
+        optimizer.step()
+        self._interval_tokens += batch.counts.tokens
+        if (step + 1) % self._log_every_n_steps == 0:
+            self._log_step(step + 1, loss, rate, batch)
+
+    def _log_step(self, step: int, loss: Tensor, rate: float, batch: StepBatch) -> None:
+        # The mean over ranks of (world size × the rank's part) is the global batch's loss.
+        mean = self._zero3.reduce(loss, reduce_op="mean")
+        now = time.monotonic()
+        tokens_per_s = self._interval_tokens / max(now - self._interval_start, 1e-9)
+        self._interval_start, self._interval_tokens = now, 0
+        self.log_metrics(
+            step,
+            {
+                "epoch": batch.epoch,
+                "loss": float(mean),
+                "lr": rate,
+                "gradient_norm": self._zero3.gradient_norm,
+                "examples": batch.counts.examples,
+                "tokens_per_s": tokens_per_s,
+            },
+        )
+
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Give the numbers of a step to the loggers and to the progress bar."""
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step)
+        self.last_metrics = metrics
+
+    def val_dataloader(self) -> DataLoader[MicroBatch]:
+        # Not the bare list: Lightning takes the items of a list for loaders.
+        return DataLoader(cast(Dataset[MicroBatch], self._validation_batches), batch_size=None)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_loss = torch.zeros((), device=self.device)
+
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        self._validation_loss += self._zero3.deepspeed_engine(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        mean = self._zero3.reduce(self._validation_loss, reduce_op="mean")
+        self.log_metrics(self.global_step, {"validation_loss": float(mean)})
+        self._interval_start, self._interval_tokens = time.monotonic(), 0

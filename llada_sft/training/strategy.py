@@ -1,0 +1,184 @@
+"""DeepSpeed ZeRO-3 under Lightning: one strategy for CUDA (NCCL) and for CPU (gloo).
+
+Lightning's own strategy refuses anything but CUDA. DeepSpeed does not: on CPU the same engine, the
+same partitioning and the same checkpoints run over gloo, so that all of it is tested without a GPU.
+
+The training step is not wrapped in one forward of the engine, as Lightning does by default: each
+micro-batch goes through the engine by itself, which is what DeepSpeed's accumulation counts.
+"""
+
+import argparse
+from datetime import timedelta
+from typing import Any, Literal
+
+import deepspeed
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.placement import Placement
+
+
+class RankEnvironment(ClusterEnvironment):
+    """Tells Lightning the placement that the job has worked out already."""
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__()
+        self._placement = placement
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self._placement.master_addr
+
+    @property
+    def main_port(self) -> int:
+        return self._placement.master_port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self._placement.world_size
+
+    def set_world_size(self, size: int) -> None:
+        pass
+
+    def global_rank(self) -> int:
+        return self._placement.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        pass
+
+    def local_rank(self) -> int:
+        return self._placement.local_rank
+
+    def node_rank(self) -> int:
+        return self._placement.node_rank
+
+
+def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str, Any]:
+    """Render DeepSpeed's own configuration: ZeRO-3, gradients summed and reduced in fp32."""
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "contiguous_gradients": True,
+        "overlap_comm": True,
+        "reduce_bucket_size": config.reduce_bucket_size,
+        "stage3_prefetch_bucket_size": config.stage3_prefetch_bucket_size,
+        "stage3_param_persistence_threshold": config.stage3_param_persistence_threshold,
+        "stage3_max_live_parameters": config.stage3_max_live_parameters,
+    }
+    for name, device in (
+        ("offload_optimizer", config.offload_optimizer),
+        ("offload_param", config.offload_param),
+    ):
+        if device != "none":
+            zero[name] = {"device": device, "pin_memory": torch.cuda.is_available()}
+    return {
+        "zero_optimization": zero,
+        # torch's AdamW is used as it is, on any device, instead of DeepSpeed's compiled ones.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": gradient_clip,
+        "train_micro_batch_size_per_gpu": 1,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # Numbers of the engine's own that would stand between ours.
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Zero3Strategy(DeepSpeedStrategy):
+    """ZeRO-3 on CUDA or CPU, driven micro-batch by micro-batch.
+
+    Args:
+        config: What `deepspeed_config` returns.
+        placement: This rank.
+        device: Where it computes.
+        precision: `bf16` keeps fp32 master weights in the partitioned optimizer.
+        timeout: Of each collective.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        placement: Placement,
+        device: torch.device,
+        precision: Literal["bf16", "fp32"],
+        timeout: timedelta,
+    ) -> None:
+        super().__init__(
+            config=config,
+            parallel_devices=[device],
+            cluster_environment=RankEnvironment(placement),
+            precision_plugin=DeepSpeedPrecision("bf16-mixed" if precision == "bf16" else "32-true"),
+            process_group_backend="nccl" if device.type == "cuda" else "gloo",
+            timeout=timeout,
+        )
+        self._device = device
+
+    @property
+    def root_device(self) -> torch.device:
+        return self._device
+
+    def setup_environment(self) -> None:
+        # One level up, past DeepSpeedStrategy's refusal of everything but CUDA.
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        # As the parent does, without its check that each device has an index of its own.
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
+    ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
+        # As the parent does, but the CPU has no device index: there the local rank stands for it.
+        index = self.root_device.index
+        engine, zero_optimizer, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank if index is None else index),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, zero_optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module itself; it sends each micro-batch through the engine."""
+        assert self.lightning_module is not None
+        return self.lightning_module.training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module itself; it sends the micro-batch through the engine."""
+        assert self.lightning_module is not None
+        return self.lightning_module.validation_step(*args, **kwargs)
+
+    def accumulate(self, loss: Tensor, last: bool) -> None:
+        """Add the gradient of a micro-batch; `last` closes the global batch.
+
+        The loss is scaled for the global batch already: DeepSpeed's own division by the number of
+        accumulated micro-batches is left out.
+        """
+        engine = self.deepspeed_engine
+        engine.set_gradient_accumulation_boundary(last)
+        engine.backward(loss, scale_wrt_gas=False)
+
+    @property
+    def gradient_norm(self) -> float:
+        """The global L2 norm of the last step's gradient, before clipping."""
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)

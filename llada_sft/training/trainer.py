@@ -1,0 +1,273 @@
+"""Config -> ranks -> data -> Trainer -> fit: the whole of a run on one rank, in order.
+
+The process group comes first: how long the training is, and where it goes on, is agreed between
+ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import deepspeed
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from llada_sft.config.schema import Config
+from llada_sft.data.datamodule import (
+    StepDataset,
+    StepSize,
+    build_encoder,
+    step_loader,
+    validation_batches,
+)
+from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.errors import ConfigError
+from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+from llada_sft.training import checkpoints
+from llada_sft.training.callbacks.checkpoint import CheckpointSaver
+from llada_sft.training.callbacks.progress import Progress
+from llada_sft.training.callbacks.signals import OwnSignals
+from llada_sft.training.consensus import Consensus
+from llada_sft.training.feed import MicroBatch, NoiseSource, StepFeed, validation_micro_batches
+from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.module import DiffusionModule
+from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.quiet import quiet_libraries
+from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
+
+Outcome = Literal["finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on; a fresh run goes on from step 0."""
+
+    checkpoint: Path | None
+    step: int
+    data: checkpoints.DataState | None
+
+
+def train(
+    config: Config,
+    run: RunDir,
+    placement: Placement,
+    stop_requested: Callable[[], bool],
+    claim_signals: Callable[[], None],
+) -> Outcome:
+    """Train on this rank, from the newest complete checkpoint if there is one.
+
+    Args:
+        config: The whole config.
+        run: The run directory; all ranks share it.
+        placement: This rank.
+        stop_requested: Asked once per step; when any rank says yes, all save and stop.
+        claim_signals: Installs the job's signal handlers again, over Lightning's.
+
+    Returns:
+        `finished`, or `stopped` when it was told to stop and saved.
+
+    Raises:
+        LladaSftError: A user's mistake, in one line per problem.
+    """
+    quiet_libraries()
+    device = choose_device(config.train.accelerator, placement.local_rank)
+    torch.set_num_threads(config.train.threads_per_rank)
+    timeout = timedelta(minutes=config.deepspeed.timeout_min)
+    init_ranks(placement, device, timeout)
+    consensus = Consensus()
+    network_config = resolve_network(config.model)
+    resume = find_resume(run, placement, consensus)
+    dataset = build_dataset(config, network_config, placement, resume, run)
+    total_steps = count_steps(config, dataset, consensus)
+    feed = StepFeed(
+        step_loader(dataset, config.data.prefetch_steps),
+        build_noise(config, network_config, placement),
+        consensus,
+        stop_requested,
+        resume.step,
+    )
+    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.stream.fingerprints())
+    module = DiffusionModule(
+        lambda: build_network(config.model, network_config, config.run.seed),
+        config.optim,
+        total_steps,
+        config.log.every_n_steps,
+        build_validation(config, network_config, placement, consensus),
+    )
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        strategy=Zero3Strategy(
+            deepspeed_config(config.deepspeed, config.optim.gradient_clip),
+            placement,
+            device,
+            config.train.precision,
+            timeout,
+        ),
+        # The feed runs through all epochs: to Lightning they are one, and resume is always within.
+        max_epochs=1,
+        max_steps=config.train.max_steps or -1,
+        logger=build_loggers(config, run, placement, resume.step),
+        callbacks=[
+            OwnSignals(claim_signals),
+            saver,
+            Progress(total_steps, config.log.every_n_steps),
+        ],
+        val_check_interval=config.train.validate_every_steps,
+        limit_val_batches=1.0 if config.data.validation else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
+    return "stopped" if saver.stopped else "finished"
+
+
+def choose_device(accelerator: Literal["auto", "cuda", "cpu"], local_rank: int) -> torch.device:
+    """Return the device of a rank.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    num_devices = torch.cuda.device_count()
+    if accelerator == "cpu" or (accelerator == "auto" and num_devices == 0):
+        return torch.device("cpu")
+    if num_devices == 0:
+        raise ConfigError(
+            "train.accelerator: 'cuda', but this machine has no CUDA device; "
+            "use a GPU node, or train.accelerator=cpu"
+        )
+    # Where SLURM shows each task only its own GPU, that one is number 0.
+    index = 0 if num_devices == 1 else local_rank
+    if index >= num_devices:
+        raise ConfigError(
+            f"slurm.ranks_per_node: rank {local_rank} of this node has no GPU, "
+            f"there are {num_devices}; use slurm.ranks_per_node={num_devices}"
+        )
+    return torch.device("cuda", index)
+
+
+def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -> None:
+    """Join the process group that DeepSpeed and Lightning then find."""
+    os.environ |= {
+        "MASTER_ADDR": placement.master_addr,
+        "MASTER_PORT": str(placement.master_port),
+        "RANK": str(placement.rank),
+        "LOCAL_RANK": str(placement.local_rank),
+        "WORLD_SIZE": str(placement.world_size),
+    }
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Else every rank compiles, with g++, a shared-memory collective that only inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+
+
+def find_resume(run: RunDir, placement: Placement, consensus: Consensus) -> Resume:
+    """Find the newest complete checkpoint; all ranks take the one that rank 0 sees."""
+    if placement.rank == 0:
+        checkpoints.clean_partial(run.checkpoints)
+    newest = checkpoints.newest_checkpoint(run.checkpoints)
+    checkpoint = consensus.gather(newest)[0]
+    if checkpoint is None:
+        return Resume(None, 0, None)
+    assert isinstance(checkpoint, Path)
+    checkpoints.check_world_size(checkpoint, placement.world_size)
+    step = checkpoints.read_manifest(checkpoint)["step"]
+    if placement.rank == 0:
+        print(f"resuming from {checkpoint}", flush=True)
+    return Resume(checkpoint, step, checkpoints.read_data_state(checkpoint))
+
+
+def build_dataset(
+    config: Config,
+    network_config: LLaDAConfig,
+    placement: Placement,
+    resume: Resume,
+    run: RunDir,
+) -> StepDataset:
+    """Index this rank's shards and find their positions."""
+    files = assign_files(list_shards(config.data.train), placement.rank, placement.world_size)
+    dataset = StepDataset(
+        config.data,
+        Path(config.model.path),
+        token_ids(network_config),
+        files,
+        config.run.seed,
+        StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches),
+        config.train.epochs,
+        epoch=resume.data.epoch if resume.data else 0,
+        positions=resume.data.positions if resume.data else None,
+    )
+    if resume.data:
+        resume.data.check_files(dataset.stream.fingerprints(), Path(config.data.train))
+    return dataset
+
+
+def count_steps(config: Config, dataset: StepDataset, consensus: Consensus) -> int:
+    """Count the optimizer steps of the whole training, as if each row made one example."""
+    size = StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches)
+    local_steps = -(-dataset.stream.num_rows // size.examples)
+    steps = consensus.largest(local_steps) * config.train.epochs
+    return min(steps, config.train.max_steps or steps)
+
+
+def build_noise(config: Config, network_config: LLaDAConfig, placement: Placement) -> NoiseSource:
+    return NoiseSource(
+        config.objective,
+        config.run.seed,
+        token_ids(network_config).mask_token_id,
+        placement.rank,
+        placement.world_size,
+    )
+
+
+def build_validation(
+    config: Config, network_config: LLaDAConfig, placement: Placement, consensus: Consensus
+) -> list[MicroBatch]:
+    """Encode and mask this rank's validation rows once; the same number of batches everywhere."""
+    if config.data.validation is None:
+        return []
+    ids = token_ids(network_config)
+    batches = validation_batches(
+        config.data,
+        build_encoder(config.data, Path(config.model.path), ids),
+        placement.rank,
+        placement.world_size,
+        config.train.micro_batch_size,
+        config.train.validation_max_rows,
+    )
+    return validation_micro_batches(batches, ids, placement.world_size, consensus)
+
+
+def build_loggers(
+    config: Config, run: RunDir, placement: Placement, first_step: int
+) -> list[Logger]:
+    """Make the loggers that the config asks for; a resumed run continues their curves."""
+    loggers: list[Logger] = []
+    if config.log.csv:
+        loggers.append(MetricsCsv(run.metrics, first_step))
+    if config.log.tensorboard:
+        loggers.append(
+            TensorBoardLogger(run.logs, name="tensorboard", version="", purge_step=first_step + 1)
+        )
+    if config.log.wandb_project and placement.rank == 0:
+        loggers.append(
+            WandbLogger(
+                project=config.log.wandb_project,
+                name=config.run.name,
+                id=config.run.name,
+                resume="allow",
+                save_dir=run.logs,
+            )
+        )
+    return loggers

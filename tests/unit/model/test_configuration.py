@@ -1,0 +1,121 @@
+"""config.json: every official key survives, and what we cannot compute is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llada_sft.errors import CheckpointError
+from llada_sft.model.configuration import LLaDAConfig, read_config
+
+
+def write(directory: Path, values: dict[str, Any]) -> Path:
+    (directory / "config.json").write_text(json.dumps(values))
+    return directory
+
+
+def refusal(directory: Path) -> list[str]:
+    with pytest.raises(CheckpointError) as error:
+        read_config(directory)
+    return str(error.value).splitlines()
+
+
+def test_every_key_survives_load_and_save(
+    golden_dir: Path, golden_config: dict[str, Any], tmp_path: Path
+) -> None:
+    read_config(golden_dir).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["transformers_version"], golden_config["transformers_version"]
+    assert saved == golden_config
+
+
+def test_unknown_keys_survive_too(golden_config: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, golden_config | {"bos_token_id": 504, "made_by": "someone"})
+    saved = json.loads(read_config(tmp_path).to_json_string())
+    assert (saved["bos_token_id"], saved["made_by"]) == (504, "someone")
+
+
+def test_a_config_from_sizes_has_the_official_keys(
+    small_config: LLaDAConfig, golden_config: dict[str, Any]
+) -> None:
+    values = json.loads(small_config.to_json_string())
+    assert values.keys() == golden_config.keys()
+    assert values["auto_map"]["AutoModel"] == ("GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM")
+    assert values["torch_dtype"] == "float32"
+
+
+def test_what_is_not_implemented_is_refused_all_at_once(
+    golden_config: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"alibi": True, "block_type": "sequential", "residual_dropout": 0.1}
+    file = write(tmp_path, golden_config | changes) / "config.json"
+    assert refusal(tmp_path) == [
+        f"{file}: alibi: only false is implemented, got true",
+        f'{file}: block_type: only "llama" is implemented, got "sequential"',
+        f"{file}: residual_dropout: only 0.0 is implemented, got 0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("activation_type", "swiglu"),
+        ("attention_dropout", 0.1),
+        ("attention_layer_norm", True),
+        ("bias_for_layer_norm", True),
+        ("block_group_size", 2),
+        ("embedding_dropout", 0.1),
+        ("include_bias", True),
+        ("include_qkv_bias", True),
+        ("input_emb_norm", True),
+        ("layer_norm_type", "default"),
+        ("layer_norm_with_affine", False),
+        ("rope", False),
+        ("rope_full_precision", False),
+        ("scale_logits", True),
+        ("weight_tying", True),
+    ],
+)
+def test_each_refused_value(
+    golden_config: dict[str, Any], tmp_path: Path, key: str, value: object
+) -> None:
+    (line,) = refusal(write(tmp_path, golden_config | {key: value}))
+    assert f": {key}: only " in line
+
+
+def test_missing_keys_are_named(golden_config: dict[str, Any], tmp_path: Path) -> None:
+    del golden_config["mask_token_id"], golden_config["d_model"]
+    file = write(tmp_path, golden_config) / "config.json"
+    assert refusal(tmp_path) == [
+        f"{file}: d_model: must be a whole number, got null",
+        f"{file}: mask_token_id: must be a whole number, got null",
+    ]
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    file = write(tmp_path, {"model_type": "llama"}) / "config.json"
+    assert refusal(tmp_path) == [f"{file}: model_type: expected 'llada', got 'llama'"]
+
+
+def test_no_config(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nowhere") == [
+        f"{tmp_path}/nowhere: no config.json; "
+        "model.path must be a directory in Hugging Face's layout"
+    ]
+
+
+def test_damaged_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    (line,) = refusal(tmp_path)
+    assert line.startswith(f"{tmp_path}/config.json: not JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("n_kv_heads", "multi_query", "expected"), [(None, None, 4), (None, True, 1), (2, None, 2)]
+)
+def test_key_value_heads(n_kv_heads: int | None, multi_query: bool | None, expected: int) -> None:
+    config = LLaDAConfig(
+        n_heads=4, d_model=32, n_kv_heads=n_kv_heads, multi_query_attention=multi_query
+    )
+    assert config.num_kv_heads == expected

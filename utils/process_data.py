@@ -1,0 +1,26 @@
+"""Your hook: one record of a .jsonl shard -> one training example.
+
+Change this file, or name another one in the config (`data.hook`). It is called once for each row,
+with the JSON value of the row, the tokenizer of the model and `data.max_length`. It returns
+
+- a dictionary: `input_ids`, a list of token ids, prompt and response in one, and `response_mask`,
+  a list of booleans of the same length that tells the response, the part that is learned;
+- a list of such dictionaries, if a row makes several examples;
+- or None, to leave the row out.
+
+The tail of EOS tokens after the response is added by the framework (`data.eos_tail`); too long
+examples are cut or left out by it too (`data.on_too_long`). With a third list, `noisy_ids`, you
+corrupt the input yourself: the loss is then taken at `response_mask`, each token with weight 1.
+
+As it stands, the hook reads both common forms:
+
+    {"prompt": "What is 2 + 2?", "response": "4"}
+    {"messages": [{"role": "user", "content": "What is 2 + 2?"},
+                  {"role": "assistant", "content": "4"}]}
+"""
+
+from llada_sft.data.records import encode_record
+
+
+def process_data(record, tokenizer, max_length):
+    return encode_record(record, tokenizer)
