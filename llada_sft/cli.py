@@ -62,7 +62,13 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     """Run the command of `sys.argv` and give its exit code."""
-    arguments = parser().parse_args()
+    commands = parser()
+    arguments, rest = commands.parse_known_args()
+    # argparse takes `RUN --local train.max_steps=9` apart and does not know the last one again.
+    if rest and (not hasattr(arguments, "overrides") or any(one[:1] == "-" for one in rest)):
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     return exit_code(lambda: int(arguments.handler(arguments) or 0))
 
 

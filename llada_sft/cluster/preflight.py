@@ -65,9 +65,8 @@ def _hook(config: Config) -> Iterator[str]:
     except OSError as error:
         yield f"{path}: cannot be read: {error.strerror}; set data.hook"
     except SyntaxError as error:
-        yield f"{path}:{error.lineno}: {error.msg}"
-    except ValueError as error:
-        yield f"{path}: not Python: {error}"
+        # A null byte has no line.
+        yield f"{path}:{error.lineno or 1}: not Python: {error.msg}"
     else:
         if "process_data" not in _defined_names(tree):
             yield f"{path}: defines no function process_data(record, tokenizer, max_length)"

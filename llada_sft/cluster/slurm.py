@@ -27,7 +27,7 @@ def run_tool(*command: str) -> str:
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]} not found: this machine has no SLURM") from None
+        raise LaunchError(f"{command[0]} not found on this machine") from None
     except subprocess.TimeoutExpired:
         raise LaunchError(f"{' '.join(command)}: no answer in {TIMEOUT_S} s; try again") from None
     if done.returncode:

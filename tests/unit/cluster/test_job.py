@@ -1,0 +1,185 @@
+"""What a rank does around the training, with a stand-in for the training."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llada_sft.cluster import job, journal, prepare
+from llada_sft.cluster.job import placement_from
+from llada_sft.cluster.preemption import StopRequest
+from llada_sft.config import Config, load_config
+from llada_sft.errors import DataError, LaunchError
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+
+Train = Callable[[Config, RunDir, Placement, Callable[[], bool]], str]
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "1234",
+}
+LOCAL = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "NODE_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "1234",
+}
+
+
+@pytest.fixture
+def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
+    """Prepare a run on CPU and pretend to be its rank 0."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in LOCAL.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(StopRequest, "install", lambda self: None)
+    monkeypatch.setattr(StopRequest, "wait", lambda self, timeout_s: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setenv("DS_ACCELERATOR", "")
+    config = load_config("a.yaml", ["train.accelerator=cpu", "train.threads_per_rank=3"])
+    run, _ = prepare.create(config, project, ["launch.py"])
+    yield run
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
+    module = ModuleType("llada_sft.training.trainer")
+    module.train = train  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "llada_sft.training.trainer", module)
+
+
+def test_a_rank_under_slurm() -> None:
+    assert placement_from({**LOCAL, **SLURM}) == Placement(3, 4, 1, 1, "node1", 1234)
+
+
+def test_a_rank_of_a_local_run() -> None:
+    assert placement_from(LOCAL) == Placement(0, 2, 0, 0, "127.0.0.1", 1234)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "RANK is not set: start ranks with launch.py or slurm/train.sbatch"),
+        (
+            {**SLURM, "MASTER_PORT": ""},
+            "a rank variable is not a number: invalid literal for int() with base 10: ''",
+        ),
+    ],
+)
+def test_no_rank(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(LaunchError) as caught:
+        placement_from(environment)
+    assert str(caught.value) == message
+
+
+def test_training_gets_the_config_of_the_run_directory(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def train(config: Config, run: RunDir, placement: Placement, stop: Callable[[], bool]) -> str:
+        threads, accelerator = os.environ["OMP_NUM_THREADS"], os.environ["DS_ACCELERATOR"]
+        seen.extend([config, run, placement.world_size, stop(), threads, accelerator])
+        return "finished"
+
+    stand_in(monkeypatch, train)
+    job.run(str(run.path))
+    assert seen == [load_config(run.config), run, 2, False, "3", "cpu"]
+    events = [(e["event"], e["attempt"], e.get("cause")) for e in journal.read(run.journal)]
+    assert events == [("started", 1, None), ("ended", 1, "finished")]
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object) -> str:
+        raise DataError("shards/0.jsonl:3: bad")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    assert run.failure(0).read_text() == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
+    assert journal.read(run.journal)[-1]["cause"] == "DataError: shards/0.jsonl:3: bad"
+
+
+def test_a_defect_keeps_its_traceback(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(*_: object) -> str:
+        raise RuntimeError("ours\nsecond line")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(RuntimeError, match="ours"):
+        job.run(str(run.path))
+    assert journal.read(run.journal)[-1]["cause"] == "RuntimeError: ours"
+    assert not run.failure(0).exists()
+
+
+def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(SystemExit):
+        job.run(str(run.path))
+    assert run.failure(0).read_text() == (
+        f"{run.config}: 1 nodes × 2 ranks = 2 ranks, but 5 were started:"
+        " set slurm.nodes and slurm.ranks_per_node to what the job has\n"
+    )
+
+
+def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, lambda *_: "stopped")
+    job.run(str(run.path))
+    assert journal.read(run.journal)[-1]["cause"] == "stopped by another rank"
+
+
+def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    stand_in(monkeypatch, lambda *_: "stopped")
+    job.run(str(run.path))
+    assert journal.read(run.journal) == []
+
+
+def test_a_leftover_of_submitit_does_not_fail_the_next_attempt(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    leftover = run.slurm / "42_0_result.pkl.save_tmp"
+    leftover.touch()
+    stand_in(monkeypatch, lambda *_: "finished")
+    job.run(str(run.path))
+    assert not leftover.exists()
+
+
+def test_submitit_ends_with_our_exit_code_and_no_traceback(run: RunDir) -> None:
+    """A world that does not fit, through submitit's own entry as srun calls it."""
+    from submitit.core.utils import DelayedSubmission
+
+    DelayedSubmission(job.run, str(run.path)).dump(run.slurm / "42_submitted.pkl")
+    done = subprocess.run(
+        [sys.executable, "-m", "submitit.core._submit", str(run.slurm)],
+        env={**os.environ, **SLURM, "SLURM_JOB_ID": "42", "SUBMITIT_EXECUTOR": "slurm"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.splitlines()[-1] == run.failure(3).read_text().strip()
+
+
+def test_the_entry_needs_a_run_directory() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llada_sft.cluster.job"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "usage: python -m llada_sft.cluster.job RUN_DIR\n",
+    )

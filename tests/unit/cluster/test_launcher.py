@@ -1,0 +1,202 @@
+"""`launch.py` and `llada-sft` as a user calls them: what they print, write and refuse."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import launch
+from llada_sft import cli
+from llada_sft.cluster import local
+from llada_sft.config import load_config
+
+FakeTool = Callable[[str, str], None]
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Call launch.py, or `llada-sft` when the first word is one of its commands."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        main = launch.main if arguments[0].startswith("--") else cli.main
+        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def local_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Collect (nodes, world size) of local runs instead of starting them."""
+    seen: list[tuple[int, int]] = []
+
+    def run_local(run_dir: Path, config: object) -> int:
+        config = load_config(run_dir / "config.yaml")
+        seen.append((config.slurm.nodes, config.world_size))
+        return 0
+
+    monkeypatch.setattr(local, "run_local", run_local)
+    return seen
+
+
+def slurm(fake_tool: FakeTool, state: str = "COMPLETED") -> None:
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo Submitted batch job 42")
+    fake_tool("scontrol", f"echo JobId=42 JobState={state}")
+
+
+def files(project: Path) -> list[Path]:
+    return sorted(path for path in project.rglob("*") if path.is_file())
+
+
+def test_a_mistake_is_a_message_and_exit_code_2(call: Call) -> None:
+    assert call("--config", "a.yaml", "optim.lrr=1") == (
+        2,
+        "",
+        "override 'optim.lrr=1': optim.lrr: unknown key; did you mean 'lr'?\n",
+    )
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_machine_without_slurm_writes_nothing(call: Call, project: Path) -> None:
+    before = files(project)
+    assert call("--config", "a.yaml") == (
+        2,
+        "",
+        "sbatch not found: this machine has no SLURM; use --local, or run on a login node\n",
+    )
+    assert files(project) == before
+
+
+def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) -> None:
+    before = files(project)
+    code, out, err = call("--config", "a.yaml", "--print-config", "train.epochs=2")
+    assert (code, err, files(project)) == (0, "", before)
+    (project / "printed.yaml").write_text(out)
+    printed = load_config("printed.yaml")
+    assert (printed.train.epochs, printed.model.path) == (2, f"{project}/model")
+    assert out.splitlines()[-5:] == [
+        "# global batch     2 examples = 1 micro × 1 accumulated × 2 ranks",
+        "# tokens per step  at most 8,192 = 2 × 4,096",
+        "# rows per epoch   7",
+        "# steps per epoch  4, until the busiest rank has read its 4 rows",
+        "# steps in all     8 = 2 epochs × 4",
+    ]
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_dry_run_prints_the_batch_script_and_the_problems(call: Call, project: Path) -> None:
+    (project / "hook.py").unlink()
+    before = files(project)
+    code, out, err = call("--config", "a.yaml", "--nodes", "3", "--dry-run", "slurm.time_min=7")
+    assert (code, files(project)) == (0, before)
+    assert {"#!/bin/bash", "#SBATCH --nodes=3", "#SBATCH --time=7"} <= set(out.splitlines())
+    assert err.replace(f"{project}/", "").splitlines() == [
+        "2 shards for 6 ranks in shards: use at most 2 ranks, or split the files into at least 6",
+        "hook.py: cannot be read: No such file or directory; set data.hook",
+    ]
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_prepare_prints_the_run_directory_only(call: Call, project: Path) -> None:
+    for _ in range(2):
+        assert call("--config", "a.yaml", "--prepare") == (0, f"{project}/runs/a\n", "")
+    assert (project / "runs/a/config.yaml").exists()
+
+
+def test_preflight_stops_a_launch_before_it_writes(
+    call: Call, project: Path, fake_tool: FakeTool
+) -> None:
+    slurm(fake_tool)
+    before = files(project)
+    code, _, err = call("--config", "a.yaml", "data.train=x", "model.path=y")
+    assert (code, len(err.splitlines()), files(project)) == (2, 3, before)
+
+
+def test_a_launch_says_how_to_go_on(call: Call, project: Path, fake_tool: FakeTool) -> None:
+    slurm(fake_tool)
+    code, out, err = call("--config", "a.yaml")
+    run = project / "runs/a"
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-5:] == [
+        f"run directory {run}",
+        "job           42",
+        f"follow        llada-sft logs {run} --follow",
+        "stop          scancel 42",
+        f"resume        llada-sft resume {run}",
+    ]
+    code, out, _ = call("--config", "a.yaml")
+    assert code == 0
+    assert f"continuing    {run} from its last checkpoint, with its own copy of the code" in out
+
+
+def test_a_run_whose_job_is_in_the_queue_is_not_launched_again(
+    call: Call, project: Path, fake_tool: FakeTool
+) -> None:
+    slurm(fake_tool, state="RUNNING")
+    assert call("--config", "a.yaml")[0] == 0
+    message = (
+        f"{project}/runs/a: its job 42 is still in the queue:"
+        " wait for it, or stop it with  scancel 42\n"
+    )
+    assert call("--config", "a.yaml") == (2, "", message)
+    assert call("resume", "runs/a") == (2, "", message)
+
+
+def test_follow_shows_the_log_until_the_job_ends(
+    call: Call, project: Path, fake_tool: FakeTool
+) -> None:
+    slurm(fake_tool)
+    log = f"{project}/runs/a/slurm/42_0_log.out"
+    fake_tool("sbatch", f"echo hello > {log}; echo Submitted batch job 42")
+    code, out, _ = call("--config", "a.yaml", "--follow")
+    assert (code, out.splitlines()[-1]) == (0, "hello")
+    assert call("logs", "runs/a") == (0, "hello\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "world"), [([], (1, 2)), (["slurm.nodes=3"], (1, 2)), (["--nodes", "2"], (2, 2))]
+)
+def test_local_takes_one_node_unless_told(
+    call: Call, local_runs: list[tuple[int, int]], arguments: Sequence[str], world: tuple[int, int]
+) -> None:
+    ranks = 2 // world[0]
+    code, _, _ = call("--config", "a.yaml", "--local", f"slurm.ranks_per_node={ranks}", *arguments)
+    assert (code, local_runs) == (0, [world])
+
+
+def test_resume_takes_changes(call: Call, project: Path, local_runs: list[tuple[int, int]]) -> None:
+    call("--config", "a.yaml", "--prepare")
+    assert call("resume", "runs/a", "--local", "train.max_steps=9")[0] == 0
+    assert load_config("runs/a/config.yaml").train.max_steps == 9
+    assert call("resume", "runs/a", "--local", "run.name=b", "data.hook=x") == (
+        2,
+        "",
+        "data.hook, run.name: cannot change within a run; launch a new one\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["resume", "a", "--locl"], ["status", "a", "b=1"]])
+def test_what_no_command_knows_is_refused(call: Call, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(*arguments)
+    assert caught.value.code == 2
+
+
+def test_status_and_cancel(call: Call, fake_tool: FakeTool) -> None:
+    slurm(fake_tool)
+    fake_tool("scancel", "exit 0")
+    call("--config", "a.yaml")
+    code, out, _ = call("status", "runs/a")
+    assert (code, "job          42 COMPLETED" in out) == (0, True)
+    assert call("cancel", "runs/a") == (
+        0,
+        "cancelled job 42; go on later with  llada-sft resume runs/a\n",
+        "",
+    )

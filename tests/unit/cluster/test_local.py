@@ -1,0 +1,130 @@
+"""Ranks on this machine, with a stand-in for the program of a rank."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llada_sft.cluster.local import run_local
+from llada_sft.config import Config, load_config
+from llada_sft.run_dir import RunDir
+
+PREAMBLE = "import os, sys, time, pathlib; rank = int(os.environ['RANK']); "
+
+
+def command(script: str) -> list[str]:
+    return [sys.executable, "-u", "-c", PREAMBLE + script]
+
+
+@pytest.fixture
+def config(project: Path) -> Config:
+    return load_config("a.yaml", ["slurm.nodes=2"])
+
+
+def test_each_rank_knows_its_place(
+    tmp_path: Path,
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "5")
+    names = "RANK WORLD_SIZE NODE_RANK LOCAL_RANK MASTER_ADDR SLURM_PROCID PYTHONSAFEPATH"
+    script = f"print(*map(os.environ.get, {names.split()}), os.environ['PYTHONPATH'], sys.argv[1])"
+    assert run_local(tmp_path, config, command(script)) == 0
+    run = RunDir(tmp_path)
+    code = os.pathsep.join([str(run.code), os.environ["PYTHONPATH"]])
+    for rank in range(4):
+        assert run.rank_log(rank).read_text() == (
+            f"{rank} 4 {rank // 2} {rank % 2} 127.0.0.1 None 1 {code} {tmp_path}\n"
+        )
+    assert capfd.readouterr().out == run.rank_log(0).read_text()
+
+
+def test_ranks_meet_at_one_port(tmp_path: Path, config: Config) -> None:
+    assert run_local(tmp_path, config, command("print(int(os.environ['MASTER_PORT']))")) == 0
+    assert len({RunDir(tmp_path).rank_log(rank).read_text() for rank in range(4)}) == 1
+
+
+def test_a_rank_that_dies_takes_the_others_with_it(
+    tmp_path: Path, config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.monotonic()
+    script = "print('line of', rank); time.sleep(0 if rank == 2 else 60); sys.exit(3)"
+    assert run_local(tmp_path, config, command(script)) == 1
+    assert time.monotonic() - begin < 20
+    log = RunDir(tmp_path).rank_log(2)
+    assert capfd.readouterr().err == f"rank 2 failed; its log {log} ends:\nline of 2\n"
+
+
+def test_a_rank_that_ignores_term_is_killed_with_its_children(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llada_sft.cluster.local.GRACE_S", 0.5)
+    ready = tmp_path / "pid"
+    script = f"""
+import signal, subprocess
+if rank == 1:
+    while not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.01)
+    sys.exit(1)
+if rank == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "60"])
+    pathlib.Path({str(tmp_path / "beside")!r}).write_text(str(child.pid))
+    os.rename({str(tmp_path / "beside")!r}, {str(ready)!r})
+time.sleep(60)
+"""
+    script = f"exec({script!r})"
+    assert run_local(tmp_path, config, command(script)) == 1
+    state = Path(f"/proc/{ready.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_mistake_of_the_users_is_printed_once(
+    tmp_path: Path, config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDir(tmp_path)
+    run.failures.mkdir()
+    run.failure(9).write_text("of an earlier attempt\n")
+    script = (
+        "pathlib.Path(sys.argv[1], 'failures', f'rank_{rank}.txt').write_text('mend this\\n');"
+        "sys.exit(2)"
+    )
+    assert run_local(tmp_path, config, command(script)) == 2
+    assert capfd.readouterr().err == "mend this\n"
+
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from llada_sft.cluster.local import run_local
+from llada_sft.config import load_config
+sys.exit(run_local(Path(sys.argv[1]), load_config("a.yaml"), sys.argv[2:]))
+"""
+WAITING = """
+import signal
+def note(number, frame):
+    print("got", signal.Signals(number).name); sys.exit(0)
+for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT): signal.signal(number, note)
+pathlib.Path(sys.argv[1], f"ready_{rank}").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM"), ("SIGUSR2", "SIGUSR2")]
+)
+def test_signals_are_passed_on(tmp_path: Path, config: Config, sent: str, arrives: str) -> None:
+    rank = command(f"exec({WAITING!r})")
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(tmp_path), *rank])
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    number = signal.Signals[sent]
+    launcher.send_signal(number)
+    assert launcher.wait(30) == 128 + number
+    for one in range(2):
+        assert RunDir(tmp_path).rank_log(one).read_text() == f"got {arrives}\n"

@@ -1,0 +1,131 @@
+"""Each thing that preflight finds, with its exact message; and all of them at once."""
+
+from pathlib import Path
+
+import pytest
+
+from llada_sft.cluster.preflight import find_problems, require
+from llada_sft.config import load_config, resolve_paths
+from llada_sft.errors import ConfigError
+
+SIZE = "model.size={d_model: 8, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}"
+RANDOM = ("model.init=random", SIZE)
+
+
+def problems(project: Path, *overrides: str) -> list[str]:
+    found = find_problems(resolve_paths(load_config("a.yaml", overrides), project))
+    return [line.replace(f"{project}/", "") for line in found]
+
+
+def test_a_good_project_has_none(project: Path) -> None:
+    assert problems(project) == []
+    require(resolve_paths(load_config("a.yaml"), project))
+
+
+# What is done to the project: (file, its new text; None removes it), and the problem.
+BROKEN = {
+    "a shard too few": (
+        ("shards/1.jsonl", None),
+        "1 shards for 2 ranks in shards: use at most 1 ranks, or split the files into at least 2",
+    ),
+    "no hook": (
+        ("hook.py", None),
+        "hook.py: cannot be read: No such file or directory; set data.hook",
+    ),
+    "syntax error": (("hook.py", "def process_data(:\n"), "hook.py:1: not Python: invalid syntax"),
+    "null byte": (
+        ("hook.py", "\0"),
+        "hook.py:1: not Python: source code string cannot contain null bytes",
+    ),
+    "no function": (
+        ("hook.py", "process = 1\n"),
+        "hook.py: defines no function process_data(record, tokenizer, max_length)",
+    ),
+    "no setup script": (
+        ("setup.sh", None),
+        "setup.sh: no such file; set slurm.setup, or slurm.setup=null",
+    ),
+    "no mask id": (
+        ("model/config.json", "{}"),
+        "model/config.json: mask_token_id must be a whole number, got None:"
+        " is this a LLaDA checkpoint?",
+    ),
+    "no JSON": (
+        ("model/tokenizer.json", "{\n  x"),
+        "model/tokenizer.json:2: not JSON: unexpected character, expected a string key",
+    ),
+    "no object": (("model/tokenizer.json", "[]"), "model/tokenizer.json: must be a JSON object"),
+    "no weights": (
+        ("model/model.safetensors", None),
+        "model: no model.safetensors and no model.safetensors.index.json",
+    ),
+    "a weight file is missing": (
+        ("model/model.safetensors.index.json", '{"weight_map": {"a": "1.st", "b": "2.st"}}'),
+        "model/model.safetensors.index.json: 2 of 2 files are missing, first 1.st",
+    ),
+    "no tokenizer": (
+        ("model/tokenizer.json", None),
+        "model/tokenizer.json: cannot be read: No such file or directory; set model.path",
+    ),
+    "no mask token": (
+        ("model/tokenizer.json", '{"added_tokens": [{"id": 6}], "model": {"vocab": {"a": 1}}}'),
+        "model/tokenizer.json: tokenizer has no mask token; no token has the id 7 of config.json:"
+        " take the model's own",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), BROKEN.values(), ids=BROKEN)
+def test_a_problem_is_named(project: Path, change: tuple[str, str | None], problem: str) -> None:
+    file, text = project / change[0], change[1]
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+    assert problems(project) == [problem]
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    ['{"model": {"vocab": {"<mask>": 7}}}', '{"model": {"vocab": [1, 2, 3, 4, 5, 6, 7, 8]}}'],
+)
+def test_a_mask_token_of_the_vocabulary_counts(project: Path, tokenizer: str) -> None:
+    (project / "model/tokenizer.json").write_text(tokenizer)
+    assert problems(project) == []
+
+
+def test_random_weights_need_the_tokenizer_only(project: Path) -> None:
+    (project / "model/config.json").unlink()
+    (project / "model/model.safetensors").unlink()
+    settings = project / "model/tokenizer_config.json"
+    missing = "model/tokenizer_config.json: cannot be read: No such file or directory"
+    assert problems(project, *RANDOM) == [f"{missing}; set model.path"]
+    settings.write_text("{}")
+    assert problems(project, *RANDOM) == [
+        "model/tokenizer.json: tokenizer has no mask token;"
+        " add it as mask_token to tokenizer_config.json"
+    ]
+    settings.write_text('{"mask_token": "<mask>"}')
+    assert problems(project, *RANDOM) == []
+
+
+def test_an_imported_hook_counts(project: Path) -> None:
+    (project / "hook.py").write_text("from somewhere import other as process_data\n")
+    assert problems(project) == []
+
+
+def test_validation_files_are_looked_for(project: Path) -> None:
+    assert problems(project, "data.validation=held_out") == ["held_out: no such folder or file"]
+
+
+def test_everything_is_reported_at_once(project: Path) -> None:
+    overrides = ("data.train=x", "data.hook=y", "model.path=z", "slurm.setup=w")
+    with pytest.raises(ConfigError) as caught:
+        require(resolve_paths(load_config("a.yaml", overrides), project))
+    assert str(caught.value).replace(f"{project}/", "").splitlines() == [
+        "x: no such folder or file",
+        "y: cannot be read: No such file or directory; set data.hook",
+        "w: no such file; set slurm.setup, or slurm.setup=null",
+        "z/config.json: cannot be read: No such file or directory; set model.path",
+        "z/tokenizer.json: cannot be read: No such file or directory; set model.path",
+    ]

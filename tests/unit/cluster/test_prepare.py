@@ -1,0 +1,138 @@
+"""The run directory: whole or not at all, the same run or another, and no secret in any file."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from llada_sft.cluster import prepare, snapshot
+from llada_sft.config import load_config
+from llada_sft.errors import ConfigError
+from llada_sft.run_dir import RunDir
+
+COMMAND = ["python", "launch.py", "--config", "a.yaml", "run.name=a b"]
+
+
+def create(project: Path, *overrides: str) -> tuple[RunDir, bool]:
+    return prepare.create(load_config("a.yaml", overrides), project, COMMAND)
+
+
+def refusal(project: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        create(project, *overrides)
+    return str(caught.value)
+
+
+def test_what_is_in_it(project: Path) -> None:
+    run, found = create(project)
+    assert (run.path, found) == (project / "runs/a", False)
+    config = load_config(run.config)
+    assert (config.model.path, config.data.train) == (f"{project}/model", f"{project}/shards")
+    assert (config.data.hook, config.slurm.setup) == (str(run.hook), str(run.setup))
+    assert run.hook.read_text() == (project / "hook.py").read_text()
+    assert run.setup.read_text() == (project / "setup.sh").read_text()
+    assert (run.code / "llada_sft/config/schema.py").exists()
+    assert {path.suffix for path in (run.code / "llada_sft").rglob("*") if path.is_file()} == {
+        ".py"
+    }
+    assert run.command.read_text() == (
+        f"cd {project} && python launch.py --config a.yaml 'run.name=a b'\n"
+    )
+    versions = json.loads(run.versions.read_text())
+    assert versions["python"].startswith("3.")
+    assert {"torch", "lightning", "deepspeed", "transformers", "submitit"} <= versions.keys()
+
+
+def test_nothing_is_left_of_an_attempt_that_failed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> dict[str, str]:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(snapshot, "git_state", full)
+    with pytest.raises(OSError, match="disk full"):
+        create(project)
+    assert list((project / "runs").iterdir()) == []
+
+
+def test_the_same_config_continues_the_run(project: Path) -> None:
+    run, _ = create(project)
+    (project / "setup.sh").write_text("# changed\n")
+    again, found = create(project, "slurm.nodes=1", "slurm.time_min=7", "log.csv=false")
+    assert (again, found) == (run, True)
+    config = load_config(run.config)
+    assert (config.slurm.time_min, config.log.csv) == (7, False)
+    assert run.setup.read_text() == "# changed\n"
+    assert len(run.command.read_text().splitlines()) == 2
+
+
+def test_another_config_is_another_run(project: Path) -> None:
+    run, _ = create(project)
+    before = run.config.read_text()
+    (project / "hook.py").write_text("# other\n")
+    assert refusal(project, "optim.lr=1", "train.epochs=9") == (
+        f"{run.path}: is a run with another config: optim.lr, train.epochs, data.hook (its text)"
+        " differ: choose another run.name, or launch with the values it has"
+    )
+    assert run.config.read_text() == before
+
+
+def test_a_folder_of_something_else_is_left_alone(project: Path) -> None:
+    (project / "runs/a").mkdir(parents=True)
+    (project / "runs/a/mine").touch()
+    assert refusal(project) == (
+        f"{project}/runs/a: exists and is not a run directory: choose another run.name"
+    )
+    assert [path.name for path in (project / "runs").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("root", ["100%", "it's", 'a"b', "a\\b"])
+def test_a_path_that_slurm_cannot_write_to(project: Path, root: str) -> None:
+    quoted = json.dumps(root)
+    assert refusal(project, f"run.root={quoted}") == (
+        f"run.root: must not contain %, quotes or backslashes, got {project}/{root}/a"
+    )
+
+
+def git(project: Path, *arguments: str) -> None:
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", str(project), *author, *arguments], check=True)
+
+
+def test_the_state_of_git_is_kept(project: Path) -> None:
+    git(project, "init", "-q")
+    git(project, "add", "hook.py")
+    git(project, "commit", "-qm", "a")
+    (project / "hook.py").write_text("# now\ndef process_data(): ...\n")
+    run, _ = create(project)
+    assert len((run.code / "commit.txt").read_text().strip()) == 40
+    assert "+# now" in (run.code / "diff.patch").read_text()
+    assert "a.yaml" in (run.code / "untracked.txt").read_text().splitlines()
+
+
+def test_without_git_there_is_nothing_to_keep(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    run, _ = create(project)
+    assert not (run.code / "commit.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "DB_PASSWORD", "my_secret"])
+def test_no_secret_reaches_a_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    secret = "abc-0123456789"
+    monkeypatch.setenv(name, secret)
+    git(project, "init", "-q")
+    git(project, "add", "setup.sh")
+    git(project, "commit", "-qm", "a")
+    (project / "setup.sh").write_text("# new\n")
+    (project / "shards/0.jsonl").write_text(secret)
+    git(project, "add", "shards/0.jsonl")
+    run, _ = prepare.create(load_config("a.yaml"), project, [*COMMAND, secret])
+    for file in run.path.rglob("*"):
+        assert not file.is_file() or secret not in file.read_text()
+    assert "***" in run.command.read_text()
+    assert "***" in (run.code / "diff.patch").read_text()

@@ -1,0 +1,155 @@
+"""The sbatch text: what it must say, that it is what is submitted, and that nothing escapes it."""
+
+import inspect
+import pickle
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llada_sft.cluster import prepare
+from llada_sft.cluster.submit import check_extra, require_sbatch, sbatch_text, submit
+from llada_sft.config import Config, load_config
+from llada_sft.errors import ConfigError, LaunchError
+from llada_sft.run_dir import RunDir
+
+FakeTool = Callable[[str, str], None]
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests/golden/zero3.sbatch"
+PYTHON = "/shared/env/bin/python"
+
+
+def text_of(*overrides: str) -> str:
+    config = load_config(ROOT / "config/zero3.yaml", overrides)
+    return sbatch_text(config, RunDir(Path("/shared/runs/llada-8b-sft")), PYTHON)
+
+
+def test_the_text_of_zero3_is_the_golden_one() -> None:
+    assert text_of() == GOLDEN.read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("slurm.mem_gb_per_node=512", "#SBATCH --mem=512G"),
+        ("slurm.partition=gpu,low", "#SBATCH --partition=gpu,low"),
+        ("slurm.account=me", "#SBATCH --account=me"),
+        ("slurm.qos=long", "#SBATCH --qos=long"),
+        ("slurm.constraint='h100&ib'", "#SBATCH --constraint='h100&ib'"),
+        ("slurm.exclude=node[1-3]", "#SBATCH --exclude='node[1-3]'"),
+        ("slurm.signal_lead_s=77", "#SBATCH --signal=USR2@77"),
+        ("slurm.gpus_per_node=4", "#SBATCH --gpus-per-node=4"),
+        ("slurm.extra={reservation: week42}", "#SBATCH --reservation=week42"),
+        ("slurm.extra={nice: 5}", "#SBATCH --nice=5"),
+        ("slurm.nodes=3", "#SBATCH --nodes=3"),
+        ("run.name=b", "#SBATCH --job-name=b"),
+    ],
+)
+def test_a_key_becomes_an_option(override: str, line: str) -> None:
+    assert line in text_of(override).splitlines()
+
+
+@pytest.mark.parametrize("override", ["slurm.gpus_per_node=0", "train.accelerator=cpu"])
+def test_without_gpus_none_are_asked_for(override: str) -> None:
+    assert "gpus" not in text_of(override)
+
+
+def test_without_a_setup_script_none_is_sourced() -> None:
+    assert "source" not in text_of("slurm.setup=null")
+
+
+def test_options_of_the_launcher_are_not_for_extra() -> None:
+    config = load_config(ROOT / "config/zero3.yaml", ["slurm.extra={nodes: 2, signal: x, nice: 1}"])
+    with pytest.raises(ConfigError) as caught:
+        check_extra(config)
+    assert str(caught.value).splitlines() == [
+        f"slurm.extra.{option}: is set by the launcher; use the key of its own in slurm,"
+        " or leave it out"
+        for option in ("nodes", "signal")
+    ]
+
+
+def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "a b; touch pwned $(touch pwned) `touch pwned`")
+    run.code.mkdir(parents=True)
+    run.setup.write_text("export FROM_SETUP=yes\n")
+    script = sbatch_text(load_config(ROOT / "config/zero3.yaml"), run, "/bin/no such; python")
+    shown = 'srun() { printf "%s\\n" "$@" "$FROM_SETUP" "$PYTHONPATH"; }\n'
+    output = subprocess.run(
+        ["bash", "-c", shown + script], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert output[-3:-1] == [str(run.slurm), "yes"]
+    assert output[-1].split(":")[0] == str(run.code)
+    assert "/bin/no such; python" in output
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    config = load_config(ROOT / "config/zero3.yaml", ["slurm.setup=null"])
+    script = sbatch_text(config, run, shlex.quote(shutil.which("python") or ""))
+    shown = 'srun() { echo "$MASTER_ADDR" "$MASTER_PORT" "$PYTHONSAFEPATH"; }\n'
+    address, port, safe = subprocess.run(
+        ["bash", "-c", shown + script],
+        env={"SLURMD_NODENAME": "node7", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert (address, safe) == ("node7", "1")
+    assert 1024 < int(port) < 65536
+
+
+def prepared(project: Path) -> tuple[Config, RunDir]:
+    run, _ = prepare.create(load_config(project / "a.yaml"), project, ["python", "launch.py"])
+    return load_config(run.config), run
+
+
+def test_what_is_submitted_is_what_the_dry_run_says(project: Path, fake_tool: FakeTool) -> None:
+    config, run = prepared(project)
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", f'cp "$1" {shlex.quote(str(project))}/seen; echo Submitted batch job 42')
+    assert submit(config, run) == "42"
+    assert (project / "seen").read_text() == sbatch_text(config, run) == run.sbatch.read_text()
+
+
+def test_the_pickle_holds_a_name_and_the_path_only(project: Path, fake_tool: FakeTool) -> None:
+    config, run = prepared(project)
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo Submitted batch job 42")
+    submit(config, run)
+    content = (run.slurm / "42_submitted.pkl").read_bytes()
+    assert len(content) < 1000
+    job = pickle.loads(content)
+    assert (job.function.__module__, job.function.__name__) == ("llada_sft.cluster.job", "run")
+    assert (job.args, job.kwargs) == ((str(run.path),), {})
+
+
+def test_a_refusal_of_sbatch_is_one_line(project: Path, fake_tool: FakeTool) -> None:
+    config, run = prepared(project)
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
+    with pytest.raises(LaunchError) as caught:
+        submit(config, run)
+    assert str(caught.value) == "sbatch refused the job: sbatch: error: invalid partition"
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_machine_without_slurm() -> None:
+    with pytest.raises(LaunchError) as caught:
+        require_sbatch()
+    assert str(caught.value) == (
+        "sbatch not found: this machine has no SLURM; use --local, or run on a login node"
+    )
+
+
+def test_submitits_private_function_is_where_we_think() -> None:
+    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+    parameters = inspect.signature(_make_sbatch_string).parameters
+    assert list(parameters)[:2] == ["command", "folder"]
+    source = inspect.getsource(SlurmExecutor._make_submission_file_text)
+    assert "_make_sbatch_string(command=command, folder=self.folder, **self.parameters)" in source

@@ -1,0 +1,46 @@
+"""How both entry points end."""
+
+import subprocess
+import sys
+
+import pytest
+
+from llada_sft.entry import exit_code
+from llada_sft.errors import DataError
+
+
+def test_an_error_of_the_users_has_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise DataError("a.jsonl:1: bad")
+
+    assert exit_code(fail) == 2
+    assert capsys.readouterr() == ("", "a.jsonl:1: bad\n")
+
+
+def test_ctrl_c_is_130() -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    assert exit_code(interrupt) == 130
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    def fail() -> int:
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        exit_code(fail)
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    script = (
+        "import sys; from llada_sft.entry import exit_code\n"
+        "def write():\n for _ in range(100000): print('line')\n return 0\n"
+        "sys.exit(exit_code(write))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None and writer.stderr is not None
+        writer.stdout.close()
+        assert (writer.stderr.read(), writer.wait(30)) == (b"", 1)

@@ -1,0 +1,114 @@
+"""Who may know whom: the imports of every file are walked, and go down only."""
+
+import ast
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted([ROOT / "launch.py", *(ROOT / "llada_sft").rglob("*.py")])
+GROUND = {"config", "run_dir", "placement", "errors"}
+# What each part may import of the package, besides itself.
+MAY_KNOW = {
+    "launch": GROUND | {"entry", "cluster"},
+    "__main__": {"cli"},
+    "cli": GROUND | {"entry", "cluster", "training", "sampling", "demo", "data", "model"},
+    "entry": {"errors"},
+    "sampling": {"model", "diffusion", "data", "errors"},
+    "demo": GROUND | {"data", "model"},
+    "cluster": GROUND | {"training", "data"},
+    "training": GROUND | {"data", "model", "diffusion"},
+    "data": GROUND,
+    "model": GROUND,
+    "diffusion": set(),
+    "config": {"errors"},
+    "run_dir": set(),
+    "placement": set(),
+    "errors": set(),
+    "llada_sft": set(),
+}
+
+
+def part_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    if parts[0] != "llada_sft":
+        return parts[0]
+    return "llada_sft" if parts[1] == "__init__" else parts[1]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Give the dotted names that are imported anywhere below a node."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def at_import_time(tree: ast.Module) -> ast.Module:
+    """Leave out the bodies of functions, also of methods."""
+
+    class WithoutFunctions(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
+    return ast.fix_missing_locations(WithoutFunctions().visit(tree))
+
+
+def parts_in(names: Iterator[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("llada_sft.")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_down_only(file: Path) -> None:
+    part = part_of(file)
+    known = parts_in(imported(ast.parse(file.read_text())))
+    assert known <= MAY_KNOW[part] | {part, "__version__"}
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if part_of(f) in ("cluster", "cli", "launch", "entry")], ids=str
+)
+def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
+    names = list(imported(at_import_time(ast.parse(file.read_text()))))
+    assert not parts_in(iter(names)) & {"training", "model", "diffusion", "sampling"}
+    assert "torch" not in {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import launch",
+        "from llada_sft.cli import main; sys.argv = ['llada-sft', 'status', '--help']; main()",
+        "from llada_sft.cluster import job, launcher, local, logs, status, submit; import submitit",
+    ],
+)
+def test_a_login_node_never_imports_torch(script: str) -> None:
+    check = "\nfinally: sys.stderr.write(str('torch' in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\ntry: {script}\nexcept SystemExit: pass{check}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "False"
+
+
+def test_a_dry_run_answers_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half a second of CPU is the promise; twice that allows for a slow machine under load."""
+    command = [sys.executable, "launch.py", "--config", "config/zero3.yaml", "--nodes", "4"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    with capsys.disabled():
+        print(f" [dry run: {seconds:.2f} s of CPU] ", end="")
+    assert seconds < 1.0
