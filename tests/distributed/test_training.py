@@ -1,0 +1,137 @@
+"""The promises of training that need ranks: real gloo, real ZeRO-3, on this machine's CPU."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llada_sft.demo.data import write_demo
+from tests.distributed.ranks import run_on_ranks
+from tests.distributed.training_workers import losses
+
+pytestmark = pytest.mark.distributed
+WORKERS = "tests.distributed.training_workers"
+CONFIG = "config/demo.yaml"
+SMALL = [
+    "model.size.d_model=32",
+    "model.size.n_layers=2",
+    "model.size.mlp_hidden_size=48",
+    "train.micro_batch_size=2",
+    "train.accumulate_grad_batches=2",
+    "optim.warmup_steps=2",
+    "log.every_n_steps=1",
+    "log.tensorboard=false",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo(folder)
+    return folder
+
+
+def write_shards(folder: Path, sizes: list[int]) -> Path:
+    """Write shards of words that tell file and row apart."""
+    folder.mkdir(parents=True)
+    for shard, size in enumerate(sizes):
+        rows = [{"prompt": "reverse abc", "response": "cba" * (1 + row % 3)} for row in range(size)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"shard_{shard}.jsonl").write_text(text)
+    return folder
+
+
+def with_data(demo: Path, train: Path) -> list[str]:
+    return [
+        *SMALL,
+        f"model.path={demo / 'tokenizer'}",
+        f"data.train={train}",
+        f"data.validation={demo / 'data/heldout'}",
+    ]
+
+
+@pytest.mark.timeout(300)
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_path: Path) -> None:
+    # 21 and 9 rows at 4 per step: steps 1-6 of each epoch, and rank 1 is short of rows from step 3.
+    train = write_shards(tmp_path / "shards", [21, 9])
+    overrides = [
+        *with_data(demo, train),
+        "train.epochs=2",
+        "train.max_steps=null",
+        "train.checkpoint_every_steps=4",
+        "train.validate_every_steps=3",
+        "train.validation_max_rows=7",
+    ]
+    stops = [1, 2, 4, 6, 7, 9]
+    results = run_on_ranks(
+        f"{WORKERS}:interrupted_runs", 2, 280,
+        folder=str(tmp_path), config_file=CONFIG, overrides=overrides, stops=stops,
+    )  # fmt: skip
+    assert results[0]["outcomes"] == ["finished", *["stopped", "finished"] * len(stops)]
+    whole = losses(tmp_path / "whole")
+    assert list(whole) == list(range(1, 13))
+    for stop in stops:
+        assert losses(tmp_path / f"stopped_{stop}") == whole, f"stopped at {stop}"
+
+
+@pytest.mark.parametrize("normalization", ["answer", "token"])
+def test_ranks_and_accumulation_are_the_same_thing(
+    demo: Path, tmp_path: Path, normalization: str
+) -> None:
+    overrides = [*with_data(demo, demo / "data/train"), "data.validation=null"]
+    changes = []
+    for world_size in (2, 1):
+        ranks = run_on_ranks(
+            f"{WORKERS}:update", world_size, 120,
+            folder=str(tmp_path), config_file=CONFIG, overrides=overrides,
+            normalization=normalization,
+        )  # fmt: skip
+        assert all(change == ranks[0] for change in ranks)
+        changes.append(np.array(ranks[0]))
+    two_by_two, one_by_four = changes
+    assert np.linalg.norm(one_by_four) > 1e-2
+    difference = np.linalg.norm(two_by_two - one_by_four) / np.linalg.norm(one_by_four)
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+def test_every_row_is_delivered_once_per_epoch(
+    demo: Path, tmp_path: Path, prefetch_steps: int
+) -> None:
+    sizes = [5, 0, 17, 3, 23]
+    train = write_shards(tmp_path / "shards", sizes)
+    overrides = [*with_data(demo, train), "train.epochs=2", f"data.prefetch_steps={prefetch_steps}"]
+    ranks = run_on_ranks(
+        f"{WORKERS}:delivered", 3, 120,
+        folder=str(tmp_path), config_file=CONFIG, overrides=overrides,
+    )  # fmt: skip
+    assert len({len(steps) for steps in ranks}) == 1, "ranks made different numbers of steps"
+    for steps in zip(*ranks, strict=True):
+        epochs, counts, rows = zip(*steps, strict=True)
+        assert len(set(epochs)) == 1
+        assert set(counts) == {sum(map(len, rows))}
+    expected = {
+        (f"shard_{s}.jsonl", 1 + row) for s, size in enumerate(sizes) for row in range(size)
+    }
+    for epoch in (0, 1):
+        seen = Counter(
+            tuple(row) for steps in ranks for at, _, rows in steps if at == epoch for row in rows
+        )
+        assert set(seen) == expected
+        assert set(seen.values()) == {1}
+
+
+def test_a_bad_row_of_one_rank_stops_all(demo: Path, tmp_path: Path) -> None:
+    train = write_shards(tmp_path / "shards", [20, 20])
+    broken = train / "shard_1.jsonl"
+    broken.write_text(broken.read_text() + '{"prompt": "reverse ab"\n')
+    ranks = run_on_ranks(
+        f"{WORKERS}:delivered", 2, 120,
+        folder=str(tmp_path), config_file=CONFIG, overrides=with_data(demo, train),
+    )  # fmt: skip
+    assert ranks[0] == [["error", "PeerFailedError", "1 other rank(s) stopped; see their lines"]]
+    ((_, kind, message),) = ranks[1]
+    assert kind == "DataError"
+    assert message.endswith("shard_1.jsonl:21 (byte 957): not JSON: unexpected end of data")

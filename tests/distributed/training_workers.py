@@ -1,0 +1,173 @@
+"""What the ranks of the training tests run; each function returns something JSON can hold."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from llada_sft.config import load_config
+from llada_sft.config.schema import Config
+from llada_sft.data.collate import pad
+from llada_sft.data.datamodule import LocalStep, StepDataset, StepSize, TokenIds, step_loader
+from llada_sft.data.encode import Example
+from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.errors import LladaSftError
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.feed import NoiseSource, StepFeed
+from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.module import DiffusionModule
+from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.quiet import quiet_libraries
+from llada_sft.training.ranks import choose_device, init_ranks
+from llada_sft.training.trainer import build_trainer, train
+
+
+def placement() -> Placement:
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return Placement(rank, world_size, rank, 0, address, port)
+
+
+def _train(config: Config, folder: Path, stop_requested: Callable[[], bool]) -> str:
+    return train(config, RunDir(folder), placement(), stop_requested, lambda: None)
+
+
+def _told_at(step: int, rank: int) -> Callable[[], bool]:
+    """Tell one rank to stop after it was asked so often."""
+    asked = 0
+
+    def stop_requested() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= step and placement().rank == rank
+
+    return stop_requested
+
+
+def interrupted_runs(
+    folder: str, config_file: str, overrides: list[str], stops: list[int]
+) -> dict[str, Any]:
+    """Train without interruption, and once for each stop with an interruption there."""
+    config = load_config(config_file, overrides)
+    whole = Path(folder) / "whole"
+    outcomes = [_train(config, whole, lambda: False)]
+    for stop in stops:
+        run = Path(folder) / f"stopped_{stop}"
+        outcomes.append(_train(config, run, _told_at(stop, rank=placement().world_size - 1)))
+        outcomes.append(_train(config, run, lambda: False))
+    return {"outcomes": outcomes}
+
+
+def train_once(folder: str, config_file: str, overrides: list[str]) -> str:
+    return _train(load_config(config_file, overrides), Path(folder), lambda: False)
+
+
+def losses(folder: Path) -> dict[int, str]:
+    """The loss of each step, every digit as it was written."""
+    rows = read_metrics(RunDir(folder).metrics)
+    return {int(row["step"]): row["loss"] for row in rows if row["loss"]}
+
+
+def _example(number: int, length: int, answer: int) -> Example:
+    generator = np.random.Generator(np.random.Philox(number))
+    mask = np.arange(length) >= length - answer
+    ids = generator.integers(6, 20, length)
+    return Example(ids, mask, None, False, file="shard.jsonl", line=number, part=0)
+
+
+# Very different answers: 1 to 40 tokens. The global batch of the second step is one short.
+_GLOBAL_STEPS = (
+    ((0, 12, 1), (1, 50, 40), (2, 20, 5), (3, 9, 3)),
+    ((4, 60, 40), (5, 8, 2), (6, 30, 17)),
+    ((7, 11, 1), (8, 45, 33), (9, 16, 8), (10, 10, 2)),
+)
+
+
+def _local_step(step: int, rank: int, world_size: int, accumulate: int) -> LocalStep:
+    mine = [_example(*which) for which in _GLOBAL_STEPS[step][rank::world_size]]
+    batches = [pad(mine[i : i + 1], pad_token_id=1) for i in range(accumulate)]
+    return LocalStep(tuple(batches), epoch=0, positions={})
+
+
+def update(folder: str, config_file: str, overrides: list[str], normalization: str) -> list[float]:
+    """Make three steps of one example per micro-batch; return the weights' whole change."""
+    quiet_libraries()
+    config = load_config(config_file, [*overrides, f"objective.normalization={normalization}"])
+    place = placement()
+    device = choose_device("cpu", 0)
+    init_ranks(place, device, timedelta(minutes=2))
+    consensus = Consensus()
+    network = resolve_network(config.model)
+    accumulate = 4 // place.world_size
+    steps = [
+        _local_step(step, place.rank, place.world_size, accumulate)
+        for step in range(len(_GLOBAL_STEPS))
+    ]
+    noise = NoiseSource(
+        config.objective, 0, token_ids(network).mask_token_id, place.rank, place.world_size
+    )
+    feed = StepFeed(steps, noise, consensus, lambda: False, first_step=0)
+    module = DiffusionModule(
+        lambda: build_network(config.model, network, config.run.seed), config.optim, 100, 1, []
+    )
+    trainer = build_trainer(config, place, device, [], [])
+    changes: list[float] = []
+
+    class Measure(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.before = _full_weights(pl_module)
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            changes.extend((_full_weights(pl_module) - self.before).tolist())
+
+    trainer.callbacks.append(Measure())
+    trainer.fit(module, train_dataloaders=feed)
+    return changes
+
+
+def _full_weights(module: torch.nn.Module) -> torch.Tensor:
+    parameters = list(module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters):
+        return torch.cat([parameter.detach().flatten().clone() for parameter in parameters])
+
+
+def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[Any]]:
+    """Run the feed through all epochs without training; return what this rank was given."""
+    config = load_config(config_file, overrides)
+    place = placement()
+    init_ranks(place, choose_device("cpu", 0), timedelta(minutes=2))
+    ids = TokenIds(vocab_size=20, eos_token_id=1, mask_token_id=5)
+    files = assign_files(list_shards(config.data.train), place.rank, place.world_size)
+    dataset = StepDataset(
+        config.data, Path(config.model.path), ids, files, 0, StepSize(2, 2), config.train.epochs
+    )
+    given: list[list[Any]] = []
+
+    class Recorder(NoiseSource):
+        def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[Any]:
+            rows = [
+                [example.file, example.line]
+                for batch in local.micro_batches
+                for example in batch.examples
+            ]
+            given.append([local.epoch, counts.examples, rows])
+            return super().micro_batches(local, counts, step)
+
+    noise = Recorder(config.objective, 0, ids.mask_token_id, place.rank, place.world_size)
+    feed = StepFeed(
+        step_loader(dataset, config.data.prefetch_steps), noise, Consensus(), lambda: False, 0
+    )
+    try:
+        for _ in feed:
+            pass
+    except LladaSftError as error:
+        return [["error", type(error).__name__, str(error)]]
+    return given
