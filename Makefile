@@ -1,0 +1,38 @@
+# Two commands need nothing but Python 3.11+, make and git:
+#   make demo    trains, exports and samples a tiny LLaDA on this machine
+#   make test    runs every test that this machine can run
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/package
+	PATH="$(BIN):$$PATH" $(BIN)/python -m llada_sft.demo
+
+test: $(VENV)/dev
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	bash -n slurm/train.sbatch slurm/setup.sh .ci/run .ci/install-slurm
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/package: pyproject.toml constraints.txt | $(VENV)/created
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/created
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/package
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build demo runs/demo *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
