@@ -142,7 +142,7 @@ def one_step(model_dir: str, out: str) -> float:
 
 
 def _relative_error(value: Tensor, reference: Tensor) -> float:
-    return ((value - reference).norm() / reference.norm()).item()
+    return float((value - reference).norm() / reference.norm())
 
 
 def _some_loss(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
