@@ -4,6 +4,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def after(
     rows: RowStream, epoch: int, num_rows: int, size: Mapping[str, FilePosition]
 ) -> dict[str, FilePosition]:
     """The positions once `num_rows` of an epoch are done."""
-    drawn = Counter(row.file for _, row in zip(range(num_rows), rows.rows(epoch, size)))
+    drawn = Counter(row.file for row in islice(rows.rows(epoch, size), num_rows))
     return {name: FilePosition(at.row + drawn[name], 0) for name, at in size.items()}
 
 
