@@ -16,6 +16,7 @@ from llada_sft.errors import DataError
 TooLong = Literal["skip", "clip_prompt", "clip_response"]
 _REQUIRED = {"input_ids", "response_mask"}
 _ALLOWED = _REQUIRED | {"noisy_ids"}
+_TRUTH = bool | int | np.bool_ | np.integer
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ class Encoder:
         noisy = fields.get("noisy_ids")
         # A hook that corrupts the input itself owns the whole sequence: no tail is added.
         tail = 0 if noisy is not None else 1 if self.eos_tail == "batch_max" else self.eos_tail
+        eos = np.full(tail, self.eos_token_id, np.int64)
         keep = _cut(fields["response_mask"], self.max_length - tail, self.on_too_long)
         if keep is None:
             return None
         return Example(
-            input_ids=np.append(fields["input_ids"][keep], [self.eos_token_id] * tail),
-            response_mask=np.append(fields["response_mask"][keep], [True] * tail),
+            input_ids=np.append(
+                fields["input_ids"][keep], np.full(tail, self.eos_token_id, np.int64)
+            ),
+            response_mask=np.append(fields["response_mask"][keep], np.ones(tail, np.bool_)),
             noisy_ids=None if noisy is None else noisy[keep],
             grows=noisy is None and self.eos_tail == "batch_max",
             file=row.file,
@@ -135,14 +139,14 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
     if not isinstance(values, list):
         raise DataError(f"hook returned {key!r} as {type(values).__name__}; return a list")
     if key == "response_mask":
-        if not all(value in (0, 1) for value in values):
+        if not all(isinstance(value, _TRUTH) and value in (0, 1) for value in values):
             raise DataError("hook returned 'response_mask' with values other than true and false")
         return np.array(values, np.bool_)
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise DataError(f"hook returned {key!r} with {value!r}; token ids are integers")
         if not 0 <= value < vocab_size:
-            raise DataError(f"hook returned {key!r} with {value}; ids must be below {vocab_size}")
+            raise DataError(f"hook returned {key!r} with {value}; ids are 0 to {vocab_size - 1}")
     return np.array(values, np.int64)
 
 

@@ -25,7 +25,8 @@ def check_hook(path: Path) -> None:
     except OSError as error:
         raise DataError(f"{path}: the hook cannot be read: {error.strerror}") from None
     except (SyntaxError, ValueError) as error:
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+        number = error.lineno if isinstance(error, SyntaxError) else None
+        line = f":{number}" if number else ""
         raise DataError(f"{path}{line}: the hook is not valid Python: {error}") from None
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     imported = {
@@ -64,7 +65,8 @@ def describe(error: BaseException, hook_path: Path) -> str:
     """Say what an exception of the hook was, and at which line of the hook, in one line."""
     line, trace = None, error.__traceback__
     while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == hook_path:
+        # Python made the path absolute when it loaded the hook.
+        if Path(trace.tb_frame.f_code.co_filename) == hook_path.absolute():
             line = trace.tb_lineno
         trace = trace.tb_next
     message = " ".join(str(error).split())

@@ -1,6 +1,6 @@
 """The rows of a rank's files, in a keyed random order, from any position.
 
-1. `LineIndex` finds where each non-blank line of a file begins.
+1. `index_lines` reads a file once: where each non-blank line begins, and a fingerprint.
 2. `FileReader` reads row `permutation[i]` of its file: the permutation is keyed by
    (seed, epoch, file), so the state of a file is one integer.
 3. `RowStream` draws the next file at random in proportion to the rows that it has left. The draw is
@@ -8,6 +8,7 @@
 """
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from llada_sft.errors import DataError
 
 _CHUNK_BYTES = 1 << 22
-_BLANKS = b" \t\r\n"
+_LINE_END = 0x0A
+_BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,14 @@ class FilePosition(NamedTuple):
 
 
 class LineIndex(NamedTuple):
-    """Where the non-blank lines of a file begin (int64 [rows]) and their line numbers, from 1."""
+    """Where the non-blank lines of a file begin (int64 [rows]) and their line numbers, from 1.
+
+    `fingerprint` names the content of the whole file: its size and its CRC-32.
+    """
 
     starts: NDArray[np.int64]
     lines: NDArray[np.int64]
-
-
-def _newlines(file: BinaryIO) -> NDArray[np.int64]:
-    found, offset = [], 0
-    while chunk := file.read(_CHUNK_BYTES):
-        found.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == 0x0A) + offset)
-        offset += len(chunk)
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+    fingerprint: str
 
 
 def index_lines(path: Path) -> LineIndex:
@@ -66,29 +64,34 @@ def index_lines(path: Path) -> LineIndex:
     """
     try:
         with path.open("rb") as file:
-            ends = _newlines(file)
-            size = file.seek(0, 2)
-            starts = np.concatenate([[0], ends + 1]).astype(np.int64)
-            stops = np.concatenate([ends, [size]])
-            keep = stops > starts
-            # Only a very short line can consist of blanks alone without being looked at.
-            for i in np.flatnonzero(keep & (stops - starts <= 16)):
-                file.seek(starts[i])
-                keep[i] = bool(file.read(int(stops[i] - starts[i])).strip(_BLANKS))
+            starts, first_bytes, fingerprint = _scan(file)
+            keep = first_bytes != _LINE_END
+            # Only a line that begins with a blank can be one.
+            for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
+                file.seek(starts[number])
+                keep[number] = not file.readline().isspace()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return LineIndex(starts[keep], np.flatnonzero(keep) + 1)
+    return LineIndex(starts[keep], np.flatnonzero(keep) + 1, fingerprint)
 
 
-def fingerprint(path: Path) -> str:
-    """Name a file's content by its size and both of its ends."""
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
-        digest.update(file.read(1 << 16))
-        file.seek(max(0, size - (1 << 16)))
-        digest.update(file.read())
-    return digest.hexdigest()
+def _scan(file: BinaryIO) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
+    """Return where every line begins, blank ones too, its first byte, and the fingerprint."""
+    starts, first_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    size, checksum, line_begins = 0, 0, True
+    while chunk := file.read(_CHUNK_BYTES):
+        data = np.frombuffer(chunk, np.uint8)
+        found = np.flatnonzero(data == _LINE_END) + 1
+        if line_begins:
+            found = np.insert(found, 0, 0)
+        line_begins = chunk.endswith(b"\n")
+        if line_begins:
+            found = found[:-1]
+        starts.append(found + size)
+        first_bytes.append(data[found])
+        checksum = zlib.crc32(chunk, checksum)
+        size += len(chunk)
+    return np.concatenate(starts), np.concatenate(first_bytes), f"{size}-{checksum:08x}"
 
 
 def _key(*parts: object) -> int:
@@ -145,16 +148,27 @@ class RowStream:
         return sum(len(reader) for reader in self._readers)
 
     def fingerprints(self) -> dict[str, str]:
-        return {reader.name: fingerprint(reader.path) for reader in self._readers}
+        return {reader.name: reader.index.fingerprint for reader in self._readers}
 
     def start_positions(self) -> dict[str, FilePosition]:
         return {reader.name: FilePosition(0, 0) for reader in self._readers}
 
+    def known_positions(self, positions: Mapping[str, FilePosition]) -> dict[str, FilePosition]:
+        """Return the positions of these files; one that is not known counts as done.
+
+        A file that was added after a checkpoint is thus read from the next epoch on.
+        """
+        return {
+            reader.name: positions.get(reader.name, FilePosition(len(reader), 0))
+            for reader in self._readers
+        }
+
     def rows(self, epoch: int, positions: Mapping[str, FilePosition]) -> Iterator[Row]:
         """Yield what is left of an epoch after `positions`."""
+        known = self.known_positions(positions)
         for reader in self._readers:
             reader.start_epoch(self._seed, epoch, self._shuffle)
-        done = np.array([positions[reader.name].row for reader in self._readers], np.int64)
+        done = np.array([known[reader.name].row for reader in self._readers], np.int64)
         sizes = np.array([len(reader) for reader in self._readers], np.int64)
         while (left := sizes - done).sum() > 0:
             chosen = self._choose(left, epoch, int(done.sum()))

@@ -43,11 +43,10 @@ _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "weight_tying": (False,),
 }
 _SIZES = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "vocab_size")
-_TOKEN_IDS = ("mask_token_id", "eos_token_id", "pad_token_id")
 
 
 class LLaDAConfig(PretrainedConfig):  # type: ignore[misc]
-    """The official keys with their official defaults; the 8B's sizes must be given.
+    """The official keys; the defaults are LLaDA-8B's.
 
     `embedding_size` is the vocabulary padded to a round number (None: `vocab_size`): the rows of
     the embedding and of the head.
@@ -55,15 +54,15 @@ class LLaDAConfig(PretrainedConfig):  # type: ignore[misc]
 
     model_type: ClassVar[str] = "llada"
 
-    d_model: int = 768
-    n_layers: int = 12
-    n_heads: int = 12
+    d_model: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
     n_kv_heads: int | None = None
-    mlp_hidden_size: int | None = None
+    mlp_hidden_size: int | None = 12288
     mlp_ratio: int = 4
-    max_sequence_length: int = 1024
-    vocab_size: int = 50257
-    embedding_size: int | None = 50304
+    max_sequence_length: int = 4096
+    vocab_size: int = 126464
+    embedding_size: int | None = None
     mask_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -95,7 +94,7 @@ class LLaDAConfig(PretrainedConfig):  # type: ignore[misc]
     rms_norm_eps: float = 1e-5
     rope: bool = True
     rope_full_precision: bool = True
-    rope_theta: float = 10000.0
+    rope_theta: float = 500000.0
     scale_logits: bool = False
     use_cache: bool = False
     weight_tying: bool = False
@@ -126,7 +125,6 @@ class LLaDAConfig(PretrainedConfig):  # type: ignore[misc]
             mask_token_id=mask_token_id,
             eos_token_id=eos_token_id,
             pad_token_id=pad_token_id,
-            rope_theta=500000.0,
         )
 
     @property
@@ -188,6 +186,8 @@ def read_config(model_dir: Path) -> LLaDAConfig:
     if problems := list(_problems(values)):
         raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
     config: LLaDAConfig = LLaDAConfig.from_dict(values)
+    if problems := list(_contradictions(config)):
+        raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
     return config
 
 
@@ -205,3 +205,19 @@ def _problems(values: dict[str, Any]) -> Iterator[str]:
         value = values.get(key)
         if not (key == "mlp_hidden_size" and value is None) and not isinstance(value, int):
             yield f"{key}: must be a whole number, got {json.dumps(value)}"
+    if not isinstance(values.get("rope_theta"), int | float):
+        yield f"rope_theta: must be a number, got {json.dumps(values.get('rope_theta'))}"
+
+
+def _contradictions(config: LLaDAConfig) -> Iterator[str]:
+    if config.d_model % config.n_heads or config.head_dim % 2:
+        yield (
+            "d_model / n_heads: must be an even whole number, "
+            f"got {config.d_model} / {config.n_heads}"
+        )
+    if config.n_heads % config.num_kv_heads:
+        yield f"n_kv_heads: must divide n_heads, {config.n_heads}, got {config.num_kv_heads}"
+    for key in ("vocab_size", "mask_token_id"):
+        value, rows = getattr(config, key), config.num_embeddings
+        if value > rows or (value == rows and key == "mask_token_id"):
+            yield f"{key}: does not fit embedding_size, {rows}, got {value}"

@@ -1,7 +1,7 @@
 """Takes the job's signals back from Lightning, which installs handlers of its own in `fit`.
 
 Lightning's handler of TERM runs a collective inside the signal handler: where only one rank gets
-the signal, that rank waits there for ever.
+the signal, that rank waits there for ever. It is installed *after* `on_fit_start`.
 """
 
 from collections.abc import Callable
@@ -15,5 +15,5 @@ class OwnSignals(pl.Callback):
     def __init__(self, claim_signals: Callable[[], None]) -> None:
         self._claim_signals = claim_signals
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._claim_signals()

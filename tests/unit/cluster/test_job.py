@@ -17,7 +17,7 @@ from llada_sft.errors import DataError, LaunchError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
-Train = Callable[[Config, RunDir, Placement, Callable[[], bool]], str]
+Train = Callable[[Config, RunDir, Placement, Callable[[], bool], Callable[[], None]], str]
 SLURM = {
     "SLURM_PROCID": "3",
     "SLURM_NTASKS": "4",
@@ -87,7 +87,13 @@ def test_training_gets_the_config_of_the_run_directory(
 ) -> None:
     seen: list[object] = []
 
-    def train(config: Config, run: RunDir, placement: Placement, stop: Callable[[], bool]) -> str:
+    def train(
+        config: Config,
+        run: RunDir,
+        placement: Placement,
+        stop: Callable[[], bool],
+        claim: Callable[[], None],
+    ) -> str:
         threads, accelerator = os.environ["OMP_NUM_THREADS"], os.environ["DS_ACCELERATOR"]
         seen.extend([config, run, placement.world_size, stop(), threads, accelerator])
         return "finished"

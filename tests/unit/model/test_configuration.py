@@ -85,11 +85,22 @@ def test_each_refused_value(
 
 
 def test_missing_keys_are_named(golden_config: dict[str, Any], tmp_path: Path) -> None:
-    del golden_config["mask_token_id"], golden_config["d_model"]
+    del golden_config["mask_token_id"], golden_config["d_model"], golden_config["rope_theta"]
     file = write(tmp_path, golden_config) / "config.json"
     assert refusal(tmp_path) == [
         f"{file}: d_model: must be a whole number, got null",
         f"{file}: mask_token_id: must be a whole number, got null",
+        f"{file}: rope_theta: must be a number, got null",
+    ]
+
+
+def test_contradictions_are_named(golden_config: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"n_heads": 5, "n_kv_heads": 3, "mask_token_id": 512}
+    file = write(tmp_path, golden_config | changes) / "config.json"
+    assert refusal(tmp_path) == [
+        f"{file}: d_model / n_heads: must be an even whole number, got 64 / 5",
+        f"{file}: n_kv_heads: must divide n_heads, 5, got 3",
+        f"{file}: mask_token_id: does not fit embedding_size, 512, got 512",
     ]
 
 
