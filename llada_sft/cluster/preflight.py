@@ -4,7 +4,6 @@ Only reads, only small files, never torch. Every check adds its problems to one 
 sees all of them in one go instead of one per hour in the queue.
 """
 
-import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,23 +58,12 @@ def _validation_files(config: Config) -> Iterator[str]:
 
 
 def _hook(config: Config) -> Iterator[str]:
-    path = config.data.hook
+    from llada_sft.data.hook import check_hook
+
     try:
-        tree = ast.parse(Path(path).read_bytes(), filename=path)
-    except OSError as error:
-        yield f"{path}: cannot be read: {error.strerror}; set data.hook"
-    except SyntaxError as error:
-        # A null byte has no line.
-        yield f"{path}:{error.lineno or 1}: not Python: {error.msg}"
-    else:
-        if "process_data" not in _defined_names(tree):
-            yield f"{path}: defines no function process_data(record, tokenizer, max_length)"
-
-
-def _defined_names(tree: ast.Module) -> set[str]:
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    imports = (node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
-    return names | {alias.asname or alias.name for node in imports for alias in node.names}
+        check_hook(Path(config.data.hook))
+    except LladaSftError as error:
+        yield str(error)
 
 
 def _setup_script(config: Config) -> Iterator[str]:

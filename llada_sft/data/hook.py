@@ -23,11 +23,12 @@ def check_hook(path: Path) -> None:
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except OSError as error:
-        raise DataError(f"{path}: the hook cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError) as error:
-        number = error.lineno if isinstance(error, SyntaxError) else None
-        line = f":{number}" if number else ""
-        raise DataError(f"{path}{line}: the hook is not valid Python: {error}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror}; set data.hook") from None
+    except SyntaxError as error:
+        line = f":{error.lineno}" if error.lineno else ""
+        raise DataError(f"{path}{line}: not Python: {error.msg}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not Python: {error}") from None
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     imported = {
         alias.asname or alias.name
@@ -36,10 +37,7 @@ def check_hook(path: Path) -> None:
         for alias in node.names
     }
     if FUNCTION not in names | imported:
-        raise DataError(
-            f"{path}: no function {FUNCTION!r}; "
-            f"define  def {FUNCTION}(record, tokenizer, max_length)"
-        )
+        raise DataError(f"{path}: defines no function {FUNCTION}(record, tokenizer, max_length)")
 
 
 def load_hook(path: Path) -> HookFunction:

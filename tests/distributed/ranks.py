@@ -2,8 +2,9 @@
 
     results = run_on_ranks("tests.distributed.workers:loaded_slices", 2, 60, model_dir=str(path))
 
-Each rank is a fresh process with the variables of torchrun, on CPU. The function takes the keyword
-arguments (JSON) and returns something JSON can hold; the results come back in the order of ranks.
+Each rank is a fresh process with the variables of torchrun, on the CPU by default. The function
+takes the keyword arguments (JSON) and returns something JSON can hold; the results come back in the
+order of ranks.
 """
 
 import importlib
@@ -22,20 +23,29 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run_on_ranks(function_path: str, world_size: int, timeout_s: float, **kwargs: Any) -> list[Any]:
+def run_on_ranks(
+    function_path: str,
+    world_size: int,
+    timeout_s: float,
+    accelerator: str = "cpu",
+    **kwargs: Any,
+) -> list[Any]:
     """Call `module:function` on every rank.
 
     Args:
         function_path: "package.module:function", importable from the repository's root.
         world_size: Number of ranks.
         timeout_s: All ranks are killed after this, and the test fails.
+        accelerator: DeepSpeed's name of the device: "cpu" or "cuda".
         **kwargs: JSON values for the function.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "arguments.json").write_text(json.dumps([function_path, kwargs]))
         port = _free_port()
-        processes = [_start(folder, rank, world_size, port) for rank in range(world_size)]
+        processes = [
+            _start(folder, rank, world_size, port, accelerator) for rank in range(world_size)
+        ]
         try:
             failed = _wait(processes, timeout_s)
         finally:
@@ -47,7 +57,9 @@ def run_on_ranks(function_path: str, world_size: int, timeout_s: float, **kwargs
         return [json.loads(_result(folder, rank).read_text()) for rank in range(world_size)]
 
 
-def _start(folder: Path, rank: int, world_size: int, port: int) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path, rank: int, world_size: int, port: int, accelerator: str
+) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -55,7 +67,7 @@ def _start(folder: Path, rank: int, world_size: int, port: int) -> subprocess.Po
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": accelerator,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }

@@ -58,8 +58,9 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 
 def launch(workspace: Path, name: str, environment: dict[str, str], *flags: str) -> str:
-    config = ["--config", "config/demo.yaml", "--nodes", str(NODES), *flags]
-    return run([sys.executable, "launch.py", *config, *overrides(workspace, name)], environment)
+    config = ["--config", "config/demo.yaml", "--nodes", str(NODES)]
+    command = [sys.executable, "launch.py", *config, *overrides(workspace, name), *flags]
+    return run(command, environment)
 
 
 def losses(workspace: Path, name: str) -> list[float]:
@@ -128,7 +129,5 @@ def test_a_mistake_on_the_nodes_ends_the_job_with_one_line(
     job = cluster.wait_job(found[1], {"FAILED"}, timeout_s=120)
     assert job["Restarts"] == "0"
     lines = {path.read_text().strip() for path in RunDir(workspace / "mistake").failures.iterdir()}
-    assert any(
-        line.endswith("no 'response'; a record needs 'prompt' and 'response', or 'messages'")
-        for line in lines
-    )
+    expected = ": no 'response'; a record needs 'prompt' and 'response', or 'messages'"
+    assert any(line.endswith(expected) for line in lines), lines
