@@ -141,7 +141,7 @@ def _free_port() -> int:
 
 def _show(output: BinaryIO, log: Path) -> None:
     """Copy rank 0's output to the terminal and to its log, as it comes."""
-    with log.open("ab", buffering=0) as file:
+    with output, log.open("ab", buffering=0) as file:
         while chunk := os.read(output.fileno(), 1 << 16):
             file.write(chunk)
             sys.stdout.buffer.write(chunk)

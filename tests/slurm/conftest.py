@@ -1,10 +1,21 @@
 """The tests' SLURM: started once for all of them, its logs shown with a failure."""
 
 import os
-from collections.abc import Generator, Iterator
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 from cluster import Cluster
+
+from llada_sft.demo.data import write_demo
+from llada_sft.run_dir import RunDir
+
+ROOT = Path(__file__).parents[2]
+# Launches the demo under a name, with overrides; gives the run directory and the job's id.
+Launched = Callable[..., tuple[RunDir, str]]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +47,32 @@ def pytest_runtest_makereport(
     if report.failed and isinstance(running, Cluster):
         report.sections.append(("SLURM logs", running.logs()))
     return report
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder to launch from: what a checkout has, and the demo's data."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("launch.py", "config", "slurm", "utils"):
+        (folder / name).symlink_to(ROOT / name)
+    write_demo(folder / "demo")
+    return folder
+
+
+@pytest.fixture
+def launched(cluster: Cluster, project: Path) -> Iterator[Launched]:
+    """Launch the demo on two nodes, and cancel it when the test is over."""
+    jobs: list[str] = []
+
+    def launch(name: str, max_steps: int, *more: str) -> tuple[RunDir, str]:
+        command = [sys.executable, "launch.py", "--config", "config/demo.yaml", "--nodes", "2"]
+        changes = [f"run.name={name}", f"train.max_steps={max_steps}", *more]
+        output = cluster.run([*command, *changes], cwd=project)
+        found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
+        assert found, output
+        jobs.append(found[1])
+        return RunDir(project / "runs" / name), found[1]
+
+    yield launch
+    for job in jobs:
+        subprocess.run(["scancel", job], env=cluster.env, check=False)

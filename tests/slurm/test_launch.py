@@ -1,55 +1,21 @@
-"""`launch.py` and `slurm/train.sbatch` on a real SLURM: to the end, through a stop, and cancelled.
+"""`launch.py` on a real SLURM: through a stop, cancelled, and with a mistake.
 
 What is trained is the demo's network, on CPU, two ranks on each of two nodes.
 """
 
-import re
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from conftest import Launched
 
 from llada_sft.cluster import journal
-from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 240
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder to launch from: what a checkout has, and the demo's data."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("launch.py", "config", "slurm", "utils"):
-        (folder / name).symlink_to(ROOT / name)
-    write_demo(folder / "demo")
-    return folder
-
-
-@pytest.fixture
-def launched(cluster: Cluster, project: Path) -> Iterator[Callable[..., tuple[RunDir, str]]]:
-    """Launch the demo on two nodes, and cancel it when the test is over."""
-    jobs: list[str] = []
-
-    def launch(name: str, max_steps: int, *more: str) -> tuple[RunDir, str]:
-        command = [sys.executable, "launch.py", "--config", "config/demo.yaml", "--nodes", "2"]
-        changes = [f"run.name={name}", f"train.max_steps={max_steps}", *more]
-        output = cluster.run([*command, *changes], cwd=project)
-        found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
-        assert found, output
-        jobs.append(found[1])
-        return RunDir(project / "runs" / name), found[1]
-
-    yield launch
-    for job in jobs:
-        subprocess.run(["scancel", job], env=cluster.env, check=False)
 
 
 def causes(run: RunDir) -> list[str | None]:
@@ -62,9 +28,6 @@ def wait_for_step_20(run: RunDir, job: str) -> None:
     while not (log.exists() and "step 20/" in log.read_text()):
         assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
         time.sleep(0.5)
-
-
-Launched = Callable[..., tuple[RunDir, str]]
 
 
 def test_usr2_saves_and_requeues_once(cluster: Cluster, launched: Launched) -> None:
@@ -95,12 +58,3 @@ def test_a_mistake_ends_the_job_with_code_2(cluster: Cluster, launched: Launched
     assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
     message = "train.epochs: must be a whole number, got 'x'"
     assert message in run.failure(0).read_text()
-
-
-def test_the_batch_script_by_hand(cluster: Cluster, project: Path) -> None:
-    python = Path(sys.executable).parent
-    script = ["slurm/train.sbatch", "config/demo.yaml", "run.name=hand", "train.max_steps=20"]
-    path = f"ALL,PATH={python}:{cluster.env['PATH']}"
-    output = cluster.run(["sbatch", "--nodes=2", f"--export={path}", *script], cwd=project)
-    cluster.wait_job(output.split()[-1], ["COMPLETED"], TIMEOUT_S)
-    assert causes(RunDir(project / "runs/hand")) == ["finished"]

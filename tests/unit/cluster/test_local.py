@@ -1,6 +1,5 @@
 """Ranks on this machine, with a stand-in for the program of a rank."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -32,11 +31,12 @@ def test_each_rank_knows_its_place(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("SLURM_PROCID", "5")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     names = "RANK WORLD_SIZE NODE_RANK LOCAL_RANK MASTER_ADDR SLURM_PROCID PYTHONSAFEPATH"
     script = f"print(*map(os.environ.get, {names.split()}), os.environ['PYTHONPATH'], sys.argv[1])"
     assert run_local(tmp_path, config, command(script)) == 0
     run = RunDir(tmp_path)
-    code = os.pathsep.join([str(run.code), os.environ["PYTHONPATH"]])
+    code = f"{run.code}:/elsewhere"
     for rank in range(4):
         assert run.rank_log(rank).read_text() == (
             f"{rank} 4 {rank // 2} {rank % 2} 127.0.0.1 None 1 {code} {tmp_path}\n"

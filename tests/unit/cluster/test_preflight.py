@@ -35,7 +35,7 @@ BROKEN = {
     "syntax error": (("hook.py", "def process_data(:\n"), "hook.py:1: not Python: invalid syntax"),
     "null byte": (
         ("hook.py", "\0"),
-        "hook.py:1: not Python: source code string cannot contain null bytes",
+        "hook.py: not Python: source code string cannot contain null bytes",
     ),
     "no function": (
         ("hook.py", "process = 1\n"),

@@ -9,9 +9,7 @@ from llada_sft.data.hook import check_hook, load_hook
 from llada_sft.errors import DataError
 
 GOOD = "def process_data(record, tokenizer, max_length):\n    return record\n"
-NO_FUNCTION = (
-    ": no function 'process_data'; define  def process_data(record, tokenizer, max_length)"
-)
+NO_FUNCTION = ": defines no function process_data(record, tokenizer, max_length)"
 
 
 def write(folder: Path, content: str | bytes) -> Path:
@@ -62,11 +60,11 @@ def test_checking_does_not_run_it(tmp_path: Path) -> None:
         ("from x import process_data as other\n", NO_FUNCTION),
         (
             "x = 1\ndef f(:\n",
-            ":2: the hook is not valid Python: invalid syntax (hook.py, line 2)",
+            ":2: not Python: invalid syntax",
         ),
         (
             b"x = 1\0\n",
-            ": the hook is not valid Python: source code string cannot contain null bytes",
+            ": not Python: source code string cannot contain null bytes",
         ),
     ],
 )
@@ -81,7 +79,7 @@ def test_a_file_that_is_no_hook(tmp_path: Path, content: str | bytes, message: s
 def test_a_hook_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_hook(tmp_path / "hook.py")
-    expected = f"{tmp_path}/hook.py: the hook cannot be read: No such file or directory"
+    expected = f"{tmp_path}/hook.py: cannot be read: No such file or directory; set data.hook"
     assert str(caught.value) == expected
 
 
