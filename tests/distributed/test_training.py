@@ -76,6 +76,29 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_path: Pat
         assert losses(tmp_path / f"stopped_{stop}") == whole, f"stopped at {stop}"
 
 
+@pytest.mark.parametrize("limit", ["train.epochs", "train.max_steps"])
+def test_a_finished_run_does_nothing_more_unless_asked_for_more(
+    demo: Path, tmp_path: Path, limit: str
+) -> None:
+    train = write_shards(tmp_path / "shards", [12, 9])
+    # A constant rate: the schedule does not know how long the training will be.
+    constant = ["optim.decay_fraction=0.0", "optim.schedule=warmup_constant_decay"]
+    short, long = (1, 2) if limit == "train.epochs" else (2, 5)
+    overrides = [*with_data(demo, train), *constant, "train.max_steps=null"]
+    ranks = run_on_ranks(
+        f"{WORKERS}:run_again", 2, 120,
+        folder=str(tmp_path / "again"), config_file=CONFIG,
+        overrides=[*overrides, f"{limit}={short}"], then=[[], [f"{limit}={long}"]],
+    )  # fmt: skip
+    run_on_ranks(
+        f"{WORKERS}:run_again", 2, 120,
+        folder=str(tmp_path / "once"), config_file=CONFIG,
+        overrides=[*overrides, f"{limit}={long}"], then=[],
+    )  # fmt: skip
+    assert ranks[0] == (6 if limit == "train.epochs" else 5)
+    assert losses(tmp_path / "again") == losses(tmp_path / "once")
+
+
 @pytest.mark.parametrize("normalization", ["answer", "token"])
 def test_ranks_and_accumulation_are_the_same_thing(
     demo: Path, tmp_path: Path, normalization: str

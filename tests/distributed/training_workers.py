@@ -171,3 +171,10 @@ def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[
     except LladaSftError as error:
         return [["error", type(error).__name__, str(error)]]
     return given
+
+
+def run_again(folder: str, config_file: str, overrides: list[str], then: list[list[str]]) -> int:
+    """Train, then train again in the same run directory with each of the further overrides."""
+    for further in ([], *then):
+        _train(load_config(config_file, [*overrides, *further]), Path(folder), lambda: False)
+    return len(losses(Path(folder)))
