@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -126,6 +126,12 @@ class DiffusionModule(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
         self.last_metrics = metrics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # A run that ended for want of rows may be asked for more epochs later. Lightning would
+        # remember that it saw its last batch, and end at once.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        progress["is_last_batch"] = False
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         # Not the bare list: Lightning takes the items of a list for loaders.

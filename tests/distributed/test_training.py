@@ -158,3 +158,18 @@ def test_a_bad_row_of_one_rank_stops_all(demo: Path, tmp_path: Path) -> None:
     ((_, kind, message),) = ranks[1]
     assert kind == "DataError"
     assert message.endswith("shard_1.jsonl:21 (byte 957): not JSON: unexpected end of data")
+
+
+def test_bf16_sums_and_reduces_gradients_in_fp32(demo: Path, tmp_path: Path) -> None:
+    bf16 = ["train.precision=bf16", "train.max_steps=2", "data.validation=null"]
+    ranks = run_on_ranks(
+        f"{WORKERS}:gradient_dtypes", 2, 120,
+        folder=str(tmp_path), config_file=CONFIG,
+        overrides=[*with_data(demo, demo / "data/train"), *bf16],
+    )  # fmt: skip
+    assert ranks[0] == {
+        "weights": ["torch.bfloat16"],
+        "summed": ["torch.float32"],
+        "reduced": ["torch.float32"],
+    }
+    assert len(losses(tmp_path)) == 2

@@ -9,8 +9,10 @@ from typing import Any
 import deepspeed
 import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 
+import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
 from llada_sft.data.collate import pad
@@ -178,3 +180,21 @@ def run_again(folder: str, config_file: str, overrides: list[str], then: list[li
     for further in ([], *then):
         _train(load_config(config_file, [*overrides, *further]), Path(folder), lambda: False)
     return len(losses(Path(folder)))
+
+
+def gradient_dtypes(folder: str, config_file: str, overrides: list[str]) -> dict[str, list[str]]:
+    """Train a little, and note the dtypes that the engine computes, sums and reduces in."""
+    seen: dict[str, list[str]] = {}
+
+    class Note(pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            engine = trainer.strategy.deepspeed_engine
+            seen["weights"] = sorted({str(p.dtype) for p in pl_module.parameters()})
+            seen["summed"] = [str(engine.optimizer.gradient_accumulation_dtype)]
+            seen["reduced"] = [str(engine.optimizer.communication_data_type)]
+
+    config = load_config(config_file, overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "OwnSignals", lambda claim_signals: Note())
+        _train(config, Path(folder), lambda: False)
+    return seen
