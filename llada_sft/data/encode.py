@@ -96,9 +96,7 @@ class Encoder:
         if keep is None:
             return None
         return Example(
-            input_ids=np.append(
-                fields["input_ids"][keep], np.full(tail, self.eos_token_id, np.int64)
-            ),
+            input_ids=np.append(fields["input_ids"][keep], eos),
             response_mask=np.append(fields["response_mask"][keep], np.ones(tail, np.bool_)),
             noisy_ids=None if noisy is None else noisy[keep],
             grows=noisy is None and self.eos_tail == "batch_max",
