@@ -4,7 +4,7 @@ import atexit
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -240,11 +240,7 @@ def test_a_bad_row_stops_the_steps_with_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_background_process_gives_the_same_steps_and_the_same_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_exit: list[Callable[[], None]] = []
-    monkeypatch.setattr(atexit, "register", lambda action, *_: at_exit.append(action))
+def test_a_background_process_gives_the_same_steps_and_the_same_error(tmp_path: Path) -> None:
     rows: list[int | dict[str, object]] = [1, 2, 0, 3, 1, 1, {"id": 6}]
     config = write(tmp_path, [rows]).model_copy(update={"shuffle": False})
     # The other process loads a real tokenizer.
@@ -270,13 +266,33 @@ def test_a_background_process_gives_the_same_steps_and_the_same_error(
     assert len(found[0][0]) == 2
     assert found[0][1].count("\n") == 0
 
-    unfinished = iter(step_loader(prepared, 2))
-    assert seen(next(unfinished)) == found[0][0][0][0]
-    assert len(multiprocessing.active_children()) == 1
-    # What Python does at exit; the process ignores TERM, which is all that Python itself tries.
-    for action in reversed(at_exit):
+
+def test_the_background_process_ends_with_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ignores TERM, which is all that Python tries at exit; DataLoader ends it when the last
+    reference to its iterator goes."""
+    at_exit: list[Callable[[], None]] = []
+    ended: list[bool] = []
+
+    class Loader:
+        def __init__(self, items: Iterable[object], **_: object) -> None:
+            self._items = items
+
+        def __iter__(self) -> Iterator[object]:
+            try:
+                yield from self._items
+            finally:
+                ended.append(True)
+
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(datamodule, "DataLoader", Loader)
+    unfinished = iter(step_loader(dataset(write(tmp_path, [[1] * 9]), StepSize(1, 1)), 2))
+    next(unfinished)
+    assert ended == []
+    for action in at_exit:
         action()
-    assert multiprocessing.active_children() == []
+    assert ended == [True]
 
 
 @given(
