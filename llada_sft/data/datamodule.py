@@ -6,8 +6,9 @@ what was prepared ahead. Ranks run out of rows at different times: a rank says s
 with `end_of_epoch`, and training/ decides, for all ranks together, when an epoch is over.
 """
 
+import atexit
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from llada_sft.data.hook import load_hook
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.errors import LladaSftError
 
 Positions = dict[str, FilePosition]
 
@@ -108,7 +110,7 @@ class StepDataset(IterableDataset[LocalStep]):
         size: Micro-batch size and accumulation.
         epochs: Stop after this many.
         epoch: The epoch to begin in.
-        positions: Where to begin in it.
+        positions: Where to begin in it, perhaps with files of other ranks; None is its start.
     """
 
     def __init__(
@@ -130,7 +132,10 @@ class StepDataset(IterableDataset[LocalStep]):
 
     def __iter__(self) -> Iterator[LocalStep]:
         encoder = build_encoder(self._config, self._tokenizer_dir, self._ids)
-        positions = dict(self._positions or self.stream.start_positions())
+        positions = self.stream.start_positions()
+        if self._positions is not None:
+            # Of this rank's files alone: what it said of another's would be out of date.
+            positions = self.stream.known_positions(self._positions)
         for epoch in range(self._epoch, self._epochs):
             yield from self._epoch_steps(encoder, epoch, positions)
             positions = self.stream.start_positions()
@@ -173,19 +178,56 @@ def _ignore_job_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def step_loader(dataset: StepDataset, prefetch_steps: int) -> DataLoader[LocalStep]:
+class _ErrorsAsItems(IterableDataset[LocalStep | LladaSftError]):
+    """A dataset whose last item may be its error: DataLoader would add a traceback to the line."""
+
+    def __init__(self, dataset: StepDataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[LocalStep | LladaSftError]:
+        try:
+            yield from self._dataset
+        except LladaSftError as error:
+            yield error
+
+
+class _BackgroundSteps(Iterable[LocalStep]):
+    """The steps of a dataset, prepared ahead by one other process."""
+
+    def __init__(self, dataset: StepDataset, prefetch_steps: int) -> None:
+        self._loader = DataLoader(
+            _ErrorsAsItems(dataset),
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=prefetch_steps,
+            # fork would copy the threads' locks of a process that runs gloo and CUDA
+            multiprocessing_context="spawn",
+            worker_init_fn=_ignore_job_signals,
+        )
+
+    def __iter__(self) -> Iterator[LocalStep]:
+        steps = _steps_or_error(iter(self._loader))
+        # The process ignores TERM: at exit, Python would send that and wait for it for ever.
+        atexit.register(steps.close)
+        return steps
+
+
+def _steps_or_error(
+    items: Iterator[LocalStep | LladaSftError],
+) -> Generator[LocalStep, None, None]:
+    try:
+        for item in items:
+            if isinstance(item, LladaSftError):
+                raise item
+            yield item
+    finally:
+        # The last reference, also where an exception keeps this frame: the process ends with it.
+        del items
+
+
+def step_loader(dataset: StepDataset, prefetch_steps: int) -> Iterable[LocalStep]:
     """Prepare steps in one background process, or in this one if `prefetch_steps` is 0."""
-    if prefetch_steps == 0:
-        return DataLoader(dataset, batch_size=None, collate_fn=None)
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=1,
-        prefetch_factor=prefetch_steps,
-        # fork would copy the threads' locks of a process that runs gloo and CUDA
-        multiprocessing_context="spawn",
-        worker_init_fn=_ignore_job_signals,
-    )
+    return dataset if prefetch_steps == 0 else _BackgroundSteps(dataset, prefetch_steps)
 
 
 def validation_batches(

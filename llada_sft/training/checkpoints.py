@@ -113,7 +113,8 @@ def is_complete(checkpoint: Path) -> bool:
     try:
         sizes = read_manifest(checkpoint)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    # Whatever a crash may leave of a manifest: nothing, half of it, zeros.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 

@@ -161,7 +161,8 @@ class NoiseSource:
         for batch in local.micro_batches:
             noises = []
             for row in range(len(batch.examples)):
-                # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1.
+                # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
+                # where a rank has run short of rows.
                 index = number * self.world_size + self.rank
                 noises.append(self._draw(batch, row, local.epoch, shift, index))
                 number += 1

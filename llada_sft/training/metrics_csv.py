@@ -58,10 +58,12 @@ class MetricsCsv(Logger):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_metrics(self._path)
         kept = [row for row in rows if int(row["step"]) <= self._first_step]
-        with self._path.open("w", newline="") as file:
+        beside = self._path.with_name(self._path.name + ".partial")
+        with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
+        beside.replace(self._path)
         self._ready = True
 
 
@@ -70,5 +72,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        text = file.read()
+    # A number that lost its last digits is a number, too: only the line end tells.
+    whole_lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = csv.DictReader(whole_lines)
     return [row for row in rows if (row["step"] or "").isdigit() and None not in row.values()]

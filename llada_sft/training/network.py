@@ -5,6 +5,7 @@ from pathlib import Path
 from llada_sft.config.schema import ModelConfig
 from llada_sft.data.datamodule import TokenIds
 from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.errors import CheckpointError, DataError
 from llada_sft.model.configuration import LLaDAConfig, read_config
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import build_model
@@ -18,8 +19,16 @@ def resolve_network(config: ModelConfig) -> LLaDAConfig:
     """
     directory = Path(config.path)
     if config.size is None:
-        return read_config(directory)
+        network = read_config(directory)
+        if network.eos_token_id is None:
+            raise CheckpointError(f"{directory}/config.json: eos_token_id: must be given, got null")
+        return network
     tokenizer = load_tokenizer(directory)
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{directory}: tokenizer has no EOS token; "
+            "name it in tokenizer_config.json ('eos_token')"
+        )
     return LLaDAConfig.from_size(
         **config.size.model_dump(),
         vocab_size=len(tokenizer),

@@ -1,0 +1,188 @@
+"""Checkpoints that are whole, and everything that must not be taken for one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llada_sft.data.stream import FilePosition
+from llada_sft.errors import CheckpointError, DataError
+from llada_sft.training.checkpoints import (
+    DataState,
+    begin,
+    check_world_size,
+    clean_partial,
+    finish,
+    is_complete,
+    list_checkpoints,
+    newest_checkpoint,
+    partial_path,
+    read_data_state,
+    read_manifest,
+)
+
+STATE = DataState(
+    epoch=1,
+    positions={"b": FilePosition(3, 2), "a": FilePosition(0, 0)},
+    fingerprints={"a": "11", "b": "22"},
+)
+
+
+def write(partial: Path, world_size: int) -> None:
+    """What DeepSpeed leaves behind."""
+    shards = partial / "checkpoint"
+    shards.mkdir()
+    for rank in range(world_size):
+        (shards / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").write_bytes(b"m" * 10)
+        (shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"o" * 20)
+
+
+def make(folder: Path, step: int, keep: int = 9, world_size: int = 2, written: int = 2) -> Path:
+    partial = begin(folder, step)
+    write(partial, written)
+    return finish(partial, {"step": step, "world_size": world_size}, STATE, keep)
+
+
+def test_a_finished_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    made = make(folder, 200)
+    assert made == folder / "step_200"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_200"]
+    assert (folder / "latest").read_text() == "step_200\n"
+    manifest = read_manifest(made)
+    assert (manifest["step"], manifest["world_size"]) == (200, 2)
+    assert manifest["files"] == {
+        "checkpoint/zero_pp_rank_0_mp_rank_00_model_states.pt": 10,
+        "checkpoint/zero_pp_rank_0_mp_rank_00_optim_states.pt": 20,
+        "checkpoint/zero_pp_rank_1_mp_rank_00_model_states.pt": 10,
+        "checkpoint/zero_pp_rank_1_mp_rank_00_optim_states.pt": 20,
+        "data_state.json": (made / "data_state.json").stat().st_size,
+    }
+    assert read_data_state(made) == STATE
+    assert is_complete(made)
+    assert newest_checkpoint(folder) == made
+
+
+def test_a_folder_that_is_not_there_has_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_the_number_decides_which_is_newest(tmp_path: Path) -> None:
+    made = [make(tmp_path, step) for step in (1000, 200, 30)]
+    assert (tmp_path / "latest").read_text() == "step_30\n"
+    assert newest_checkpoint(tmp_path) == made[0]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [30, 200, 1000]
+
+
+def test_a_partial_one_is_never_returned(tmp_path: Path) -> None:
+    made = make(tmp_path, 1)
+    write(begin(tmp_path, 2), world_size=2)
+    # Not even one that is whole but for its name.
+    make(tmp_path, 3).rename(partial_path(tmp_path, 3))
+    assert newest_checkpoint(tmp_path) == made
+    clean_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_1"]
+
+
+def test_a_partial_one_is_begun_afresh(tmp_path: Path) -> None:
+    write(begin(tmp_path, 2), world_size=4)
+    partial = begin(tmp_path, 2)
+    assert list(partial.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: (step / "checkpoint.json").unlink(),
+        lambda step: (step / "checkpoint.json").write_bytes(b""),
+        lambda step: (step / "checkpoint.json").write_bytes(b"\0" * 200),
+        lambda step: (step / "checkpoint.json").write_text('{"step": 2, "world'),
+        lambda step: (step / "checkpoint.json").write_text("{}"),
+        lambda step: (step / "checkpoint.json").write_text("null"),
+        lambda step: (step / "checkpoint.json").write_text('{"files": ["a"]}'),
+        lambda step: (step / "data_state.json").unlink(),
+        lambda step: next((step / "checkpoint").glob("*rank_1*optim*")).write_bytes(b"o" * 19),
+        lambda step: next((step / "checkpoint").glob("*rank_0*model*")).unlink(),
+    ],
+)
+def test_a_damaged_one_is_never_returned(tmp_path: Path, damage: object) -> None:
+    older, damaged = make(tmp_path, 1), make(tmp_path, 2)
+    assert newest_checkpoint(tmp_path) == damaged
+    damage(damaged)  # type: ignore[operator]
+    assert not is_complete(damaged)
+    assert newest_checkpoint(tmp_path) == older
+
+
+def test_names_that_are_no_checkpoints(tmp_path: Path) -> None:
+    made = make(tmp_path, 1)
+    for name in ("step_", "step_x", "step_2.old", "step_-3"):
+        make(tmp_path, 9).rename(tmp_path / name)
+    (tmp_path / "step_7").write_text("a file")
+    assert list_checkpoints(tmp_path) == [(1, made)]
+
+
+def test_a_rank_that_wrote_nothing(tmp_path: Path) -> None:
+    older = make(tmp_path, 1)
+    with pytest.raises(CheckpointError) as caught:
+        make(tmp_path, 2, world_size=3, written=2)
+    partial = partial_path(tmp_path, 2)
+    assert str(caught.value) == f"{partial}: not every rank's files are there; checkpoint not kept"
+    assert newest_checkpoint(tmp_path) == older
+    assert (tmp_path / "latest").read_text() == "step_1\n"
+
+
+def test_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    (make(tmp_path, 1) / "old").touch()
+    assert not (make(tmp_path, 1) / "old").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_oldest_ones_are_removed(tmp_path: Path, keep: int) -> None:
+    for step in (8, 9, 10, 11):
+        make(tmp_path, step, keep)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [8, 9, 10, 11][-keep:]
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    made = make(tmp_path, 1, world_size=2)
+    check_world_size(made, 2)
+    with pytest.raises(CheckpointError) as caught:
+        check_world_size(made, 8)
+    assert str(caught.value) == (f"{made}: written by 2 ranks, this job has 8; resume with 2 ranks")
+
+
+def test_the_states_of_all_ranks_become_one() -> None:
+    merged = DataState.merge(
+        1, [({"b": FilePosition(3, 2)}, {"b": "22"}), ({"a": FilePosition(0, 0)}, {"a": "11"})]
+    )
+    assert merged == STATE
+
+
+@given(
+    files=st.dictionaries(
+        st.text(min_size=1), st.tuples(st.integers(0, 2**60), st.integers(0, 99), st.text())
+    ),
+    epoch=st.integers(0, 9),
+)
+def test_a_state_survives_json(files: dict[str, tuple[int, int, str]], epoch: int) -> None:
+    state = DataState(
+        epoch,
+        {name: FilePosition(row, part) for name, (row, part, _) in files.items()},
+        {name: fingerprint for name, (_, _, fingerprint) in files.items()},
+    )
+    assert DataState.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+def test_changed_files_are_refused_by_name() -> None:
+    where = Path("data/train")
+    STATE.check_files({"a": "11", "b": "22"}, where)
+    # A rank has some of the files; one that was added since is fine.
+    STATE.check_files({"b": "22", "new": "33"}, where)
+    with pytest.raises(DataError) as caught:
+        STATE.check_files({"b": "x", "a": "y", "new": "33"}, where)
+    assert str(caught.value) == (
+        "data/train: changed since the checkpoint: a, b; restore them, or start a new run"
+    )

@@ -1,0 +1,72 @@
+"""The metrics file over several attempts, and after a crash in the middle of a line."""
+
+from pathlib import Path
+
+import pytest
+
+from llada_sft.training.metrics_csv import COLUMNS, MetricsCsv, read_metrics
+
+HEADER = ",".join(COLUMNS) + "\r\n"
+
+
+def log(path: Path, first_step: int, steps: list[int], loss: float = 1.5) -> None:
+    logger = MetricsCsv(path, first_step)
+    for step in steps:
+        logger.log_metrics({"loss": loss, "lr": 0.1}, step)
+
+
+def steps_of(path: Path) -> list[int]:
+    return [int(row["step"]) for row in read_metrics(path)]
+
+
+def test_rows_are_appended_under_one_header(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "metrics.csv"
+    log(path, 0, [1, 2])
+    assert path.read_bytes().decode() == f"{HEADER}1,,1.5,0.1,,,,\r\n2,,1.5,0.1,,,,\r\n"
+    assert read_metrics(path)[0] == dict.fromkeys(COLUMNS, "") | {
+        "step": "1",
+        "loss": "1.5",
+        "lr": "0.1",
+    }
+
+
+def test_a_resumed_run_drops_the_rows_that_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log(path, 0, [10, 20, 30, 40])
+    log(path, 20, [30], loss=2.5)
+    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [
+        ("10", "1.5"),
+        ("20", "1.5"),
+        ("30", "2.5"),
+    ]
+    assert [one.name for one in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_run_that_logs_nothing_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log(path, 0, [10, 20])
+    before = path.read_bytes()
+    MetricsCsv(path, 10).log_hyperparams({"a": 1})
+    assert path.read_bytes() == before
+
+
+def test_there_is_no_file(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+@pytest.mark.parametrize("row", ["20,,1.5,0.1,,,,\r\n", "20,,,,,,,0.4321\r\n"])
+def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "metrics.csv"
+    for cut in range(1, len(row)):
+        path.write_bytes((HEADER + "10,,1.5,0.1,,,,\r\n" + row[:-cut]).encode())
+        assert steps_of(path) == [10], row[:-cut]
+    path.write_bytes(HEADER[:-5].encode())
+    assert steps_of(path) == []
+
+
+def test_a_cut_line_does_not_reach_into_the_next_attempt(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log(path, 0, [10, 20])
+    path.write_bytes(path.read_bytes()[:-7])
+    log(path, 20, [30])
+    assert steps_of(path) == [10, 30]
