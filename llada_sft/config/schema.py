@@ -90,6 +90,16 @@ class DataConfig(Section):
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.
     prefetch_steps: NonNegativeInt = 4
 
+    @model_validator(mode="after")
+    def _tail_leaves_room(self) -> "DataConfig":
+        tail = 1 if self.eos_tail == "batch_max" else self.eos_tail
+        if tail >= self.max_length:
+            raise ValueError(
+                f"max_length must leave room beside the EOS tail, got {self.max_length} "
+                f"for a tail of {tail}"
+            )
+        return self
+
 
 class ObjectiveConfig(Section):
     # exact: l ~ U{1..L} response tokens masked, weight L/l (eq. 14 of the paper);

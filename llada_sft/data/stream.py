@@ -26,16 +26,21 @@ _BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a shard: `line` counts from 1, `byte` from 0."""
+    """One line of a shard: `line` counts from 1, `byte` from 0.
+
+    `file` is relative to the dataset's folder: it keys noise and order. `root` is that folder, for
+    messages.
+    """
 
     file: str
     line: int
     byte: int
     text: bytes
+    root: Path = Path()
 
     @property
     def where(self) -> str:
-        return f"{self.file}:{self.line} (byte {self.byte})"
+        return f"{self.root / self.file}:{self.line} (byte {self.byte})"
 
 
 class FilePosition(NamedTuple):
@@ -102,8 +107,8 @@ def _key(*parts: object) -> int:
 class FileReader:
     """The rows of one file in the order of one epoch."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    def __init__(self, root: Path, path: Path) -> None:
+        self.root, self.path, self.name = root, path, str(path.relative_to(root))
         self.index = index_lines(path)
         self._order: NDArray[np.int64] = np.arange(len(self.index.starts))
 
@@ -125,7 +130,7 @@ class FileReader:
                 text = file.readline()
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
-        return Row(self.name, int(self.index.lines[number]), start, text)
+        return Row(self.name, int(self.index.lines[number]), start, text, self.root)
 
 
 class RowStream:
@@ -139,7 +144,7 @@ class RowStream:
     """
 
     def __init__(self, files: Sequence[Path], root: Path, seed: int, shuffle: bool) -> None:
-        self._readers = [FileReader(path, str(path.relative_to(root))) for path in files]
+        self._readers = [FileReader(root, path) for path in files]
         self._seed, self._shuffle = seed, shuffle
         self._names = "\x1f".join(reader.name for reader in self._readers)
 

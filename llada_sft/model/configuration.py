@@ -177,7 +177,7 @@ def read_config(model_dir: Path) -> LLaDAConfig:
     path = model_dir / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{model_dir}: no config.json; model.path must be a directory in Hugging Face's layout"
+            f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
         )
     try:
         values = json.loads(path.read_bytes())

@@ -160,7 +160,7 @@ def finish(partial: Path, manifest: Mapping[str, Any], data_state: DataState, ke
     paths = sorted(path for path in partial.rglob("*") if path.is_file())
     files = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
     _write_json(partial / _MANIFEST, {**manifest, "files": files})
-    if not is_complete(partial) or len(_model_states(partial)) != manifest["world_size"]:
+    if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
         raise CheckpointError(f"{partial}: not every rank's files are there; checkpoint not kept")
     complete = partial.with_suffix("")
     shutil.rmtree(complete, ignore_errors=True)
@@ -176,8 +176,10 @@ def clean_partial(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _model_states(checkpoint: Path) -> list[Path]:
-    return list((checkpoint / DEEPSPEED_TAG).glob("zero_pp_rank_*_model_states.pt"))
+def _num_shards(checkpoint: Path) -> int:
+    """Count DeepSpeed's files: two of each rank, one of the model and one of the optimizer."""
+    # In bf16 the optimizer's name begins with bf16_.
+    return len(list((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_states.pt")))
 
 
 def _prune(folder: Path, keep: int) -> None:

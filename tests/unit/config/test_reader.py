@@ -259,6 +259,13 @@ def test_strings_are_those_of_yaml_1_2(text: str) -> None:
     assert load(MINIMAL + f"log: {{wandb_project: {text}}}").log.wandb_project == text
 
 
+def test_the_eos_tail_leaves_room() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, eos_tail: 8, max_length: 8}\n"
+    assert problems_of(text) == (
+        "a.yaml:3: data: max_length must leave room beside the EOS tail, got 8 for a tail of 8"
+    )
+
+
 def test_null_and_anchors() -> None:
     config = load("run: {name: &n a}\nmodel: {path: *n}\ndata: {train: d, validation: ~}\n")
     assert (config.model.path, config.data.validation) == ("a", None)
@@ -284,7 +291,7 @@ tricky = words | st.sampled_from(
     path=tricky,
     train=tricky,
     lr=st.floats(min_value=1e-300, allow_infinity=False),
-    tail=st.integers(min_value=1) | st.just("batch_max"),
+    tail=st.integers(1, 4095) | st.just("batch_max"),
     extra=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]*", fullmatch=True), st.integers()),
 )
 def test_a_dumped_config_reads_back_equal(

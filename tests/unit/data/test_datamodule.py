@@ -235,7 +235,7 @@ def test_a_bad_row_stops_the_steps_with_its_place(tmp_path: Path) -> None:
     assert seen(next(steps)) == [(0, 0)]
     with pytest.raises(DataError) as caught:
         next(steps)
-    place = "0.jsonl:2 (byte 22)"
+    place = f"{config.train}/0.jsonl:2 (byte 22)"
     assert str(caught.value) == f"{place}: hook raised KeyError: 'parts' (hook.py line 9)"
 
 

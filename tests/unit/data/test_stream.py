@@ -97,9 +97,9 @@ def test_a_row_says_where_it_stands(tmp_path: Path) -> None:
     first, second = RowStream([path], tmp_path, seed=0, shuffle=False).rows(
         0, {"sub/a.jsonl": FilePosition(0, 0)}
     )
-    assert first == Row("sub/a.jsonl", line=2, byte=1, text=b"[1]\r\n")
-    assert second == Row("sub/a.jsonl", line=4, byte=7, text=b"[2]")
-    assert second.where == "sub/a.jsonl:4 (byte 7)"
+    assert first == Row("sub/a.jsonl", line=2, byte=1, text=b"[1]\r\n", root=tmp_path)
+    assert second == Row("sub/a.jsonl", line=4, byte=7, text=b"[2]", root=tmp_path)
+    assert second.where == f"{tmp_path}/sub/a.jsonl:4 (byte 7)"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -111,8 +111,7 @@ def test_another_architecture(tmp_path: Path) -> None:
 
 def test_no_config(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nowhere") == [
-        f"{tmp_path}/nowhere: no config.json; "
-        "model.path must be a directory in Hugging Face's layout"
+        f"{tmp_path}/nowhere: no config.json; a model is a directory in Hugging Face's layout"
     ]
 
 
