@@ -24,7 +24,10 @@ NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    # Validators are built when first used: not one for each section besides the one for all.
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
+    )
 
 
 class RunConfig(Section):
