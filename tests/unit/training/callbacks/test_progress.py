@@ -1,0 +1,78 @@
+"""What a user sees of a run: lines in a log file, a bar on a terminal."""
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llada_sft.training.callbacks import progress
+from llada_sft.training.callbacks.progress import Progress
+
+METRICS = {"loss": 1.23456, "tokens_per_s": 12345.6}
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def run(callback: Progress, clock: Clock, steps: range, rank: int = 0) -> Any:
+    """Make steps of two seconds each; the module's last numbers stay the same."""
+    module = SimpleNamespace(last_metrics=METRICS)
+    trainer: Any = SimpleNamespace(global_step=steps.start - 1, is_global_zero=rank == 0)
+    callback.on_train_start(trainer, module)
+    for step in steps:
+        clock.now += 2
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, module, None, None, step)
+    return trainer
+
+
+def test_a_log_file_gets_a_line_every_n_steps(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Progress(total_steps=5000, every_n_steps=10), clock, range(1, 26))
+    assert capsys.readouterr().out == (
+        "step 10/5000  loss 1.2346  12,346 tokens/s  2:46:20 left\n"
+        "step 20/5000  loss 1.2346  12,346 tokens/s  2:46:00 left\n"
+    )
+
+
+def test_a_resumed_run_counts_time_from_where_it_began(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Progress(total_steps=120, every_n_steps=10), clock, range(101, 111))
+    assert capsys.readouterr().out.endswith("0:00:20 left\n")
+
+
+def test_other_ranks_are_silent(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Progress(total_steps=20, every_n_steps=1), clock, range(1, 5), rank=1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    callback = Progress(total_steps=8, every_n_steps=100)
+    trainer = run(callback, clock, range(1, 9))
+    callback.on_train_end(trainer, trainer)
+    last = terminal.getvalue().rstrip().splitlines()[-1]
+    assert "100%" in last
+    assert "8/8" in last
+    assert "loss 1.2346  12,346 tokens/s" in last
+
+
+def test_validation_gets_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = SimpleNamespace(global_step=7, is_global_zero=True)
+    module = SimpleNamespace(last_metrics={"validation_loss": 0.98765})
+    Progress(10, 1).on_validation_end(trainer, module)
+    assert capsys.readouterr().out == "step 7: validation loss 0.9877\n"
