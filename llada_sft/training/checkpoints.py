@@ -6,6 +6,7 @@
         data_state.json    for each shard its fingerprint and what of it is done: one for all ranks
         checkpoint.json    step, number of ranks, versions, and the size of every file
       step_300.partial/    being written, or left by a crash: never read, cleaned at the next start
+      step_200.universal/  made of step_200 for another number of ranks, for as long as it is needed
       latest               the name of the newest
 
 No state of a random generator is kept: every random choice of a run is keyed (DESIGN: noise by
@@ -118,18 +119,9 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
-def check_world_size(checkpoint: Path, world_size: int) -> None:
-    """Check that a checkpoint was written by as many ranks.
-
-    Raises:
-        CheckpointError: It was not.
-    """
-    written = read_manifest(checkpoint)["world_size"]
-    if written != world_size:
-        raise CheckpointError(
-            f"{checkpoint}: written by {written} ranks, this job has {world_size}; "
-            f"resume with {written} ranks"
-        )
+def universal_path(checkpoint: Path) -> Path:
+    """Name the folder that a checkpoint is converted into for another number of ranks."""
+    return checkpoint.with_name(f"{checkpoint.name}.universal")
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -166,14 +158,16 @@ def finish(partial: Path, manifest: Mapping[str, Any], data_state: DataState, ke
     shutil.rmtree(complete, ignore_errors=True)
     partial.rename(complete)
     _write_atomically(partial.parent / _LATEST, complete.name + "\n")
+    clean_partial(partial.parent)
     _prune(partial.parent, keep)
     return complete
 
 
 def clean_partial(folder: Path) -> None:
-    """Remove what crashes left behind; rank 0 only."""
-    for path in folder.glob("step_*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what crashes and conversions left behind; rank 0 only."""
+    for pattern in ("step_*.partial", "step_*.universal"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _num_shards(checkpoint: Path) -> int:

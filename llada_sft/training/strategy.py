@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from llada_sft.config.schema import DeepSpeedConfig
 from llada_sft.placement import Placement
+from llada_sft.training.universal import OptimizerRepair
 
 
 class RankEnvironment(ClusterEnvironment):
@@ -107,6 +108,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         device: Where it computes.
         precision: `bf16` keeps fp32 master weights in the partitioned optimizer.
         timeout: Of each collective.
+        load_universal: The checkpoint to load is a universal one.
     """
 
     def __init__(
@@ -116,16 +118,17 @@ class Zero3Strategy(DeepSpeedStrategy):
         device: torch.device,
         precision: Literal["bf16", "fp32"],
         timeout: timedelta,
+        load_universal: bool = False,
     ) -> None:
         super().__init__(
-            config=config,
+            config=config | {"checkpoint": {"load_universal": load_universal}},
             parallel_devices=[device],
             cluster_environment=RankEnvironment(placement),
             precision_plugin=DeepSpeedPrecision("bf16-mixed" if precision == "bf16" else "32-true"),
             process_group_backend="nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
         )
-        self._device = device
+        self._device, self._load_universal = device, load_universal
 
     @property
     def root_device(self) -> torch.device:
@@ -156,6 +159,14 @@ class Zero3Strategy(DeepSpeedStrategy):
             dist_init_required=False,
         )
         return engine, zero_optimizer
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        if not self._load_universal:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        repair = OptimizerRepair(self.deepspeed_engine.optimizer.optimizer)
+        state = super().load_checkpoint(checkpoint_path, weights_only)
+        repair.apply()
+        return state
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module itself; it sends each micro-batch through the engine."""

@@ -38,17 +38,26 @@ from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
+from llada_sft.training.universal import convert
 
 Outcome = Literal["finished", "stopped"]
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run goes on; a fresh run goes on from step 0."""
+    """Where a run goes on; a fresh run goes on from step 0.
+
+    Attributes:
+        checkpoint: What to load, if anything.
+        step: Optimizer steps that were made.
+        data: What of the data was trained.
+        universal: `checkpoint` was written by another number of ranks, and converted.
+    """
 
     checkpoint: Path | None
     step: int
     data: checkpoints.DataState | None
+    universal: bool = False
 
 
 def train(
@@ -103,6 +112,7 @@ def train(
         device,
         build_loggers(config, run, placement, resume.step),
         [OwnSignals(claim_signals), saver, Progress(total_steps, config.log.every_n_steps)],
+        resume.universal,
     )
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     return "stopped" if saver.stopped else "finished"
@@ -114,6 +124,7 @@ def build_trainer(
     device: torch.device,
     loggers: list[Logger],
     callbacks: list[pl.Callback],
+    load_universal: bool = False,
 ) -> pl.Trainer:
     """Build Lightning's Trainer around `Zero3Strategy`; what we do ourselves is switched off."""
     return pl.Trainer(
@@ -125,6 +136,7 @@ def build_trainer(
             device,
             config.train.precision,
             timedelta(minutes=config.deepspeed.timeout_min),
+            load_universal,
         ),
         # The feed runs through all epochs: to Lightning they are one, and resume is always within.
         max_epochs=1,
@@ -150,11 +162,16 @@ def find_resume(run: RunDir, placement: Placement, consensus: Consensus) -> Resu
     if checkpoint is None:
         return Resume(None, 0, None)
     assert isinstance(checkpoint, Path)
-    checkpoints.check_world_size(checkpoint, placement.world_size)
-    step = checkpoints.read_manifest(checkpoint)["step"]
+    manifest, data = checkpoints.read_manifest(checkpoint), checkpoints.read_data_state(checkpoint)
     if placement.rank == 0:
         print(f"resuming from {checkpoint}", flush=True)
-    return Resume(checkpoint, step, checkpoints.read_data_state(checkpoint))
+    if manifest["world_size"] == placement.world_size:
+        return Resume(checkpoint, manifest["step"], data)
+    if placement.rank == 0:
+        print(f"converting it from {manifest['world_size']} to {placement.world_size} ranks")
+        convert(checkpoint)
+    consensus.barrier()
+    return Resume(checkpoints.universal_path(checkpoint), manifest["step"], data, universal=True)
 
 
 def build_dataset(

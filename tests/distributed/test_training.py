@@ -3,9 +3,11 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from llada_sft.demo.data import write_demo
 from tests.distributed.ranks import run_on_ranks
@@ -99,24 +101,54 @@ def test_a_finished_run_does_nothing_more_unless_asked_for_more(
     assert losses(tmp_path / "again") == losses(tmp_path / "once")
 
 
+def states(folder: Path, world_size: int, overrides: list[str], **steps: int) -> dict[str, Any]:
+    """Make some of the hand-made steps; the same on every rank, weights and optimizer whole."""
+    ranks = run_on_ranks(
+        f"{WORKERS}:update", world_size, 120,
+        folder=str(folder), config_file=CONFIG, overrides=overrides, **steps,
+    )  # fmt: skip
+    assert all(rank == ranks[0] for rank in ranks)
+    return {name: np.array(values) for name, values in ranks[0].items()}
+
+
+def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
 @pytest.mark.parametrize("normalization", ["answer", "token"])
 def test_ranks_and_accumulation_are_the_same_thing(
     demo: Path, tmp_path: Path, normalization: str
 ) -> None:
-    overrides = [*with_data(demo, demo / "data/train"), "data.validation=null"]
+    overrides = [
+        *with_data(demo, demo / "data/train"),
+        "data.validation=null",
+        f"objective.normalization={normalization}",
+    ]
     changes = []
     for world_size in (2, 1):
-        ranks = run_on_ranks(
-            f"{WORKERS}:update", world_size, 120,
-            folder=str(tmp_path), config_file=CONFIG, overrides=overrides,
-            normalization=normalization,
-        )  # fmt: skip
-        assert all(change == ranks[0] for change in ranks)
-        changes.append(np.array(ranks[0]))
-    two_by_two, one_by_four = changes
-    assert np.linalg.norm(one_by_four) > 1e-2
-    difference = np.linalg.norm(two_by_two - one_by_four) / np.linalg.norm(one_by_four)
-    assert difference < 1e-5
+        seen = states(tmp_path / str(world_size), world_size, overrides)
+        changes.append(seen["after"] - seen["before"])
+    assert np.linalg.norm(changes[1]) > 1e-2
+    assert distance(*changes) < 1e-5
+
+
+def test_another_number_of_ranks_takes_up_the_whole_state(demo: Path, tmp_path: Path) -> None:
+    overrides = [
+        *with_data(demo, demo / "data/train"),
+        "data.validation=null",
+        "train.checkpoint_every_steps=1",
+    ]
+    whole = states(tmp_path / "whole", 1, overrides)
+    changing = tmp_path / "changing"
+    four = states(changing, 4, overrides, first=0, last=1)
+    two = states(changing, 2, overrides, first=1, last=2)
+    assert (changing / "checkpoints/step_1.universal").exists() is False
+    one = states(changing, 1, overrides, first=2, last=3)
+    assert distance(two["before"], four["after"]) < 1e-6
+    assert distance(one["before"], two["after"]) < 1e-6
+    # The next steps say what the state alone does not: that DeepSpeed goes on from it rightly.
+    assert distance(one["after"], whole["after"]) < 1e-6
+    assert distance(one["after"] - whole["before"], whole["after"] - whole["before"]) < 1e-4
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])

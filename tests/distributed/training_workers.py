@@ -6,11 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
@@ -22,6 +22,7 @@ from llada_sft.data.shards import assign_files, list_shards
 from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.callbacks.checkpoint import CheckpointSaver
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.feed import NoiseSource, StepFeed
 from llada_sft.training.metrics_csv import read_metrics
@@ -29,7 +30,7 @@ from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
-from llada_sft.training.trainer import build_trainer, train
+from llada_sft.training.trainer import build_trainer, find_resume, train
 
 
 def placement() -> Placement:
@@ -99,46 +100,63 @@ def _local_step(step: int, rank: int, world_size: int, accumulate: int) -> Local
     return LocalStep(tuple(batches), epoch=0, positions={})
 
 
-def update(folder: str, config_file: str, overrides: list[str], normalization: str) -> list[float]:
-    """Make three steps of one example per micro-batch; return the weights' whole change."""
+def update(
+    folder: str, config_file: str, overrides: list[str], first: int = 0, last: int = 3
+) -> dict[str, list[float]]:
+    """Make steps first to last of one example per micro-batch, from a checkpoint if there is one.
+
+    Returns:
+        Before and after these steps, and whole: the weights, both moments of Adam, and its step
+        counts; one number after the other.
+    """
     quiet_libraries()
-    config = load_config(config_file, [*overrides, f"objective.normalization={normalization}"])
-    place = placement()
+    config = load_config(config_file, overrides)
+    place, run = placement(), RunDir(Path(folder))
     device = choose_device("cpu", 0)
     init_ranks(place, device, timedelta(minutes=2))
     consensus = Consensus()
+    resume = find_resume(run, place, consensus)
+    assert resume.step == first
     network = resolve_network(config.model)
     accumulate = 4 // place.world_size
     steps = [
-        _local_step(step, place.rank, place.world_size, accumulate)
-        for step in range(len(_GLOBAL_STEPS))
+        _local_step(step, place.rank, place.world_size, accumulate) for step in range(first, last)
     ]
     noise = NoiseSource(
         config.objective, 0, token_ids(network).mask_token_id, place.rank, place.world_size
     )
-    feed = StepFeed(steps, noise, consensus, lambda: False, first_step=0)
+    feed = StepFeed(steps, noise, consensus, lambda: False, first_step=first)
     module = DiffusionModule(
         lambda: build_network(config.model, network, config.run.seed), config.optim, 100, 1, []
     )
-    trainer = build_trainer(config, place, device, [], [])
-    changes: list[float] = []
+    seen: dict[str, list[float]] = {}
 
     class Measure(pl.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self.before = _full_weights(pl_module)
+            seen["before"] = _whole_state(trainer.strategy.deepspeed_engine)
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            changes.extend((_full_weights(pl_module) - self.before).tolist())
+            seen["after"] = _whole_state(trainer.strategy.deepspeed_engine)
 
-    trainer.callbacks.append(Measure())
-    trainer.fit(module, train_dataloaders=feed)
-    return changes
+    saver = CheckpointSaver(run, config.train, consensus, feed, {})
+    trainer = build_trainer(config, place, device, [], [Measure(), saver], resume.universal)
+    trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
+    return seen
 
 
-def _full_weights(module: torch.nn.Module) -> torch.Tensor:
-    parameters = list(module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters):
-        return torch.cat([parameter.detach().flatten().clone() for parameter in parameters])
+def _whole_state(engine: Any) -> list[float]:
+    """Weights, moments and step counts of all ranks, by DeepSpeed's own functions."""
+    zero, parts = engine.optimizer, []
+    has_state = len(zero.optimizer.state) > 0
+    for parameter in engine.module.parameters():
+        parts.append(safe_get_full_fp32_param(parameter))
+        for moment in ("exp_avg", "exp_avg_sq"):
+            empty = torch.zeros(parameter.ds_shape)
+            parts.append(safe_get_full_optimizer_state(parameter, moment) if has_state else empty)
+    counts = [float(state["step"]) for state in zero.optimizer.state.values()]
+    parts.append(torch.tensor(counts if has_state else [0.0] * len(zero.optimizer.param_groups)))
+    parts.append(torch.tensor([group["weight_decay"] for group in zero.optimizer.param_groups]))
+    return torch.cat([part.flatten().float().cpu() for part in parts]).tolist()
 
 
 def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[Any]]:

@@ -12,7 +12,6 @@ from llada_sft.errors import CheckpointError, DataError
 from llada_sft.training.checkpoints import (
     DataState,
     begin,
-    check_world_size,
     clean_partial,
     finish,
     is_complete,
@@ -21,6 +20,7 @@ from llada_sft.training.checkpoints import (
     partial_path,
     read_data_state,
     read_manifest,
+    universal_path,
 )
 
 STATE = DataState(
@@ -146,12 +146,13 @@ def test_the_oldest_ones_are_removed(tmp_path: Path, keep: int) -> None:
     assert list(tmp_path.glob("*.partial")) == []
 
 
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    made = make(tmp_path, 1, world_size=2)
-    check_world_size(made, 2)
-    with pytest.raises(CheckpointError) as caught:
-        check_world_size(made, 8)
-    assert str(caught.value) == (f"{made}: written by 2 ranks, this job has 8; resume with 2 ranks")
+def test_a_conversion_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    converted = universal_path(make(tmp_path, 1))
+    converted.mkdir()
+    assert converted.name == "step_1.universal"
+    make(tmp_path, 2)
+    assert not converted.exists()
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [1, 2]
 
 
 def test_the_states_of_all_ranks_become_one() -> None:
