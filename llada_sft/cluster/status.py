@@ -30,7 +30,7 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "model": f"{config.model.path} ({config.model.init})",
         "data": config.data.train,
         "ranks": f"{config.slurm.nodes} nodes × {config.slurm.ranks_per_node},"
-        f" global batch {config.global_batch_size}",
+        f" global batch {config.global_batch_size} {config.global_batch_unit}",
         "job": _job(run),
         "progress": last_metrics(run),
         "checkpoints": _checkpoints(run),

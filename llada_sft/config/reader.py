@@ -150,7 +150,9 @@ class _Source:
                 self._add_last(f"{where}: {name}: {text}")
                 return
         line = line or self._line(path)
-        self.problems.append((line, f"{self.path}:{line}: {name}: {text}"))
+        # Without a name it concerns several sections, and its text names them.
+        what = f"{name}: {text}" if name else text
+        self.problems.append((line, f"{self.path}:{line}: {what}"))
 
     def _add_last(self, text: str) -> None:
         self.problems.append((1 << 60, text))

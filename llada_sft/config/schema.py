@@ -87,7 +87,15 @@ class DataConfig(Section):
     on_too_long: Literal["skip", "clip_prompt", "clip_response"] = "clip_response"
     # How many EOS tokens follow each response and are learned: a number, or up to the longest
     # example of the micro-batch as in the official recipe.
+    # (`batching: packed` has no longest one and takes a number alone).
     eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
+    # padded: micro-batches of train.micro_batch_size examples, brought to one length;
+    # packed: examples one behind the other in one row of at most max_tokens tokens.
+    batching: Literal["padded", "packed"] = "padded"
+    # Packed only: the most tokens of a micro-batch; at least max_length.
+    max_tokens: PositiveInt | None = None
+    # Packed only: examples read ahead, of which the one that fits best comes next.
+    pack_buffer: PositiveInt = 16
     # Rows of a shard in a random order that is keyed by (seed, epoch, shard).
     shuffle: bool = True
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.
@@ -100,6 +108,26 @@ class DataConfig(Section):
             raise ValueError(
                 f"max_length must leave room beside the EOS tail, got {self.max_length} "
                 f"for a tail of {tail}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _packed_or_padded(self) -> "DataConfig":
+        if self.batching == "padded":
+            if self.max_tokens is not None:
+                raise ValueError("max_tokens is for batching: packed; remove it, or set that")
+            return self
+        if self.max_tokens is None:
+            raise ValueError("batching: packed needs max_tokens, the tokens of a micro-batch")
+        if self.max_tokens < self.max_length:
+            raise ValueError(
+                "max_tokens must have room for an example of max_length, "
+                f"got {self.max_tokens} for {self.max_length}"
+            )
+        if self.eos_tail == "batch_max":
+            raise ValueError(
+                "batching: packed has no padding that eos_tail: batch_max could turn into EOS; "
+                "set eos_tail to a number"
             )
         return self
 
@@ -132,6 +160,7 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
+    # Examples of a micro-batch; with data.batching: packed it stays 1, for all are in one row.
     micro_batch_size: PositiveInt = 1
     accumulate_grad_batches: PositiveInt = 1
     epochs: PositiveInt = 3
@@ -210,5 +239,24 @@ class Config(Section):
 
     @property
     def global_batch_size(self) -> int:
-        """Examples of one optimizer step, over all ranks and accumulated micro-batches."""
-        return self.world_size * self.train.micro_batch_size * self.train.accumulate_grad_batches
+        """Examples of one optimizer step, over all ranks and accumulated micro-batches.
+
+        With `data.batching: packed` it is tokens, the most that there can be.
+        """
+        micro = self.data.max_tokens or self.train.micro_batch_size
+        return self.world_size * micro * self.train.accumulate_grad_batches
+
+    @property
+    def global_batch_unit(self) -> Literal["examples", "tokens"]:
+        """What `global_batch_size` counts."""
+        return "tokens" if self.data.batching == "packed" else "examples"
+
+    @model_validator(mode="after")
+    def _packed_is_one_row(self) -> "Config":
+        size = self.train.micro_batch_size
+        if self.data.batching == "packed" and size != 1:
+            raise ValueError(
+                "train.micro_batch_size: must stay 1 with data.batching: packed, whose "
+                f"micro-batches are measured in data.max_tokens, got {size}"
+            )
+        return self

@@ -9,21 +9,26 @@ with `end_of_epoch`, and training/ decides, for all ranks together, when an epoc
 import atexit
 import signal
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.collate import PaddedBatch, pad
+from llada_sft.data.collate import CleanBatch, pad
 from llada_sft.data.encode import Encoder, Example
 from llada_sft.data.hook import load_hook
+from llada_sft.data.packing import micro_batches, with_waiting
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
-from llada_sft.errors import LladaSftError
+from llada_sft.errors import DataError, LladaSftError
 
 Positions = dict[str, FilePosition]
+# Rows whose tokens tell how many steps an epoch of packed micro-batches makes.
+_SAMPLE_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,12 @@ class LocalStep:
     Attributes:
         micro_batches: Always `accumulate_grad_batches` of them; some may be empty of examples.
         epoch: The epoch that the rows belong to, from 0.
-        positions: For each file of the rank, what is done once this step is trained.
+        positions: For each file of the rank, what is done once this step is trained, and what
+            waits to be packed.
         end_of_epoch: There are no rows left; the step holds none.
     """
 
-    micro_batches: tuple[PaddedBatch, ...]
+    micro_batches: tuple[CleanBatch, ...]
     epoch: int
     positions: Positions
     end_of_epoch: bool = False
@@ -63,12 +69,6 @@ class StepSize:
     @property
     def examples(self) -> int:
         return self.micro_batch_size * self.accumulate_grad_batches
-
-    def divide(self, examples: Sequence[Example], pad_token_id: int) -> tuple[PaddedBatch, ...]:
-        """Fill the micro-batches of a step in order; those that get nothing are empty."""
-        size = self.micro_batch_size
-        starts = range(0, self.examples, size)
-        return tuple(pad(examples[start : start + size], pad_token_id) for start in starts)
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,23 @@ class StepDataset(IterableDataset[LocalStep]):
     def _epoch_steps(
         self, encoder: Encoder, epoch: int, positions: Positions
     ) -> Iterator[LocalStep]:
-        pending: list[Example] = []
-        for example in self._examples(encoder, epoch, positions):
-            pending.append(example)
-            if len(pending) == self._size.examples:
-                yield self._step(pending, epoch, positions)
-                pending = []
-        if pending:
-            yield self._step(pending, epoch, positions)
-        yield LocalStep(self._divide([]), epoch, dict(positions), end_of_epoch=True)
+        waiting = [
+            example
+            for row, part in self.stream.pending_rows(positions)
+            for example in encoder(row)
+            if example.part == part
+        ]
+        read = {name: at._replace(pending=()) for name, at in positions.items()}
+        batches = micro_batches(
+            self._config,
+            self._size.micro_batch_size,
+            self._ids.eos_token_id,
+            waiting,
+            self._examples(encoder, epoch, read),
+        )
+        while some := tuple(islice(batches, self._size.accumulate_grad_batches)):
+            yield LocalStep(self._fill_up(some), epoch, with_waiting(read, waiting))
+        yield LocalStep(self._fill_up(()), epoch, with_waiting(read, waiting), end_of_epoch=True)
 
     def _examples(self, encoder: Encoder, epoch: int, positions: Positions) -> Iterator[Example]:
         """Yield examples; when one is yielded, `positions` already counts it as done."""
@@ -165,11 +173,28 @@ class StepDataset(IterableDataset[LocalStep]):
                 yield examples[part]
             positions[row.file] = FilePosition(done.row + 1, 0)
 
-    def _step(self, examples: list[Example], epoch: int, positions: Positions) -> LocalStep:
-        return LocalStep(self._divide(examples), epoch, dict(positions))
+    def _fill_up(self, batches: tuple[CleanBatch, ...]) -> tuple[CleanBatch, ...]:
+        missing = self._size.accumulate_grad_batches - len(batches)
+        return batches + (pad([], self._ids.eos_token_id),) * missing
 
-    def _divide(self, examples: Sequence[Example]) -> tuple[PaddedBatch, ...]:
-        return self._size.divide(examples, self._ids.eos_token_id)
+    def steps_per_epoch(self) -> int:
+        """Count the steps of an epoch as if each row made one example; packed: estimate them."""
+        num_rows = self.stream.num_rows
+        if self._config.max_tokens is None:
+            return -(-num_rows // self._size.examples)
+        sample = min(num_rows, _SAMPLE_ROWS)
+        num_tokens = -(-self._count_tokens(sample) * num_rows // max(1, sample))
+        return -(-num_tokens // (self._config.max_tokens * self._size.accumulate_grad_batches))
+
+    def _count_tokens(self, num_rows: int) -> int:
+        """Count the tokens that the first rows of the first epoch make."""
+        encoder = build_encoder(self._config, self._tokenizer_dir, self._ids)
+        num_tokens = 0
+        for row in islice(self.stream.rows(0, self.stream.start_positions()), num_rows):
+            # A row that cannot be used is named where it is trained.
+            with suppress(DataError):
+                num_tokens += sum(len(example.input_ids) for example in encoder(row))
+        return num_tokens
 
 
 def _ignore_job_signals(_worker: int) -> None:
@@ -237,7 +262,7 @@ def validation_batches(
     world_size: int,
     micro_batch_size: int,
     max_rows: int,
-) -> list[PaddedBatch]:
+) -> list[CleanBatch]:
     """Encode this rank's validation rows: every world_size-th of the first `max_rows`."""
     assert config.validation is not None
     files = list_shards(config.validation)
@@ -248,5 +273,4 @@ def validation_batches(
             break
         if number % world_size == rank:
             examples.extend(encoder(row))
-    starts = range(0, len(examples), micro_batch_size)
-    return [pad(examples[i : i + micro_batch_size], encoder.eos_token_id) for i in starts]
+    return list(micro_batches(config, micro_batch_size, encoder.eos_token_id, [], iter(examples)))

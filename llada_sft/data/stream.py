@@ -43,11 +43,23 @@ class Row:
         return f"{self.root / self.file}:{self.line} (byte {self.byte})"
 
 
+class Pending(NamedTuple):
+    """An example that was read, but waits: its place among those of its rank, and what it is."""
+
+    place: int
+    line: int
+    part: int
+
+
 class FilePosition(NamedTuple):
-    """`row`: rows of the file's order that are done. `part`: examples of the next row that are."""
+    """`row`: rows of the file's order that are read. `part`: examples of the next row that are.
+
+    All of these are done but `pending`.
+    """
 
     row: int
     part: int
+    pending: tuple[Pending, ...] = ()
 
 
 class LineIndex(NamedTuple):
@@ -122,7 +134,12 @@ class FileReader:
 
     def read(self, position: int) -> Row:
         """Read the row at a position of the epoch's order."""
-        number = self._order[position]
+        return self._read(int(self._order[position]))
+
+    def read_line(self, line: int) -> Row:
+        return self._read(int(np.searchsorted(self.index.lines, line)))
+
+    def _read(self, number: int) -> Row:
         start = int(self.index.starts[number])
         try:
             with self.path.open("rb") as file:
@@ -179,6 +196,18 @@ class RowStream:
             chosen = self._choose(left, epoch, int(done.sum()))
             yield self._readers[chosen].read(int(done[chosen]))
             done[chosen] += 1
+
+    def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Row, int]]:
+        """Read the rows of pending examples again, in the order that they wait in.
+
+        Returns:
+            The row of each, and which of the row's examples it is.
+        """
+        known = self.known_positions(positions)
+        waiting = [(one, reader) for reader in self._readers for one in known[reader.name].pending]
+        # Those of several ranks have the same places: then the files' order decides.
+        waiting.sort(key=lambda pair: pair[0].place)
+        return [(reader.read_line(one.line), one.part) for one, reader in waiting]
 
     def _choose(self, left: NDArray[np.int64], epoch: int, drawn: int) -> int:
         if not self._shuffle:

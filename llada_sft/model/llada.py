@@ -6,11 +6,13 @@ Under ZeRO-3 a parameter exists only while its own module runs. So every weight 
 that is *called* (the head included), no weight is read by attribute from outside, and a block is
 recomputed as a whole.
 
-Shapes: B examples, L positions, C width of the residual stream, H query heads, K key and value
+Shapes: B rows, L positions, C width of the residual stream, H query heads, K key and value
 heads, D features of a head, V rows of the head, M chosen positions.
 
 Source: LLaDA (arXiv 2502.09992), section 2 and the official modeling_llada.py.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from llada_sft.model.attention import attend, rotary_table, rotate
+from llada_sft.model.attention import Plan, attend, plan, rotary_table, rotate, token_positions
 from llada_sft.model.configuration import LLaDAConfig
 
 
@@ -71,18 +73,18 @@ class Block(nn.Module):
         self.up_proj = Linear(width, config.mlp_size)
         self.ff_out = Linear(config.mlp_size, width)
 
-    def forward(self, x: Tensor, rotary: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, how: Plan) -> Tensor:
         """Map [B, L, C] to [B, L, C]."""
-        x = x + self._attention(self.attn_norm(x), rotary, attention_mask)
+        x = x + self._attention(self.attn_norm(x), rotary, how)
         y = self.ff_norm(x)
         mlp: Tensor = self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
         return x + mlp
 
-    def _attention(self, y: Tensor, rotary: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _attention(self, y: Tensor, rotary: Tensor, how: Plan) -> Tensor:
         q = rotate(self._heads(self.q_proj(y)), rotary)  # [B, H, L, D]
         k = rotate(self._heads(self.k_proj(y)), rotary)  # [B, K, L, D]
         v = self._heads(self.v_proj(y))  # [B, K, L, D]
-        mixed = attend(q, k, v, attention_mask)  # [B, H, L, D]
+        mixed = attend(q, k, v, how)  # [B, H, L, D]
         out: Tensor = self.attn_out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -109,23 +111,27 @@ class LLaDAModel(nn.Module):
         )
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        sequence_lengths: Sequence[int] | None,
     ) -> Tensor:
         x = self.transformer["wte"](input_ids)  # [B, L, C]
-        rotary = rotary_table(x.shape[1], self.head_dim, self.rope_theta, x.device)
+        places = token_positions(x.shape[1], sequence_lengths, x.device)
+        rotary = rotary_table(places, self.head_dim, self.rope_theta)
+        how = plan(attention_mask, sequence_lengths, x.device, x.dtype)
         for block in self.transformer["blocks"].children():
-            x = self._run(block, x, rotary, attention_mask)
+            x = self._run(block, x, rotary, how)
         if positions is not None:
             x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
         logits: Tensor = self.transformer["ff_out"](self.transformer["ln_f"](x))
         return logits
 
-    def _run(
-        self, block: nn.Module, x: Tensor, rotary: Tensor, attention_mask: Tensor | None
-    ) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, rotary: Tensor, how: Plan) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return block(x, rotary, attention_mask)  # type: ignore[no-any-return]
-        return checkpoint(block, x, rotary, attention_mask, use_reentrant=False)  # type: ignore[no-any-return]
+            return block(x, rotary, how)  # type: ignore[no-any-return]
+        return checkpoint(block, x, rotary, how, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
@@ -150,6 +156,7 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        sequence_lengths: Sequence[int] | None = None,
     ) -> MaskedLMOutput:
         """Predict the token at every position, or at chosen ones.
 
@@ -161,12 +168,20 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
             attention_mask: [B, L] bool or integer, non-zero at real tokens; None: all are real.
             positions: [M] int64, indices into the flattened B·L positions at which the head runs.
                 Training passes the masked ones: the logits are most of the memory.
+            sequence_lengths: Tokens of the sequences that fill one row together (B is 1): each is
+                computed as if it were alone. None: each row is one sequence.
 
         Returns:
             `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype.
         """
         real = None if attention_mask is None else attention_mask.bool()
-        return MaskedLMOutput(logits=self.model(input_ids, real, positions))
+        if sequence_lengths is not None:
+            wanted, got = [1, sum(sequence_lengths)], list(input_ids.shape)
+            if got != wanted or attention_mask is not None:
+                raise ValueError(
+                    f"sequence_lengths: input_ids must be {wanted}, without a mask, got {got}"
+                )
+        return MaskedLMOutput(logits=self.model(input_ids, real, positions, sequence_lengths))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only each block's input, and recompute the block in the backward pass."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llada_sft.data.datamodule import Positions
-from llada_sft.data.stream import FilePosition
+from llada_sft.data.stream import FilePosition, Pending
 from llada_sft.errors import CheckpointError, DataError
 
 # Lightning's name for the folder of DeepSpeed's shards.
@@ -34,7 +34,7 @@ _COMPLETE = re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True)
 class DataState:
-    """Where the data of all ranks stands: for each file its fingerprint and what is done of it."""
+    """Where the data of all ranks stands: for each file its fingerprint and its position."""
 
     epoch: int
     positions: Positions
@@ -42,7 +42,7 @@ class DataState:
 
     def to_json(self) -> dict[str, Any]:
         files = {
-            name: {"row": at.row, "part": at.part, "fingerprint": self.fingerprints[name]}
+            name: {**at._asdict(), "fingerprint": self.fingerprints[name]}
             for name, at in sorted(self.positions.items())
         }
         return {"epoch": self.epoch, "files": files}
@@ -52,7 +52,7 @@ class DataState:
         files = state["files"]
         return DataState(
             epoch=state["epoch"],
-            positions={name: FilePosition(at["row"], at["part"]) for name, at in files.items()},
+            positions={name: _position(at) for name, at in files.items()},
             fingerprints={name: at["fingerprint"] for name, at in files.items()},
         )
 
@@ -82,6 +82,10 @@ class DataState:
                 f"{where}: changed since the checkpoint: {', '.join(changed)}; "
                 "restore them, or start a new run"
             )
+
+
+def _position(at: Mapping[str, Any]) -> FilePosition:
+    return FilePosition(at["row"], at["part"], tuple(Pending(*one) for one in at["pending"]))
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

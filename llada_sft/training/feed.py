@@ -11,7 +11,8 @@
 Lightning fetches one step ahead of the one it trains. Agreement thus happens one step ahead too,
 on every rank alike; what is decided there is carried in the batch.
 
-Shapes: B examples of a micro-batch, L positions, M masked positions of the micro-batch.
+Shapes: B rows of a micro-batch, L positions, M masked positions of the micro-batch, S positions of
+one example's span: its row, or its part of the one row where examples are packed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
-from llada_sft.data.collate import PaddedBatch, pad
+from llada_sft.data.collate import CleanBatch, pad
 from llada_sft.data.datamodule import LocalStep, Positions, TokenIds
 from llada_sft.data.encode import Example
 from llada_sft.diffusion.likelihood import validation_noise
@@ -49,6 +50,7 @@ class MicroBatch:
         positions: int64 [M], flat indices into B * L of the masked positions; never empty.
         targets: int64 [M], the tokens under the masks.
         coefficients: fp32 [M], what the cross-entropy of each is multiplied by.
+        sequence_lengths: Tokens of each example of a packed row, else None.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class MicroBatch:
         positions: Tensor,
         targets: Tensor,
         coefficients: Tensor,
+        sequence_lengths: tuple[int, ...] | None = None,
     ) -> None:
         self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
+        self.sequence_lengths = sequence_lengths
         self.positions, self.targets, self.coefficients = positions, targets, coefficients
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "MicroBatch":
@@ -72,6 +76,7 @@ class MicroBatch:
             move(self.positions),
             move(self.targets),
             move(self.coefficients),
+            self.sequence_lengths,
         )
 
 
@@ -101,7 +106,7 @@ class StepBatch:
 
 
 def noisy_micro_batch(
-    batch: PaddedBatch, noises: list[Noise], divisors: list[float], mask_token_id: int
+    batch: CleanBatch, noises: list[Noise], divisors: list[float], mask_token_id: int
 ) -> MicroBatch:
     """Apply one noise to each example of a micro-batch.
 
@@ -111,30 +116,38 @@ def noisy_micro_batch(
         divisors: What the weighted loss of each example is divided by.
         mask_token_id: Stands at the masked positions.
     """
-    clean = torch.from_numpy(batch.input_ids)  # [B, L]
+    clean = torch.from_numpy(batch.input_ids).flatten()  # [B·L]
     masked = torch.zeros(clean.shape, dtype=torch.bool)
     coefficients = torch.zeros(clean.shape, dtype=torch.float64)
     noisy = clean.clone()
-    for row, (example, noise) in enumerate(zip(batch.examples, noises, strict=True)):
-        masked[row] = noise.masked
-        coefficients[row] = noise.weight / divisors[row]
+    given = zip(batch.examples, batch.spans, noises, divisors, strict=True)
+    for example, span, noise, divisor in given:
+        masked[span] = noise.masked
+        coefficients[span] = noise.weight / divisor
         if example.noisy_ids is not None:
-            noisy[row, : len(example.noisy_ids)] = torch.from_numpy(example.noisy_ids)
+            noisy[span][: len(example.noisy_ids)] = torch.from_numpy(example.noisy_ids)
         else:
-            noisy[row].masked_fill_(noise.masked, mask_token_id)
-    positions = masked.flatten().nonzero().squeeze(1)
+            noisy[span].masked_fill_(noise.masked, mask_token_id)
+    positions = masked.nonzero().squeeze(1)
     if len(positions) == 0:
         # The head must run equally often on every rank: one position, with coefficient zero.
         positions = torch.zeros(1, dtype=torch.int64)
         coefficients.zero_()
     real = batch.attention_mask
     return MicroBatch(
-        noisy_ids=noisy,
+        noisy_ids=noisy.view(batch.input_ids.shape),
         attention_mask=None if real is None else torch.from_numpy(real),
         positions=positions,
-        targets=clean.flatten()[positions],
-        coefficients=coefficients.flatten()[positions].float(),
+        targets=clean[positions],
+        coefficients=coefficients[positions].float(),
+        sequence_lengths=batch.lengths,
     )
+
+
+def response_masks(batch: CleanBatch) -> list[Tensor]:
+    """Return the response mask of each example, [S] bool."""
+    flat = torch.from_numpy(batch.response_mask).flatten()
+    return [flat[span] for span in batch.spans]
 
 
 @dataclass(frozen=True)
@@ -159,20 +172,20 @@ class NoiseSource:
         shift = step_shift(self.seed, step)
         number, batches = 0, []
         for batch in local.micro_batches:
-            noises = []
-            for row in range(len(batch.examples)):
+            noises, masks = [], response_masks(batch)
+            for example, mask in zip(batch.examples, masks, strict=True):
                 # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
-                # where a rank has run short of rows.
+                # where a rank has run short of rows or packed fewer than others.
                 index = number * self.world_size + self.rank
-                noises.append(self._draw(batch, row, local.epoch, shift, index))
+                noises.append(self._draw(example, mask, local.epoch, shift, index))
                 number += 1
-            divisors = self._divisors(batch, counts)
+            divisors = self._divisors(masks, counts)
             batches.append(noisy_micro_batch(batch, noises, divisors, self.mask_token_id))
         return batches
 
-    def _draw(self, batch: PaddedBatch, row: int, epoch: int, shift: float, index: int) -> Noise:
-        response_mask = torch.from_numpy(batch.response_mask[row])  # [L]
-        example: Example = batch.examples[row]
+    def _draw(
+        self, example: Example, response_mask: Tensor, epoch: int, shift: float, index: int
+    ) -> Noise:
         if example.noisy_ids is not None:
             return Noise(response_mask, t=1.0, weight=1.0)
         key = noise_key(self.seed, epoch, example.file, example.line, example.part)
@@ -180,12 +193,12 @@ class NoiseSource:
         u = low_discrepancy(shift, index) if spread else independent(key)
         return draw_noise(response_mask, u, key, self.objective.masking, self.objective.eps)
 
-    def _divisors(self, batch: PaddedBatch, counts: Report) -> list[float]:
+    def _divisors(self, masks: list[Tensor], counts: Report) -> list[float]:
         """N · L_i, or the response tokens of the global batch; over the number of ranks."""
-        lengths = batch.response_mask[: len(batch.examples)].sum(axis=1)  # [B]
+        lengths = [int(mask.sum()) for mask in masks]
         if self.objective.normalization == "token":
             return [counts.response_tokens / self.world_size] * len(lengths)
-        return [int(length) * counts.examples / self.world_size for length in lengths]
+        return [length * counts.examples / self.world_size for length in lengths]
 
 
 class StepFeed(Iterable[StepBatch]):
@@ -247,7 +260,7 @@ class StepFeed(Iterable[StepBatch]):
 
 
 def validation_micro_batches(
-    batches: list[PaddedBatch], ids: TokenIds, world_size: int, consensus: Consensus
+    batches: list[CleanBatch], ids: TokenIds, world_size: int, consensus: Consensus
 ) -> list[MicroBatch]:
     """Mask validation batches once and for all, the same at every validation.
 
@@ -267,8 +280,7 @@ def validation_micro_batches(
     made = []
     for batch in padded:
         noises, divisors = [], []
-        for row, example in enumerate(batch.examples):
-            response_mask = torch.from_numpy(batch.response_mask[row])  # [L]
+        for example, response_mask in zip(batch.examples, response_masks(batch), strict=True):
             key = noise_key(0, 0, example.file, example.line, example.part)
             noises.append(validation_noise(response_mask, key, draw=0, num_draws=1))
             divisors.append(int(response_mask.sum()) * counts.examples / world_size)

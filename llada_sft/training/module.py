@@ -83,7 +83,10 @@ class DiffusionModule(pl.LightningModule):
         """Return this rank's part of the global batch's loss, times the number of ranks."""
         assert self.network is not None
         logits = self.network(
-            batch.noisy_ids, attention_mask=batch.attention_mask, positions=batch.positions
+            batch.noisy_ids,
+            attention_mask=batch.attention_mask,
+            positions=batch.positions,
+            sequence_lengths=batch.sequence_lengths,
         ).logits  # [M, V]
         return masked_cross_entropy(logits, batch.targets, batch.coefficients)
 

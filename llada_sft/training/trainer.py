@@ -200,10 +200,8 @@ def build_dataset(
 
 
 def count_steps(config: Config, dataset: StepDataset, consensus: Consensus) -> int:
-    """Count the optimizer steps of the whole training, as if each row made one example."""
-    size = StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches)
-    local_steps = -(-dataset.stream.num_rows // size.examples)
-    steps = consensus.largest(local_steps) * config.train.epochs
+    """Count the optimizer steps of the whole training, as well as they can be known before it."""
+    steps = consensus.largest(dataset.steps_per_epoch()) * config.train.epochs
     return min(steps, config.train.max_steps or steps)
 
 

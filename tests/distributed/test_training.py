@@ -78,6 +78,37 @@ def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_path: Pat
         assert losses(tmp_path / f"stopped_{stop}") == whole, f"stopped at {stop}"
 
 
+@pytest.mark.timeout(300)
+def test_a_packed_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_path: Path) -> None:
+    # Rows of 17, 20 and 23 tokens with their tails: 2 or 3 of them in a pack, 2 packs in a step.
+    train = write_shards(tmp_path / "shards", [28, 9, 5])
+    overrides = [
+        *with_data(demo, train),
+        "train.micro_batch_size=1",
+        "data.batching=packed",
+        "data.max_tokens=64",
+        "data.pack_buffer=5",
+        "data.eos_tail=2",
+        "train.epochs=2",
+        "train.max_steps=null",
+        "train.checkpoint_every_steps=4",
+        "train.validate_every_steps=3",
+        "train.validation_max_rows=7",
+    ]
+    # The last lies in the second epoch.
+    stops = [2, 8]
+    results = run_on_ranks(
+        f"{WORKERS}:interrupted_runs", 2, 280,
+        folder=str(tmp_path), config_file=CONFIG, overrides=overrides, stops=stops,
+    )  # fmt: skip
+    assert results[0]["outcomes"] == ["finished", *["stopped", "finished"] * len(stops)]
+    whole = losses(tmp_path / "whole")
+    assert list(whole) == list(range(1, len(whole) + 1))
+    assert len(whole) > max(stops) + 1
+    for stop in stops:
+        assert losses(tmp_path / f"stopped_{stop}") == whole, f"stopped at {stop}"
+
+
 @pytest.mark.parametrize("limit", ["train.epochs", "train.max_steps"])
 def test_a_finished_run_does_nothing_more_unless_asked_for_more(
     demo: Path, tmp_path: Path, limit: str

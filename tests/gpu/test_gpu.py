@@ -38,6 +38,25 @@ def test_golden_logits_and_loss() -> None:
     assert loss.item() == pytest.approx(expected["sft_loss"].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
+    """Half precision goes through the kernel for variable lengths, fp32 through a mask."""
+    model = load_model(GOLDEN, dtype=dtype, device="cuda")
+    ids = torch.randint(0, 500, (1, 300), device="cuda")
+    lengths = (7, 1, 292)
+    together = model(ids, sequence_lengths=lengths).logits[0]
+    alone = torch.cat([model(part).logits[0] for part in ids.split(lengths, dim=1)])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    assert torch.linalg.vector_norm(together - alone) < tolerance * torch.linalg.vector_norm(alone)
+    gradients = []
+    for logits in (together, alone):
+        model.zero_grad()
+        torch.autograd.backward(logits.float().logsumexp(-1).sum())
+        gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
+    difference = torch.linalg.vector_norm(gradients[0] - gradients[1])
+    assert difference < 5 * tolerance * torch.linalg.vector_norm(gradients[1])
+
+
 @pytest.mark.timeout(400)
 def test_fit_save_resume_export_in_bf16(tmp_path: Path) -> None:
     write_demo(tmp_path / "demo")

@@ -35,7 +35,7 @@ def test_status_of_a_run_that_was_only_prepared(run: RunDir, project: Path) -> N
         f"directory    {project}/runs/a",
         f"model        {project}/model (pretrained)",
         f"data         {project}/shards",
-        "ranks        1 nodes × 2, global batch 2",
+        "ranks        1 nodes × 2, global batch 2 examples",
         "job          none (local, or not launched yet)",
         "progress     no step yet",
         "checkpoints  none",

@@ -34,6 +34,18 @@ def test_with_the_files() -> None:
     ]
 
 
+def test_packed() -> None:
+    packed = config(micro_batch_size=1, max_steps=100).model_dump()
+    packed["data"] |= {"batching": "packed", "max_tokens": 8192, "eos_tail": 1}
+    rows = RowCount(total=4_500_000, busiest_rank=140_630, estimated=True)
+    assert batch_arithmetic(Config.model_validate(packed), rows)[1:] == [
+        "global batch     at most 1,048,576 tokens = 8,192 micro × 4 accumulated × 32 ranks",
+        "rows per epoch   ≈ 4,500,000",
+        "steps per epoch  as the tokens have it; estimated where training begins",
+        "                 stops after 100 (train.max_steps)",
+    ]
+
+
 def test_a_last_step_that_is_not_full_counts() -> None:
     assert steps_per_epoch(config(), RowCount(total=9, busiest_rank=9)) == 2
     assert steps_per_epoch(config(), RowCount(total=8, busiest_rank=8)) == 1

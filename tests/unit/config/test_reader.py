@@ -266,6 +266,38 @@ def test_the_eos_tail_leaves_room() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ("batching: packed", "batching: packed needs max_tokens, the tokens of a micro-batch"),
+        (
+            "batching: packed, max_tokens: 4095, eos_tail: 1",
+            "max_tokens must have room for an example of max_length, got 4095 for 4096",
+        ),
+        (
+            "batching: packed, max_tokens: 4096",
+            "batching: packed has no padding that eos_tail: batch_max could turn into EOS; "
+            "set eos_tail to a number",
+        ),
+        ("max_tokens: 8192", "max_tokens is for batching: packed; remove it, or set that"),
+    ],
+)
+def test_keys_of_packing_go_together(data: str, problem: str) -> None:
+    text = f"run: {{name: a}}\nmodel: {{path: m}}\ndata: {{train: d, {data}}}\n"
+    assert problems_of(text) == f"a.yaml:3: data: {problem}"
+
+
+def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
+    data = "data: {train: d, batching: packed, max_tokens: 4096, eos_tail: 1}\n"
+    text = "run: {name: a}\nmodel: {path: m}\n" + data
+    config = load(text + "train: {accumulate_grad_batches: 2}\n")
+    assert (config.global_batch_size, config.global_batch_unit) == (8 * 2 * 4096, "tokens")
+    assert problems_of(text + "train: {micro_batch_size: 4}\n") == (
+        "a.yaml:1: train.micro_batch_size: must stay 1 with data.batching: packed, whose "
+        "micro-batches are measured in data.max_tokens, got 4"
+    )
+
+
 def test_null_and_anchors() -> None:
     config = load("run: {name: &n a}\nmodel: {path: *n}\ndata: {train: d, validation: ~}\n")
     assert (config.model.path, config.data.validation) == ("a", None)

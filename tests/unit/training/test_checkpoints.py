@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada_sft.data.stream import FilePosition
+from llada_sft.data.stream import FilePosition, Pending
 from llada_sft.errors import CheckpointError, DataError
 from llada_sft.training.checkpoints import (
     DataState,
@@ -25,7 +25,10 @@ from llada_sft.training.checkpoints import (
 
 STATE = DataState(
     epoch=1,
-    positions={"b": FilePosition(3, 2), "a": FilePosition(0, 0)},
+    positions={
+        "b": FilePosition(3, 2, (Pending(0, 9, 1), Pending(4, 2, 0))),
+        "a": FilePosition(0, 0),
+    },
     fingerprints={"a": "11", "b": "22"},
 )
 
@@ -157,7 +160,7 @@ def test_a_conversion_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
 
 def test_the_states_of_all_ranks_become_one() -> None:
     merged = DataState.merge(
-        1, [({"b": FilePosition(3, 2)}, {"b": "22"}), ({"a": FilePosition(0, 0)}, {"a": "11"})]
+        1, [({"b": STATE.positions["b"]}, {"b": "22"}), ({"a": FilePosition(0, 0)}, {"a": "11"})]
     )
     assert merged == STATE
 
