@@ -76,7 +76,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    # A folder of .jsonl shards, or a glob of them.
+    # A folder of .jsonl, .jsonl.gz or .jsonl.zst shards, or a glob of them; or the URL of one.
     train: NonEmptyStr
     validation: NonEmptyStr | None = None
     # The Python file with `process_data(record, tokenizer, max_length)`.
@@ -88,6 +88,9 @@ class DataConfig(Section):
     # How many EOS tokens follow each response and are learned: a number, or up to the longest
     # example of the micro-batch as in the official recipe.
     eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
+    # Where line indexes, decompressed shards and fetched objects are kept (docs/data.md); null = a
+    # folder of the user's in the system's temporary folder.
+    cache_dir: NonEmptyStr | None = None
     # Rows of a shard in a random order that is keyed by (seed, epoch, shard).
     shuffle: bool = True
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.
