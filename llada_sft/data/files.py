@@ -77,7 +77,7 @@ def open_text(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
             do not fit, or its compressed data is truncated or corrupt.
     """
     shown = shown or str(path)
-    corrupt = (EOFError, *_decompression_errors(path))
+    corrupt: tuple[type[Exception], ...] = (EOFError, *_decompression_errors(path))
     try:
         with path.open("rb") as raw:
             first = raw.read(4)

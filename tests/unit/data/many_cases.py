@@ -3,10 +3,10 @@
     python -m tests.unit.data.many_cases --cases 10000 [--first 0]
 
 A case is a number: it keys everything random in it, so a case that fails can be run alone. Files
-are stand-ins: names and row counts, with the real order and the real draw of `stream.py`. What ranks
-agree on is played by one loop, as `training/feed.py` does it: one step at a time on every rank,
-empty where a rank has no rows left, until none has. An interruption loses what was prepared and not
-trained, goes through `DataState` and JSON, and goes on with another number of ranks.
+are stand-ins: names and row counts, with the real order and the real draw of `stream.py`. What
+ranks agree on is played by one loop, as `training/feed.py` does it: one step at a time on every
+rank, empty where a rank has no rows left, until none has. An interruption loses what was prepared
+and not trained, goes through `DataState` and JSON, and goes on with another number of ranks.
 """
 
 import argparse
