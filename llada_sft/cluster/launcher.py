@@ -109,16 +109,19 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
 
 
 def count_rows(config: Config) -> RowCount | None:
-    """Count the rows of the training files; None when they are not there."""
+    """Count the rows of the training files; None when they are not there, remote or unreadable."""
     from llada_sft.data.row_count import count_rows as rows_of_files
     from llada_sft.data.shards import assign_files, list_shards
 
     try:
         files = list_shards(config.data.train)
         owned = [assign_files(files, rank, config.world_size) for rank in range(config.world_size)]
+        counted = rows_of_files(files)
     except LladaSftError:
         return None
-    counts, estimated = rows_of_files(files)
+    if counted is None:
+        return None
+    counts, estimated = counted
     rows = dict(zip(files, counts, strict=True))
     busiest = max(sum(rows[file] for file in mine) for mine in owned)
     return RowCount(sum(counts), busiest, estimated)

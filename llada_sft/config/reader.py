@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from llada_sft.config import yaml12
 from llada_sft.config.problems import describe, shown
 from llada_sft.config.schema import Config
+from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -189,9 +190,11 @@ def dump_config(config: Config) -> str:
 
 
 def resolve_paths(config: Config, base: str | Path) -> Config:
-    """Make every path of a config absolute; the relative ones start at `base`."""
+    """Make every path of a config absolute; the relative ones start at `base`, URLs stay."""
 
     def absolute(path: str) -> str:
+        if is_url(path):
+            return path
         # Not resolve(): a cluster's links (/home, automounts) mean the same on every node.
         return os.path.normpath(Path.cwd() / base / Path(path).expanduser())
 
@@ -204,7 +207,7 @@ def resolve_paths(config: Config, base: str | Path) -> Config:
         update={
             "run": section("run", "root"),
             "model": section("model", "path"),
-            "data": section("data", "train", "validation", "hook"),
+            "data": section("data", "train", "validation", "hook", "cache_dir"),
             "slurm": section("slurm", "setup"),
         }
     )

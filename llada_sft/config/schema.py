@@ -76,7 +76,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    # A folder of .jsonl shards, or a glob of them.
+    # A folder of .jsonl, .jsonl.gz or .jsonl.zst shards, or a glob of them; or the URL of one.
     train: NonEmptyStr
     validation: NonEmptyStr | None = None
     # The Python file with `process_data(record, tokenizer, max_length)`.
@@ -96,6 +96,9 @@ class DataConfig(Section):
     max_tokens: PositiveInt | None = None
     # Packed only: examples read ahead, of which the one that fits best comes next.
     pack_buffer: PositiveInt = 16
+    # Where line indexes, decompressed shards and fetched objects are kept (docs/data.md); null = a
+    # folder of the user's in the system's temporary folder.
+    cache_dir: NonEmptyStr | None = None
     # Rows of a shard in a random order that is keyed by (seed, epoch, shard).
     shuffle: bool = True
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.collate import CleanBatch, pad
 from llada_sft.data.encode import Encoder, Example
+from llada_sft.data.files import Shard
 from llada_sft.data.hook import load_hook
 from llada_sft.data.packing import micro_batches, with_waiting
 from llada_sft.data.shards import list_shards, shard_root
@@ -118,14 +119,15 @@ class StepDataset(IterableDataset[LocalStep]):
         config: DataConfig,
         tokenizer_dir: Path,
         ids: TokenIds,
-        files: Sequence[Path],
+        files: Sequence[Shard],
         seed: int,
         size: StepSize,
         epochs: int,
         epoch: int = 0,
         positions: Mapping[str, FilePosition] | None = None,
     ) -> None:
-        self.stream = RowStream(files, shard_root(config.train), seed, config.shuffle)
+        root = shard_root(config.train)
+        self.stream = RowStream(files, root, seed, config.shuffle, config.cache_dir)
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
         self._size, self._epochs = size, epochs
         self._epoch, self._positions = epoch, positions
@@ -266,7 +268,8 @@ def validation_batches(
     """Encode this rank's validation rows: every world_size-th of the first `max_rows`."""
     assert config.validation is not None
     files = list_shards(config.validation)
-    stream = RowStream(files, shard_root(config.validation), seed=0, shuffle=False)
+    root = shard_root(config.validation)
+    stream = RowStream(files, root, seed=0, shuffle=False, cache_dir=config.cache_dir)
     examples: list[Example] = []
     for number, row in enumerate(stream.rows(0, stream.start_positions())):
         if number >= max_rows:

@@ -3,30 +3,48 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from llada_sft.data.files import Shard, is_compressed, open_text
+
 COUNT_UP_TO_BYTES = 256 * 2**20
 SAMPLE_BYTES = 8 * 2**20
+# What a compressed byte may become.
+_EXPANSION = 5
 
 
-def count_rows(files: Sequence[Path]) -> tuple[list[int], bool]:
+def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
     """Count the lines that are not blank in each file.
 
     Returns:
         The rows of each file, and whether they are an estimate: past `COUNT_UP_TO_BYTES` in all,
-        each file's size over the mean line length of a sample from several files.
+        each file's size over the mean line length of a sample from several files. None if a file
+        is remote, or compressed and past that: neither is fetched or unpacked only to be counted.
+
+    Raises:
+        DataError: a file cannot be read.
     """
-    sizes = [file.stat().st_size for file in files]
+    local = [file for file in files if isinstance(file, Path)]
+    if len(local) < len(files):
+        return None
+    sizes = [_text_bytes(file) for file in local]
     if sum(sizes) <= COUNT_UP_TO_BYTES:
-        return [_rows_in(file, None)[0] for file in files], False
-    sample = files[:: max(1, len(files) // 8)]
+        return [_rows_in(file, None)[0] for file in local], False
+    if any(map(is_compressed, local)):
+        return None
+    sample = local[:: max(1, len(local) // 8)]
     pairs = [_rows_in(file, SAMPLE_BYTES // len(sample)) for file in sample]
     rows, num_bytes = (sum(column) for column in zip(*pairs, strict=True))
-    return [round(size * rows / num_bytes) for size in sizes], True
+    return [round(size * rows / max(1, num_bytes)) for size in sizes], True
+
+
+def _text_bytes(file: Path) -> int:
+    size = file.stat().st_size
+    return size * _EXPANSION if is_compressed(file) else size
 
 
 def _rows_in(file: Path, max_bytes: int | None) -> tuple[int, int]:
-    """Count the rows that begin in the first `max_bytes`, and the bytes that they take."""
+    """Count the rows that begin in the first `max_bytes` of the text, and the bytes they take."""
     rows = num_bytes = 0
-    with file.open("rb") as lines:
+    with open_text(file) as lines:
         for line in lines:
             rows += not line.isspace()
             num_bytes += len(line)

@@ -1,32 +1,68 @@
 """Who reads which file: the shards of a folder in a fixed order, dealt out to the ranks."""
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from llada_sft.data.files import SUFFIXES, Shard, is_remote, list_remote, local_path
 from llada_sft.errors import ConfigError, DataError
 
 
-def list_shards(path: str) -> list[Path]:
-    """List the shards of a folder (its `*.jsonl`) or of a glob, sorted by name.
+def list_shards(path: str) -> list[Shard]:
+    """List the shards of a folder (its `*.jsonl`, `*.jsonl.gz`, `*.jsonl.zst`), a glob or a URL.
+
+    As in a shell, a glob does not match names that begin with a dot, and neither does a folder.
+
+    Returns:
+        The shards, sorted by name.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or one is no file.
     """
-    if Path(path).is_dir():
-        found = sorted(one for one in Path(path).glob("*.jsonl") if one.is_file())
-        if not found:
-            raise DataError(f"{path}: no .jsonl files in this folder")
-        return found
+    if is_remote(path):
+        return list(list_remote(path, str(shard_root(path))))
+    path = local_path(path)
+    found = _in_folder(path) if Path(path).is_dir() else _matching(path)
+    if not_files := [shard for shard in found if not shard.is_file()]:
+        raise DataError("\n".join(f"{shard}: {_kind(shard)}" for shard in not_files))
+    return list(found)
+
+
+def _in_folder(path: str) -> list[Path]:
+    try:
+        names = sorted(os.listdir(path))  # noqa: PTH208 (Path.iterdir makes a Path of every name)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    found = [Path(path, name) for name in names if name.endswith(SUFFIXES) and name[0] != "."]
+    if not found:
+        raise DataError(f"{path}: no {', '.join(SUFFIXES)} files in this folder")
+    return found
+
+
+def _matching(path: str) -> list[Path]:
     matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    found = sorted(one for one in map(Path, matches) if one.is_file())
+    if not matches and Path(path).is_symlink():
+        matches = [path]
+    # `**` also matches the folders on its way.
+    found = sorted(
+        shard for shard in map(Path, matches) if shard.name.endswith(SUFFIXES) or shard.is_file()
+    )
     if not found:
         what = "no file matches" if glob.has_magic(path) else "no such folder or file"
         raise DataError(f"{path}: {what}")
     return found
 
 
-def assign_files(files: Sequence[Path], rank: int, world_size: int) -> list[Path]:
+def _kind(shard: Path) -> str:
+    if shard.is_dir():
+        return "is a folder, not a shard; move it away"
+    if shard.is_symlink() and not shard.exists():
+        return f"is a link to {shard.readlink()}, which is not there; restore or remove it"
+    return "is no regular file; move it away"
+
+
+def assign_files(files: Sequence[Shard], rank: int, world_size: int) -> list[Shard]:
     """Give the files of one rank: every `world_size`-th, beginning with `files[rank]`.
 
     Raises:
@@ -41,12 +77,20 @@ def assign_files(files: Sequence[Path], rank: int, world_size: int) -> list[Path
     return list(files[rank::world_size])
 
 
-def shard_root(path: str) -> Path:
+def shard_root(path: str) -> Path | str:
     """Return the folder that shards are named relative to: a glob's part before its first wildcard.
 
     Names, not absolute paths, key the noise and the order: a dataset may be moved.
+
+    Returns:
+        A local folder, or the URL of a remote one.
     """
-    plain = Path(path)
+    if is_remote(path):
+        scheme, _, rest = path.partition("://")
+        while glob.has_magic(rest) or rest.endswith(SUFFIXES):
+            rest = rest.rpartition("/")[0]
+        return f"{scheme}://{rest}".rstrip("/")
+    plain = Path(local_path(path))
     while glob.has_magic(str(plain)):
         plain = plain.parent
     return plain if plain.is_dir() else plain.parent

@@ -1,6 +1,7 @@
 """The rows of a rank's files, in a keyed random order, from any position.
 
-1. `index_lines` reads a file once: where each non-blank line begins, and a fingerprint.
+1. `Cache.prepare` gives the index of a shard, where each non-blank line begins, and a plain local
+   file that it is of: the shard itself, or what was made of it once.
 2. `FileReader` reads row `permutation[i]` of its file: the permutation is keyed by
    (seed, epoch, file), so the state of a file is one integer.
 3. `RowStream` draws the next file at random in proportion to the rows that it has left. The draw is
@@ -8,39 +9,37 @@
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llada_sft.data.cache import Cache
+from llada_sft.data.files import Shard, shard_name
 from llada_sft.errors import DataError
-
-_CHUNK_BYTES = 1 << 22
-_LINE_END = 0x0A
-_BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a shard: `line` counts from 1, `byte` from 0.
+    """One line of a shard: `line` counts from 1, `byte` from 0, in the text if it is compressed.
 
-    `file` is relative to the dataset's folder: it keys noise and order. `root` is that folder, for
-    messages.
+    `file` is relative to the dataset's folder: it keys noise and order. `root` is that folder or
+    its URL, for messages.
     """
 
     file: str
     line: int
     byte: int
     text: bytes
-    root: Path = Path()
+    root: Path | str = Path()
 
     @property
     def where(self) -> str:
-        return f"{self.root / self.file}:{self.line} (byte {self.byte})"
+        path = self.root / self.file if isinstance(self.root, Path) else f"{self.root}/{self.file}"
+        return f"{path}:{self.line} (byte {self.byte})"
 
 
 class Pending(NamedTuple):
@@ -62,66 +61,24 @@ class FilePosition(NamedTuple):
     pending: tuple[Pending, ...] = ()
 
 
-class LineIndex(NamedTuple):
-    """Where the non-blank lines of a file begin (int64 [rows]) and their line numbers, from 1.
-
-    `fingerprint` names the content of the whole file: its size and its CRC-32.
-    """
-
-    starts: NDArray[np.int64]
-    lines: NDArray[np.int64]
-    fingerprint: str
+def _joined(*parts: object) -> bytes:
+    return "\x1f".join(map(str, parts)).encode()
 
 
-def index_lines(path: Path) -> LineIndex:
-    """Find the lines of a file that are not blank.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            starts, first_bytes, fingerprint = _scan(file)
-            keep = first_bytes != _LINE_END
-            # Only a line that begins with a blank can be one.
-            for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
-                file.seek(starts[number])
-                keep[number] = not file.readline().isspace()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return LineIndex(starts[keep], np.flatnonzero(keep) + 1, fingerprint)
-
-
-def _scan(file: BinaryIO) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
-    """Return where every line begins, blank ones too, its first byte, and the fingerprint."""
-    starts, first_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
-    size, checksum, line_begins = 0, 0, True
-    while chunk := file.read(_CHUNK_BYTES):
-        data = np.frombuffer(chunk, np.uint8)
-        found = np.flatnonzero(data == _LINE_END) + 1
-        if line_begins:
-            found = np.insert(found, 0, 0)
-        line_begins = chunk.endswith(b"\n")
-        if line_begins:
-            found = found[:-1]
-        starts.append(found + size)
-        first_bytes.append(data[found])
-        checksum = zlib.crc32(chunk, checksum)
-        size += len(chunk)
-    return np.concatenate(starts), np.concatenate(first_bytes), f"{size}-{checksum:08x}"
+def _number(hashed: hashlib.blake2b) -> int:
+    return int.from_bytes(hashed.digest(), "little")
 
 
 def _key(*parts: object) -> int:
-    text = "\x1f".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return _number(hashlib.blake2b(_joined(*parts), digest_size=8))
 
 
 class FileReader:
     """The rows of one file in the order of one epoch."""
 
-    def __init__(self, root: Path, path: Path) -> None:
-        self.root, self.path, self.name = root, path, str(path.relative_to(root))
-        self.index = index_lines(path)
+    def __init__(self, root: Path | str, shard: Shard, cache: Cache) -> None:
+        self.root, self.shard, self.name = root, shard, shard_name(root, shard)
+        self.index, self._text = cache.prepare(shard)
         self._order: NDArray[np.int64] = np.arange(len(self.index.starts))
 
     def __len__(self) -> int:
@@ -142,11 +99,12 @@ class FileReader:
     def _read(self, number: int) -> Row:
         start = int(self.index.starts[number])
         try:
-            with self.path.open("rb") as file:
+            with self._text.open("rb") as file:
                 file.seek(start)
                 text = file.readline()
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+            copy = "" if self._text == self.shard else f" (in the cache: {self._text})"
+            raise DataError(f"{self.shard}{copy}: cannot be read: {error.strerror}") from None
         return Row(self.name, int(self.index.lines[number]), start, text, self.root)
 
 
@@ -158,10 +116,19 @@ class RowStream:
         root: The folder that file names are relative to.
         seed: Keys the order.
         shuffle: False reads file after file, line after line.
+        cache_dir: Where indexes and texts are kept; None is the default.
     """
 
-    def __init__(self, files: Sequence[Path], root: Path, seed: int, shuffle: bool) -> None:
-        self._readers = [FileReader(root, path) for path in files]
+    def __init__(
+        self,
+        files: Sequence[Shard],
+        root: Path | str,
+        seed: int,
+        shuffle: bool,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        cache = Cache(cache_dir)
+        self._readers = [FileReader(root, shard, cache) for shard in files]
         self._seed, self._shuffle = seed, shuffle
         self._names = "\x1f".join(reader.name for reader in self._readers)
 
@@ -192,8 +159,9 @@ class RowStream:
             reader.start_epoch(self._seed, epoch, self._shuffle)
         done = np.array([known[reader.name].row for reader in self._readers], np.int64)
         sizes = np.array([len(reader) for reader in self._readers], np.int64)
+        tickets = hashlib.blake2b(_joined(self._seed, epoch, self._names, ""), digest_size=8)
         while (left := sizes - done).sum() > 0:
-            chosen = self._choose(left, epoch, int(done.sum()))
+            chosen = self._choose(left, tickets.copy(), int(done.sum()))
             yield self._readers[chosen].read(int(done[chosen]))
             done[chosen] += 1
 
@@ -209,8 +177,9 @@ class RowStream:
         waiting.sort(key=lambda pair: pair[0].place)
         return [(reader.read_line(one.line), one.part) for one, reader in waiting]
 
-    def _choose(self, left: NDArray[np.int64], epoch: int, drawn: int) -> int:
+    def _choose(self, left: NDArray[np.int64], tickets: hashlib.blake2b, drawn: int) -> int:
         if not self._shuffle:
             return int(np.flatnonzero(left)[0])
-        ticket = _key(self._seed, epoch, self._names, drawn) % int(left.sum())
+        tickets.update(str(drawn).encode())
+        ticket = _number(tickets) % int(left.sum())
         return int(np.searchsorted(np.cumsum(left), ticket, side="right"))

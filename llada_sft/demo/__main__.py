@@ -13,7 +13,6 @@ from pathlib import Path
 
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
-from llada_sft.data.shards import list_shards
 from llada_sft.data.tokenizer import load_tokenizer
 from llada_sft.demo.data import write_demo
 from llada_sft.demo.plot import plot_loss
@@ -39,7 +38,7 @@ def exact_match(model: LLaDAModelLM, config: Config) -> tuple[float, list[tuple[
     assert config.data.validation is not None
     records = [
         json.loads(line)
-        for path in list_shards(config.data.validation)
+        for path in sorted(Path(config.data.validation).glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     answers = answer(model, tokenizer, [record["prompt"] for record in records], SETTINGS)

@@ -66,7 +66,7 @@ class DataState:
             fingerprints |= rank_fingerprints
         return DataState(epoch, positions, fingerprints)
 
-    def check_files(self, fingerprints: Mapping[str, str], where: Path) -> None:
+    def check_files(self, fingerprints: Mapping[str, str], where: Path | str) -> None:
         """Check a rank's files against the checkpoint's.
 
         Raises:

@@ -195,7 +195,7 @@ def build_dataset(
         positions=resume.data.positions if resume.data else None,
     )
     if resume.data:
-        resume.data.check_files(dataset.stream.fingerprints(), Path(config.data.train))
+        resume.data.check_files(dataset.stream.fingerprints(), config.data.train)
     return dataset
 
 

@@ -348,3 +348,11 @@ def test_paths_are_resolved_against_a_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert (config.data.train, config.data.validation) == ("/x/*.jsonl", None)
     assert config.data.hook == "/base/utils/process_data.py"
     assert config.slurm.setup == "/base/slurm/setup.sh"
+
+
+def test_urls_are_no_paths() -> None:
+    urls = {"train": "s3://bucket/train/*.jsonl", "validation": "file:///data//x"}
+    overrides = [f"data.{key}={url}" for key, url in urls.items()]
+    config = resolve_paths(load(MINIMAL, *overrides, "data.cache_dir=cache"), "/base")
+    assert (config.data.train, config.data.validation) == tuple(urls.values())
+    assert config.data.cache_dir == "/base/cache"

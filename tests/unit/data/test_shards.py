@@ -11,11 +11,11 @@ from llada_sft.errors import ConfigError, DataError
 
 
 def test_a_folder_and_a_glob_are_sorted(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "c.json"):
+    for name in ("b.jsonl", "a.jsonl", "c.json", ".d.jsonl", "a.jsonl.partial"):
         (tmp_path / name).touch()
-    (tmp_path / "d.jsonl").mkdir()
     expected = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     assert list_shards(str(tmp_path)) == expected
+    assert list_shards(f"file://{tmp_path}") == expected
     assert list_shards(f"{tmp_path}/*.jsonl") == expected
     assert list_shards(f"{tmp_path}/a.jsonl") == expected[:1]
 
@@ -23,7 +23,7 @@ def test_a_folder_and_a_glob_are_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", ": no .jsonl files in this folder"),
+        ("", ": no .jsonl, .jsonl.gz, .jsonl.zst files in this folder"),
         ("/x", "/x: no such folder or file"),
         ("/*.jsonl", "/*.jsonl: no file matches"),
     ],

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.data import stream
+from llada_sft.data import line_index
+from llada_sft.data.line_index import index_lines
 from llada_sft.data.row_count import count_rows
-from llada_sft.data.stream import FilePosition, Row, RowStream, index_lines
+from llada_sft.data.stream import FilePosition, Row, RowStream
 from llada_sft.errors import DataError
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=4)
@@ -81,7 +82,7 @@ def test_lines_across_the_chunks_of_a_file(lines: list[bytes], final: bool, chun
     content = b"\n".join(lines) + b"\n" * final
     expected = [number for number, line in enumerate(lines, start=1) if line.strip()]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "_CHUNK_BYTES", chunk)
+        patch.setattr(line_index, "_CHUNK_BYTES", chunk)
         path = Path(folder, "a")
         path.write_bytes(content)
         index = index_lines(path)

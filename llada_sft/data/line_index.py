@@ -1,0 +1,82 @@
+"""Where the rows of a text begin, and a fingerprint: one pass over the file."""
+
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from isal.isal_zlib import crc32  # several times as fast as zlib's
+from numpy.typing import NDArray
+
+from llada_sft.data.files import open_text
+from llada_sft.errors import DataError
+
+_CHUNK_BYTES = 1 << 20
+_LINE_END = 0x0A
+_BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
+
+
+class LineIndex(NamedTuple):
+    """Where the non-blank lines of a text begin (int64 [rows]) and their line numbers, from 1.
+
+    `fingerprint` names the content of the whole file as it is stored: its size and its CRC-32.
+    """
+
+    starts: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    fingerprint: str
+
+
+def index_lines(path: Path, shown: str | None = None) -> LineIndex:
+    """Find the lines of a plain file that are not blank.
+
+    Args:
+        path: The file.
+        shown: What messages call it.
+
+    Raises:
+        DataError: The file cannot be read, or is compressed.
+    """
+    with open_text(path, shown) as file:
+        starts, first_bytes, fingerprint = _scan(file)
+        keep = first_bytes != _LINE_END
+        # Only a line that begins with a blank can be one.
+        for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
+            file.seek(starts[number])
+            keep[number] = not file.readline().isspace()
+    return LineIndex(starts[keep], np.flatnonzero(keep) + 1, fingerprint)
+
+
+def fingerprint_of(path: Path, shown: str) -> str:
+    """Name the content of a file, compressed or not, by its size and its CRC-32.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    size = checksum = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                checksum = crc32(chunk, checksum)
+                size += len(chunk)
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror}") from None
+    return f"{size}-{checksum:08x}"
+
+
+def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
+    """Return where every line begins, blank ones too, its first byte, and the fingerprint."""
+    starts, first_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    size, checksum, line_begins = 0, 0, True
+    while chunk := file.read(_CHUNK_BYTES):
+        data = np.frombuffer(chunk, np.uint8)
+        found = np.flatnonzero(data == _LINE_END) + 1
+        if line_begins:
+            found = np.insert(found, 0, 0)
+        line_begins = chunk.endswith(b"\n")
+        if line_begins:
+            found = found[:-1]
+        starts.append(found + size)
+        first_bytes.append(data[found])
+        checksum = crc32(chunk, checksum)
+        size += len(chunk)
+    return np.concatenate(starts), np.concatenate(first_bytes), f"{size}-{checksum:08x}"
