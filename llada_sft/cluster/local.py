@@ -45,8 +45,10 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
     run.logs.mkdir(exist_ok=True)
     for old in run.failures.glob("rank_*.txt"):
         old.unlink()
-    ranks = _Ranks(run, config, [*command, str(run_dir)])
+    ranks = _Ranks()
+    # Before the first rank starts: a signal to the launcher must never leave ranks behind.
     with _forwarded_signals(ranks) as received:
+        ranks.start(run, config, [*command, str(run_dir)])
         failed = ranks.wait()
     if failed is not None:
         return _report(run, failed)
@@ -56,9 +58,13 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
 class _Ranks:
     """The processes of all ranks, ended together."""
 
-    def __init__(self, run: RunDir, config: Config, command: list[str]) -> None:
-        port = _free_port()
+    def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
+        self._sent: list[int] = []
+        self._shown = threading.Thread()
+
+    def start(self, run: RunDir, config: Config, command: list[str]) -> None:
+        port = _free_port()
         for rank in range(config.world_size):
             environment = _environment(run, config, rank, port)
             self.processes.append(_start(command, environment, run.rank_log(rank), rank))
@@ -66,8 +72,12 @@ class _Ranks:
         assert output is not None
         self._shown = threading.Thread(target=_show, args=(output, run.rank_log(0)))
         self._shown.start()
+        # What came while they were being started reached only some of them.
+        for number in tuple(self._sent):
+            self.send(number)
 
     def send(self, number: int) -> None:
+        self._sent.append(number)
         for process in self.processes:
             # The group outlives its leader while data workers are left.
             try:
