@@ -29,7 +29,7 @@ from llada_sft.data.shards import assign_files
 from llada_sft.data.stream import FilePosition, FileReader, Row, RowStream
 from llada_sft.training.checkpoints import DataState
 
-MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 50, 2
+MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 12, 2
 Step = tuple[list[Row], dict[str, FilePosition]]
 
 
