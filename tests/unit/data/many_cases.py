@@ -179,6 +179,8 @@ def main() -> None:
         except AssertionError as error:
             raise SystemExit(f"case {number}: {error}") from error
         rows += EPOCHS * sum(case.sizes.values())
+        if (number + 1) % 500 == 0:
+            print(f"case {number}: {time.monotonic() - began:.0f} s", flush=True)
     seconds = time.monotonic() - began
     print(
         f"{arguments.cases} cases, {rows} rows, {interruptions} interruptions in {seconds:.0f} s:"
