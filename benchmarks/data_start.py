@@ -4,7 +4,7 @@
 
 1. start: a folder of many small shards; one rank in a fresh process lists them, takes its own,
    indexes them and reads a row. Its peak memory is that of the whole process, Python and numpy
-   included, torch not: the data plane starts without it.
+   included, torch not: the data plane starts without it. cpu_s is the same on a loaded machine.
 2. index: one shard of chat-like rows as .jsonl, .jsonl.gz, .jsonl.zst; the first start, which scans
    (and decompresses), and the second, which does not. Files are in the page cache: what is measured
    is the work, not the disk. MB are of text, 10^6 bytes.
@@ -31,7 +31,7 @@ LONG_AGO = 1_600_000_000
 
 def start(folder: Path, ranks: int, cache: Path) -> dict[str, Any]:
     """Start as the last rank but one of many, in this process."""
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     from llada_sft.data.shards import assign_files, list_shards, shard_root
     from llada_sft.data.stream import RowStream
 
@@ -50,6 +50,7 @@ def start(folder: Path, ranks: int, cache: Path) -> dict[str, Any]:
         "list_s": listed - imported,
         "assign_index_read_s": ended - listed,
         "total_s": ended - began,
+        "cpu_s": time.process_time() - cpu_began,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     }
 

@@ -159,11 +159,12 @@ class RowStream:
             reader.start_epoch(self._seed, epoch, self._shuffle)
         done = np.array([known[reader.name].row for reader in self._readers], np.int64)
         sizes = np.array([len(reader) for reader in self._readers], np.int64)
+        left, drawn = sizes - done, int(done.sum())
         tickets = hashlib.blake2b(_joined(self._seed, epoch, self._names, ""), digest_size=8)
-        while (left := sizes - done).sum() > 0:
-            chosen = self._choose(left, tickets.copy(), int(done.sum()))
-            yield self._readers[chosen].read(int(done[chosen]))
-            done[chosen] += 1
+        for number in range(drawn, int(sizes.sum())):
+            chosen = self._choose(left, tickets.copy(), number)
+            yield self._readers[chosen].read(int(sizes[chosen] - left[chosen]))
+            left[chosen] -= 1
 
     def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Row, int]]:
         """Read the rows of pending examples again, in the order that they wait in.
@@ -181,5 +182,5 @@ class RowStream:
         if not self._shuffle:
             return int(np.flatnonzero(left)[0])
         tickets.update(str(drawn).encode())
-        ticket = _number(tickets) % int(left.sum())
-        return int(np.searchsorted(np.cumsum(left), ticket, side="right"))
+        ends = np.cumsum(left)
+        return int(np.searchsorted(ends, _number(tickets) % int(ends[-1]), side="right"))

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
+from llada_sft.cluster.launcher import count_rows
 from llada_sft.cluster.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
@@ -116,6 +118,22 @@ def test_an_imported_hook_counts(project: Path) -> None:
 
 def test_validation_files_are_looked_for(project: Path) -> None:
     assert problems(project, "data.validation=held_out") == ["held_out: no such folder or file"]
+
+
+def test_remote_shards_are_listed_and_not_fetched(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/preflight/a.jsonl", b"{}\n")
+    fs.pipe_file("/preflight/b.jsonl", b"{}\n")
+    monkeypatch.setattr(fs, "get_file", None)
+    monkeypatch.setattr(fs, "open", None)
+    train = "data.train=memory://preflight"
+    assert problems(project, train) == []
+    assert count_rows(resolve_paths(load_config("a.yaml", [train]), project)) is None
+    assert problems(project, "data.train=memory://nothing") == [
+        "memory://nothing: cannot be listed: /nothing"
+    ]
 
 
 def test_everything_is_reported_at_once(project: Path) -> None:

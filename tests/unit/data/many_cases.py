@@ -29,7 +29,7 @@ from llada_sft.data.shards import assign_files
 from llada_sft.data.stream import FilePosition, FileReader, Row, RowStream
 from llada_sft.training.checkpoints import DataState
 
-MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 50, 2
+MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 12, 2
 Step = tuple[list[Row], dict[str, FilePosition]]
 
 
@@ -179,6 +179,8 @@ def main() -> None:
         except AssertionError as error:
             raise SystemExit(f"case {number}: {error}") from error
         rows += EPOCHS * sum(case.sizes.values())
+        if (number + 1) % 500 == 0:
+            print(f"case {number}: {time.monotonic() - began:.0f} s", flush=True)
     seconds = time.monotonic() - began
     print(
         f"{arguments.cases} cases, {rows} rows, {interruptions} interruptions in {seconds:.0f} s:"

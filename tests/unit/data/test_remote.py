@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,15 @@ def test_a_rank_fetches_only_its_own(s3: Any, tmp_path: Path) -> None:
     RowStream(mine, "s3://bucket/train", seed=0, shuffle=True, cache_dir=tmp_path)
     (fetched,) = (tmp_path / "fetched").iterdir()
     assert fetched.read_bytes() == CONTENTS["a.jsonl"]
+
+
+def test_a_stream_goes_to_another_process(memory: Any, tmp_path: Path) -> None:
+    root = "memory://train"
+    stream = RowStream(list_shards(root), root, seed=0, shuffle=True, cache_dir=tmp_path)
+    sent = pickle.loads(pickle.dumps(stream))
+    assert list(sent.rows(0, sent.start_positions())) == list(
+        stream.rows(0, stream.start_positions())
+    )
 
 
 def test_too_few_objects_for_the_ranks(s3: Any) -> None:
