@@ -1,6 +1,6 @@
 """The rows of a rank's files, in a keyed random order, from any position.
 
-1. `index_lines` reads a file once: where each non-blank line begins, and a fingerprint.
+1. `index_lines` reads a file once: where each non-blank line begins and ends, and a fingerprint.
 2. `FileReader` reads row `permutation[i]` of its file: the permutation is keyed by
    (seed, epoch, file), so the state of a file is one integer.
 3. `RowStream` draws the next file at random in proportion to the rows that it has left. The draw is
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from llada_sft.errors import DataError
 
 _CHUNK_BYTES = 1 << 22
+# A longer line is never read whole: it is a bad row.
+MAX_LINE_BYTES = 64 * 2**20
 _LINE_END = 0x0A
 _BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
@@ -29,7 +31,7 @@ class Row:
     """One line of a shard: `line` counts from 1, `byte` from 0.
 
     `file` is relative to the dataset's folder: it keys noise and order. `root` is that folder, for
-    messages.
+    messages. A line longer than MAX_LINE_BYTES has no `text`, but `num_bytes`.
     """
 
     file: str
@@ -37,6 +39,7 @@ class Row:
     byte: int
     text: bytes
     root: Path = Path()
+    num_bytes: int | None = None
 
     @property
     def where(self) -> str:
@@ -51,13 +54,15 @@ class FilePosition(NamedTuple):
 
 
 class LineIndex(NamedTuple):
-    """Where the non-blank lines of a file begin (int64 [rows]) and their line numbers, from 1.
+    """Where the non-blank lines of a file begin and end (int64 [rows]), and their numbers, from 1.
 
-    `fingerprint` names the content of the whole file: its size and its CRC-32.
+    `size` is the file's, in bytes; `fingerprint` names its whole content: size and CRC-32.
     """
 
     starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
     lines: NDArray[np.int64]
+    size: int
     fingerprint: str
 
 
@@ -69,19 +74,25 @@ def index_lines(path: Path) -> LineIndex:
     """
     try:
         with path.open("rb") as file:
-            starts, first_bytes, fingerprint = _scan(file)
+            starts, first_bytes, size, fingerprint = _scan(file)
+            ends = np.append(starts, size)[1:]
             keep = first_bytes != _LINE_END
             # Only a line that begins with a blank can be one.
             for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
-                file.seek(starts[number])
-                keep[number] = not file.readline().isspace()
+                keep[number] = not _is_blank(file, int(starts[number]), int(ends[number]))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return LineIndex(starts[keep], np.flatnonzero(keep) + 1, fingerprint)
+    return LineIndex(starts[keep], ends[keep], np.flatnonzero(keep) + 1, size, fingerprint)
 
 
-def _scan(file: BinaryIO) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
-    """Return where every line begins, blank ones too, its first byte, and the fingerprint."""
+def _is_blank(file: BinaryIO, start: int, end: int) -> bool:
+    file.seek(start)
+    sizes = (min(_CHUNK_BYTES, end - at) for at in range(start, end, _CHUNK_BYTES))
+    return all(file.read(size).isspace() for size in sizes)
+
+
+def _scan(file: BinaryIO) -> tuple[NDArray[np.int64], NDArray[np.uint8], int, str]:
+    """Return where every line begins, blank ones too, its first byte; size and fingerprint."""
     starts, first_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
     size, checksum, line_begins = 0, 0, True
     while chunk := file.read(_CHUNK_BYTES):
@@ -96,7 +107,7 @@ def _scan(file: BinaryIO) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
         first_bytes.append(data[found])
         checksum = zlib.crc32(chunk, checksum)
         size += len(chunk)
-    return np.concatenate(starts), np.concatenate(first_bytes), f"{size}-{checksum:08x}"
+    return np.concatenate(starts), np.concatenate(first_bytes), size, f"{size}-{checksum:08x}"
 
 
 def _key(*parts: object) -> int:
@@ -123,14 +134,28 @@ class FileReader:
     def read(self, position: int) -> Row:
         """Read the row at a position of the epoch's order."""
         number = self._order[position]
-        start = int(self.index.starts[number])
+        start, end = int(self.index.starts[number]), int(self.index.ends[number])
+        line, too_long = int(self.index.lines[number]), end - start > MAX_LINE_BYTES
         try:
             with self.path.open("rb") as file:
+                size = file.seek(0, 2)
                 file.seek(start)
-                text = file.readline()
+                text = b"" if too_long else file.read(end - start)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
-        return Row(self.name, int(self.index.lines[number]), start, text, self.root)
+        if size != self.index.size:
+            raise self._changed(f"it has {size:,} bytes instead of {self.index.size:,}")
+        if not (too_long or self._is_one_line(text, end)):
+            raise self._changed(f"line {line} is no longer at byte {start}")
+        return Row(self.name, line, start, text, self.root, end - start if too_long else None)
+
+    def _changed(self, how: str) -> DataError:
+        return DataError(f"{self.path}: changed while it was read: {how}; start the run again")
+
+    def _is_one_line(self, text: bytes, end: int) -> bool:
+        """Whether the line end is where it was when the file was indexed, and only there."""
+        line_end = text.find(b"\n")
+        return line_end == len(text) - 1 or (line_end == -1 and end == self.index.size)
 
 
 class RowStream:
