@@ -9,15 +9,18 @@ with `end_of_epoch`, and training/ decides, for all ranks together, when an epoc
 import atexit
 import signal
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.collate import PaddedBatch, pad
+from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example
+from llada_sft.data.epoch_rows import EpochRows
 from llada_sft.data.hook import load_hook
+from llada_sft.data.quarantine import Quarantine
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
@@ -35,12 +38,16 @@ class LocalStep:
         epoch: The epoch that the rows belong to, from 0.
         positions: For each file of the rank, what is done once this step is trained.
         end_of_epoch: There are no rows left; the step holds none.
+        rows: What became of the rows that were read since the step before.
+        epoch_rows: All rows of the rank's files.
     """
 
     micro_batches: tuple[PaddedBatch, ...]
     epoch: int
     positions: Positions
     end_of_epoch: bool = False
+    rows: RowCounts = field(default_factory=RowCounts)
+    epoch_rows: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -53,6 +60,15 @@ class LocalStep:
     @property
     def num_tokens(self) -> int:
         return sum(batch.num_tokens for batch in self.micro_batches if batch.examples)
+
+    @property
+    def num_positions(self) -> int:
+        """All tokens that the network runs on, padding and empty micro-batches among them."""
+        return sum(int(batch.input_ids.size) for batch in self.micro_batches)
+
+    @property
+    def rows_done(self) -> int:
+        return sum(at.row for at in self.positions.values())
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,7 @@ class StepDataset(IterableDataset[LocalStep]):
         epochs: Stop after this many.
         epoch: The epoch to begin in.
         positions: Where to begin in it, perhaps with files of other ranks; None is its start.
+        quarantine: The file that bad rows are written to, if any.
     """
 
     def __init__(
@@ -124,8 +141,10 @@ class StepDataset(IterableDataset[LocalStep]):
         epochs: int,
         epoch: int = 0,
         positions: Mapping[str, FilePosition] | None = None,
+        quarantine: Path | None = None,
     ) -> None:
-        self.stream = RowStream(files, shard_root(config.train), seed, config.shuffle)
+        self._root, self._files, self._quarantine = shard_root(config.train), files, quarantine
+        self.stream = RowStream(files, self._root, seed, config.shuffle)
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
         self._size, self._epochs = size, epochs
         self._epoch, self._positions = epoch, positions
@@ -136,37 +155,41 @@ class StepDataset(IterableDataset[LocalStep]):
         if self._positions is not None:
             # Of this rank's files alone: what it said of another's would be out of date.
             positions = self.stream.known_positions(self._positions)
+        quarantine = Quarantine(
+            self._quarantine,
+            self._config.max_bad_fraction,
+            self._files,
+            self._epoch,
+            positions,
+            self._root,
+        )
         for epoch in range(self._epoch, self._epochs):
-            yield from self._epoch_steps(encoder, epoch, positions)
+            rows = EpochRows(self.stream, encoder, quarantine, epoch, positions)
+            yield from self._epoch_steps(rows)
             positions = self.stream.start_positions()
 
-    def _epoch_steps(
-        self, encoder: Encoder, epoch: int, positions: Positions
-    ) -> Iterator[LocalStep]:
+    def _epoch_steps(self, rows: EpochRows) -> Iterator[LocalStep]:
         pending: list[Example] = []
-        for example in self._examples(encoder, epoch, positions):
+        for example in rows.examples():
             pending.append(example)
             if len(pending) == self._size.examples:
-                yield self._step(pending, epoch, positions)
+                yield self._step(pending, rows)
                 pending = []
         if pending:
-            yield self._step(pending, epoch, positions)
-        yield LocalStep(self._divide([]), epoch, dict(positions), end_of_epoch=True)
+            yield self._step(pending, rows)
+        yield self._step([], rows, end_of_epoch=True)
 
-    def _examples(self, encoder: Encoder, epoch: int, positions: Positions) -> Iterator[Example]:
-        """Yield examples; when one is yielded, `positions` already counts it as done."""
-        for row in self.stream.rows(epoch, positions):
-            done = positions[row.file]
-            examples = encoder(row)
-            for part in range(done.part, len(examples)):
-                positions[row.file] = FilePosition(done.row, part + 1)
-                if part + 1 == len(examples):
-                    positions[row.file] = FilePosition(done.row + 1, 0)
-                yield examples[part]
-            positions[row.file] = FilePosition(done.row + 1, 0)
-
-    def _step(self, examples: list[Example], epoch: int, positions: Positions) -> LocalStep:
-        return LocalStep(self._divide(examples), epoch, dict(positions))
+    def _step(
+        self, examples: list[Example], rows: EpochRows, end_of_epoch: bool = False
+    ) -> LocalStep:
+        return LocalStep(
+            self._divide(examples),
+            rows.epoch,
+            dict(rows.positions),
+            end_of_epoch,
+            rows.take_counts(),
+            self.stream.num_rows,
+        )
 
     def _divide(self, examples: Sequence[Example]) -> tuple[PaddedBatch, ...]:
         return self._size.divide(examples, self._ids.eos_token_id)
@@ -247,6 +270,6 @@ def validation_batches(
         if number >= max_rows:
             break
         if number % world_size == rank:
-            examples.extend(encoder(row))
+            examples.extend(encoder(row).examples)
     starts = range(0, len(examples), micro_batch_size)
     return [pad(examples[i : i + micro_batch_size], encoder.eos_token_id) for i in starts]
