@@ -295,7 +295,7 @@ BAD_LINES = {
     final=st.booleans(),
     mark=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_good_rows_are_delivered_and_bad_ones_quarantined_exactly_once(
     files: list[list[int | bytes]],
     size: StepSize,
