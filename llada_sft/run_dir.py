@@ -9,6 +9,7 @@ runs/<name>/
   slurm/            submitit's files: the pickled job, stdout and stderr of each rank
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
+  quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
   failures/         rank_N.txt: the one line of a rank that stopped for a user's mistake
 """
 
@@ -72,8 +73,15 @@ class RunDir:
     def failures(self) -> Path:
         return self.path / "failures"
 
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine"
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank_{rank}.log"
+
+    def rank_quarantine(self, rank: int) -> Path:
+        return self.quarantine / f"rank_{rank}.jsonl"
 
     def failure(self, rank: int) -> Path:
         return self.failures / f"rank_{rank}.txt"

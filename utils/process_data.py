@@ -8,6 +8,9 @@ with the JSON value of the row, the tokenizer of the model and `data.max_length`
 - a list of such dictionaries, if a row makes several examples;
 - or None, to leave the row out.
 
+A row for which it raises is a bad one: written to quarantine/ in the run directory, with the line
+of this file, and counted (`data.max_bad_fraction`).
+
 The tail of EOS tokens after the response is added by the framework (`data.eos_tail`); too long
 examples are cut or left out by it too (`data.on_too_long`). With a third list, `noisy_ids`, you
 corrupt the input yourself: the loss is then taken at `response_mask`, each token with weight 1.

@@ -85,6 +85,10 @@ class DataConfig(Section):
     max_length: PositiveInt = 4096
     # An example longer than max_length: leave it out, or cut it (the final EOS stays).
     on_too_long: Literal["skip", "clip_prompt", "clip_response"] = "clip_response"
+    # A row that cannot be used is written to quarantine/ in the run directory; more than this share
+    # of a rank's rows ends the run: judged from its 100th row on and at the end of an epoch, with 0
+    # at once. A bad row of data.validation always ends it.
+    max_bad_fraction: Fraction = 0.0
     # How many EOS tokens follow each response and are learned: a number, or up to the longest
     # example of the micro-batch as in the official recipe.
     # (`batching: packed` has no longest one and takes a number alone).

@@ -23,7 +23,7 @@ from llada_sft.data.files import RemoteFile, Shard, fetch, is_compressed, open_t
 from llada_sft.data.line_index import LineIndex, fingerprint_of, index_lines
 from llada_sft.errors import DataError
 
-_FORMAT = 1
+_FORMAT = 2
 # A file that was changed so lately may change again without another time on it.
 _SETTLED_NS = 2 * 10**9
 _COPY_BYTES = 1 << 20
@@ -112,7 +112,8 @@ class Cache:
                 if made_from != [_FORMAT, *times]:
                     return None
                 fingerprint = str(stored["fingerprint"])
-                return LineIndex(stored["starts"], stored["lines"], fingerprint), text_size
+                lines = (stored["starts"], stored["ends"], stored["lines"])
+                return LineIndex(*lines, int(stored["size"]), fingerprint), text_size
         # Whatever a crash or a full disk may leave of it.
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
@@ -126,7 +127,9 @@ class Cache:
                     file,
                     made_from=np.array([_FORMAT, *times, text_size or 0], np.int64),
                     fingerprint=np.array(index.fingerprint),
+                    size=np.array(index.size),
                     starts=index.starts,
+                    ends=index.ends,
                     lines=index.lines,
                 )
 

@@ -10,7 +10,7 @@ import atexit
 import signal
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.collate import CleanBatch, pad
+from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example
+from llada_sft.data.epoch_rows import EpochRows
 from llada_sft.data.files import Shard
 from llada_sft.data.hook import load_hook
 from llada_sft.data.packing import micro_batches, with_waiting
+from llada_sft.data.quarantine import Quarantine
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
@@ -42,12 +45,16 @@ class LocalStep:
         positions: For each file of the rank, what is done once this step is trained, and what
             waits to be packed.
         end_of_epoch: There are no rows left; the step holds none.
+        rows: What became of the rows that were read since the step before.
+        epoch_rows: All rows of the rank's files.
     """
 
     micro_batches: tuple[CleanBatch, ...]
     epoch: int
     positions: Positions
     end_of_epoch: bool = False
+    rows: RowCounts = field(default_factory=RowCounts)
+    epoch_rows: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -60,6 +67,15 @@ class LocalStep:
     @property
     def num_tokens(self) -> int:
         return sum(batch.num_tokens for batch in self.micro_batches if batch.examples)
+
+    @property
+    def num_positions(self) -> int:
+        """All tokens that the network runs on, padding and empty micro-batches among them."""
+        return sum(int(batch.input_ids.size) for batch in self.micro_batches)
+
+    @property
+    def rows_done(self) -> int:
+        return sum(at.row for at in self.positions.values())
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,7 @@ class StepDataset(IterableDataset[LocalStep]):
         epochs: Stop after this many.
         epoch: The epoch to begin in.
         positions: Where to begin in it, perhaps with files of other ranks; None is its start.
+        quarantine: The file that bad rows are written to, if any.
     """
 
     def __init__(
@@ -125,9 +142,10 @@ class StepDataset(IterableDataset[LocalStep]):
         epochs: int,
         epoch: int = 0,
         positions: Mapping[str, FilePosition] | None = None,
+        quarantine: Path | None = None,
     ) -> None:
-        root = shard_root(config.train)
-        self.stream = RowStream(files, root, seed, config.shuffle, config.cache_dir)
+        self._root, self._files, self._quarantine = shard_root(config.train), files, quarantine
+        self.stream = RowStream(files, self._root, seed, config.shuffle, config.cache_dir)
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
         self._size, self._epochs = size, epochs
         self._epoch, self._positions = epoch, positions
@@ -138,46 +156,58 @@ class StepDataset(IterableDataset[LocalStep]):
         if self._positions is not None:
             # Of this rank's files alone: what it said of another's would be out of date.
             positions = self.stream.known_positions(self._positions)
+        quarantine = Quarantine(
+            self._quarantine,
+            self._config.max_bad_fraction,
+            self._files,
+            self._epoch,
+            positions,
+            self._root,
+        )
         for epoch in range(self._epoch, self._epochs):
-            yield from self._epoch_steps(encoder, epoch, positions)
+            waiting = self._waiting(encoder, positions)
+            read = {name: at._replace(pending=()) for name, at in positions.items()}
+            rows = EpochRows(self.stream, encoder, quarantine, epoch, read)
+            yield from self._epoch_steps(rows, waiting)
             positions = self.stream.start_positions()
 
-    def _epoch_steps(
-        self, encoder: Encoder, epoch: int, positions: Positions
-    ) -> Iterator[LocalStep]:
-        waiting = [
-            example
-            for row, part in self.stream.pending_rows(positions)
-            for example in encoder(row)
-            if example.part == part
-        ]
-        read = {name: at._replace(pending=()) for name, at in positions.items()}
+    def _epoch_steps(self, rows: EpochRows, waiting: list[Example]) -> Iterator[LocalStep]:
         batches = micro_batches(
             self._config,
             self._size.micro_batch_size,
             self._ids.eos_token_id,
             waiting,
-            self._examples(encoder, epoch, read),
+            rows.examples(),
         )
         while some := tuple(islice(batches, self._size.accumulate_grad_batches)):
-            yield LocalStep(self._fill_up(some), epoch, with_waiting(read, waiting))
-        yield LocalStep(self._fill_up(()), epoch, with_waiting(read, waiting), end_of_epoch=True)
+            yield self._step(some, rows, waiting)
+        yield self._step((), rows, waiting, end_of_epoch=True)
 
-    def _examples(self, encoder: Encoder, epoch: int, positions: Positions) -> Iterator[Example]:
-        """Yield examples; when one is yielded, `positions` already counts it as done."""
-        for row in self.stream.rows(epoch, positions):
-            done = positions[row.file]
-            examples = encoder(row)
-            for part in range(done.part, len(examples)):
-                positions[row.file] = FilePosition(done.row, part + 1)
-                if part + 1 == len(examples):
-                    positions[row.file] = FilePosition(done.row + 1, 0)
-                yield examples[part]
-            positions[row.file] = FilePosition(done.row + 1, 0)
+    def _waiting(self, encoder: Encoder, positions: Positions) -> list[Example]:
+        """Read the examples again that were read, but not trained."""
+        return [
+            example
+            for row, part in self.stream.pending_rows(positions)
+            for example in encoder(row).examples
+            if example.part == part
+        ]
 
-    def _fill_up(self, batches: tuple[CleanBatch, ...]) -> tuple[CleanBatch, ...]:
+    def _step(
+        self,
+        batches: tuple[CleanBatch, ...],
+        rows: EpochRows,
+        waiting: Sequence[Example],
+        end_of_epoch: bool = False,
+    ) -> LocalStep:
         missing = self._size.accumulate_grad_batches - len(batches)
-        return batches + (pad([], self._ids.eos_token_id),) * missing
+        return LocalStep(
+            batches + (pad([], self._ids.eos_token_id),) * missing,
+            rows.epoch,
+            with_waiting(rows.positions, waiting),
+            end_of_epoch,
+            rows.take_counts(),
+            self.stream.num_rows,
+        )
 
     def steps_per_epoch(self) -> int:
         """Count the steps of an epoch as if each row made one example; packed: estimate them."""
@@ -195,7 +225,7 @@ class StepDataset(IterableDataset[LocalStep]):
         for row in islice(self.stream.rows(0, self.stream.start_positions()), num_rows):
             # A row that cannot be used is named where it is trained.
             with suppress(DataError):
-                num_tokens += sum(len(example.input_ids) for example in encoder(row))
+                num_tokens += sum(len(example.input_ids) for example in encoder(row).examples)
         return num_tokens
 
 
@@ -275,5 +305,5 @@ def validation_batches(
         if number >= max_rows:
             break
         if number % world_size == rank:
-            examples.extend(encoder(row))
+            examples.extend(encoder(row).examples)
     return list(micro_batches(config, micro_batch_size, encoder.eos_token_id, [], iter(examples)))

@@ -9,14 +9,17 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from llada_sft.data.counts import RowCounts
 from llada_sft.data.hook import HookFunction, describe
-from llada_sft.data.stream import Row
+from llada_sft.data.quarantine import BadRowError
+from llada_sft.data.stream import MAX_LINE_BYTES, Row
 from llada_sft.errors import DataError
 
 TooLong = Literal["skip", "clip_prompt", "clip_response"]
 _REQUIRED = {"input_ids", "response_mask"}
 _ALLOWED = _REQUIRED | {"noisy_ids"}
 _TRUTH = bool | int | np.bool_ | np.integer
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,14 @@ class Example:
     file: str
     line: int
     part: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of one row."""
+
+    examples: list[Example]
+    counts: RowCounts
 
 
 @dataclass(frozen=True)
@@ -64,38 +75,51 @@ class Encoder:
     eos_token_id: int
     eos_tail: int | Literal["batch_max"]
 
-    def __call__(self, row: Row) -> list[Example]:
+    def __call__(self, row: Row) -> Encoded:
         """Encode a row.
 
         Raises:
-            DataError: The row or what the hook made of it cannot be used; names file and line.
+            BadRowError: The row or what the hook made of it cannot be used; names file and line.
         """
-        record = _parse(row)
+        returned = self._run_hook(row, _parse(row))
+        items = returned if isinstance(returned, list) else [] if returned is None else [returned]
         try:
-            returned = self.hook(record, self.tokenizer, self.max_length)
+            checked = [_check_item(item, self.vocab_size) for item in items]
         except DataError as error:
-            raise DataError(f"{row.where}: {error}") from None
-        except Exception as error:
-            raise DataError(f"{row.where}: hook raised {describe(error, self.hook_path)}") from None
-        if returned is None:
-            return []
-        items = returned if isinstance(returned, list) else [returned]
-        examples = [self._example(row, part, item) for part, item in enumerate(items)]
-        return [example for example in examples if example is not None]
+            raise BadRowError(row, "hook_returned", str(error)) from None
+        examples: list[Example] = []
+        clipped = skipped = 0
+        for part, fields in enumerate(checked):
+            example, was_cut = self._example(row, part, fields)
+            clipped += was_cut
+            if example is None:
+                skipped += 1
+            else:
+                examples.append(example)
+        counts = RowCounts(rows=1, clipped=clipped, skipped=skipped, left_out=int(not items))
+        return Encoded(examples, counts)
 
-    def _example(self, row: Row, part: int, item: object) -> Example | None:
+    def _run_hook(self, row: Row, record: object) -> object:
         try:
-            fields = _check_item(item, self.vocab_size)
+            return self.hook(record, self.tokenizer, self.max_length)
         except DataError as error:
-            raise DataError(f"{row.where}: {error}") from None
+            raise BadRowError(row, "bad_record", str(error)) from None
+        except Exception as error:
+            message = f"hook raised {describe(error, self.hook_path)}"
+            raise BadRowError(row, "hook_raised", message) from None
+
+    def _example(
+        self, row: Row, part: int, fields: Mapping[str, NDArray[Any]]
+    ) -> tuple[Example | None, bool]:
+        """Return the example, None if it is left out for its length; and whether it was cut."""
         noisy = fields.get("noisy_ids")
         # A hook that corrupts the input itself owns the whole sequence: no tail is added.
         tail = 0 if noisy is not None else 1 if self.eos_tail == "batch_max" else self.eos_tail
         eos = np.full(tail, self.eos_token_id, np.int64)
         keep = _cut(fields["response_mask"], self.max_length - tail, self.on_too_long)
         if keep is None:
-            return None
-        return Example(
+            return None, False
+        example = Example(
             input_ids=np.append(fields["input_ids"][keep], eos),
             response_mask=np.append(fields["response_mask"][keep], np.ones(tail, np.bool_)),
             noisy_ids=None if noisy is None else noisy[keep],
@@ -104,13 +128,33 @@ class Encoder:
             line=row.line,
             part=part,
         )
+        return example, keep.stop - keep.start < len(fields["response_mask"])
 
 
 def _parse(row: Row) -> object:
+    if row.num_bytes is not None:
+        message = f"a line of {row.num_bytes:,} bytes; {MAX_LINE_BYTES:,} are allowed"
+        raise BadRowError(row, "line_too_long", message)
+    # Some programs begin a file with this mark; it is no part of the first record.
+    text = row.text.removeprefix(_BYTE_ORDER_MARK) if row.byte == 0 else row.text
     try:
-        return orjson.loads(row.text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise DataError(f"{row.where}: not JSON: {error.msg}") from None
+        raise _not_json(row, text, error) from None
+
+
+def _not_json(row: Row, text: bytes, error: orjson.JSONDecodeError) -> BadRowError:
+    """Tell what a damaged disk or another encoding leaves from what is only not JSON."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as undecodable:
+        byte = text[undecodable.start]
+        message = f"not UTF-8: byte 0x{byte:02x} at {undecodable.start} of the line"
+        return BadRowError(row, "not_utf8", message)
+    if b"\0" in text:
+        message = f"a NUL byte at {text.index(0)} of the line; the file may be damaged"
+        return BadRowError(row, "nul_byte", message)
+    return BadRowError(row, "not_json", f"not JSON: {error.msg}")
 
 
 def _check_item(item: object, vocab_size: int) -> dict[str, NDArray[Any]]:
@@ -156,5 +200,6 @@ def _cut(mask: NDArray[np.bool_], room: int, policy: TooLong) -> slice | None:
     """
     if len(mask) <= room:
         return slice(0, len(mask))
-    keep = slice(len(mask) - room, None) if policy == "clip_prompt" else slice(0, max(room, 0))
+    begin = len(mask) - room if policy == "clip_prompt" else 0
+    keep = slice(begin, begin + max(room, 0))
     return keep if policy != "skip" and room > 0 and mask[keep].any() else None

@@ -16,13 +16,16 @@ _BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
 class LineIndex(NamedTuple):
-    """Where the non-blank lines of a text begin (int64 [rows]) and their line numbers, from 1.
+    """Where the non-blank lines of a text begin and end (int64 [rows]), and their numbers, from 1.
 
-    `fingerprint` names the content of the whole file as it is stored: its size and its CRC-32.
+    `size` is the text's, in bytes. `fingerprint` names the content of the whole file as it is
+    stored: its size and its CRC-32.
     """
 
     starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
     lines: NDArray[np.int64]
+    size: int
     fingerprint: str
 
 
@@ -37,13 +40,19 @@ def index_lines(path: Path, shown: str | None = None) -> LineIndex:
         DataError: The file cannot be read, or is compressed.
     """
     with open_text(path, shown) as file:
-        starts, first_bytes, fingerprint = _scan(file)
+        starts, first_bytes, size, fingerprint = _scan(file)
+        ends = np.append(starts, size)[1:]
         keep = first_bytes != _LINE_END
         # Only a line that begins with a blank can be one.
         for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
-            file.seek(starts[number])
-            keep[number] = not file.readline().isspace()
-    return LineIndex(starts[keep], np.flatnonzero(keep) + 1, fingerprint)
+            keep[number] = not _is_blank(file, int(starts[number]), int(ends[number]))
+    return LineIndex(starts[keep], ends[keep], np.flatnonzero(keep) + 1, size, fingerprint)
+
+
+def _is_blank(file: IO[bytes], start: int, end: int) -> bool:
+    file.seek(start)
+    sizes = (min(_CHUNK_BYTES, end - at) for at in range(start, end, _CHUNK_BYTES))
+    return all(file.read(size).isspace() for size in sizes)
 
 
 def fingerprint_of(path: Path, shown: str) -> str:
@@ -63,8 +72,8 @@ def fingerprint_of(path: Path, shown: str) -> str:
     return f"{size}-{checksum:08x}"
 
 
-def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
-    """Return where every line begins, blank ones too, its first byte, and the fingerprint."""
+def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], int, str]:
+    """Return where every line begins, blank ones too, its first byte; size and fingerprint."""
     starts, first_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
     size, checksum, line_begins = 0, 0, True
     while chunk := file.read(_CHUNK_BYTES):
@@ -79,4 +88,4 @@ def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
         first_bytes.append(data[found])
         checksum = crc32(chunk, checksum)
         size += len(chunk)
-    return np.concatenate(starts), np.concatenate(first_bytes), f"{size}-{checksum:08x}"
+    return np.concatenate(starts), np.concatenate(first_bytes), size, f"{size}-{checksum:08x}"

@@ -21,13 +21,21 @@ from llada_sft.data.cache import Cache
 from llada_sft.data.files import Shard, shard_name
 from llada_sft.errors import DataError
 
+# A longer line is never read whole: it is a bad row.
+MAX_LINE_BYTES = 64 * 2**20
+
+
+def shown_path(root: Path | str, file: str) -> str:
+    """Name a shard of a folder or a URL as messages do."""
+    return str(root / file) if isinstance(root, Path) else f"{root}/{file}"
+
 
 @dataclass(frozen=True)
 class Row:
     """One line of a shard: `line` counts from 1, `byte` from 0, in the text if it is compressed.
 
     `file` is relative to the dataset's folder: it keys noise and order. `root` is that folder or
-    its URL, for messages.
+    its URL, for messages. A line longer than MAX_LINE_BYTES has no `text`, but `num_bytes`.
     """
 
     file: str
@@ -35,11 +43,16 @@ class Row:
     byte: int
     text: bytes
     root: Path | str = Path()
+    num_bytes: int | None = None
+
+    @property
+    def path(self) -> str:
+        """The shard, as messages call it."""
+        return shown_path(self.root, self.file)
 
     @property
     def where(self) -> str:
-        path = self.root / self.file if isinstance(self.root, Path) else f"{self.root}/{self.file}"
-        return f"{path}:{self.line} (byte {self.byte})"
+        return f"{self.path}:{self.line} (byte {self.byte})"
 
 
 class Pending(NamedTuple):
@@ -97,15 +110,29 @@ class FileReader:
         return self._read(int(np.searchsorted(self.index.lines, line)))
 
     def _read(self, number: int) -> Row:
-        start = int(self.index.starts[number])
+        start, end = int(self.index.starts[number]), int(self.index.ends[number])
+        line, too_long = int(self.index.lines[number]), end - start > MAX_LINE_BYTES
         try:
             with self._text.open("rb") as file:
+                size = file.seek(0, 2)
                 file.seek(start)
-                text = file.readline()
+                text = b"" if too_long else file.read(end - start)
         except OSError as error:
             copy = "" if self._text == self.shard else f" (in the cache: {self._text})"
             raise DataError(f"{self.shard}{copy}: cannot be read: {error.strerror}") from None
-        return Row(self.name, int(self.index.lines[number]), start, text, self.root)
+        if size != self.index.size:
+            raise self._changed(f"it has {size:,} bytes instead of {self.index.size:,}")
+        if not (too_long or self._is_one_line(text, end)):
+            raise self._changed(f"line {line} is no longer at byte {start}")
+        return Row(self.name, line, start, text, self.root, end - start if too_long else None)
+
+    def _changed(self, how: str) -> DataError:
+        return DataError(f"{self.shard}: changed while it was read: {how}; start the run again")
+
+    def _is_one_line(self, text: bytes, end: int) -> bool:
+        """Whether the line end is where it was when the file was indexed, and only there."""
+        line_end = text.find(b"\n")
+        return line_end == len(text) - 1 or (line_end == -1 and end == self.index.size)
 
 
 class RowStream:

@@ -6,6 +6,7 @@ loss is divided by, agreed between the ranks beforehand.
     ranks.py        a rank's device, and the process group
     consensus.py    the one small all-reduce per step: counts, "no more rows", "stop", "failed"
     feed.py         local steps -> noisy micro-batches with the weight of each masked token
+    interval.py     the numbers of the log that cover several steps
     module.py       the LightningModule: micro-batches through the engine, then one step
     strategy.py     DeepSpeed ZeRO-3 on CUDA and on CPU
     schedule.py     the learning rate as a function of the step

@@ -25,9 +25,15 @@ class Report:
         examples: Examples of the step.
         response_tokens: Tokens of their responses, EOS tail included.
         tokens: All their tokens but padding.
+        all_tokens: With padding and empty micro-batches: what the network runs on.
         has_rows: This rank may have more rows in this epoch.
         stop: This rank was told to stop.
         failed: This rank cannot go on.
+        rows, bad, left_out: Rows read, bad ones, and those left out by the hook, since this
+            attempt of the run began.
+        too_long: Examples cut or left out for their length, likewise.
+        wait_us: Microseconds that were waited for data, likewise.
+        rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
     """
 
     examples: int = 0
@@ -36,6 +42,14 @@ class Report:
     has_rows: int = 0
     stop: int = 0
     failed: int = 0
+    all_tokens: int = 0
+    rows: int = 0
+    bad: int = 0
+    left_out: int = 0
+    too_long: int = 0
+    wait_us: int = 0
+    rows_done: int = 0
+    epoch_rows: int = 0
 
 
 class Consensus:

@@ -15,6 +15,7 @@ Shapes: B rows of a micro-batch, L positions, M masked positions of the micro-ba
 one example's span: its row, or its part of the one row where examples are packed.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.collate import CleanBatch, pad
+from llada_sft.data.counts import RowCounts
 from llada_sft.data.datamodule import LocalStep, Positions, TokenIds
 from llada_sft.data.encode import Example
 from llada_sft.diffusion.likelihood import validation_noise
@@ -88,6 +90,7 @@ class StepBatch:
         counts: The counts of the global batch.
         epoch: The epoch that the rows belong to.
         positions: The rank's position in its files once this step is trained.
+        rows: What became of the rank's rows in this epoch, as far as this attempt has read them.
     """
 
     def __init__(
@@ -96,13 +99,14 @@ class StepBatch:
         counts: Report,
         epoch: int,
         positions: Positions,
+        rows: RowCounts = RowCounts(),  # noqa: B008 (frozen)
     ) -> None:
         self.micro_batches, self.counts = micro_batches, counts
-        self.epoch, self.positions = epoch, positions
+        self.epoch, self.positions, self.rows = epoch, positions, rows
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "StepBatch":
         moved = [batch.to(device, non_blocking) for batch in self.micro_batches]
-        return StepBatch(moved, self.counts, self.epoch, self.positions)
+        return StepBatch(moved, self.counts, self.epoch, self.positions, self.rows)
 
 
 def noisy_micro_batch(
@@ -210,6 +214,8 @@ class StepFeed(Iterable[StepBatch]):
         consensus: The agreement of the ranks.
         stop_requested: Whether this rank was told to stop.
         first_step: Optimizer steps that were made before.
+        epoch_ended: Called on every rank at the end of an epoch, with its number and what became
+            of this rank's rows.
     """
 
     def __init__(
@@ -219,9 +225,13 @@ class StepFeed(Iterable[StepBatch]):
         consensus: Consensus,
         stop_requested: Callable[[], bool],
         first_step: int,
+        epoch_ended: Callable[[int, RowCounts], None] = lambda epoch, rows: None,
     ) -> None:
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
         self._stop_requested, self._step = stop_requested, first_step
+        self._epoch_ended = epoch_ended
+        # Of this attempt, of this epoch of it, and the seconds that were waited for data.
+        self._rows, self._epoch_rows, self._waited_s = RowCounts(), RowCounts(), 0.0
         # True, on every rank alike, once any rank was told to stop.
         self.stop_agreed = False
 
@@ -233,19 +243,28 @@ class StepFeed(Iterable[StepBatch]):
             self.stop_agreed |= counts.stop > 0
             if counts.examples:
                 batches = self._noise.micro_batches(local, counts, self._step)
-                yield StepBatch(batches, counts, local.epoch, local.positions)
+                yield StepBatch(batches, counts, local.epoch, local.positions, self._epoch_rows)
                 self._step += 1
+            if not counts.has_rows:
+                self._epoch_ended(local.epoch, self._epoch_rows)
+                self._epoch_rows = RowCounts()
             # A rank at its end of the epoch waits there, by empty steps, for the others.
             if not local.end_of_epoch or not counts.has_rows:
                 local = self._next(local_steps)
 
     def _next(self, local_steps: Iterator[LocalStep]) -> LocalStep | None:
+        start = time.monotonic()
         try:
-            return next(local_steps, None)
+            local = next(local_steps, None)
         except LladaSftError:
             # The others learn of it here instead of waiting for this rank.
             self._consensus.agree(Report(failed=1))
             raise
+        self._waited_s += time.monotonic() - start
+        if local is not None:
+            self._rows += local.rows
+            self._epoch_rows += local.rows
+        return local
 
     def _agree(self, local: LocalStep) -> Report:
         return self._consensus.agree(
@@ -253,8 +272,16 @@ class StepFeed(Iterable[StepBatch]):
                 examples=local.num_examples,
                 response_tokens=local.num_response_tokens,
                 tokens=local.num_tokens,
+                all_tokens=local.num_positions,
                 has_rows=int(not local.end_of_epoch),
                 stop=int(self._stop_requested()),
+                rows=self._rows.rows,
+                bad=self._rows.num_bad,
+                left_out=self._rows.left_out,
+                too_long=self._rows.too_long,
+                wait_us=round(self._waited_s * 1e6),
+                rows_done=local.rows_done,
+                epoch_rows=local.epoch_rows,
             )
         )
 

@@ -2,6 +2,9 @@
 
 Lightning's own CSV logger deletes the file of the attempt before. Here a resumed run first drops
 the rows after the step that it goes on from: they will be trained, and logged, again.
+
+Counts of rows and tokens, and the share of time that was waited for data, are those since the row
+before, or since the attempt began.
 """
 
 import csv
@@ -21,6 +24,15 @@ COLUMNS = (
     "examples",
     "tokens_per_s",
     "validation_loss",
+    "tokens",
+    "all_tokens",
+    "fill",
+    "rows",
+    "bad_rows",
+    "left_out_rows",
+    "too_long",
+    "data_wait",
+    "epoch_progress",
 )
 
 

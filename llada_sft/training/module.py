@@ -1,6 +1,5 @@
 """The LightningModule: micro-batches through the engine, one optimizer step, its numbers."""
 
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from llada_sft.config.schema import OptimConfig
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.feed import MicroBatch, StepBatch
+from llada_sft.training.interval import Interval
 from llada_sft.training.schedule import learning_rate
 from llada_sft.training.strategy import Zero3Strategy
 
@@ -59,7 +59,7 @@ class DiffusionModule(pl.LightningModule):
         self._log_every_n_steps = log_every_n_steps
         self._validation_batches = validation_batches
         self._validation_loss = torch.zeros(())
-        self._interval_start, self._interval_tokens = time.monotonic(), 0
+        self._interval = Interval()
         # What was logged last, for the progress bar.
         self.last_metrics: dict[str, float] = {}
         self.network: nn.Module | None = None
@@ -102,16 +102,13 @@ class DiffusionModule(pl.LightningModule):
             self._zero3.accumulate(micro_loss, last=number == len(batch.micro_batches))
             loss += micro_loss.detach()
         optimizer.step()
-        self._interval_tokens += batch.counts.tokens
+        self._interval.add(batch.counts)
         if (step + 1) % self._log_every_n_steps == 0:
             self._log_step(step + 1, loss, rate, batch)
 
     def _log_step(self, step: int, loss: Tensor, rate: float, batch: StepBatch) -> None:
         # The mean over ranks of (world size × the rank's part) is the global batch's loss.
         mean = self._zero3.reduce(loss, reduce_op="mean")
-        now = time.monotonic()
-        tokens_per_s = self._interval_tokens / max(now - self._interval_start, 1e-9)
-        self._interval_start, self._interval_tokens = now, 0
         self.log_metrics(
             step,
             {
@@ -120,7 +117,7 @@ class DiffusionModule(pl.LightningModule):
                 "lr": rate,
                 "gradient_norm": self._zero3.gradient_norm,
                 "examples": batch.counts.examples,
-                "tokens_per_s": tokens_per_s,
+                **self._interval.close(self.trainer.world_size),
             },
         )
 
@@ -140,7 +137,12 @@ class DiffusionModule(pl.LightningModule):
         # Not the bare list: Lightning takes the items of a list for loaders.
         return DataLoader(cast(Dataset[MicroBatch], self._validation_batches), batch_size=None)
 
+    def on_train_start(self) -> None:
+        # Building the network and reading the checkpoint are no part of the first interval.
+        self._interval = Interval()
+
     def on_validation_epoch_start(self) -> None:
+        self._interval.pause()
         self._validation_loss = torch.zeros((), device=self.device)
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
@@ -149,4 +151,4 @@ class DiffusionModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         mean = self._zero3.reduce(self._validation_loss, reduce_op="mean")
         self.log_metrics(self.global_step, {"validation_loss": float(mean)})
-        self._interval_start, self._interval_tokens = time.monotonic(), 0
+        self._interval.go_on()

@@ -29,6 +29,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
 from llada_sft.training.callbacks.progress import Progress
+from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import MicroBatch, NoiseSource, StepFeed, validation_micro_batches
@@ -91,12 +92,14 @@ def train(
     resume = find_resume(run, placement, consensus)
     dataset = build_dataset(config, network_config, placement, resume, run)
     total_steps = count_steps(config, dataset, consensus)
+    row_summary = RowSummary(consensus, placement.rank, resume.step)
     feed = StepFeed(
         step_loader(dataset, config.data.prefetch_steps),
         build_noise(config, network_config, placement),
         consensus,
         stop_requested,
         resume.step,
+        row_summary.epoch_ended,
     )
     saver = CheckpointSaver(run, config.train, consensus, feed, dataset.stream.fingerprints())
     module = DiffusionModule(
@@ -111,7 +114,12 @@ def train(
         placement,
         device,
         build_loggers(config, run, placement, resume.step),
-        [OwnSignals(claim_signals), saver, Progress(total_steps, config.log.every_n_steps)],
+        [
+            OwnSignals(claim_signals),
+            saver,
+            Progress(total_steps, config.log.every_n_steps),
+            row_summary,
+        ],
         resume.universal,
     )
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
@@ -193,6 +201,7 @@ def build_dataset(
         config.train.epochs,
         epoch=resume.data.epoch if resume.data else 0,
         positions=resume.data.positions if resume.data else None,
+        quarantine=run.rank_quarantine(placement.rank),
     )
     if resume.data:
         resume.data.check_files(dataset.stream.fingerprints(), config.data.train)

@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from llada_sft.demo.data import write_demo
+from llada_sft.run_dir import RunDir
+from llada_sft.training.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -221,6 +223,44 @@ def test_a_bad_row_of_one_rank_stops_all(demo: Path, tmp_path: Path) -> None:
     ((_, kind, message),) = ranks[1]
     assert kind == "DataError"
     assert message.endswith("shard_1.jsonl:21 (byte 957): not JSON: unexpected end of data")
+
+
+def test_bad_rows_are_counted_and_quarantined(demo: Path, tmp_path: Path) -> None:
+    train = write_shards(tmp_path / "shards", [21, 9])
+    for shard, bad in ((0, '{"prompt": 5, "response": "a"}\n'), (1, "{\n")):
+        path = train / f"shard_{shard}.jsonl"
+        path.write_text(bad + path.read_text())
+    run = RunDir(tmp_path)
+    run_on_ranks(
+        f"{WORKERS}:train_once", 2, 120,
+        folder=str(tmp_path), config_file=CONFIG,
+        overrides=[
+            *with_data(demo, train),
+            "data.max_bad_fraction=0.1",
+            "data.prefetch_steps=2",
+            "data.eos_tail=1",
+            "train.epochs=2",
+            "train.max_steps=null",
+        ],
+    )  # fmt: skip
+    rows = [row for row in read_metrics(run.metrics) if row["loss"]]
+    # 22 and 10 rows at 4 good ones a step; all are read before the last step of an epoch.
+    assert [row["epoch"] for row in rows] == ["0"] * 6 + ["1"] * 6
+    for epoch in (rows[:6], rows[6:]):
+        assert sum(int(row["rows"]) for row in epoch) == 32
+        assert sum(int(row["bad_rows"]) for row in epoch) == 2
+        assert [float(row["epoch_progress"]) for row in epoch][-1] == 1.0
+        progress = [float(row["epoch_progress"]) for row in epoch]
+        assert progress == sorted(set(progress))
+    for row in rows:
+        assert 0 < int(row["tokens"]) < int(row["all_tokens"])
+        assert float(row["fill"]) == int(row["tokens"]) / int(row["all_tokens"])
+        assert 0 <= float(row["data_wait"]) <= 1
+    found = [json.loads(run.rank_quarantine(rank).read_text()) for rank in (0, 1)]
+    assert [(one["file"], one["line"], one["reason"]) for one in found] == [
+        (str(train / "shard_0.jsonl"), 1, "bad_record"),
+        (str(train / "shard_1.jsonl"), 1, "not_json"),
+    ]
 
 
 def test_bf16_sums_and_reduces_gradients_in_fp32(demo: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What happens between steps: checkpoints, progress, ownership of signals."""
+"""What happens between steps: checkpoints, progress, counts of rows, ownership of signals."""

@@ -60,7 +60,8 @@ class Progress(pl.Callback):
 def _numbers(metrics: dict[str, float]) -> str:
     if "loss" not in metrics:
         return ""
-    return f"loss {metrics['loss']:.4f}  {metrics['tokens_per_s']:,.0f} tokens/s"
+    bad = f"  {metrics['bad_rows']:,} bad rows" if metrics.get("bad_rows") else ""
+    return f"loss {metrics['loss']:.4f}  {metrics['tokens_per_s']:,.0f} tokens/s{bad}"
 
 
 def _clock(seconds: float) -> str:

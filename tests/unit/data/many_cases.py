@@ -62,7 +62,7 @@ class MemoryFile(FileReader):
     def __init__(self, root: Path | str, shard: Shard, cache: object) -> None:
         self.name = str(shard)
         lines = np.arange(1, self.sizes[self.name] + 1)
-        self.index = LineIndex(lines, lines, f"{len(lines)}-0")
+        self.index = LineIndex(lines, lines, lines, 0, f"{len(lines)}-0")
         self._order = np.arange(len(lines))
 
     def read(self, position: int) -> Row:

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example, TooLong
 from llada_sft.data.hook import HookFunction, load_hook
+from llada_sft.data.quarantine import BadRowError
 from llada_sft.data.stream import Row
 from llada_sft.errors import DataError
 
@@ -44,7 +46,7 @@ def row(text: bytes = b"{}") -> Row:
 
 
 def encode(returned: object, **settings: Any) -> list[Example]:
-    return encoder(lambda *_: returned, **settings)(row())
+    return encoder(lambda *_: returned, **settings)(row()).examples
 
 
 def item(prompt: int, response: int, **more: object) -> dict[str, object]:
@@ -53,10 +55,16 @@ def item(prompt: int, response: int, **more: object) -> dict[str, object]:
     return {"input_ids": ids, "response_mask": [False] * prompt + [True] * response, **more}
 
 
-def raised(encode_row: Encoder, text: bytes = b"{}") -> str:
-    with pytest.raises(DataError) as caught:
-        encode_row(row(text))
-    return str(caught.value)
+def bad_row(encode_row: Encoder, line: Row) -> BadRowError:
+    with pytest.raises(BadRowError) as caught:
+        encode_row(line)
+    return caught.value
+
+
+def raised(encode_row: Encoder, reason: str) -> str:
+    error = bad_row(encode_row, row())
+    assert error.reason == reason
+    return str(error)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +150,85 @@ def raised(encode_row: Encoder, text: bytes = b"{}") -> str:
     ],
 )
 def test_what_a_hook_must_not_return(returned: object, message: str) -> None:
-    assert raised(encoder(lambda *_: returned)) == f"{WHERE}: {message}"
+    assert raised(encoder(lambda *_: returned), "hook_returned") == f"{WHERE}: {message}"
 
 
 @pytest.mark.parametrize(
-    "text", [b"{", b"not json", b'{"a": "\xff"}', b'{"a": NaN}', b"{} {}", b"\xef\xbb\xbf{}"]
+    "text",
+    [
+        b"{",
+        b"not json",
+        b'{"a": NaN}',
+        b"{} {}",
+        b"1e999",
+        b"[" * 2000,
+        # A byte order mark is allowed at the beginning of a file alone.
+        b"\xef\xbb\xbf{}",
+        # Halves of a surrogate pair are no text, also where JSON's grammar lets them pass.
+        rb'{"a": "\ud800"}',
+        rb'{"a": "\udc00x"}',
+    ],
 )
 def test_a_line_that_is_not_json(text: bytes) -> None:
     with pytest.raises(orjson.JSONDecodeError) as parser:
         orjson.loads(text)
-    assert raised(encoder(lambda *_: None), text) == f"{WHERE}: not JSON: {parser.value.msg}"
+    error = bad_row(encoder(lambda *_: None), row(text))
+    assert (str(error), error.reason) == (f"{WHERE}: not JSON: {parser.value.msg}", "not_json")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "message"),
+    [
+        (b'{"a": "\xff"}', "not_utf8", "not UTF-8: byte 0xff at 7 of the line"),
+        (b'{"a": "\xed\xa0\x80"}', "not_utf8", "not UTF-8: byte 0xed at 7 of the line"),
+        (b'{"a": "\xc3', "not_utf8", "not UTF-8: byte 0xc3 at 7 of the line"),
+        ("{}".encode("utf-16"), "not_utf8", "not UTF-8: byte 0xff at 0 of the line"),
+        (b"\0\0\0", "nul_byte", "a NUL byte at 0 of the line; the file may be damaged"),
+        (b"{} \0\n", "nul_byte", "a NUL byte at 3 of the line; the file may be damaged"),
+    ],
+)
+def test_a_line_that_is_damaged(text: bytes, reason: str, message: str) -> None:
+    error = bad_row(encoder(lambda *_: None), row(text))
+    assert (str(error), error.reason) == (f"{WHERE}: {message}", reason)
+
+
+def test_a_line_that_is_too_long_to_be_read() -> None:
+    line = Row("s.jsonl", line=3, byte=70, text=b"", num_bytes=70_000_000)
+    error = bad_row(encoder(lambda *_: None), line)
+    message = f"{WHERE}: a line of 70,000,000 bytes; 67,108,864 are allowed"
+    assert (str(error), error.reason) == (message, "line_too_long")
+
+
+def test_a_byte_order_mark_begins_a_file() -> None:
+    seen: list[object] = []
+    marked = Row("s.jsonl", line=1, byte=0, text=b'\xef\xbb\xbf{"a": 1}\r\n')
+    encoder(lambda *arguments: seen.append(arguments[0]))(marked)
+    assert seen == [{"a": 1}]
+
+
+# What the shipped hook says of these is in test_records.py; here: that they are bad rows, and why.
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[1]", "a record must be a JSON object, got list"),
+        (b"null", "a record must be a JSON object, got null"),
+        (
+            b'{"prompt": "a"}',
+            "no 'response'; a record needs 'prompt' and 'response', or 'messages'",
+        ),
+        (b'{"prompt": 5, "response": "a"}', "'prompt' must be a string, got int"),
+        (b'{"prompt": "a", "response": ""}', "'response' is empty"),
+        (b'{"messages": {}}', "'messages' must be a list of turns, got an empty dict"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}]}',
+            "'messages' has no assistant turn; a record needs a response",
+        ),
+    ],
+)
+def test_a_record_that_the_shipped_hook_refuses(text: bytes, message: str) -> None:
+    shipped = load_hook(Path("utils/process_data.py"))
+    error = bad_row(encoder(shipped), row(text))
+    assert (str(error), error.reason) == (f"{WHERE}: {message}", "bad_record")
 
 
 def test_the_hook_gets_record_tokenizer_and_length() -> None:
@@ -176,7 +253,7 @@ def test_a_hook_that_raises(
     monkeypatch.chdir(tmp_path)
     path = Path("hook.py") if relative else tmp_path / "hook.py"
     path.write_text(f"def process_data(record, tokenizer, max_length):\n{body}\n")
-    found = raised(encoder(load_hook(path), hook_path=path))
+    found = raised(encoder(load_hook(path), hook_path=path), "hook_raised")
     assert found.startswith(f"{WHERE}: hook raised ")
     assert found.endswith(message)
     assert "\n" not in found
@@ -186,7 +263,7 @@ def test_a_data_error_of_the_hook_speaks_for_itself() -> None:
     def hook(*_: object) -> object:
         raise DataError("'prompt' is empty")
 
-    assert raised(encoder(hook)) == f"{WHERE}: 'prompt' is empty"
+    assert raised(encoder(hook), "bad_record") == f"{WHERE}: 'prompt' is empty"
 
 
 def test_a_tail_of_a_number_of_tokens() -> None:
@@ -274,6 +351,31 @@ def test_noisy_ids_are_cut_with_the_rest() -> None:
     assert example.input_ids.tolist() == [1, 1, 2, 3, 4, 5]
     assert example.noisy_ids is not None
     assert example.noisy_ids.tolist() == [7, 7, 8, 7, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("returned", "policy", "counts"),
+    [
+        (item(1, 1), "skip", RowCounts(rows=1)),
+        (None, "skip", RowCounts(rows=1, left_out=1)),
+        ([], "skip", RowCounts(rows=1, left_out=1)),
+        (item(4, 4), "skip", RowCounts(rows=1, skipped=1)),
+        (item(4, 4), "clip_prompt", RowCounts(rows=1, clipped=1)),
+        (item(4, 4), "clip_response", RowCounts(rows=1, clipped=1)),
+        # Its prompt alone fills the room: nothing would be left to learn.
+        (item(6, 2), "clip_response", RowCounts(rows=1, skipped=1)),
+        (
+            [item(6, 2), item(1, 1), item(4, 4)],
+            "clip_response",
+            RowCounts(rows=1, clipped=1, skipped=1),
+        ),
+    ],
+)
+def test_what_becomes_of_a_row_is_counted(
+    returned: object, policy: TooLong, counts: RowCounts
+) -> None:
+    encode_row = encoder(lambda *_: returned, max_length=6, on_too_long=policy)
+    assert encode_row(row()).counts == counts
 
 
 @given(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.data import line_index
+from llada_sft.data import line_index, stream
 from llada_sft.data.line_index import index_lines
 from llada_sft.data.row_count import count_rows
 from llada_sft.data.stream import FilePosition, Row, RowStream
@@ -120,6 +120,41 @@ def test_a_file_that_vanishes_while_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         next(going)
     assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("content", "how"),
+    [
+        (b"1\n2\n3\n4", "it has 7 bytes instead of 6"),
+        (b"1\n2\n", "it has 4 bytes instead of 6"),
+        (b"", "it has 0 bytes instead of 6"),
+        (b"1\n22\n3", "line 2 is no longer at byte 2"),
+        (b"1\n\n2\n3", "line 2 is no longer at byte 2"),
+    ],
+)
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path, content: bytes, how: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n2\n3\n")
+    rows = RowStream([path], tmp_path, seed=0, shuffle=False)
+    going = rows.rows(0, rows.start_positions())
+    next(going)
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        next(going)
+    assert str(caught.value) == f"{path}: changed while it was read: {how}; start the run again"
+
+
+def test_a_line_that_is_too_long_is_never_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(line_index, "_CHUNK_BYTES", 4)
+    path = tmp_path / "a.jsonl"
+    # The third line is blank but for its last byte.
+    path.write_bytes(b"123456789\n1234567890\n" + b" " * 20 + b"x\n" + b" " * 21 + b"\n1")
+    rows = RowStream([path], tmp_path, seed=0, shuffle=False)
+    found = [(row.line, row.text, row.num_bytes) for row in rows.rows(0, rows.start_positions())]
+    assert found == [(1, b"123456789\n", None), (2, b"", 11), (3, b"", 22), (5, b"1", None)]
 
 
 @given(sizes=SIZES, seed=st.integers(0, 2**40), epoch=st.integers(0, 5), shuffle=st.booleans())

@@ -22,7 +22,9 @@ def steps_of(path: Path) -> list[int]:
 def test_rows_are_appended_under_one_header(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "metrics.csv"
     log(path, 0, [1, 2])
-    assert path.read_bytes().decode() == f"{HEADER}1,,1.5,0.1,,,,\r\n2,,1.5,0.1,,,,\r\n"
+    rest = "," * (len(COLUMNS) - 4)
+    rows = "".join(f"{step},,1.5,0.1{rest}\r\n" for step in (1, 2))
+    assert path.read_bytes().decode() == HEADER + rows
     assert read_metrics(path)[0] == dict.fromkeys(COLUMNS, "") | {
         "step": "1",
         "loss": "1.5",
@@ -54,14 +56,30 @@ def test_there_is_no_file(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == []
 
 
-@pytest.mark.parametrize("row", ["20,,1.5,0.1,,,,\r\n", "20,,,,,,,0.4321\r\n"])
+@pytest.mark.parametrize(
+    "row",
+    [f"20,,1.5,0.1{',' * (len(COLUMNS) - 4)}\r\n", f"20{',' * (len(COLUMNS) - 1)}0.4321\r\n"],
+)
 def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, row: str) -> None:
     path = tmp_path / "metrics.csv"
     for cut in range(1, len(row)):
-        path.write_bytes((HEADER + "10,,1.5,0.1,,,,\r\n" + row[:-cut]).encode())
+        path.write_bytes(
+            (HEADER + f"10,,1.5,0.1{',' * (len(COLUMNS) - 4)}\r\n" + row[:-cut]).encode()
+        )
         assert steps_of(path) == [10], row[:-cut]
     path.write_bytes(HEADER[:-5].encode())
     assert steps_of(path) == []
+
+
+def test_a_file_with_fewer_columns_is_continued(tmp_path: Path) -> None:
+    """A run may be resumed with a newer version, which logs more."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\r\n10,1.5\r\n")
+    log(path, 10, [20])
+    assert [(row["step"], row["loss"], row["fill"]) for row in read_metrics(path)] == [
+        ("10", "1.5", ""),
+        ("20", "1.5", ""),
+    ]
 
 
 def test_a_cut_line_does_not_reach_into_the_next_attempt(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def run(callback: Progress, clock: Clock, steps: range, rank: int = 0) -> Any:
+def run(callback: Progress, clock: Clock, steps: range, rank: int = 0, bad_rows: int = 0) -> Any:
     """Make steps of two seconds each; the module's last numbers stay the same."""
-    module = SimpleNamespace(last_metrics=METRICS)
+    module = SimpleNamespace(last_metrics={**METRICS, "bad_rows": bad_rows})
     trainer: Any = SimpleNamespace(global_step=steps.start - 1, is_global_zero=rank == 0)
     callback.on_train_start(trainer, module)
     for step in steps:
@@ -44,6 +44,11 @@ def test_a_log_file_gets_a_line_every_n_steps(
         "step 10/5000  loss 1.2346  12,346 tokens/s  2:46:20 left\n"
         "step 20/5000  loss 1.2346  12,346 tokens/s  2:46:00 left\n"
     )
+
+
+def test_bad_rows_are_seen_at_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    run(Progress(total_steps=20, every_n_steps=10), clock, range(1, 11), bad_rows=1200)
+    assert "  12,346 tokens/s  1,200 bad rows  " in capsys.readouterr().out
 
 
 def test_a_resumed_run_counts_time_from_where_it_began(

@@ -1,0 +1,56 @@
+"""What became of the rows that were read; the counts travel with the steps."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows, and what became of them.
+
+    Attributes:
+        rows: Rows that were read, bad ones and those left out among them.
+        bad: Bad rows by reason (`quarantine.Reason`).
+        clipped: Examples that were too long and were cut.
+        skipped: Examples that were too long and were left out.
+        left_out: Rows of which the hook made no example.
+    """
+
+    rows: int = 0
+    bad: Mapping[str, int] = field(default_factory=dict)
+    clipped: int = 0
+    skipped: int = 0
+    left_out: int = 0
+
+    @property
+    def num_bad(self) -> int:
+        return sum(self.bad.values())
+
+    @property
+    def too_long(self) -> int:
+        return self.clipped + self.skipped
+
+    def __add__(self, other: "RowCounts") -> "RowCounts":
+        return RowCounts(
+            self.rows + other.rows,
+            dict(Counter(self.bad) + Counter(other.bad)),
+            self.clipped + other.clipped,
+            self.skipped + other.skipped,
+            self.left_out + other.left_out,
+        )
+
+    def __str__(self) -> str:
+        """Write the counts as `12 rows, 3 bad (2 not_json, 1 bad_record), ...`, without zeros."""
+        parts = [f"{self.rows:,} rows"]
+        if self.bad:
+            reasons = sorted(self.bad.items(), key=lambda item: (-item[1], item[0]))
+            listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+            parts.append(f"{self.num_bad:,} bad ({listed}: quarantine/)")
+        if self.too_long:
+            done = {"clipped": self.clipped, "skipped": self.skipped}
+            listed = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
+            parts.append(f"{self.too_long:,} too long ({listed})")
+        if self.left_out:
+            parts.append(f"{self.left_out:,} left out by the hook")
+        return ", ".join(parts)

@@ -1,0 +1,61 @@
+"""The examples of an epoch's rows: what becomes of each row is counted, and a bad one set aside."""
+
+from collections.abc import Iterator
+
+from llada_sft.data.counts import RowCounts
+from llada_sft.data.encode import Encoder, Example
+from llada_sft.data.quarantine import BadRowError, Quarantine
+from llada_sft.data.stream import FilePosition, Row, RowStream
+
+
+class EpochRows:
+    """The examples of an epoch's rows; what becomes of each row is counted once.
+
+    Attributes:
+        positions: What is done. Once an example was given, it counts as done.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        encoder: Encoder,
+        quarantine: Quarantine,
+        epoch: int,
+        positions: dict[str, FilePosition],
+    ) -> None:
+        self._stream, self._encoder, self._quarantine = stream, encoder, quarantine
+        self.epoch, self.positions = epoch, positions
+        self._counts = RowCounts()
+        # Different rows of the run so far: from the second epoch on, all.
+        self._read = stream.num_rows if epoch > 0 else sum(at.row for at in positions.values())
+
+    def examples(self) -> Iterator[Example]:
+        for row in self._stream.rows(self.epoch, self.positions):
+            done = self.positions[row.file]
+            examples = self._encode(row, done)
+            for part in range(done.part, len(examples)):
+                self.positions[row.file] = FilePosition(done.row, part + 1)
+                if part + 1 == len(examples):
+                    self.positions[row.file] = FilePosition(done.row + 1, 0)
+                yield examples[part]
+            self.positions[row.file] = FilePosition(done.row + 1, 0)
+            self._read += self.epoch == 0
+            self._quarantine.judge(self._read)
+        self._quarantine.judge(self._read, end_of_epoch=True)
+
+    def take_counts(self) -> RowCounts:
+        """Return what was counted since the last call."""
+        counts, self._counts = self._counts, RowCounts()
+        return counts
+
+    def _encode(self, row: Row, done: FilePosition) -> list[Example]:
+        try:
+            encoded = self._encoder(row)
+        except BadRowError as error:
+            self._counts += RowCounts(rows=1, bad={error.reason: 1})
+            self._quarantine.add(error, self.epoch, done.row)
+            return []
+        # A row that was begun before a checkpoint was counted then.
+        if done.part == 0:
+            self._counts += encoded.counts
+        return encoded.examples

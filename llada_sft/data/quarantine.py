@@ -1,0 +1,181 @@
+"""Bad rows: written down, and past a limit the end of the run.
+
+Each bad row of a run is one line of `quarantine/rank_N.jsonl`, also if a later epoch or a resumed
+run meets it again: file, line and byte, a reason (one word) and a message; epoch and row say when
+it was first met, `row` being its place in that epoch's order of its file.
+
+The share of bad rows is that of one rank: different bad rows over different rows, both among what
+it has read since the beginning of the run. What lies before a checkpoint is known from the files
+here, so a resumed run judges as one that was never interrupted.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llada_sft.data.files import Shard
+from llada_sft.data.stream import FilePosition, Row, shown_path
+from llada_sft.errors import DataError
+
+# bad_record: the hook raised a DataError; hook_raised: it raised anything else;
+# hook_returned: what it returned cannot be used.
+Reason = Literal[
+    "not_json",
+    "not_utf8",
+    "nul_byte",
+    "line_too_long",
+    "bad_record",
+    "hook_raised",
+    "hook_returned",
+]
+# Before so many rows only the end of an epoch is judged: the first row may be a bad one.
+MIN_ROWS = 100
+SHOWN = 5
+# A message may quote a whole record.
+MAX_MESSAGE = 500
+
+
+class BadRowError(DataError):
+    """One row cannot be used."""
+
+    def __init__(self, row: Row, reason: Reason, message: str) -> None:
+        message = " ".join(message.splitlines())
+        super().__init__(f"{row.where}: {message}")
+        self.row, self.reason, self.message = row, reason, message
+
+
+class _Entry(NamedTuple):
+    """A line of the file."""
+
+    file: str
+    line: int
+    byte: int
+    reason: str
+    message: str
+    epoch: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} (byte {self.byte}): {self.message}"
+
+
+class Quarantine:
+    """The bad rows of one rank.
+
+    Args:
+        path: The file; None writes nothing down.
+        max_bad_fraction: More than this share of bad rows ends the run.
+        files: The rank's shards.
+        epoch: The epoch that the run goes on in.
+        positions: Where, by the names that `RowStream` gives to files.
+        root: The folder that those names are relative to.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        max_bad_fraction: float,
+        files: Sequence[Shard],
+        epoch: int,
+        positions: Mapping[str, FilePosition],
+        root: Path | str,
+    ) -> None:
+        self._path, self._max_bad_fraction = path, max_bad_fraction
+        rows_done = {shown_path(root, name): at.row for name, at in positions.items()}
+        own = set(map(str, files))
+        known = [] if path is None else list(_read_all(path))
+        self._written = {(entry.file, entry.line) for entry in known}
+        done = [
+            entry
+            for entry in known
+            if entry.file in own
+            and (
+                entry.epoch < epoch or (entry.epoch == epoch and entry.row < rows_done[entry.file])
+            )
+        ]
+        self._met = {(entry.file, entry.line) for entry in done}
+        self._first = done[:SHOWN]
+
+    def add(self, error: BadRowError, epoch: int, row: int) -> None:
+        """Write a bad row down, if it is not yet.
+
+        Raises:
+            DataError: The row itself, where no bad row is allowed; or the file cannot be written.
+        """
+        at = error.row
+        file, message = at.path, error.message
+        if len(message) > MAX_MESSAGE:
+            message = message[:MAX_MESSAGE] + " ..."
+        entry = _Entry(file, at.line, at.byte, error.reason, message, epoch, row)
+        key = (file, at.line)
+        if key not in self._met and len(self._first) < SHOWN:
+            self._first.append(entry)
+        self._met.add(key)
+        if self._path is not None and key not in self._written:
+            _append(self._path, entry)
+            self._written.add(key)
+        if self._max_bad_fraction == 0:
+            raise DataError(str(entry))
+
+    def judge(self, rows_read: int, end_of_epoch: bool = False) -> None:
+        """Compare the share of bad rows with what is allowed.
+
+        Args:
+            rows_read: Different rows that this rank has read since the beginning of the run.
+            end_of_epoch: Also judge few rows.
+
+        Raises:
+            DataError: There are too many; shows the first five.
+        """
+        if rows_read < (1 if end_of_epoch else MIN_ROWS):
+            return
+        bad = len(self._met)
+        if bad / rows_read > self._max_bad_fraction:
+            where = "" if self._path is None else f"{self._path}: "
+            raise DataError(
+                f"{where}{bad:,} of {rows_read:,} rows are bad, "
+                f"data.max_bad_fraction allows {self._max_bad_fraction:g}; the first:\n"
+                + "\n".join(map(str, self._first))
+            )
+
+
+def _append(path: Path, entry: _Entry) -> None:
+    # ASCII: a message may hold what UTF-8 cannot write.
+    line = json.dumps(entry._asdict()).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(line)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _read_all(path: Path) -> Iterator[_Entry]:
+    """Read what all ranks have written: the run may have had another number of them."""
+    if path.exists():
+        _drop_cut_line(path)
+    for file in sorted(path.parent.glob("rank_*.jsonl")):
+        content = file.read_bytes()
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
+            entry = _parse(line)
+            if entry is not None:
+                yield entry
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove a last line that a crash cut short, so that the next one is whole."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _parse(line: bytes) -> _Entry | None:
+    """Read a line; None if somebody has edited it."""
+    try:
+        fields: Any = json.loads(line)
+        return _Entry(**fields)
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,54 @@
+"""The numbers of the log that cover the steps since the line before: rows, tokens, waiting."""
+
+import time
+
+from llada_sft.training.consensus import Report
+
+
+class Interval:
+    """What happened since the last logged step.
+
+    The columns that count rows thus sum to the rows of an attempt, but for those after its last
+    logged step. Validation does not count as time.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._paused_at = self._start
+        self._tokens = self._all_tokens = 0
+        # The counts of rows and of waiting grow from step to step.
+        self._before = self._last = Report()
+
+    def add(self, counts: Report) -> None:
+        """Take in the counts of the global batch of one step."""
+        self._tokens += counts.tokens
+        self._all_tokens += counts.all_tokens
+        self._last = counts
+
+    def pause(self) -> None:
+        self._paused_at = time.monotonic()
+
+    def go_on(self) -> None:
+        self._start += time.monotonic() - self._paused_at
+
+    def close(self, world_size: int) -> dict[str, float]:
+        """Return the numbers since the last call."""
+        now, before, last = time.monotonic(), self._before, self._last
+        seconds = max(now - self._start, 1e-9)
+        waited_s = (last.wait_us - before.wait_us) / 1e6 / world_size
+        metrics = {
+            "tokens_per_s": self._tokens / seconds,
+            "tokens": self._tokens,
+            "all_tokens": self._all_tokens,
+            # Real tokens among all that the network ran on.
+            "fill": self._tokens / max(self._all_tokens, 1),
+            "rows": last.rows - before.rows,
+            "bad_rows": last.bad - before.bad,
+            "left_out_rows": last.left_out - before.left_out,
+            "too_long": last.too_long - before.too_long,
+            # Data is fetched one step ahead: a part may belong to the interval before.
+            "data_wait": min(waited_s / seconds, 1.0),
+            "epoch_progress": last.rows_done / max(last.epoch_rows, 1),
+        }
+        self._start, self._tokens, self._all_tokens, self._before = now, 0, 0, last
+        return metrics
