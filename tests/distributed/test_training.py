@@ -184,6 +184,30 @@ def test_another_number_of_ranks_takes_up_the_whole_state(demo: Path, tmp_path: 
     assert distance(one["after"] - whole["before"], whole["after"] - whole["before"]) < 1e-4
 
 
+def test_four_two_three_ranks_train_every_row_once_per_epoch(demo: Path, tmp_path: Path) -> None:
+    sizes = [23, 5, 31, 0, 17]
+    train = write_shards(tmp_path / "shards", sizes)
+    overrides = [*with_data(demo, train), "train.epochs=2", "train.max_steps=null"]
+    packed = ["data.batching=packed", "data.max_tokens=64", "data.eos_tail=2"]
+    one_row = ["train.micro_batch_size=1", "data.validation=null"]
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for world_size, stop_at in ((4, 3), (2, 4), (3, 0)):
+        ranks = run_on_ranks(
+            f"{WORKERS}:trained_rows", world_size, 150,
+            folder=str(tmp_path / "run"), config_file=CONFIG,
+            overrides=[*overrides, *packed, *one_row], stop_at=stop_at,
+        )  # fmt: skip
+        assert any(ranks), "nothing was trained"
+        seen.update(tuple(row) for rows in ranks for row in rows)
+    assert set(seen) == {
+        (epoch, f"shard_{shard}.jsonl", line)
+        for epoch in (0, 1)
+        for shard, size in enumerate(sizes)
+        for line in range(1, size + 1)
+    }
+    assert set(seen.values()) == {1}
+
+
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
 def test_every_row_is_delivered_once_per_epoch(
     demo: Path, tmp_path: Path, prefetch_steps: int

@@ -23,6 +23,7 @@ from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
+from llada_sft.training.checkpoints import newest_checkpoint, read_manifest
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.feed import NoiseSource, StepFeed
 from llada_sft.training.metrics_csv import read_metrics
@@ -216,3 +217,32 @@ def gradient_dtypes(folder: str, config_file: str, overrides: list[str]) -> dict
         patch.setattr(trainer_module, "OwnSignals", lambda claim_signals: Note())
         _train(config, Path(folder), lambda: False)
     return seen
+
+
+def trained_rows(
+    folder: str, config_file: str, overrides: list[str], stop_at: int
+) -> list[list[Any]]:
+    """Train, stopped after some steps unless that is 0; return (epoch, file, line) of each example.
+
+    What was fed but not trained when the run stopped is not among them.
+    """
+    config, run = load_config(config_file, overrides), RunDir(Path(folder))
+    fed: dict[int, list[Any]] = {}
+
+    class Recorder(NoiseSource):
+        def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[Any]:
+            fed[step + 1] = [
+                [local.epoch, example.file, example.line]
+                for batch in local.micro_batches
+                for example in batch.examples
+            ]
+            return super().micro_batches(local, counts, step)
+
+    stop = _told_at(stop_at, rank=0) if stop_at else lambda: False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "NoiseSource", Recorder)
+        _train(config, run, stop)
+    newest = newest_checkpoint(run.checkpoints)
+    assert newest is not None
+    last = read_manifest(newest)["step"]
+    return [row for step, rows in fed.items() if step <= last for row in rows]
