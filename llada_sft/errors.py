@@ -25,3 +25,7 @@ class CheckpointError(LladaSftError):
 
 class LaunchError(LladaSftError):
     """Submitting, or the machine that a job was asked to run on."""
+
+
+class PeerFailedError(LladaSftError):
+    """Another rank stopped for a user's mistake; its own line says which."""

@@ -17,7 +17,13 @@ from llada_sft.cluster import journal
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.preemption import StopRequest, after_stop
 from llada_sft.config import Config, load_config
-from llada_sft.errors import EXIT_CODE, ConfigError, LaunchError, LladaSftError
+from llada_sft.errors import (
+    EXIT_CODE,
+    ConfigError,
+    LaunchError,
+    LladaSftError,
+    PeerFailedError,
+)
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
@@ -42,6 +48,10 @@ def run(run_dir: str) -> None:
         run_path.failure(rank).unlink(missing_ok=True)
         _clear_submitit_leftover(run_path, rank)
         _attempt(run_path, placement, stop)
+    except PeerFailedError as error:
+        # The rank that it happened on has said what it is.
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
         _write_failure(run_path, rank, error)
         raise SystemExit(EXIT_CODE) from None

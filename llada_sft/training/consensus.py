@@ -10,11 +10,7 @@ from dataclasses import astuple, dataclass
 import torch
 import torch.distributed as dist
 
-from llada_sft.errors import LladaSftError
-
-
-class PeerFailedError(LladaSftError):
-    """Another rank stopped for a user's mistake; its own line says which."""
+from llada_sft.errors import PeerFailedError
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,10 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on_to_the_same_losses(project: P
 
 
 def _line_that_is_not_json(project: Path) -> str:
-    shard = project / "demo/data/train/shard_000.jsonl"
+    # Of rank 1: rank 0 has nothing to say of it.
+    shard = project / "demo/data/train/shard_001.jsonl"
     shard.write_text('{"prompt": "reverse ab", "response":\n' * 9)
-    return "shard_000.jsonl:"
+    return "shard_001.jsonl:"
 
 
 def _record_without_a_response(project: Path) -> str:
@@ -134,7 +135,7 @@ def _checkpoint_without_a_tensor(project: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "overrides"),
     [
-        (_line_that_is_not_json, []),
+        (_line_that_is_not_json, ["slurm.ranks_per_node=2"]),
         (_record_without_a_response, []),
         (_hook_that_raises, ["data.hook=hook.py"]),
         (_hook_that_returns_nonsense, ["data.hook=hook.py"]),

@@ -13,7 +13,7 @@ from llada_sft.cluster import job, journal, prepare
 from llada_sft.cluster.job import placement_from
 from llada_sft.cluster.preemption import StopRequest
 from llada_sft.config import Config, load_config
-from llada_sft.errors import DataError, LaunchError
+from llada_sft.errors import DataError, LaunchError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
@@ -117,6 +117,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert caught.value.code == 2
     assert run.failure(0).read_text() == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
     assert journal.read(run.journal)[-1]["cause"] == "DataError: shards/0.jsonl:3: bad"
+
+
+def test_a_mistake_of_another_rank_is_told_by_that_rank_alone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object) -> str:
+        raise PeerFailedError("1 other rank(s) stopped; see their lines")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "1 other rank(s) stopped; see their lines\n"
+    assert not run.failure(0).exists()
 
 
 def test_a_defect_keeps_its_traceback(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

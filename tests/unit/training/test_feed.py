@@ -22,10 +22,10 @@ from llada_sft.data.datamodule import LocalStep, StepSize, TokenIds
 from llada_sft.data.encode import Example
 from llada_sft.data.stream import FilePosition
 from llada_sft.diffusion.objective import diffusion_loss, masked_cross_entropy
-from llada_sft.errors import DataError
+from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.training import feed
 from llada_sft.training.callbacks.rows import RowSummary
-from llada_sft.training.consensus import Consensus, PeerFailedError, Report
+from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.feed import (
     MicroBatch,
     NoiseSource,
