@@ -111,27 +111,21 @@ def test_a_packed_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_pa
         assert losses(tmp_path / f"stopped_{stop}") == whole, f"stopped at {stop}"
 
 
-@pytest.mark.parametrize("limit", ["train.epochs", "train.max_steps"])
-def test_a_finished_run_does_nothing_more_unless_asked_for_more(
-    demo: Path, tmp_path: Path, limit: str
-) -> None:
+@pytest.mark.timeout(300)
+def test_a_finished_run_does_nothing_more_unless_asked_for_more(demo: Path, tmp_path: Path) -> None:
     train = write_shards(tmp_path / "shards", [12, 9])
     # A constant rate: the schedule does not know how long the training will be.
     constant = ["optim.decay_fraction=0.0", "optim.schedule=warmup_constant_decay"]
-    short, long = (1, 2) if limit == "train.epochs" else (2, 5)
-    overrides = [*with_data(demo, train), *constant, "train.max_steps=null"]
-    ranks = run_on_ranks(
-        f"{WORKERS}:run_again", 2, 120,
-        folder=str(tmp_path / "again"), config_file=CONFIG,
-        overrides=[*overrides, f"{limit}={short}"], then=[[], [f"{limit}={long}"]],
-    )  # fmt: skip
-    run_on_ranks(
-        f"{WORKERS}:run_again", 2, 120,
-        folder=str(tmp_path / "once"), config_file=CONFIG,
-        overrides=[*overrides, f"{limit}={long}"], then=[],
-    )  # fmt: skip
-    assert ranks[0] == (6 if limit == "train.epochs" else 5)
-    assert losses(tmp_path / "again") == losses(tmp_path / "once")
+    base = [*with_data(demo, train), *constant, "train.max_steps=null"]
+    runs = []
+    for limit, short, long in (("epochs", 1, 2), ("max_steps", 2, 5)):
+        shorter, longer = ([*base, f"train.{limit}={value}"] for value in (short, long))
+        again, once = (str(tmp_path / f"{limit}_{kind}") for kind in ("again", "once"))
+        runs += [(again, shorter), (again, shorter), (again, longer), (once, longer)]
+    ranks = run_on_ranks(f"{WORKERS}:train_each", 2, 280, config_file=CONFIG, runs=runs)
+    assert ranks[0] == [3, 3, 6, 6, 2, 2, 5, 5]
+    for limit in ("epochs", "max_steps"):
+        assert losses(tmp_path / f"{limit}_again") == losses(tmp_path / f"{limit}_once")
 
 
 def states(folder: Path, world_size: int, overrides: list[str], **steps: int) -> dict[str, Any]:
@@ -148,21 +142,25 @@ def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
-@pytest.mark.parametrize("normalization", ["answer", "token"])
-def test_ranks_and_accumulation_are_the_same_thing(
-    demo: Path, tmp_path: Path, normalization: str
-) -> None:
-    overrides = [
-        *with_data(demo, demo / "data/train"),
-        "data.validation=null",
-        f"objective.normalization={normalization}",
-    ]
+def test_ranks_and_accumulation_are_the_same_thing(demo: Path, tmp_path: Path) -> None:
+    overrides = [*with_data(demo, demo / "data/train"), "data.validation=null"]
+    normalizations = ("answer", "token")
     changes = []
     for world_size in (2, 1):
-        seen = states(tmp_path / str(world_size), world_size, overrides)
-        changes.append(seen["after"] - seen["before"])
-    assert np.linalg.norm(changes[1]) > 1e-2
-    assert distance(*changes) < 1e-5
+        cases = [
+            (str(tmp_path / f"{world_size}_{kind}"), [f"objective.normalization={kind}"])
+            for kind in normalizations
+        ]
+        ranks = run_on_ranks(
+            f"{WORKERS}:updates", world_size, 120,
+            config_file=CONFIG, overrides=overrides, cases=cases,
+        )  # fmt: skip
+        assert all(rank == ranks[0] for rank in ranks)
+        changes.append([np.array(one["after"]) - np.array(one["before"]) for one in ranks[0]])
+    for two_by_two, one_by_four in zip(*changes, strict=True):
+        assert np.linalg.norm(one_by_four) > 1e-2
+        assert distance(two_by_two, one_by_four) < 1e-5
+    assert distance(changes[0][0], changes[0][1]) > 1e-3, "the normalizations are the same"
 
 
 def test_another_number_of_ranks_takes_up_the_whole_state(demo: Path, tmp_path: Path) -> None:
@@ -256,16 +254,15 @@ def test_bad_rows_are_counted_and_quarantined(demo: Path, tmp_path: Path) -> Non
         path.write_text(bad + path.read_text())
     run = RunDir(tmp_path)
     run_on_ranks(
-        f"{WORKERS}:train_once", 2, 120,
-        folder=str(tmp_path), config_file=CONFIG,
-        overrides=[
+        f"{WORKERS}:train_each", 2, 120, config_file=CONFIG,
+        runs=[(str(tmp_path), [
             *with_data(demo, train),
             "data.max_bad_fraction=0.1",
             "data.prefetch_steps=2",
             "data.eos_tail=1",
             "train.epochs=2",
             "train.max_steps=null",
-        ],
+        ])],
     )  # fmt: skip
     rows = [row for row in read_metrics(run.metrics) if row["loss"]]
     # 22 and 10 rows at 4 good ones a step; all are read before the last step of an epoch.

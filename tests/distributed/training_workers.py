@@ -70,10 +70,6 @@ def interrupted_runs(
     return {"outcomes": outcomes}
 
 
-def train_once(folder: str, config_file: str, overrides: list[str]) -> str:
-    return _train(load_config(config_file, overrides), Path(folder), lambda: False)
-
-
 def losses(folder: Path) -> dict[int, str]:
     """The loss of each step, every digit as it was written."""
     rows = read_metrics(RunDir(folder).metrics)
@@ -99,6 +95,13 @@ def _local_step(step: int, rank: int, world_size: int, accumulate: int) -> Local
     mine = [_example(*which) for which in _GLOBAL_STEPS[step][rank::world_size]]
     batches = [pad(mine[i : i + 1], pad_token_id=1) for i in range(accumulate)]
     return LocalStep(tuple(batches), epoch=0, positions={})
+
+
+def updates(
+    config_file: str, overrides: list[str], cases: list[tuple[str, list[str]]]
+) -> list[dict[str, list[float]]]:
+    """Make all hand-made steps in each folder, with further overrides."""
+    return [update(folder, config_file, [*overrides, *more]) for folder, more in cases]
 
 
 def update(
@@ -194,11 +197,13 @@ def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[
     return given
 
 
-def run_again(folder: str, config_file: str, overrides: list[str], then: list[list[str]]) -> int:
-    """Train, then train again in the same run directory with each of the further overrides."""
-    for further in ([], *then):
-        _train(load_config(config_file, [*overrides, *further]), Path(folder), lambda: False)
-    return len(losses(Path(folder)))
+def train_each(config_file: str, runs: list[tuple[str, list[str]]]) -> list[int]:
+    """Train one run after the other, perhaps some again; return how many steps each has then."""
+    steps = []
+    for folder, overrides in runs:
+        _train(load_config(config_file, overrides), Path(folder), lambda: False)
+        steps.append(len(losses(Path(folder))))
+    return steps
 
 
 def gradient_dtypes(folder: str, config_file: str, overrides: list[str]) -> dict[str, list[str]]:
@@ -241,7 +246,7 @@ def trained_rows(
     stop = _told_at(stop_at, rank=0) if stop_at else lambda: False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "NoiseSource", Recorder)
-        _train(config, run, stop)
+        _train(config, Path(folder), stop)
     newest = newest_checkpoint(run.checkpoints)
     assert newest is not None
     last = read_manifest(newest)["step"]
