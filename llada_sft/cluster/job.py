@@ -102,9 +102,12 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
         # DeepSpeed looks for an accelerator when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
 
+    from llada_sft.training.ranks import leave_ranks
     from llada_sft.training.trainer import train
 
-    return train(config, run_path, placement, lambda: stop.requested, stop.claim_term)
+    outcome = train(config, run_path, placement, lambda: stop.requested, stop.claim_term)
+    leave_ranks()
+    return outcome
 
 
 def _uses_cuda(config: Config) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import deepspeed
 import torch
+import torch.distributed as dist
 
 from llada_sft.errors import ConfigError
 from llada_sft.placement import Placement
@@ -50,3 +51,13 @@ def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -
     deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+
+
+def leave_ranks() -> None:
+    """Leave the process group, so that its threads end before the interpreter does.
+
+    A thread of gloo or of its store that is left running while Python shuts down may abort the
+    process: a rank that had finished would count as failed.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()

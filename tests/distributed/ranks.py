@@ -120,6 +120,10 @@ def _main(folder: Path) -> None:
     module, function = function_path.split(":")
     value = getattr(importlib.import_module(module), function)(**kwargs)
     _result(folder, int(os.environ["RANK"])).write_text(json.dumps(value))
+    # Threads of gloo that are left running while Python shuts down may abort the process.
+    from llada_sft.training.ranks import leave_ranks
+
+    leave_ranks()
 
 
 if __name__ == "__main__":

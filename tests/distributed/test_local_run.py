@@ -37,16 +37,20 @@ def start(project: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def rank_processes(run: RunDir) -> list[int]:
-    """The process ids of the ranks of a run, by their command lines."""
-    found = []
+def rank_processes(run: RunDir) -> dict[int, int]:
+    """The processes of a run's ranks, by their command lines, with their parents.
+
+    A child that a rank has just forked still has the rank's command line.
+    """
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
         if b"llada_sft.cluster.job" in arguments and str(run.path).encode() in arguments:
-            found.append(int(folder.name))
+            found[int(folder.name)] = parent
     return found
 
 
@@ -68,13 +72,15 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on_to_the_same_losses(project: P
     killed, whole = RunDir(project / "runs/killed"), RunDir(project / "runs/whole")
     launcher = start(project, "run.name=killed", *overrides)
     wait_for_checkpoint(killed, launcher)
-    processes = rank_processes(killed)
+    processes = [
+        process for process, parent in rank_processes(killed).items() if parent == launcher.pid
+    ]
     assert len(processes) == 2
     os.kill(processes[1], signal.SIGKILL)
     _, problem = launcher.communicate(timeout=30)
     assert launcher.returncode == 1
     assert "failed; its log" in problem
-    assert rank_processes(killed) == []
+    assert rank_processes(killed) == {}
     assert len(losses(killed.path)) < 60
 
     again = start(project, "run.name=killed", *overrides)

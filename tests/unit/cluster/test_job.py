@@ -56,6 +56,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
     module = ModuleType("llada_sft.training.trainer")
     module.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "llada_sft.training.trainer", module)
+    ranks = ModuleType("llada_sft.training.ranks")
+    ranks.leave_ranks = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "llada_sft.training.ranks", ranks)
 
 
 def test_a_rank_under_slurm() -> None:
