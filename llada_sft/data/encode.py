@@ -183,13 +183,16 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
     types = set(map(type, values))
     if key == "response_mask":
         if types <= {bool}:
-            return np.array(values, np.bool_)
+            return np.frombuffer(bytes(values), np.bool_)
         if not all(isinstance(value, _TRUTH) and value in (0, 1) for value in values):
             raise DataError("hook returned 'response_mask' with values other than true and false")
         return np.array(values, np.bool_)
     # The usual case; what is wrong with a list, the loop below says.
-    if types == {int} and min(values) >= 0 and max(values) < vocab_size:
-        return np.array(values, np.int64)
+    if types == {int}:
+        ids = np.array(values)
+        # Of another type, they are beyond 64 bits.
+        if ids.dtype == np.int64 and ids.min() >= 0 and ids.max() < vocab_size:
+            return ids
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise DataError(f"hook returned {key!r} with {value!r}; token ids are integers")
