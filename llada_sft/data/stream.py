@@ -11,6 +11,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -80,18 +81,15 @@ def _joined(*parts: object) -> bytes:
     return "\x1f".join(map(str, parts)).encode()
 
 
-def _number(hashed: hashlib.blake2b) -> int:
-    return int.from_bytes(hashed.digest(), "little")
-
-
 def _key(*parts: object) -> int:
-    return _number(hashlib.blake2b(_joined(*parts), digest_size=8))
+    return int.from_bytes(hashlib.blake2b(_joined(*parts), digest_size=8).digest(), "little")
 
 
 class FileReader:
     """The rows of one file in the order of one epoch."""
 
     _file: IO[bytes] | None = None
+    _descriptor = -1
     _num_links = 0
 
     def __init__(self, root: Path | str, shard: Shard, cache: Cache) -> None:
@@ -127,7 +125,9 @@ class FileReader:
         line, too_long = index.lines.item(number), num_bytes > MAX_LINE_BYTES
         try:
             size = self._open()
-            text = b"" if too_long else self._bytes(start, num_bytes)
+            text = b"" if too_long else os.pread(self._descriptor, num_bytes, start)
+            if len(text) < num_bytes and not too_long:
+                text = self._with_rest(text, start, num_bytes)
         except OSError as error:
             copy = "" if self._text == self.shard else f" (in the cache: {self._text})"
             raise DataError(f"{self.shard}{copy}: cannot be read: {error.strerror}") from None
@@ -140,12 +140,13 @@ class FileReader:
     def _open(self) -> int:
         """Open the text, if it is not open or its name is another file's now; return its size."""
         if self._file is not None:
-            status = os.fstat(self._file.fileno())
+            status = os.fstat(self._descriptor)
             if status.st_nlink == self._num_links:
                 return status.st_size
             self.close()
         self._file = self._text.open("rb", buffering=0)
-        status = os.fstat(self._file.fileno())
+        self._descriptor = self._file.fileno()
+        status = os.fstat(self._descriptor)
         self._num_links = status.st_nlink
         return status.st_size
 
@@ -155,12 +156,10 @@ class FileReader:
             self._file.close()
             self._file = None
 
-    def _bytes(self, start: int, num_bytes: int) -> bytes:
-        assert self._file is not None
-        text = os.pread(self._file.fileno(), num_bytes, start)
-        # One call may give less than there is.
+    def _with_rest(self, text: bytes, start: int, num_bytes: int) -> bytes:
+        """Read on: one call may give less than there is."""
         while len(text) < num_bytes:
-            more = os.pread(self._file.fileno(), num_bytes - len(text), start + len(text))
+            more = os.pread(self._descriptor, num_bytes - len(text), start + len(text))
             if not more:
                 break
             text += more
@@ -228,14 +227,15 @@ class RowStream:
         left = RowsLeft(
             [len(reader) - row for reader, row in zip(self._readers, done, strict=True)]
         )
-        last: FileReader | None = None
+        readers, last = self._readers, None
+        crowded = len(readers) > MAX_OPEN
         try:
             for ticket in self._tickets(epoch, sum(done)):
                 chosen = left.take(ticket % left.total)
-                reader = self._readers[chosen]
-                if last is not None and last is not reader and len(self._readers) > MAX_OPEN:
-                    last.close()
-                last = reader
+                reader = readers[chosen]
+                if crowded and last is not None and last != chosen:
+                    readers[last].close()
+                last = chosen
                 yield reader.read(done[chosen])
                 done[chosen] += 1
         finally:
@@ -246,13 +246,13 @@ class RowStream:
         numbers = range(drawn, self.num_rows)
         # The first file that has rows left is the only one, or the next in line.
         if not self._shuffle or len(self._readers) == 1:
-            yield from (0 for _ in numbers)
+            yield from repeat(0, len(numbers))
             return
         start = hashlib.blake2b(_joined(self._seed, epoch, self._names, ""), digest_size=8)
         for number in numbers:
             hashed = start.copy()
             hashed.update(b"%d" % number)
-            yield _number(hashed)
+            yield int.from_bytes(hashed.digest(), "little")
 
     def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Row, int]]:
         """Read the rows of pending examples again, in the order that they wait in.

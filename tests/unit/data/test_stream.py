@@ -1,5 +1,6 @@
 """Rows of files: where they are, in which order they come, and going on from any position."""
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -156,6 +157,14 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
         next(going)
     how = "it has 4 bytes instead of 6"
     assert str(caught.value) == f"{path}: changed while it was read: {how}; start the run again"
+
+
+def test_a_file_that_gives_less_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, start: pread(file, min(size, 2), start))
+    with shards([12]) as (root, paths):
+        found = one_epoch(RowStream(paths, root, seed=0, shuffle=False))
+    assert found == [f"0:{line}" for line in range(1, 13)]
 
 
 @pytest.mark.parametrize("max_open", [2, 3])
