@@ -95,19 +95,18 @@ class FileReader:
     def __init__(self, root: Path | str, shard: Shard, cache: Cache) -> None:
         self.root, self.shard, self.name = root, shard, shard_name(root, shard)
         self.index, self._text = cache.prepare(shard)
-        self._order = self._line_order()
+        self._order: NDArray[np.unsignedinteger] = np.empty(0, np.uint8)
 
     def __len__(self) -> int:
         return len(self.index.starts)
 
-    def _line_order(self) -> NDArray[np.unsignedinteger]:
-        return np.arange(len(self), dtype=np.min_scalar_type(len(self)))
-
     def start_epoch(self, seed: int, epoch: int, shuffle: bool) -> None:
+        # Two of them need not be in memory at once.
+        self._order = np.empty(0, np.uint8)
+        self._order = np.arange(len(self), dtype=np.min_scalar_type(len(self)))
         if shuffle:
             generator = np.random.Generator(np.random.Philox(_key(seed, epoch, self.name)))
             # The same as generator.permutation(len(self)), in half the memory.
-            self._order = self._line_order()
             generator.shuffle(self._order)
 
     def read(self, position: int) -> Row:
