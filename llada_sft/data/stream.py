@@ -95,23 +95,23 @@ class FileReader:
     def __init__(self, root: Path | str, shard: Shard, cache: Cache) -> None:
         self.root, self.shard, self.name = root, shard, shard_name(root, shard)
         self.index, self._text = cache.prepare(shard)
-        self._order: NDArray[np.unsignedinteger] = np.empty(0, np.uint8)
+        self._order: NDArray[np.unsignedinteger] | range = range(len(self))
 
     def __len__(self) -> int:
         return len(self.index.starts)
 
     def start_epoch(self, seed: int, epoch: int, shuffle: bool) -> None:
-        # Two of them need not be in memory at once.
-        self._order = np.empty(0, np.uint8)
-        self._order = np.arange(len(self), dtype=np.min_scalar_type(len(self)))
+        # Also lets go of the last epoch's: two need not be in memory at once.
+        self._order = range(len(self))
         if shuffle:
+            self._order = np.arange(len(self), dtype=np.min_scalar_type(len(self)))
             generator = np.random.Generator(np.random.Philox(_key(seed, epoch, self.name)))
             # The same as generator.permutation(len(self)), in half the memory.
             generator.shuffle(self._order)
 
     def read(self, position: int) -> Row:
         """Read the row at a position of the epoch's order."""
-        return self._read(self._order.item(position))
+        return self._read(int(self._order[position]))
 
     def read_line(self, line: int) -> Row:
         lines = self.index.lines
