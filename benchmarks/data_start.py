@@ -14,17 +14,19 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+import report
+
 PACKAGES = ("numpy", "isal", "backports.zstd", "fsspec")
 LONG_AGO = 1_600_000_000
 
@@ -121,31 +123,6 @@ def chat_like(megabytes: int) -> bytes:
     return once * max(1, megabytes * 10**6 // len(once))
 
 
-def surroundings() -> dict[str, Any]:
-    """Say where and with what this was measured."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "commit": commit,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    def shown(value: Any) -> str:
-        return f"{value:,.3f}" if isinstance(value, float) else str(value)
-
-    table = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    print()
-
-
 def main() -> None:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -156,19 +133,16 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if options.start:
         print(json.dumps(start(options.start, options.ranks, options.cache)))
         return
+    about = report.surroundings(PACKAGES)
     with tempfile.TemporaryDirectory() as name:
         starts = measure_starts(Path(name), options.files, options.ranks)
         kinds = measure_kinds(Path(name), options.index_mb)
-    print_table(starts)
-    print_table(kinds)
-    options.out.write_text(
-        json.dumps({**surroundings(), "start": starts, "index": kinds}, indent=1)
-    )
-    print(f"written to {options.out}")
+    report.print_table(starts)
+    report.print_table(kinds)
+    report.write(options.out, {**about, "start": starts, "index": kinds})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """ONE LINE -> ONE MICRO-BATCH.
 
 shards.py      which files there are, and which rank owns which
+draws.py       which of a rank's files the next row comes from
 stream.py      the rows of a rank's files: a keyed order, and a position to go on from
 hook.py        loads the user's utils/process_data.py
 records.py     what the shipped hook does: prompt/response and chat records -> tokens

@@ -23,7 +23,7 @@ from llada_sft.data.files import RemoteFile, Shard, fetch, is_compressed, open_t
 from llada_sft.data.line_index import LineIndex, fingerprint_of, index_lines
 from llada_sft.errors import DataError
 
-_FORMAT = 2
+_FORMAT = 3
 # A file that was changed so lately may change again without another time on it.
 _SETTLED_NS = 2 * 10**9
 _COPY_BYTES = 1 << 20
@@ -112,7 +112,7 @@ class Cache:
                 if made_from != [_FORMAT, *times]:
                     return None
                 fingerprint = str(stored["fingerprint"])
-                lines = (stored["starts"], stored["ends"], stored["lines"])
+                lines = (stored["starts"], stored["sizes"], stored["lines"])
                 return LineIndex(*lines, int(stored["size"]), fingerprint), text_size
         # Whatever a crash or a full disk may leave of it.
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error):
@@ -129,7 +129,7 @@ class Cache:
                     fingerprint=np.array(index.fingerprint),
                     size=np.array(index.size),
                     starts=index.starts,
-                    ends=index.ends,
+                    sizes=index.sizes,
                     lines=index.lines,
                 )
 

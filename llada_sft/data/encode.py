@@ -180,10 +180,19 @@ def _check_item(item: object, vocab_size: int) -> dict[str, NDArray[Any]]:
 def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
     if not isinstance(values, list):
         raise DataError(f"hook returned {key!r} as {type(values).__name__}; return a list")
+    types = set(map(type, values))
     if key == "response_mask":
+        if types <= {bool}:
+            return np.frombuffer(bytes(values), np.bool_)
         if not all(isinstance(value, _TRUTH) and value in (0, 1) for value in values):
             raise DataError("hook returned 'response_mask' with values other than true and false")
         return np.array(values, np.bool_)
+    # The usual case; what is wrong with a list, the loop below says.
+    if types == {int}:
+        ids = np.array(values)
+        # Of another type, they are beyond 64 bits.
+        if ids.dtype == np.int64 and ids.min() >= 0 and ids.max() < vocab_size:
+            return ids
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise DataError(f"hook returned {key!r} with {value!r}; token ids are integers")

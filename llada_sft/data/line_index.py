@@ -16,15 +16,22 @@ _BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
 class LineIndex(NamedTuple):
-    """Where the non-blank lines of a text begin and end (int64 [rows]), and their numbers, from 1.
+    """Where the non-blank lines of a text begin, how long they are, and their numbers, from 1.
 
-    `size` is the text's, in bytes. `fingerprint` names the content of the whole file as it is
-    stored: its size and its CRC-32.
+    A rank may have ten million rows: but for `starts` (int64 [rows]), the arrays have the smallest
+    unsigned type that holds their values.
+
+    Attributes:
+        starts: The byte that each begins at.
+        sizes: Bytes of each, its line end among them.
+        lines: The number of each.
+        size: Bytes of the text.
+        fingerprint: Names the content of the whole file as it is stored: its size and its CRC-32.
     """
 
     starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    lines: NDArray[np.int64]
+    sizes: NDArray[np.unsignedinteger]
+    lines: NDArray[np.unsignedinteger]
     size: int
     fingerprint: str
 
@@ -40,13 +47,20 @@ def index_lines(path: Path, shown: str | None = None) -> LineIndex:
         DataError: The file cannot be read, or is compressed.
     """
     with open_text(path, shown) as file:
-        starts, first_bytes, size, fingerprint = _scan(file)
-        ends = np.append(starts, size)[1:]
+        bounds, first_bytes, fingerprint = _scan(file)
         keep = first_bytes != _LINE_END
         # Only a line that begins with a blank can be one.
         for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
-            keep[number] = not _is_blank(file, int(starts[number]), int(ends[number]))
-    return LineIndex(starts[keep], ends[keep], np.flatnonzero(keep) + 1, size, fingerprint)
+            keep[number] = not _is_blank(file, int(bounds[number]), int(bounds[number + 1]))
+    size, starts, sizes = int(bounds[-1]), bounds[:-1], _smallest(np.diff(bounds))
+    lines = np.arange(1, len(keep) + 1, dtype=np.min_scalar_type(len(keep)))
+    if not keep.all():
+        starts, sizes, lines = starts[keep], sizes[keep], lines[keep]
+    return LineIndex(starts, sizes, lines, size, fingerprint)
+
+
+def _smallest(values: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
+    return values.astype(np.min_scalar_type(values.max(initial=0)))
 
 
 def _is_blank(file: IO[bytes], start: int, end: int) -> bool:
@@ -72,8 +86,11 @@ def fingerprint_of(path: Path, shown: str) -> str:
     return f"{size}-{checksum:08x}"
 
 
-def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], int, str]:
-    """Return where every line begins, blank ones too, its first byte; size and fingerprint."""
+def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
+    """Return where every line begins, blank ones too, and the last ends; first bytes; fingerprint.
+
+    bounds: [lines + 1], first_bytes: [lines].
+    """
     starts, first_bytes = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
     size, checksum, line_begins = 0, 0, True
     while chunk := file.read(_CHUNK_BYTES):
@@ -88,4 +105,5 @@ def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], int, s
         first_bytes.append(data[found])
         checksum = crc32(chunk, checksum)
         size += len(chunk)
-    return np.concatenate(starts), np.concatenate(first_bytes), size, f"{size}-{checksum:08x}"
+    starts.append(np.array([size]))
+    return np.concatenate(starts), np.concatenate(first_bytes), f"{size}-{checksum:08x}"

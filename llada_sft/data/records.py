@@ -12,6 +12,8 @@ tokenized by itself, and the two meet exactly at the boundary.
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from transformers import PreTrainedTokenizerFast
+
 from llada_sft.errors import DataError
 
 # The layout that LLaDA-Instruct was trained with, for tokenizers that bring no template. Line ends
@@ -100,8 +102,20 @@ def encode_prompt(turns: list[dict[str, str]], tokenizer: Any) -> list[int]:
         add_generation_prompt=True,
         tokenize=False,
     )
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return _tokenize(text, tokenizer)
+
+
+def _tokenize(text: str, tokenizer: Any) -> list[int]:
+    if type(tokenizer) is not PreTrainedTokenizerFast:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+    # What its call comes to, without the lists that it makes beside the ids.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    fast: list[int] = backend.encode(text, add_special_tokens=False).ids
+    return fast
 
 
 def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
@@ -119,7 +133,7 @@ def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
     """
     turns, response = split_record(record)
     prompt_ids = encode_prompt(turns, tokenizer)
-    response_ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
+    response_ids = _tokenize(response, tokenizer)
     return {
         "input_ids": prompt_ids + response_ids,
         "response_mask": [False] * len(prompt_ids) + [True] * len(response_ids),

@@ -1,5 +1,6 @@
 """Prompt/response and chat records, down to the token ids, and every bad record's message."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -96,6 +97,33 @@ def test_a_tokenizers_own_template_is_used(tokenizer: Any, ids: dict[str, int]) 
         assert encode_prompt(turns, tokenizer) == without
     finally:
         tokenizer.chat_template = original
+
+
+@pytest.mark.parametrize("split_special_tokens", [False, True])
+def test_the_ids_are_those_of_a_call(tokenizer: Any, split_special_tokens: bool) -> None:
+    """The tokenizer may bring settings of its own, and has them from call to call."""
+    own = copy.deepcopy(tokenizer)
+    own.split_special_tokens = split_special_tokens
+    for text in ("ab<|eot_id|>cd", "", " \n\nab ", "<|mdm_mask|>" * 3):
+        expected = own(text, add_special_tokens=False)["input_ids"]
+        own.backend_tokenizer.enable_truncation(2)
+        own.backend_tokenizer.enable_padding(length=9)
+        own.backend_tokenizer.encode_special_tokens = not split_special_tokens
+        encoded = encode_record({"prompt": "a", "response": text + "a"}, own)
+        ids, mask = encoded["input_ids"], encoded["response_mask"]
+        a = own("a", add_special_tokens=False)["input_ids"]
+        assert ids[mask.index(True) :] == expected + a
+
+
+def test_another_kind_of_tokenizer_is_called(tokenizer: Any, ids: dict[str, int]) -> None:
+    class Other:
+        chat_template = None
+        apply_chat_template = tokenizer.apply_chat_template
+
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            return {"input_ids": [len(text)]}
+
+    assert encode_record({"prompt": "a", "response": "abc"}, Other())["input_ids"][1:] == [3]
 
 
 def test_which_turn_is_the_response() -> None:

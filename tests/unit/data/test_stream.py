@@ -1,5 +1,6 @@
 """Rows of files: where they are, in which order they come, and going on from any position."""
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from llada_sft.data import line_index, stream
 from llada_sft.data.line_index import index_lines
 from llada_sft.data.row_count import count_rows
-from llada_sft.data.stream import FilePosition, Row, RowStream
+from llada_sft.data.stream import FilePosition, Pending, Row, RowStream
 from llada_sft.errors import DataError
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=4)
@@ -144,6 +145,48 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, content: bytes, ho
     assert str(caught.value) == f"{path}: changed while it was read: {how}; start the run again"
 
 
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    path.write_bytes(b"1\n2\n3\n")
+    rows = RowStream([path], tmp_path, seed=0, shuffle=False)
+    going = rows.rows(0, rows.start_positions())
+    next(going)
+    other.write_bytes(b"4\n5\n")
+    other.replace(path)
+    with pytest.raises(DataError) as caught:
+        next(going)
+    how = "it has 4 bytes instead of 6"
+    assert str(caught.value) == f"{path}: changed while it was read: {how}; start the run again"
+
+
+def test_a_file_that_gives_less_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, start: pread(file, min(size, 2), start))
+    with shards([12]) as (root, paths):
+        found = one_epoch(RowStream(paths, root, seed=0, shuffle=False))
+    assert found == [f"0:{line}" for line in range(1, 13)]
+
+
+@pytest.mark.parametrize("max_open", [2, 3])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_files_stay_open_while_their_rows_are_read(
+    monkeypatch: pytest.MonkeyPatch, max_open: int, shuffle: bool
+) -> None:
+    def num_open() -> int:
+        targets = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(target.parent == root for target in targets)
+
+    monkeypatch.setattr(stream, "MAX_OPEN", max_open)
+    with shards([30, 30, 30]) as (root, paths):
+        rows = RowStream(paths, root, seed=0, shuffle=shuffle)
+        going = rows.rows(0, rows.start_positions())
+        numbers = [num_open() for _ in going]
+        assert max(numbers) == (3 if max_open == 3 else 1)
+        assert num_open() == 0
+        assert rows.pending_rows({"1.jsonl": FilePosition(0, 0, (Pending(0, 7, 0),))})
+        assert num_open() == 0
+
+
 def test_a_line_that_is_too_long_is_never_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +242,15 @@ def test_the_order_is_keyed() -> None:
         other_seed = one_epoch(RowStream(paths, root, seed=2, shuffle=True), epoch=0)
     assert first == again
     assert len({tuple(order) for order in (first, other_epoch, other_seed)}) == 3
+
+
+def test_the_order_is_that_of_earlier_versions() -> None:
+    """Checkpoints hold places in it."""
+    with shards([4, 3, 5]) as (root, paths):
+        rows = RowStream(paths, root, seed=7, shuffle=True)
+        assert (
+            " ".join(one_epoch(rows, epoch=2)) == "1:1 2:2 0:2 0:4 2:5 0:3 1:3 2:1 0:1 1:2 2:4 2:3"
+        )
 
 
 def test_an_epoch_can_be_run_again_after_another() -> None:
