@@ -10,9 +10,9 @@ import orjson
 from numpy.typing import NDArray
 
 from llada_sft.data.counts import RowCounts
+from llada_sft.data.file_reader import MAX_LINE_BYTES, Row
 from llada_sft.data.hook import HookFunction, describe
 from llada_sft.data.quarantine import BadRowError
-from llada_sft.data.stream import MAX_LINE_BYTES, Row
 from llada_sft.errors import DataError
 
 TooLong = Literal["skip", "clip_prompt", "clip_response"]

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example
+from llada_sft.data.file_reader import Row
 from llada_sft.data.quarantine import BadRowError, Quarantine
-from llada_sft.data.stream import FilePosition, Row, RowStream
+from llada_sft.data.stream import FilePosition, RowStream
 
 
 class EpochRows:

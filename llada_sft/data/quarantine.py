@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from llada_sft.data.file_reader import Row, shown_path
 from llada_sft.data.files import Shard
-from llada_sft.data.stream import FilePosition, Row, shown_path
+from llada_sft.data.stream import FilePosition
 from llada_sft.errors import DataError
 
 # bad_record: the hook raised a DataError; hook_raised: it raised anything else;

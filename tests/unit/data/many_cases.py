@@ -3,7 +3,7 @@
     python -m tests.unit.data.many_cases --cases 10000 [--first 0]
 
 A case is a number: it keys everything random in it, so a case that fails can be run alone. Files
-are stand-ins: names and row counts, with the real order and the real draw of `stream.py`. What
+are stand-ins: names and row counts, with the real order and the real draw. What
 ranks agree on is played by one loop, as `training/feed.py` does it: one step at a time on every
 rank, empty where a rank has no rows left, until none has. An interruption loses what was prepared
 and not trained, goes through `DataState` and JSON, and goes on with another number of ranks.
@@ -21,12 +21,14 @@ from typing import ClassVar
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llada_sft.data import stream
+from llada_sft.data.file_reader import FileReader, Row
 from llada_sft.data.files import Shard
 from llada_sft.data.line_index import LineIndex
 from llada_sft.data.shards import assign_files
-from llada_sft.data.stream import FilePosition, FileReader, Row, RowStream
+from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.training.checkpoints import DataState
 
 MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 12, 2
@@ -63,10 +65,9 @@ class MemoryFile(FileReader):
         self.name = str(shard)
         lines = np.arange(1, self.sizes[self.name] + 1)
         self.index = LineIndex(lines, lines, lines, 0, f"{len(lines)}-0")
-        self._order = np.arange(len(lines))
 
-    def read(self, position: int) -> Row:
-        return Row(self.name, int(self.index.lines[self._order[position]]), 0, b"")
+    def read(self, numbers: NDArray[np.integer]) -> list[Row]:
+        return [Row(self.name, line, 0, b"") for line in (numbers + 1).tolist()]
 
 
 def play(case: Case) -> int:

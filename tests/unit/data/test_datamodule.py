@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data import datamodule, stream
+from llada_sft.data import datamodule, file_reader
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.datamodule import (
     LocalStep,
@@ -319,7 +319,7 @@ def test_good_rows_are_delivered_and_bad_ones_quarantined_exactly_once(
         if isinstance(row, bytes)
     )
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "MAX_LINE_BYTES", 200)
+        patch.setattr(file_reader, "MAX_LINE_BYTES", 200)
         config = write(Path(folder), [[] for _ in files]).model_copy(
             update={"shuffle": shuffle, "max_bad_fraction": 1.0}
         )

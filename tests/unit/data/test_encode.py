@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example, TooLong
+from llada_sft.data.file_reader import Row
 from llada_sft.data.hook import HookFunction, load_hook
 from llada_sft.data.quarantine import BadRowError
-from llada_sft.data.stream import Row
 from llada_sft.errors import DataError
 
 EOS = 9

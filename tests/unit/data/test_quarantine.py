@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from llada_sft.data.file_reader import Row
 from llada_sft.data.quarantine import MAX_MESSAGE, BadRowError, Quarantine
-from llada_sft.data.stream import FilePosition, Row
+from llada_sft.data.stream import FilePosition
 from llada_sft.errors import DataError
 
 ROOT = Path("data/train")

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.data import line_index, stream
+from llada_sft.data import file_reader, line_index, stream
+from llada_sft.data.file_reader import Row
 from llada_sft.data.line_index import index_lines
 from llada_sft.data.row_count import count_rows
-from llada_sft.data.stream import FilePosition, Pending, Row, RowStream
+from llada_sft.data.stream import FilePosition, Pending, RowStream
 from llada_sft.errors import DataError
 
 SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=4)
@@ -30,6 +31,12 @@ def shards(sizes: Sequence[int]) -> Iterator[tuple[Path, list[Path]]]:
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
             path.write_text("".join(f"{number}:{line}\n" for line in range(1, size + 1)))
         yield root, paths
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is read before it is needed."""
+    monkeypatch.setattr(stream, "_BYTES_AHEAD", 1)
 
 
 def texts(rows: Iterable[Row]) -> list[str]:
@@ -111,6 +118,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert str(caught.value) == f"{missing}: cannot be read: No such file or directory"
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_a_file_that_vanishes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("1\n2\n")
@@ -123,6 +131,7 @@ def test_a_file_that_vanishes_while_it_is_read(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize(
     ("content", "how"),
     [
@@ -145,6 +154,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, content: bytes, ho
     assert str(caught.value) == f"{path}: changed while it was read: {how}; start the run again"
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
     path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     path.write_bytes(b"1\n2\n3\n")
@@ -159,12 +169,63 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: changed while it was read: {how}; start the run again"
 
 
-def test_a_file_that_gives_less_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_rows_read_ahead_are_those_before_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool
+) -> None:
+    monkeypatch.setattr(stream, "_BYTES_AHEAD", 3 * 8)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b"%7d\n" % number for number in range(10)))
+    rows = RowStream([path], tmp_path, seed=0, shuffle=shuffle)
+    expected = one_epoch(rows)
+    going = rows.rows(0, rows.start_positions())
+    next(going)
+    path.write_bytes(b"")
+    assert texts(islice(going, 2)) == expected[1:3]
+    with pytest.raises(DataError, match="changed while it was read: it has 0 bytes instead of 80"):
+        next(going)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30), max_size=20),
+    shuffle=st.booleans(),
+    rows_ahead=st.integers(1, 8),
+    bytes_ahead=st.integers(1, 80),
+    longest=st.integers(5, 40),
+)
+@settings(max_examples=60, deadline=None)
+def test_how_far_is_read_ahead_changes_nothing(
+    sizes: list[int], shuffle: bool, rows_ahead: int, bytes_ahead: int, longest: int
+) -> None:
+    lines = [b"x" * size + b"\n" for size in sizes]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "a.jsonl")
+        path.write_bytes(b"".join(lines))
+        patch.setattr(file_reader, "MAX_LINE_BYTES", longest)
+        rows = RowStream([path], Path(folder), seed=0, shuffle=shuffle)
+        usual = list(rows.rows(0, rows.start_positions()))
+        patch.setattr(stream, "_ROWS_AHEAD", rows_ahead)
+        patch.setattr(stream, "_BYTES_AHEAD", bytes_ahead)
+        assert list(rows.rows(0, rows.start_positions())) == usual
+    for row in usual:
+        line = lines[row.line - 1]
+        is_long = len(line) > longest
+        assert (row.text, row.num_bytes) == ((b"", len(line)) if is_long else (line, None))
+        assert row.byte == sum(map(len, lines[: row.line - 1]))
+    assert len(usual) == sum(size > 0 for size in sizes)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_file_that_gives_less_than_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, shuffle: bool
+) -> None:
     pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda file, size, start: pread(file, min(size, 2), start))
     with shards([12]) as (root, paths):
-        found = one_epoch(RowStream(paths, root, seed=0, shuffle=False))
-    assert found == [f"0:{line}" for line in range(1, 13)]
+        rows = RowStream(paths, root, seed=0, shuffle=shuffle)
+        expected = one_epoch(rows)
+        monkeypatch.setattr(os, "pread", lambda file, size, start: pread(file, min(size, 2), start))
+        assert one_epoch(rows) == expected
+    assert sorted(expected) == sorted(f"0:{line}" for line in range(1, 13))
 
 
 @pytest.mark.parametrize("max_open", [2, 3])
@@ -181,7 +242,7 @@ def test_files_stay_open_while_their_rows_are_read(
         rows = RowStream(paths, root, seed=0, shuffle=shuffle)
         going = rows.rows(0, rows.start_positions())
         numbers = [num_open() for _ in going]
-        assert max(numbers) == (3 if max_open == 3 else 1)
+        assert max(numbers) == (3 if max_open == 3 else 0)
         assert num_open() == 0
         assert rows.pending_rows({"1.jsonl": FilePosition(0, 0, (Pending(0, 7, 0),))})
         assert num_open() == 0
@@ -190,7 +251,7 @@ def test_files_stay_open_while_their_rows_are_read(
 def test_a_line_that_is_too_long_is_never_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(file_reader, "MAX_LINE_BYTES", 10)
     monkeypatch.setattr(line_index, "_CHUNK_BYTES", 4)
     path = tmp_path / "a.jsonl"
     # The third line is blank but for its last byte.
@@ -249,7 +310,7 @@ def test_the_order_is_that_of_earlier_versions() -> None:
     with shards([4, 3, 5]) as (root, paths):
         rows = RowStream(paths, root, seed=7, shuffle=True)
         assert (
-            " ".join(one_epoch(rows, epoch=2)) == "1:1 2:2 0:2 0:4 2:5 0:3 1:3 2:1 0:1 1:2 2:4 2:3"
+            " ".join(one_epoch(rows, epoch=2)) == "0:4 1:2 2:2 2:1 2:3 1:3 2:5 2:4 1:1 0:1 0:2 0:3"
         )
 
 
