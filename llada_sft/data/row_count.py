@@ -9,6 +9,8 @@ COUNT_UP_TO_BYTES = 256 * 2**20
 SAMPLE_BYTES = 8 * 2**20
 # What a compressed byte may become.
 _EXPANSION = 5
+# Of a longer line no more than this is in memory.
+_PIECE_BYTES = 1 << 20
 
 
 def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
@@ -44,10 +46,13 @@ def _text_bytes(file: Path) -> int:
 def _rows_in(file: Path, max_bytes: int | None) -> tuple[int, int]:
     """Count the rows that begin in the first `max_bytes` of the text, and the bytes they take."""
     rows = num_bytes = 0
-    with open_text(file) as lines:
-        for line in lines:
-            rows += not line.isspace()
-            num_bytes += len(line)
-            if max_bytes is not None and num_bytes >= max_bytes:
-                break
-    return rows, num_bytes
+    is_row = False
+    with open_text(file) as text:
+        while piece := text.readline(_PIECE_BYTES):
+            is_row = is_row or not piece.isspace()
+            num_bytes += len(piece)
+            if piece.endswith(b"\n"):
+                rows, is_row = rows + is_row, False
+                if max_bytes is not None and num_bytes >= max_bytes:
+                    break
+    return rows + is_row, num_bytes

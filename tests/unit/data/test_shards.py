@@ -64,3 +64,20 @@ def test_many_bytes_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files[0].write_text("123456789\n" * 100)
     files[1].write_text("123456789\n" * 300)
     assert count_rows(files) == ([100, 300], True)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 8])
+@pytest.mark.parametrize("sample", [7, 9, 30, 1000])
+def test_a_long_line_is_counted_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, sample: int
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("1234567\n" + " " * 9 + "\n" + " " * 7 + "x\n\nx\n" * 9 + " " * 9 + "x")
+    monkeypatch.setattr(row_count, "SAMPLE_BYTES", sample)
+    for limit in (10, 10_000):
+        monkeypatch.setattr(row_count, "COUNT_UP_TO_BYTES", limit)
+        whole = count_rows([path])
+        with monkeypatch.context() as patch:
+            patch.setattr(row_count, "_PIECE_BYTES", piece)
+            assert count_rows([path]) == whole
+    assert whole == ([20], False)
