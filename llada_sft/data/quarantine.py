@@ -42,7 +42,8 @@ class BadRowError(DataError):
     """One row cannot be used."""
 
     def __init__(self, row: Row, reason: Reason, message: str) -> None:
-        message = " ".join(message.splitlines())
+        # What a hook raises may quote halves of surrogate pairs, which no log or file can hold.
+        message = " ".join(message.splitlines()).encode(errors="backslashreplace").decode()
         super().__init__(f"{row.where}: {message}")
         self.row, self.reason, self.message = row, reason, message
 
@@ -143,7 +144,6 @@ class Quarantine:
 
 
 def _append(path: Path, entry: _Entry) -> None:
-    # ASCII: a message may hold what UTF-8 cannot write.
     line = json.dumps(entry._asdict()).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,20 +23,22 @@ def list_shards(path: str) -> list[Shard]:
     if is_remote(path):
         return list(list_remote(path, str(shard_root(path))))
     path = local_path(path)
-    found, not_files = _in_folder(path) if Path(path).is_dir() else _matching(path)
-    if not_files:
-        raise DataError("\n".join(f"{shard}: {_kind(shard)}" for shard in not_files))
+    try:
+        found, not_files = _in_folder(path) if Path(path).is_dir() else _matching(path)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    problems = [f"{shard}: {_kind(shard)}" for shard in not_files]
+    problems += [f"{name}: is no UTF-8 name; rename it" for name in _undecodable(found)]
+    if problems:
+        raise DataError("\n".join(problems))
     return list(found)
 
 
 def _in_folder(path: str) -> tuple[list[Path], list[Path]]:
     """Give what has the name of a shard, and what of it is no file."""
-    try:
-        # Unlike Path.iterdir, it knows the files from the rest without asking for each.
-        with os.scandir(path) as entries:
-            shards = [one for one in entries if one.name.endswith(SUFFIXES) and one.name[0] != "."]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    # Unlike Path.iterdir, it knows the files from the rest without asking for each.
+    with os.scandir(path) as entries:
+        shards = [one for one in entries if one.name.endswith(SUFFIXES) and one.name[0] != "."]
     if not shards:
         raise DataError(f"{path}: no {', '.join(SUFFIXES)} files in this folder")
     shards.sort(key=lambda entry: entry.name)
@@ -46,6 +48,7 @@ def _in_folder(path: str) -> tuple[list[Path], list[Path]]:
 
 
 def _matching(path: str) -> tuple[list[Path], list[Path]]:
+    _check_folders(path)
     matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     if not matches and Path(path).is_symlink():
         matches = [path]
@@ -57,6 +60,25 @@ def _matching(path: str) -> tuple[list[Path], list[Path]]:
         what = "no file matches" if glob.has_magic(path) else "no such folder or file"
         raise DataError(f"{path}: {what}")
     return found, [shard for shard in found if not shard.is_file()]
+
+
+def _check_folders(pattern: str) -> None:
+    """Look into each folder that a glob looks into: it would pass over one that it may not read."""
+    while glob.has_magic(pattern):
+        pattern = os.path.dirname(pattern)  # noqa: PTH120 (a Path would drop the end of `a/**/`)
+        for folder in glob.glob(pattern, recursive=True):  # noqa: PTH207
+            if Path(folder).is_dir():
+                os.scandir(folder).close()
+
+
+def _undecodable(shards: Sequence[Path]) -> list[str]:
+    """Find the names that are not UTF-8: neither a checkpoint nor a log could hold them."""
+    shown = {
+        str(shard): os.fsencode(shard).decode(errors="backslashreplace")
+        for shard in shards
+        if not str(shard).isascii()
+    }
+    return [name for path, name in shown.items() if name != path]
 
 
 def _kind(shard: Path) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 import pytest
 import torch
 from hypothesis import given
@@ -151,84 +150,6 @@ def raised(encode_row: Encoder, reason: str) -> str:
 )
 def test_what_a_hook_must_not_return(returned: object, message: str) -> None:
     assert raised(encoder(lambda *_: returned), "hook_returned") == f"{WHERE}: {message}"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"{",
-        b"not json",
-        b'{"a": NaN}',
-        b"{} {}",
-        b"1e999",
-        b"[" * 2000,
-        # A byte order mark is allowed at the beginning of a file alone.
-        b"\xef\xbb\xbf{}",
-        # Halves of a surrogate pair are no text, also where JSON's grammar lets them pass.
-        rb'{"a": "\ud800"}',
-        rb'{"a": "\udc00x"}',
-    ],
-)
-def test_a_line_that_is_not_json(text: bytes) -> None:
-    with pytest.raises(orjson.JSONDecodeError) as parser:
-        orjson.loads(text)
-    error = bad_row(encoder(lambda *_: None), row(text))
-    assert (str(error), error.reason) == (f"{WHERE}: not JSON: {parser.value.msg}", "not_json")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason", "message"),
-    [
-        (b'{"a": "\xff"}', "not_utf8", "not UTF-8: byte 0xff at 7 of the line"),
-        (b'{"a": "\xed\xa0\x80"}', "not_utf8", "not UTF-8: byte 0xed at 7 of the line"),
-        (b'{"a": "\xc3', "not_utf8", "not UTF-8: byte 0xc3 at 7 of the line"),
-        ("{}".encode("utf-16"), "not_utf8", "not UTF-8: byte 0xff at 0 of the line"),
-        (b"\0\0\0", "nul_byte", "a NUL byte at 0 of the line; the file may be damaged"),
-        (b"{} \0\n", "nul_byte", "a NUL byte at 3 of the line; the file may be damaged"),
-    ],
-)
-def test_a_line_that_is_damaged(text: bytes, reason: str, message: str) -> None:
-    error = bad_row(encoder(lambda *_: None), row(text))
-    assert (str(error), error.reason) == (f"{WHERE}: {message}", reason)
-
-
-def test_a_line_that_is_too_long_to_be_read() -> None:
-    line = Row("s.jsonl", line=3, byte=70, text=b"", num_bytes=70_000_000)
-    error = bad_row(encoder(lambda *_: None), line)
-    message = f"{WHERE}: a line of 70,000,000 bytes; 67,108,864 are allowed"
-    assert (str(error), error.reason) == (message, "line_too_long")
-
-
-def test_a_byte_order_mark_begins_a_file() -> None:
-    seen: list[object] = []
-    marked = Row("s.jsonl", line=1, byte=0, text=b'\xef\xbb\xbf{"a": 1}\r\n')
-    encoder(lambda *arguments: seen.append(arguments[0]))(marked)
-    assert seen == [{"a": 1}]
-
-
-# What the shipped hook says of these is in test_records.py; here: that they are bad rows, and why.
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"[1]", "a record must be a JSON object, got list"),
-        (b"null", "a record must be a JSON object, got null"),
-        (
-            b'{"prompt": "a"}',
-            "no 'response'; a record needs 'prompt' and 'response', or 'messages'",
-        ),
-        (b'{"prompt": 5, "response": "a"}', "'prompt' must be a string, got int"),
-        (b'{"prompt": "a", "response": ""}', "'response' is empty"),
-        (b'{"messages": {}}', "'messages' must be a list of turns, got an empty dict"),
-        (
-            b'{"messages": [{"role": "user", "content": "a"}]}',
-            "'messages' has no assistant turn; a record needs a response",
-        ),
-    ],
-)
-def test_a_record_that_the_shipped_hook_refuses(text: bytes, message: str) -> None:
-    shipped = load_hook(Path("utils/process_data.py"))
-    error = bad_row(encoder(shipped), row(text))
-    assert (str(error), error.reason) == (f"{WHERE}: {message}", "bad_record")
 
 
 def test_the_hook_gets_record_tokenizer_and_length() -> None:

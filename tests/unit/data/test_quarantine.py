@@ -61,7 +61,7 @@ def test_what_is_written(tmp_path: Path) -> None:
             "line": 8,
             "byte": 80,
             "reason": "not_json",
-            "message": "two lines, and half a pair \ud800",
+            "message": r"two lines, and half a pair \ud800",
             "epoch": 1,
             "row": 0,
         },
