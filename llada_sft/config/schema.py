@@ -100,6 +100,9 @@ class DataConfig(Section):
     max_tokens: PositiveInt | None = None
     # Packed only: examples read ahead, of which the one that fits best comes next.
     pack_buffer: PositiveInt = 16
+    # Files that changed or are gone since the checkpoint: refuse ends the run by naming them;
+    # restart_file begins a changed one's epoch anew and leaves out what is gone, with a warning.
+    on_changed_file: Literal["refuse", "restart_file"] = "refuse"
     # Where line indexes, decompressed shards and fetched objects are kept (docs/data.md); null = a
     # folder of the user's in the system's temporary folder.
     cache_dir: NonEmptyStr | None = None

@@ -144,11 +144,16 @@ class StepDataset(IterableDataset[LocalStep]):
         positions: Mapping[str, FilePosition] | None = None,
         quarantine: Path | None = None,
     ) -> None:
-        self._root, self._files, self._quarantine = shard_root(config.train), files, quarantine
+        self._root, self._quarantine = shard_root(config.train), quarantine
         self.stream = RowStream(files, self._root, seed, config.shuffle, config.cache_dir)
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
         self._size, self._epochs = size, epochs
         self._epoch, self._positions = epoch, positions
+
+    def begin_anew(self, names: Iterable[str]) -> None:
+        """Read files from the beginning of the epoch on, whatever of them is done or waits."""
+        anew = dict.fromkeys(names, FilePosition(0, 0))
+        self._positions = {**(self._positions or {}), **anew}
 
     def __iter__(self) -> Iterator[LocalStep]:
         encoder = build_encoder(self._config, self._tokenizer_dir, self._ids)
@@ -159,7 +164,7 @@ class StepDataset(IterableDataset[LocalStep]):
         quarantine = Quarantine(
             self._quarantine,
             self._config.max_bad_fraction,
-            self._files,
+            self.stream.fingerprints(),
             self._epoch,
             positions,
             self._root,

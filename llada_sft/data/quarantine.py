@@ -2,7 +2,8 @@
 
 Each bad row of a run is one line of `quarantine/rank_N.jsonl`, also if a later epoch or a resumed
 run meets it again: file, line and byte, a reason (one word) and a message; epoch and row say when
-it was first met, `row` being its place in that epoch's order of its file.
+it was first met, `row` being its place in that epoch's order of its file. The fingerprint is the
+file's: what is known of a file that was changed since is not held against the new one.
 
 The share of bad rows is that of one rank: different bad rows over different rows, both among what
 it has read since the beginning of the run. What lies before a checkpoint is known from the files
@@ -11,12 +12,11 @@ here, so a resumed run judges as one that was never interrupted.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llada_sft.data.file_reader import Row, shown_path
-from llada_sft.data.files import Shard
 from llada_sft.data.stream import FilePosition
 from llada_sft.errors import DataError
 
@@ -58,6 +58,7 @@ class _Entry(NamedTuple):
     message: str
     epoch: int
     row: int
+    fingerprint: str
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} (byte {self.byte}): {self.message}"
@@ -69,9 +70,9 @@ class Quarantine:
     Args:
         path: The file; None writes nothing down.
         max_bad_fraction: More than this share of bad rows ends the run.
-        files: The rank's shards.
+        fingerprints: Of the rank's files, by the names that `RowStream` gives to them.
         epoch: The epoch that the run goes on in.
-        positions: Where, by the names that `RowStream` gives to files.
+        positions: Where, by the same names.
         root: The folder that those names are relative to.
     """
 
@@ -79,23 +80,24 @@ class Quarantine:
         self,
         path: Path | None,
         max_bad_fraction: float,
-        files: Sequence[Shard],
+        fingerprints: Mapping[str, str],
         epoch: int,
         positions: Mapping[str, FilePosition],
         root: Path | str,
     ) -> None:
         self._path, self._max_bad_fraction = path, max_bad_fraction
         rows_done = {shown_path(root, name): at.row for name, at in positions.items()}
-        own = set(map(str, files))
-        known = [] if path is None else list(_read_all(path))
+        self._fingerprints = {shown_path(root, name): one for name, one in fingerprints.items()}
+        known = [
+            entry
+            for entry in ([] if path is None else _read_all(path))
+            if self._fingerprints.get(entry.file) == entry.fingerprint
+        ]
         self._written = {(entry.file, entry.line) for entry in known}
         done = [
             entry
             for entry in known
-            if entry.file in own
-            and (
-                entry.epoch < epoch or (entry.epoch == epoch and entry.row < rows_done[entry.file])
-            )
+            if entry.epoch < epoch or (entry.epoch == epoch and entry.row < rows_done[entry.file])
         ]
         self._met = {(entry.file, entry.line) for entry in done}
         self._first = done[:SHOWN]
@@ -110,7 +112,8 @@ class Quarantine:
         file, message = at.path, error.message
         if len(message) > MAX_MESSAGE:
             message = message[:MAX_MESSAGE] + " ..."
-        entry = _Entry(file, at.line, at.byte, error.reason, message, epoch, row)
+        fingerprint = self._fingerprints[file]
+        entry = _Entry(file, at.line, at.byte, error.reason, message, epoch, row, fingerprint)
         key = (file, at.line)
         if key not in self._met and len(self._first) < SHOWN:
             self._first.append(entry)

@@ -12,6 +12,7 @@ loss is divided by, agreed between the ranks beforehand.
     schedule.py     the learning rate as a function of the step
     network.py      the model section -> the network
     checkpoints.py  partial, verified, renamed; the newest complete one wins
+    changed.py      shards that changed or are gone since the checkpoint: refused, or begun anew
     export.py       a checkpoint -> a model directory
     metrics_csv.py  the log of a run, continued by every attempt
     trainer.py      config -> Trainer -> fit

@@ -24,7 +24,7 @@ from typing import Any
 
 from llada_sft.data.datamodule import Positions
 from llada_sft.data.stream import FilePosition, Pending
-from llada_sft.errors import CheckpointError, DataError
+from llada_sft.errors import CheckpointError
 
 # Lightning's name for the folder of DeepSpeed's shards.
 DEEPSPEED_TAG = "checkpoint"
@@ -66,22 +66,17 @@ class DataState:
             fingerprints |= rank_fingerprints
         return DataState(epoch, positions, fingerprints)
 
-    def check_files(self, fingerprints: Mapping[str, str], where: Path | str) -> None:
-        """Check a rank's files against the checkpoint's.
-
-        Raises:
-            DataError: Names each file that has changed since.
-        """
-        changed = [
+    def changed(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Name those of a rank's files that are not what they were; one that was added is none."""
+        return [
             name
             for name, value in sorted(fingerprints.items())
             if self.fingerprints.get(name, value) != value
         ]
-        if changed:
-            raise DataError(
-                f"{where}: changed since the checkpoint: {', '.join(changed)}; "
-                "restore them, or start a new run"
-            )
+
+    def gone(self, names: Iterable[str]) -> list[str]:
+        """Name the files that are not among all those that there are."""
+        return sorted(self.positions.keys() - set(names))
 
 
 def _position(at: Mapping[str, Any]) -> FilePosition:

@@ -31,6 +31,7 @@ from llada_sft.training.callbacks.checkpoint import CheckpointSaver
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
+from llada_sft.training.changed import files_to_restart
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import MicroBatch, NoiseSource, StepFeed, validation_micro_batches
 from llada_sft.training.metrics_csv import MetricsCsv
@@ -90,7 +91,7 @@ def train(
     consensus = Consensus()
     network_config = resolve_network(config.model)
     resume = find_resume(run, placement, consensus)
-    dataset = build_dataset(config, network_config, placement, resume, run)
+    dataset = build_dataset(config, network_config, placement, resume, run, consensus)
     total_steps = count_steps(config, dataset, consensus)
     row_summary = RowSummary(consensus, placement.rank, resume.step)
     feed = StepFeed(
@@ -188,9 +189,11 @@ def build_dataset(
     placement: Placement,
     resume: Resume,
     run: RunDir,
+    consensus: Consensus,
 ) -> StepDataset:
     """Index this rank's shards and find their positions."""
-    files = assign_files(list_shards(config.data.train), placement.rank, placement.world_size)
+    shards = list_shards(config.data.train)
+    files = assign_files(shards, placement.rank, placement.world_size)
     dataset = StepDataset(
         config.data,
         Path(config.model.path),
@@ -204,7 +207,12 @@ def build_dataset(
         quarantine=run.rank_quarantine(placement.rank),
     )
     if resume.data:
-        resume.data.check_files(dataset.stream.fingerprints(), config.data.train)
+        fingerprints = dataset.stream.fingerprints()
+        dataset.begin_anew(
+            files_to_restart(
+                config.data, resume.data, shards, fingerprints, consensus, placement.rank
+            )
+        )
     return dataset
 
 

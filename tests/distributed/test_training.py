@@ -206,6 +206,36 @@ def test_four_two_three_ranks_train_every_row_once_per_epoch(demo: Path, tmp_pat
     assert set(seen.values()) == {1}
 
 
+def test_a_changed_file_begins_its_epoch_anew(demo: Path, tmp_path: Path) -> None:
+    train = write_shards(tmp_path / "shards", [9, 20, 20, 9])
+    overrides = [*with_data(demo, train), "train.epochs=1", "train.max_steps=null"]
+
+    def trained(stop_at: int, *more: str) -> list[list[tuple[Any, ...]]]:
+        ranks = run_on_ranks(
+            f"{WORKERS}:trained_rows", 2, 150,
+            folder=str(tmp_path / "run"), config_file=CONFIG,
+            overrides=[*overrides, "data.validation=null", *more], stop_at=stop_at,
+        )  # fmt: skip
+        return [[tuple(row) for row in rows] for rows in ranks]
+
+    before = trained(4)
+    # Of rank 1, and fewer rows than were trained of it.
+    write_shards(tmp_path / "other", [9, 3])
+    (tmp_path / "other/shard_1.jsonl").replace(train / "shard_1.jsonl")
+    (train / "shard_2.jsonl").unlink()
+    (tmp_path / "other/shard_0.jsonl").replace(train / "shard_9.jsonl")
+    after = trained(0, "data.on_changed_file=restart_file")
+    seen = Counter(
+        row for rows in before for row in rows if row[1] in ("shard_0.jsonl", "shard_3.jsonl")
+    )
+    seen.update(row for rows in after for row in rows)
+    expected = {"shard_0.jsonl": 9, "shard_1.jsonl": 3, "shard_3.jsonl": 9}
+    assert seen == Counter(
+        (0, name, line) for name, size in expected.items() for line in range(1, size + 1)
+    )
+    assert {row[1] for row in before[1]} == {"shard_1.jsonl", "shard_3.jsonl"}
+
+
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
 def test_every_row_is_delivered_once_per_epoch(
     demo: Path, tmp_path: Path, prefetch_steps: int

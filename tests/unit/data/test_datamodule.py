@@ -224,6 +224,26 @@ def test_a_rank_with_new_files_alone_waits_for_the_next_epoch(tmp_path: Path) ->
     assert [len(seen(step)) for step in steps] == [0, 2, 0]
 
 
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_a_file_that_begins_its_epoch_anew(tmp_path: Path, batching: str) -> None:
+    config = write(tmp_path, [[1] * 9, [2] * 9, [1] * 9])
+    if batching == "packed":
+        update = {"batching": batching, "max_tokens": 50, "pack_buffer": 3}
+        config = config.model_copy(update=update)
+    first = next(iter(dataset(config, StepSize(6, 1), positions=None)))
+    done = set(seen(first))
+    # Of another content, and with fewer rows than were done of it.
+    (tmp_path / "train" / "1.jsonl").write_text('{"id": 777, "parts": 1}\n')
+    resumed = dataset(config, StepSize(6, 1), epochs=2, positions=first.positions)
+    resumed.begin_anew(["1.jsonl"])
+    steps = list(resumed)
+    others = {(100 * file + line, 0) for file in (0, 2) for line in range(9)}
+    rest = all_seen([step for step in steps if step.epoch == 0])
+    assert sorted(rest) == sorted((others - done) | {(777, 0)})
+    whole = all_seen([step for step in steps if step.epoch == 1])
+    assert sorted(whole) == sorted(others | {(777, 0)})
+
+
 def test_a_rank_speaks_of_its_own_files_alone(tmp_path: Path) -> None:
     """The state of a checkpoint is of all ranks; a rank that kept the others' old positions would
     overwrite their new ones at the next checkpoint."""

@@ -19,10 +19,15 @@ def bad(line: int, message: str = "not JSON: x", file: str = "s.jsonl") -> BadRo
 
 
 def quarantine(
-    path: Path | None, limit: float = 1.0, epoch: int = 0, done: int = 0, file: str = "s.jsonl"
+    path: Path | None,
+    limit: float = 1.0,
+    epoch: int = 0,
+    done: int = 0,
+    file: str = "s.jsonl",
+    fingerprint: str = "9-abcd",
 ) -> Quarantine:
     position = {file: FilePosition(done, 0)}
-    return Quarantine(path, limit, [ROOT / file], epoch, position, ROOT)
+    return Quarantine(path, limit, {file: fingerprint}, epoch, position, ROOT)
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
@@ -55,6 +60,7 @@ def test_what_is_written(tmp_path: Path) -> None:
             "message": "not JSON: x",
             "epoch": 1,
             "row": 42,
+            "fingerprint": "9-abcd",
         },
         {
             "file": "data/train/s.jsonl",
@@ -64,6 +70,7 @@ def test_what_is_written(tmp_path: Path) -> None:
             "message": r"two lines, and half a pair \ud800",
             "epoch": 1,
             "row": 0,
+            "fingerprint": "9-abcd",
         },
     ]
 
@@ -95,12 +102,23 @@ def test_a_row_is_written_once_in_later_epochs_and_attempts(tmp_path: Path) -> N
 def test_a_row_that_another_rank_met_is_not_written_again(tmp_path: Path) -> None:
     """A run may be resumed on another number of ranks, which deals the files anew."""
     quarantine(tmp_path / "rank_1.jsonl").add(bad(4), 0, 0)
-    other = quarantine(tmp_path / "rank_0.jsonl", done=0)
-    other.add(bad(4), 0, 0)
-    other.add(bad(4, file="other.jsonl"), 0, 0)
-    assert [entry["file"] for entry in entries(tmp_path / "rank_0.jsonl")] == [
-        "data/train/other.jsonl"
-    ]
+    quarantine(tmp_path / "rank_0.jsonl").add(bad(4), 0, 0)
+    assert not (tmp_path / "rank_0.jsonl").exists()
+    quarantine(tmp_path / "rank_0.jsonl", file="other").add(bad(4, file="other"), 0, 0)
+    assert [entry["file"] for entry in entries(tmp_path / "rank_0.jsonl")] == ["data/train/other"]
+
+
+def test_what_is_known_of_a_file_is_forgotten_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    first = quarantine(path)
+    for line in (1, 2, 3):
+        first.add(bad(line), epoch=0, row=line)
+    mended = quarantine(path, limit=0.01, epoch=1, fingerprint="9-ef01")
+    mended.add(bad(2, "still not JSON"), epoch=1, row=0)
+    mended.judge(100)
+    assert lines_in(path) == [1, 2, 3, 2]
+    quarantine(path, fingerprint="9-ef01").add(bad(2), epoch=2, row=0)
+    assert lines_in(path) == [1, 2, 3, 2]
 
 
 def test_a_line_that_a_crash_cut_is_written_again(tmp_path: Path) -> None:
