@@ -1,0 +1,77 @@
+"""The commands of docs/data.md do what they say, as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llada_sft.data.file_reader import Row
+from llada_sft.data.quarantine import BadRowError, Quarantine
+from llada_sft.data.stream import FilePosition
+from llada_sft.demo.data import write_demo
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs/data.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the repository's root to a command, and takes what it writes.
+
+    The demo's shards are there, and what a run of it set aside.
+    """
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("benchmarks", "config", "launch.py", "llada_sft", "slurm", "tests", "utils"):
+        (folder / name).symlink_to(ROOT / name)
+    write_demo(folder / "demo")
+    root, file = Path("demo/data/train"), "shard_000.jsonl"
+    path = folder / "runs/demo/quarantine/rank_0.jsonl"
+    quarantine = Quarantine(path, 1.0, {file: "9-abcd"}, 0, {file: FilePosition(0, 0)}, root)
+    quarantine.add(BadRowError(Row(file, 2, 44, b"", root), "not_json", "not JSON: x"), 0, 0)
+    return folder
+
+
+def test_every_command_is_run() -> None:
+    assert len(COMMANDS) > 5
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.M | re.S))
+    assert [code for code in inline if code.startswith(("python", "llada-sft"))] == [
+        # Of a run that there is not.
+        "llada-sft resume RUN data.on_changed_file=restart_file"
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command(checkout: Path, command: str) -> None:
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=checkout,
+        env=os.environ | {"PATH": tools, "TMPDIR": str(checkout)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout or "# writes " in command
+    for expected in _expected(command):
+        assert expected in done.stdout
+
+
+def _expected(command: str) -> list[str]:
+    if "--print-config" in command:
+        one_half = "shard_00[12]" in command
+        packed = "batching=packed" in command
+        return [
+            f"rows per epoch   {18_488 if one_half else 36_976:,}",
+            "at most 2,048 tokens" if packed else "steps per epoch",
+        ]
+    if "many_cases" in command:
+        return ["40 cases", "every row once per epoch, no hang"]
+    if "uniq" in command:
+        return ['1 "reason": "not_json"\n']
+    return []
