@@ -155,7 +155,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     project: Path, make: Callable[[Path], str], overrides: list[str]
 ) -> None:
     expected = make(project)
-    one_rank = ["slurm.ranks_per_node=1", "data.validation=null"]
+    one_rank = ["slurm.ranks_per_node=1", "data.validation=null", "data.prefetch_steps=0"]
     launcher = start(project, "run.name=mistake", *one_rank, *overrides)
     _, problem = launcher.communicate()
     assert launcher.returncode == 2, problem
