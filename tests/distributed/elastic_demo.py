@@ -5,8 +5,8 @@
 trains the demo twice, with 60 rows per step whatever the number of ranks: on 2 ranks without
 interruption; and on 4 ranks, told to stop after a third of the steps, resumed on 2, told to stop,
 and resumed on 3. Both models then answer the held-out prompts. The exit code is 1 where they differ
-by more than two points. It takes five minutes of two cores: test_training.py has what can be said
-of changing ranks in less.
+by more than two points. It takes seven minutes of a core: test_training.py has what can be said of
+changing ranks in less.
 """
 
 import os

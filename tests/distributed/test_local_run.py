@@ -67,6 +67,8 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on_to_the_same_losses(project: P
         "train.max_steps=60",
         "train.checkpoint_every_steps=15",
         "train.validate_every_steps=1000",
+        # Two processes less to start, three times.
+        "data.prefetch_steps=0",
         "log.every_n_steps=1",
     ]
     killed, whole = RunDir(project / "runs/killed"), RunDir(project / "runs/whole")
