@@ -4,7 +4,6 @@ Each step is the command that a user would type; they are printed as they run.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -13,40 +12,16 @@ from pathlib import Path
 
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
-from llada_sft.data.tokenizer import load_tokenizer
 from llada_sft.demo.data import write_demo
+from llada_sft.demo.evaluation import exact_match
 from llada_sft.demo.plot import plot_loss
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import load_model
 from llada_sft.run_dir import RunDir
-from llada_sft.sampling import SamplingSettings, answer
+from llada_sft.training.metrics_csv import data_wait, read_metrics
 from llada_sft.training.network import build_network, resolve_network
 
 CONFIG = Path("config/demo.yaml")
-# The longest answer has five letters; one more position lets every answer end.
-SETTINGS = SamplingSettings(steps=6, gen_length=6, block_length=6)
-
-
-def exact_match(model: LLaDAModelLM, config: Config) -> tuple[float, list[tuple[str, str, str]]]:
-    """Answer all held-out prompts.
-
-    Returns:
-        The share of answers that equal the record's response in every letter, and (prompt,
-        expected, answer) of each.
-    """
-    tokenizer = load_tokenizer(Path(config.model.path), model.config.mask_token_id)
-    assert config.data.validation is not None
-    records = [
-        json.loads(line)
-        for path in sorted(Path(config.data.validation).glob("*.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
-    answers = answer(model, tokenizer, [record["prompt"] for record in records], SETTINGS)
-    rows = [
-        (record["prompt"], record["response"], text)
-        for record, text in zip(records, answers, strict=True)
-    ]
-    return sum(expected == text for _, expected, text in rows) / len(rows), rows
 
 
 def untrained_model(config: Config) -> LLaDAModelLM:
@@ -55,6 +30,11 @@ def untrained_model(config: Config) -> LLaDAModelLM:
     model = build_network(config.model, network, config.run.seed)
     model.eval()
     return model
+
+
+def waiting_line(run: RunDir) -> str:
+    """Say how much of the training's time its steps waited for data."""
+    return f"steps waited for data {100 * data_wait(read_metrics(run.metrics)):.1f} % of the time"
 
 
 def run(*command: str) -> None:
@@ -92,6 +72,7 @@ def main() -> None:
     for prompt, expected, text in rows[1][:5]:
         print(f"  {prompt:14} expected {expected:6} got {text}")
     print(f"\ntraining took {seconds:.0f} s")
+    print(waiting_line(run_dir))
     print(
         f"exact match on {len(rows[1])} held-out prompts: {before:.1%} before, {rows[0]:.1%} after"
     )

@@ -28,7 +28,7 @@ class Report:
         rows, bad, left_out: Rows read, bad ones, and those left out by the hook, since this
             attempt of the run began.
         too_long: Examples cut or left out for their length, likewise.
-        wait_us: Microseconds that were waited for data, likewise.
+        wait_us: Microseconds that were waited for data, likewise, but for the first step's.
         rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
     """
 

@@ -230,7 +230,7 @@ class StepFeed(Iterable[StepBatch]):
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
         self._stop_requested, self._step = stop_requested, first_step
         self._epoch_ended = epoch_ended
-        # Of this attempt, of this epoch of it, and the seconds that were waited for data.
+        # Of this attempt, of this epoch of it, and the seconds that steps waited for data.
         self._rows, self._epoch_rows, self._waited_s = RowCounts(), RowCounts(), 0.0
         # True, on every rank alike, once any rank was told to stop.
         self.stop_agreed = False
@@ -238,6 +238,9 @@ class StepFeed(Iterable[StepBatch]):
     def __iter__(self) -> Iterator[StepBatch]:
         local_steps = iter(self._local_steps)
         local = self._next(local_steps)
+        # The first step is there before training begins: it came with the start of the background
+        # process, of the tokenizer and of the hook, and no step stands still for that.
+        self._waited_s = 0.0
         while local is not None:
             counts = self._agree(local)
             self.stop_agreed |= counts.stop > 0

@@ -8,7 +8,7 @@ before, or since the attempt began.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,19 @@ class MetricsCsv(Logger):
             writer.writerows(kept)
         beside.replace(self._path)
         self._ready = True
+
+
+def data_wait(rows: Sequence[Mapping[str, str]]) -> float:
+    """Return the share of the logged time of training that steps waited for data.
+
+    Args:
+        rows: What `read_metrics` returns; those of validations are left out.
+    """
+    steps = [row for row in rows if row["data_wait"]]
+    # An interval is as long as its tokens took.
+    seconds = [float(row["tokens"]) / float(row["tokens_per_s"]) for row in steps]
+    waited = [float(row["data_wait"]) * of for row, of in zip(steps, seconds, strict=True)]
+    return sum(waited) / sum(seconds) if steps else 0.0
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

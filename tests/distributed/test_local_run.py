@@ -67,6 +67,8 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on_to_the_same_losses(project: P
         "train.max_steps=60",
         "train.checkpoint_every_steps=15",
         "train.validate_every_steps=1000",
+        # Two processes less to start, three times.
+        "data.prefetch_steps=0",
         "log.every_n_steps=1",
     ]
     killed, whole = RunDir(project / "runs/killed"), RunDir(project / "runs/whole")
@@ -155,7 +157,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     project: Path, make: Callable[[Path], str], overrides: list[str]
 ) -> None:
     expected = make(project)
-    one_rank = ["slurm.ranks_per_node=1", "data.validation=null"]
+    one_rank = ["slurm.ranks_per_node=1", "data.validation=null", "data.prefetch_steps=0"]
     launcher = start(project, "run.name=mistake", *one_rank, *overrides)
     _, problem = launcher.communicate()
     assert launcher.returncode == 2, problem

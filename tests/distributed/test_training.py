@@ -25,6 +25,8 @@ SMALL = [
     "train.micro_batch_size=2",
     "train.accumulate_grad_batches=2",
     "optim.warmup_steps=2",
+    # A background process takes seconds to start.
+    "data.prefetch_steps=0",
     "log.every_n_steps=1",
     "log.tensorboard=false",
 ]

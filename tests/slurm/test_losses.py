@@ -13,6 +13,7 @@ from llada_sft.training.metrics_csv import read_metrics
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 STEPS = 12
 OVERRIDES = [
+    "data.prefetch_steps=0",
     "train.checkpoint_every_steps=6",
     "train.validate_every_steps=6",
     "train.validation_max_rows=32",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.training.metrics_csv import COLUMNS, MetricsCsv, read_metrics
+from llada_sft.training.metrics_csv import COLUMNS, MetricsCsv, data_wait, read_metrics
 
 HEADER = ",".join(COLUMNS) + "\r\n"
 
@@ -88,3 +88,17 @@ def test_a_cut_line_does_not_reach_into_the_next_attempt(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-7])
     log(path, 20, [30])
     assert steps_of(path) == [10, 30]
+
+
+def interval(seconds: float, data_wait: float) -> dict[str, float]:
+    return {"tokens": 1000, "tokens_per_s": 1000 / seconds, "data_wait": data_wait}
+
+
+def test_waiting_is_a_share_of_the_time_of_all_steps(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCsv(path, 0)
+    logger.log_metrics(interval(seconds=2, data_wait=0.5), 10)
+    logger.log_metrics({"validation_loss": 1.0}, 10)
+    logger.log_metrics(interval(seconds=6, data_wait=0.1), 20)
+    assert data_wait(read_metrics(path)) == pytest.approx((2 * 0.5 + 6 * 0.1) / 8)
+    assert data_wait([]) == 0

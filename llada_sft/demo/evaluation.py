@@ -1,0 +1,34 @@
+"""How well a model answers the demo's held-out prompts."""
+
+import json
+from pathlib import Path
+
+from llada_sft.config.schema import Config
+from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.sampling import SamplingSettings, answer
+
+# The longest answer has five letters; one more position lets every answer end.
+SETTINGS = SamplingSettings(steps=6, gen_length=6, block_length=6)
+
+
+def exact_match(model: LLaDAModelLM, config: Config) -> tuple[float, list[tuple[str, str, str]]]:
+    """Answer all held-out prompts.
+
+    Returns:
+        The share of answers that equal the record's response in every letter, and (prompt,
+        expected, answer) of each.
+    """
+    tokenizer = load_tokenizer(Path(config.model.path), model.config.mask_token_id)
+    assert config.data.validation is not None
+    records = [
+        json.loads(line)
+        for path in sorted(Path(config.data.validation).glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    answers = answer(model, tokenizer, [record["prompt"] for record in records], SETTINGS)
+    rows = [
+        (record["prompt"], record["response"], text)
+        for record, text in zip(records, answers, strict=True)
+    ]
+    return sum(expected == text for _, expected, text in rows) / len(rows), rows
