@@ -1,6 +1,9 @@
 """What a hook returned: checked in one line, cut or left out by the stated policy."""
 
+import random
+import time
 from collections import UserDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +18,7 @@ from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example, TooLong
 from llada_sft.data.hook import HookFunction, load_hook
 from llada_sft.data.quarantine import BadRowError
+from llada_sft.data.record_reader import RecordReader
 from llada_sft.data.stream import Row
 from llada_sft.errors import DataError
 
@@ -206,22 +210,19 @@ def test_a_byte_order_mark_begins_a_file() -> None:
     assert seen == [{"a": 1}]
 
 
-# What the shipped hook says of these is in test_records.py; here: that they are bad rows, and why.
+# What the shipped hook says of these is in test_formats.py; here: that they are bad rows, and why.
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"[1]", "a record must be a JSON object, got list"),
         (b"null", "a record must be a JSON object, got null"),
-        (
-            b'{"prompt": "a"}',
-            "no 'response'; a record needs 'prompt' and 'response', or 'messages'",
-        ),
+        (b'{"prompt": "a"}', "not prompt_response: no 'response'; its fields are 'prompt'"),
         (b'{"prompt": 5, "response": "a"}', "'prompt' must be a string, got int"),
         (b'{"prompt": "a", "response": ""}', "'response' is empty"),
         (b'{"messages": {}}', "'messages' must be a list of turns, got an empty dict"),
         (
             b'{"messages": [{"role": "user", "content": "a"}]}',
-            "'messages' has no assistant turn; a record needs a response",
+            "no turn is the assistant's; a record needs a response",
         ),
     ],
 )
@@ -229,6 +230,40 @@ def test_a_record_that_the_shipped_hook_refuses(text: bytes, message: str) -> No
     shipped = load_hook(Path("utils/process_data.py"))
     error = bad_row(encoder(shipped), row(text))
     assert (str(error), error.reason) == (f"{WHERE}: {message}", "bad_record")
+
+
+def test_a_row_of_another_format_is_a_bad_row() -> None:
+    encode_row = replace(encoder(lambda *_: None), reader=RecordReader("messages"))
+    error = bad_row(encode_row, row(b'{"prompt": "a", "response": "b"}'))
+    assert (str(error), error.reason) == (
+        f"{WHERE}: not messages: no 'messages'; its fields are 'prompt', 'response'; "
+        "it is prompt_response: one run reads one format, or data.format: raw",
+        "bad_record",
+    )
+
+
+def test_what_is_random_is_keyed_by_seed_epoch_file_and_line() -> None:
+    conversation = [
+        {"role": role, "content": f"{role} {n}"}
+        for n in range(50)
+        for role in ("user", "assistant")
+    ]
+    text = orjson.dumps({"messages": conversation})
+
+    def drawn(seed: int = 0, epoch: int = 0, file: str = "s.jsonl", line: int = 3) -> object:
+        seen: list[object] = []
+
+        def hook(record: Any, *_: object) -> None:
+            seen.append((len(record["messages"]), random.random()))
+
+        encode_row = replace(encoder(hook), reader=RecordReader("messages"), seed=seed)
+        random.seed(time.monotonic_ns())
+        encode_row(Row(file, line, 70, text), epoch)
+        return seen
+
+    assert drawn() == drawn()
+    others = [drawn(), drawn(seed=1), drawn(epoch=1), drawn(file="t.jsonl"), drawn(line=4)]
+    assert len({str(one) for one in others}) == 5
 
 
 def test_the_hook_gets_record_tokenizer_and_length() -> None:
