@@ -1,13 +1,17 @@
 """Records of every known format: read, told apart, and refused in one line."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llada_sft.config.record_formats import KnownFormat
+from llada_sft.config.record_formats import REQUIRED, KnownFormat
 from llada_sft.data.formats import format_of, likely_format, read_record
 from llada_sft.errors import DataError
 
+ROOT = Path(__file__).parents[3]
 ROLES = "('system', 'user', 'assistant')"
 ROLES_OF_SHAREGPT = "('human', 'gpt', 'model', 'system', 'user', 'assistant')"
 RAW = ": one run reads one format, or data.format: raw"
@@ -207,3 +211,11 @@ def test_a_record_of_another_format(
     with pytest.raises(DataError) as caught:
         read_record(record, record_format, fields)
     assert str(caught.value) == message
+
+
+def test_the_rows_that_the_docs_show() -> None:
+    table = re.findall(r"^\| `(\w+)` \| `(\{.*?\})` \|", (ROOT / "docs/data.md").read_text(), re.M)
+    assert [name for name, _ in table] == list(REQUIRED)
+    assert [format_of(json.loads(row), {}) for _, row in table] == list(REQUIRED)
+    (rows,) = re.findall(r"^```json\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert [format_of(json.loads(row), {}) for row in rows.splitlines()] == list(REQUIRED)
