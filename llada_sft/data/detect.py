@@ -1,7 +1,8 @@
 """Tells the format of a dataset from its first rows.
 
-The rows are those of the first shard, in the order of the file. The first rank owns it, so it tells
-the format for all: what is a good row does not depend on who reads it.
+The rows are those of the first shard, in the order of the file; if it is short, of the next, too.
+The first rank, which owns that shard, tells the format for all: what is a good row does not depend
+on who reads it.
 """
 
 from collections import Counter
