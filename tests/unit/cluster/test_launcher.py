@@ -98,7 +98,7 @@ def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) ->
         ("data.fields={prompt: a, response: b}", "raw, no known format (7 of the first 7 rows)"),
         ("data.format=alpaca", "alpaca (data.format)"),
         ("data.train=elsewhere", None),
-        ("data.train=s3://bucket/train", None),
+        ("data.train=memory://none", None),
     ],
 )
 def test_what_the_records_are_is_printed_where_it_can_be_known(
