@@ -124,7 +124,6 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
 
     from llada_sft.config.schema import DataConfig
     from llada_sft.data.datamodule import StepDataset, StepSize, TokenIds
-    from llada_sft.data.records import split_record
     from llada_sft.data.tokenizer import load_tokenizer
 
     chat_rows.write_tokenizer(folder / "tokenizer")
@@ -136,8 +135,8 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
     (few / "a.jsonl").write_bytes(b"".join(rows))
     os.utime(few / "a.jsonl", (LONG_AGO, LONG_AGO))
     texts = []
-    for turns, response in map(split_record, map(orjson.loads, rows)):
-        texts += [tokenizer.apply_chat_template(turns, tokenize=False), response]
+    for question, answer in (orjson.loads(row)["messages"] for row in rows):
+        texts += [tokenizer.apply_chat_template([question], tokenize=False), answer["content"]]
     config = DataConfig(
         train=str(few),
         hook=str(report.ROOT / "utils/process_data.py"),

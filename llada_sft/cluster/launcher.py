@@ -58,7 +58,7 @@ def launch(options: LaunchOptions) -> int:
     if options.prepare:
         print(run.path)
         return 0
-    print("\n".join(batch_arithmetic(config, count_rows(sources))))
+    print("\n".join(_summary(sources)))
     if found:
         print(f"continuing    {run.path} from its last checkpoint, with its own copy of the code")
     return start(run, load_config(run.config), options.local, options.follow)
@@ -127,10 +127,33 @@ def count_rows(config: Config) -> RowCount | None:
     return RowCount(sum(counts), busiest, estimated)
 
 
+def record_format(config: Config) -> str | None:
+    """Say what the training rows are; None when they are not there, remote or unreadable."""
+    from llada_sft.data.detect import detect_format
+    from llada_sft.data.files import is_remote
+    from llada_sft.data.shards import list_shards
+
+    if config.data.format != "auto":
+        return f"{config.data.format} (data.format)"
+    if is_remote(config.data.train):
+        return None
+    try:
+        return str(detect_format(list_shards(config.data.train), config.data))
+    except LladaSftError:
+        return None
+
+
+def _summary(config: Config) -> list[str]:
+    """Say what the rows of a config with absolute paths are, and what follows from its numbers."""
+    found = record_format(config)
+    records = [] if found is None else [f"records          {found}"]
+    return records + batch_arithmetic(config, count_rows(config))
+
+
 def _print_config(config: Config, base: Path) -> int:
     config = resolve_paths(config, base)
     print(dump_config(config), end="")
-    print("\n".join(f"# {line}" for line in batch_arithmetic(config, count_rows(config))))
+    print("\n".join(f"# {line}" for line in _summary(config)))
     return 0
 
 

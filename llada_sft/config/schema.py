@@ -9,7 +9,17 @@ appendix B) wherever the paper states a value.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from llada_sft.config.record_formats import MultiTurn, RecordFormat, check_fields
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -79,6 +89,14 @@ class DataConfig(Section):
     # A folder of .jsonl, .jsonl.gz or .jsonl.zst shards, or a glob of them; or the URL of one.
     train: NonEmptyStr
     validation: NonEmptyStr | None = None
+    # What a row is (docs/data.md): a known format; auto = told from the first rows, and printed;
+    # raw = the hook gets each record as it is.
+    format: RecordFormat = "auto"
+    # Where the rows have other names: {field of the format: field of your rows}.
+    fields: dict[str, NonEmptyStr] = {}
+    # Which answer of a conversation is learned: random = one, drawn anew each epoch (the paper's);
+    # last = the last; all = every one, in one example.
+    multi_turn: MultiTurn = "random"
     # The Python file with `process_data(record, tokenizer, max_length)`.
     hook: NonEmptyStr = "utils/process_data.py"
     # Tokens of prompt and response together.
@@ -110,6 +128,14 @@ class DataConfig(Section):
     shuffle: bool = True
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.
     prefetch_steps: NonNegativeInt = 4
+
+    @field_validator("fields")
+    @classmethod
+    def _of_the_format(cls, fields: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        # Without a format that is valid, that is the problem to report.
+        if "format" in info.data:
+            check_fields(info.data["format"], fields)
+        return fields
 
     @model_validator(mode="after")
     def _tail_leaves_room(self) -> "DataConfig":

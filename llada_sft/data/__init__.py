@@ -3,8 +3,12 @@
 shards.py      which files there are, and which rank owns which
 draws.py       which of a rank's files the next row comes from
 stream.py      the rows of a rank's files: a keyed order, and a position to go on from
+detect.py      the format of a dataset, told from its first rows
+formats.py     a record of any known format -> a conversation, or plain text
+turns.py       which answers of a conversation are learned
+record_reader.py  what a hook gets: formats.py and turns.py by the config and the epoch
 hook.py        loads the user's utils/process_data.py
-records.py     what the shipped hook does: prompt/response and chat records -> tokens
+records.py     what the shipped hook does: a conversation, or plain text -> tokens
 encode.py      what a hook returned -> checked examples, cut or skipped by a stated policy
 quarantine.py  bad rows: written down, and past a limit the end of the run
 counts.py      what became of the rows that were read

@@ -25,6 +25,7 @@ from llada_sft.data.files import Shard
 from llada_sft.data.hook import load_hook
 from llada_sft.data.packing import micro_batches, with_waiting
 from llada_sft.data.quarantine import Quarantine
+from llada_sft.data.record_reader import RecordReader
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
@@ -97,8 +98,14 @@ class TokenIds:
     mask_token_id: int
 
 
-def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds) -> Encoder:
+def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: int = 0) -> Encoder:
     """Load hook and tokenizer.
+
+    Args:
+        config: The data section; with `format: auto` each row is of the format it looks like.
+        tokenizer_dir: Where the tokenizer lies.
+        ids: Special tokens and vocabulary.
+        seed: Keys what is random in a row's example; 0 for validation, which all runs share.
 
     Raises:
         DataError: One of them cannot be used.
@@ -112,6 +119,8 @@ def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds) -> Enc
         on_too_long=config.on_too_long,
         eos_token_id=ids.eos_token_id,
         eos_tail=config.eos_tail,
+        reader=RecordReader(config.format, config.fields, config.multi_turn),
+        seed=seed,
     )
 
 
@@ -147,6 +156,7 @@ class StepDataset(IterableDataset[LocalStep]):
         self._root, self._quarantine = shard_root(config.train), quarantine
         self.stream = RowStream(files, self._root, seed, config.shuffle, config.cache_dir)
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
+        self._seed = seed
         self._size, self._epochs = size, epochs
         self._epoch, self._positions = epoch, positions
 
@@ -156,7 +166,7 @@ class StepDataset(IterableDataset[LocalStep]):
         self._positions = {**(self._positions or {}), **anew}
 
     def __iter__(self) -> Iterator[LocalStep]:
-        encoder = build_encoder(self._config, self._tokenizer_dir, self._ids)
+        encoder = self._encoder()
         positions = self.stream.start_positions()
         if self._positions is not None:
             # Of this rank's files alone: what it said of another's would be out of date.
@@ -170,7 +180,7 @@ class StepDataset(IterableDataset[LocalStep]):
             self._root,
         )
         for epoch in range(self._epoch, self._epochs):
-            waiting = self._waiting(encoder, positions)
+            waiting = self._waiting(encoder, epoch, positions)
             read = {name: at._replace(pending=()) for name, at in positions.items()}
             rows = EpochRows(self.stream, encoder, quarantine, epoch, read)
             yield from self._epoch_steps(rows, waiting)
@@ -188,12 +198,15 @@ class StepDataset(IterableDataset[LocalStep]):
             yield self._step(some, rows, waiting)
         yield self._step((), rows, waiting, end_of_epoch=True)
 
-    def _waiting(self, encoder: Encoder, positions: Positions) -> list[Example]:
+    def _encoder(self) -> Encoder:
+        return build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
+
+    def _waiting(self, encoder: Encoder, epoch: int, positions: Positions) -> list[Example]:
         """Read the examples again that were read, but not trained."""
         return [
             example
             for row, part in self.stream.pending_rows(positions)
-            for example in encoder(row).examples
+            for example in encoder(row, epoch).examples
             if example.part == part
         ]
 
@@ -225,7 +238,7 @@ class StepDataset(IterableDataset[LocalStep]):
 
     def _count_tokens(self, num_rows: int) -> int:
         """Count the tokens that the first rows of the first epoch make."""
-        encoder = build_encoder(self._config, self._tokenizer_dir, self._ids)
+        encoder = self._encoder()
         num_tokens = 0
         for row in islice(self.stream.rows(0, self.stream.start_positions()), num_rows):
             # A row that cannot be used is named where it is trained.

@@ -1,5 +1,6 @@
 """A row -> the examples that its hook makes of it: checked, and cut or left out if too long."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from llada_sft.data.counts import RowCounts
 from llada_sft.data.file_reader import MAX_LINE_BYTES, Row
 from llada_sft.data.hook import HookFunction, describe
 from llada_sft.data.quarantine import BadRowError
+from llada_sft.data.record_reader import RecordReader, row_key
 from llada_sft.errors import DataError
 
 TooLong = Literal["skip", "clip_prompt", "clip_response"]
@@ -55,6 +57,10 @@ class Encoded:
 class Encoder:
     """Runs the hook on rows.
 
+    What is random in a row's example is keyed by (seed, epoch, file, line): the answer that is
+    drawn of a conversation, and what the hook draws from Python's `random`. So a row that is read
+    again, after an interruption or on another rank, becomes the same example.
+
     Args:
         hook: `process_data`.
         hook_path: Where it stands, for messages.
@@ -64,6 +70,8 @@ class Encoder:
         on_too_long: What to do with a longer one.
         eos_token_id: The token of the tail.
         eos_tail: Tokens of the tail, or `batch_max`.
+        reader: Brings records into the form that the hook gets.
+        seed: `run.seed`.
     """
 
     hook: HookFunction
@@ -74,14 +82,16 @@ class Encoder:
     on_too_long: TooLong
     eos_token_id: int
     eos_tail: int | Literal["batch_max"]
+    reader: RecordReader = RecordReader()  # noqa: RUF009 (frozen)
+    seed: int = 0
 
-    def __call__(self, row: Row) -> Encoded:
+    def __call__(self, row: Row, epoch: int = 0) -> Encoded:
         """Encode a row.
 
         Raises:
             BadRowError: The row or what the hook made of it cannot be used; names file and line.
         """
-        returned = self._run_hook(row, _parse(row))
+        returned = self._run_hook(row, epoch)
         items = returned if isinstance(returned, list) else [] if returned is None else [returned]
         try:
             checked = [_check_item(item, self.vocab_size) for item in items]
@@ -99,12 +109,16 @@ class Encoder:
         counts = RowCounts(rows=1, clipped=clipped, skipped=skipped, left_out=int(not items))
         return Encoded(examples, counts)
 
-    def _run_hook(self, row: Row, record: object) -> object:
+    def _run_hook(self, row: Row, epoch: int) -> object:
+        record = _parse(row)
+        key = row_key(self.seed, epoch, row.file, row.line)
         try:
+            record = self.reader(record, key)
+            random.seed(key)
             return self.hook(record, self.tokenizer, self.max_length)
         except DataError as error:
             raise BadRowError(row, "bad_record", str(error)) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"hook raised {describe(error, self.hook_path)}"
             raise BadRowError(row, "hook_raised", message) from None
 

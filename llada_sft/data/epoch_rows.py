@@ -51,7 +51,7 @@ class EpochRows:
 
     def _encode(self, row: Row, done: FilePosition) -> list[Example]:
         try:
-            encoded = self._encoder(row)
+            encoded = self._encoder(row, self.epoch)
         except BadRowError as error:
             self._counts += RowCounts(rows=1, bad={error.reason: 1})
             self._quarantine.add(error, self.epoch, done.row)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from llada_sft.errors import DataError
 
 HookFunction = Callable[[Any, Any, int], object]
 FUNCTION = "process_data"
+_PARAMETERS = "(record, tokenizer, max_length)"
 _MODULE_NAME = "_llada_sft_user_hook"
 
 
@@ -18,7 +20,7 @@ def check_hook(path: Path) -> None:
     """Check that a file defines the hook, without running it.
 
     Raises:
-        DataError: Unreadable, not Python, or without the function.
+        DataError: Unreadable, not Python, or without such a function.
     """
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
@@ -29,22 +31,39 @@ def check_hook(path: Path) -> None:
         raise DataError(f"{path}{line}: not Python: {error.msg}") from None
     except ValueError as error:
         raise DataError(f"{path}: not Python: {error}") from None
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     imported = {
         alias.asname or alias.name
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    if FUNCTION not in names | imported:
-        raise DataError(f"{path}: defines no function {FUNCTION}(record, tokenizer, max_length)")
+    if FUNCTION not in functions.keys() | imported:
+        raise DataError(f"{path}: defines no function {FUNCTION}{_PARAMETERS}")
+    function = functions.get(FUNCTION)
+    # What a decorator makes of it, only loading it can tell.
+    if function and not function.decorator_list and not _takes_three(function.args):
+        given = f"({ast.unparse(function.args)})"
+        raise DataError(f"{path}:{function.lineno}: {_wrong_parameters(given)}")
+
+
+def _takes_three(arguments: ast.arguments) -> bool:
+    positional = len(arguments.posonlyargs) + len(arguments.args)
+    enough = positional >= 3 or arguments.vararg is not None
+    required = positional - len(arguments.defaults)
+    return enough and required <= 3 and None not in arguments.kw_defaults
+
+
+def _wrong_parameters(given: str) -> str:
+    return f"{FUNCTION}{given} cannot take three arguments; define {FUNCTION}{_PARAMETERS}"
 
 
 def load_hook(path: Path) -> HookFunction:
     """Import the hook's file under a private name and return its function.
 
     Raises:
-        DataError: The file cannot be read, does not define the function, or raises on import.
+        DataError: The file cannot be read, does not define the function, defines another kind of
+            thing by that name, or raises on import.
     """
     check_hook(path)
     spec = importlib.util.spec_from_file_location(_MODULE_NAME, path)
@@ -53,10 +72,26 @@ def load_hook(path: Path) -> HookFunction:
     sys.modules[_MODULE_NAME] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{path}: the hook raised on import: {describe(error, path)}") from None
+    # It may have been imported, or bound again.
     function: HookFunction = getattr(module, FUNCTION)
+    _check_callable(path, function)
     return function
+
+
+def _check_callable(path: Path, function: object) -> None:
+    if not callable(function):
+        raise DataError(f"{path}: {FUNCTION} is of type {type(function).__name__}, not a function")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        # Some functions that are written in C do not tell theirs.
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise DataError(f"{path}: {_wrong_parameters(str(signature))}") from None
 
 
 def describe(error: BaseException, hook_path: Path) -> str:

@@ -1,19 +1,23 @@
-"""What the shipped hook does: prompt/response and chat records -> token ids.
+"""What the shipped hook does: a record -> token ids, and which of them are learned.
 
 A prompt is `<|startoftext|><|start_header_id|>user<|end_header_id|>` + two line ends + the text +
 `<|eot_id|>` + the assistant's header; then the response. The EOS tail is not added here: the
 framework adds it (`data.eos_tail`).
 
 The official chat template ends every render with an assistant header. After a prompt that is what
-is wanted; after an answer it would be spurious. So only prompts are rendered, the response is
-tokenized by itself, and the two meet exactly at the boundary.
+is wanted; after an answer it would be spurious. So only prompts are rendered, never an answer that
+is learned: it is tokenized by itself, and the two meet exactly at the boundary, also where the
+tokenizer would have merged letters of both. The ids of a prompt are thus those that the model is
+asked with when it is sampled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from transformers import PreTrainedTokenizerFast
 
+from llada_sft.data.formats import Turn, likely_format, read_record
+from llada_sft.data.turns import LEARN, marked_answers
 from llada_sft.errors import DataError
 
 # The layout that LLaDA-Instruct was trained with, for tokenizers that bring no template. Line ends
@@ -26,7 +30,14 @@ LLADA_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
-_ROLES = ("system", "user", "assistant")
+# The same layout, as the official tokenizers write it.
+OFFICIAL_CHAT_TEMPLATE = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    "+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
 
 
 class EncodedRecord(TypedDict):
@@ -34,75 +45,118 @@ class EncodedRecord(TypedDict):
     response_mask: list[bool]
 
 
-def split_record(record: object) -> tuple[list[dict[str, str]], str]:
-    """Tell the turns that are the prompt from the text that is the response.
+def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
+    """Encode one record.
 
-    A chat's last assistant turn is the response, everything before it the prompt.
+    Args:
+        record: `{"messages": [{"role", "content"}, ...]}`: the last answer is learned, or those
+            turns that have `"learn": True`. `{"text": str}`: all of it is. Or a record of another
+            known format, with the usual names of its fields.
+        tokenizer: A transformers tokenizer.
+
+    Returns:
+        `input_ids` of prompt and response, and which of them are the response.
 
     Raises:
-        DataError: The record has neither of the two forms; the message names the field.
+        DataError: What is wrong with the record.
     """
-    if not isinstance(record, Mapping):
-        raise DataError(f"a record must be a JSON object, got {_kind(record)}")
-    if "messages" in record:
-        return _split_messages(record["messages"])
-    prompt, response = _text(record, "prompt"), _text(record, "response")
-    return [{"role": "user", "content": prompt}], response
+    content = _read(record)
+    if isinstance(content, str):
+        return _encode_text(content, tokenizer)
+    answers = marked_answers(content)
+    if len(answers) == 1:
+        return _encode_answer(content, answers[0], tokenizer)
+    return _encode_answers(content, answers, tokenizer)
 
 
-def _split_messages(messages: object) -> tuple[list[dict[str, str]], str]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"'messages' must be a list of turns, got {_kind(messages)}")
-    turns = [_turn(number, turn) for number, turn in enumerate(messages)]
-    while turns and turns[-1]["role"] != "assistant":
-        turns.pop()
-    if not turns:
-        raise DataError("'messages' has no assistant turn; a record needs a response")
-    response = turns.pop()["content"]
-    if not turns:
-        raise DataError("'messages' begins with the assistant; a record needs a prompt")
-    if not response.strip():
-        raise DataError("the last assistant turn is empty; a record needs a response")
-    return turns, response
+def _read(record: object) -> list[Turn] | str:
+    record_format = likely_format(record, {})
+    content = read_record(record, record_format, {})
+    if record_format == "messages":
+        assert isinstance(record, Mapping) and isinstance(content, list)
+        # A field `system` has become one turn more.
+        for turn, own in zip(reversed(content), reversed(record["messages"]), strict=False):
+            if own.get(LEARN) is True:
+                turn[LEARN] = True
+    return content
 
 
-def _turn(number: int, turn: object) -> dict[str, str]:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"'messages[{number}]' must be an object, got {_kind(turn)}")
-    role, content = turn.get("role"), turn.get("content")
-    if role not in _ROLES:
-        raise DataError(f"'messages[{number}].role' must be one of {_ROLES}, got {role!r}")
-    if not isinstance(content, str):
-        raise DataError(f"'messages[{number}].content' must be a string, got {_kind(content)}")
-    return {"role": role, "content": content}
+def _encode_answer(turns: Sequence[Turn], number: int, tokenizer: Any) -> EncodedRecord:
+    prompt_ids = encode_prompt(turns[:number], tokenizer)
+    response_ids = _tokenize(turns[number]["content"], tokenizer)
+    return {
+        "input_ids": prompt_ids + response_ids,
+        "response_mask": [False] * len(prompt_ids) + [True] * len(response_ids),
+    }
 
 
-def _text(record: Mapping[str, object], field: str) -> str:
-    if field not in record:
-        raise DataError(f"no {field!r}; a record needs 'prompt' and 'response', or 'messages'")
-    value = record[field]
-    if not isinstance(value, str):
-        raise DataError(f"{field!r} must be a string, got {_kind(value)}")
-    if not value.strip():
-        raise DataError(f"{field!r} is empty")
-    return value
+def _encode_answers(turns: Sequence[Turn], answers: Sequence[int], tokenizer: Any) -> EncodedRecord:
+    """Encode a conversation of which several answers are learned.
+
+    All but the last are taken as the template renders them between other turns; what closes them
+    there belongs to the template and is not learned.
+    """
+    prompts = [_render(turns[:number], tokenizer) for number in answers]
+    input_ids: list[int] = []
+    response_mask: list[bool] = []
+    begin = ""
+    for place, number in enumerate(answers):
+        prompt, response = prompts[place], turns[number]["content"]
+        prompt_ids = _tokenize(prompt.removeprefix(begin), tokenizer)
+        if place + 1 < len(answers):
+            response = _as_rendered(response, prompt, prompts[place + 1], number)
+        response_ids = _tokenize(response, tokenizer)
+        input_ids += prompt_ids + response_ids
+        response_mask += [False] * len(prompt_ids) + [True] * len(response_ids)
+        begin = prompt + response
+    return {"input_ids": input_ids, "response_mask": response_mask}
 
 
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    return f"an empty {type(value).__name__}" if value in ([], {}, "") else type(value).__name__
+def _as_rendered(response: str, prompt: str, following: str, number: int) -> str:
+    """Find how the prompt that follows an answer renders it: as it is, or without outer blanks."""
+    for rendered in (response, response.strip()):
+        if following.startswith(prompt + rendered):
+            return rendered
+    raise DataError(
+        f"the chat template renders turn {number} of the conversation differently once others "
+        "follow; set data.multi_turn to random or last"
+    )
 
 
-def encode_prompt(turns: list[dict[str, str]], tokenizer: Any) -> list[int]:
+def _encode_text(text: str, tokenizer: Any) -> EncodedRecord:
+    """Encode plain text: after BOS, as in pretraining, all of it is learned."""
+    ids = _tokenize(text, tokenizer)
+    bos = tokenizer.bos_token_id
+    # Some texts begin with it already.
+    if bos is not None and ids[:1] != [bos]:
+        ids = [bos, *ids]
+    return {"input_ids": ids, "response_mask": [bos is None, *[True] * (len(ids) - 1)]}
+
+
+def encode_prompt(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
     """Render the turns of a prompt with the tokenizer's chat template and tokenize them."""
-    text = tokenizer.apply_chat_template(
-        turns,
-        chat_template=tokenizer.chat_template or LLADA_CHAT_TEMPLATE,
+    return _tokenize(_render(turns, tokenizer), tokenizer)
+
+
+def _render(turns: Sequence[Turn], tokenizer: Any) -> str:
+    """Render a prompt: turns, at least one, and the assistant's header."""
+    template = tokenizer.chat_template or LLADA_CHAT_TEMPLATE
+    if template in (LLADA_CHAT_TEMPLATE, OFFICIAL_CHAT_TEMPLATE):
+        # What Jinja makes of these, in a twentieth of its time.
+        said = [
+            f"<|start_header_id|>{turn['role']}<|end_header_id|>\n\n"
+            f"{turn['content'].strip()}<|eot_id|>"
+            for turn in turns
+        ]
+        header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        return f"{tokenizer.bos_token or ''}{''.join(said)}{header}"
+    rendered: str = tokenizer.apply_chat_template(
+        [{"role": turn["role"], "content": turn["content"]} for turn in turns],
+        chat_template=template,
         add_generation_prompt=True,
         tokenize=False,
     )
-    return _tokenize(text, tokenizer)
+    return rendered
 
 
 def _tokenize(text: str, tokenizer: Any) -> list[int]:
@@ -116,25 +170,3 @@ def _tokenize(text: str, tokenizer: Any) -> list[int]:
     backend.encode_special_tokens = tokenizer.split_special_tokens
     fast: list[int] = backend.encode(text, add_special_tokens=False).ids
     return fast
-
-
-def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
-    """Encode one record.
-
-    Args:
-        record: `{"prompt": str, "response": str}` or `{"messages": [{"role", "content"}, ...]}`.
-        tokenizer: A transformers tokenizer.
-
-    Returns:
-        `input_ids` of prompt and response, and which of them are the response.
-
-    Raises:
-        DataError: What is wrong with the record.
-    """
-    turns, response = split_record(record)
-    prompt_ids = encode_prompt(turns, tokenizer)
-    response_ids = _tokenize(response, tokenizer)
-    return {
-        "input_ids": prompt_ids + response_ids,
-        "response_mask": [False] * len(prompt_ids) + [True] * len(response_ids),
-    }

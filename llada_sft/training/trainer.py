@@ -39,6 +39,7 @@ from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
+from llada_sft.training.record_format import settle_format
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
 from llada_sft.training.universal import convert
 
@@ -195,7 +196,7 @@ def build_dataset(
     shards = list_shards(config.data.train)
     files = assign_files(shards, placement.rank, placement.world_size)
     dataset = StepDataset(
-        config.data,
+        settle_format(config.data, config.data.train, placement, consensus),
         Path(config.model.path),
         token_ids(network_config),
         files,
@@ -239,9 +240,10 @@ def build_validation(
     if config.data.validation is None:
         return []
     ids = token_ids(network_config)
+    data = settle_format(config.data, config.data.validation, placement, consensus)
     batches = validation_batches(
-        config.data,
-        build_encoder(config.data, Path(config.model.path), ids),
+        data,
+        build_encoder(data, Path(config.model.path), ids),
         placement.rank,
         placement.world_size,
         config.train.micro_batch_size,

@@ -105,7 +105,7 @@ def _line_that_is_not_json(project: Path) -> str:
 def _record_without_a_response(project: Path) -> str:
     shard = project / "demo/data/train/shard_000.jsonl"
     shard.write_text('{"prompt": "reverse ab"}\n' * 9)
-    return ": no 'response'; a record needs 'prompt' and 'response', or 'messages'"
+    return ": not prompt_response: no 'response'; its fields are 'prompt'"
 
 
 def _hook(project: Path, body: str) -> None:

@@ -279,6 +279,27 @@ def test_a_bad_row_of_one_rank_stops_all(demo: Path, tmp_path: Path) -> None:
     assert message.endswith("shard_1.jsonl:21 (byte 957): not JSON: unexpected end of data")
 
 
+def test_the_first_rank_tells_the_format_for_all(demo: Path, tmp_path: Path) -> None:
+    """Rank 1 has a shard of another format, which it would take for the right one by itself."""
+    train = write_shards(tmp_path / "shards", [20, 0])
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (train / "shard_1.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    ranks = run_on_ranks(
+        f"{WORKERS}:delivered", 2, 120,
+        folder=str(tmp_path), config_file=CONFIG, overrides=with_data(demo, train),
+    )  # fmt: skip
+    assert ranks[0] == [["error", "PeerFailedError", "1 other rank(s) stopped; see their lines"]]
+    assert ranks[1] == [
+        [
+            "error",
+            "DataError",
+            f"{train}/shard_1.jsonl:1 (byte 0): not prompt_response: no 'prompt', 'response'; "
+            "its fields are 'messages'; it is messages: one run reads one format, "
+            "or data.format: raw",
+        ]
+    ]
+
+
 def test_bad_rows_are_counted_and_quarantined(demo: Path, tmp_path: Path) -> None:
     train = write_shards(tmp_path / "shards", [21, 9])
     for shard, bad in ((0, '{"prompt": 5, "response": "a"}\n'), (1, "{\n")):

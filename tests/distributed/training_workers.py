@@ -31,6 +31,7 @@ from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
+from llada_sft.training.record_format import settle_format
 from llada_sft.training.trainer import build_trainer, find_resume, train
 
 
@@ -170,8 +171,10 @@ def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[
     init_ranks(place, choose_device("cpu", 0), timedelta(minutes=2))
     ids = TokenIds(vocab_size=20, eos_token_id=1, mask_token_id=5)
     files = assign_files(list_shards(config.data.train), place.rank, place.world_size)
+    consensus = Consensus()
+    data = settle_format(config.data, config.data.train, place, consensus)
     dataset = StepDataset(
-        config.data, Path(config.model.path), ids, files, 0, StepSize(2, 2), config.train.epochs
+        data, Path(config.model.path), ids, files, 0, StepSize(2, 2), config.train.epochs
     )
     given: list[list[Any]] = []
 
@@ -187,7 +190,7 @@ def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[
 
     noise = Recorder(config.objective, 0, ids.mask_token_id, place.rank, place.world_size)
     feed = StepFeed(
-        step_loader(dataset, config.data.prefetch_steps), noise, Consensus(), lambda: False, 0
+        step_loader(dataset, config.data.prefetch_steps), noise, consensus, lambda: False, 0
     )
     try:
         for _ in feed:

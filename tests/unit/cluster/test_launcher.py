@@ -81,13 +81,32 @@ def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) ->
     (project / "printed.yaml").write_text(out)
     printed = load_config("printed.yaml")
     assert (printed.train.epochs, printed.model.path) == (2, f"{project}/model")
-    assert out.splitlines()[-5:] == [
+    assert out.splitlines()[-7:] == [
+        "# records          raw, no known format (7 of the first 7 rows)",
+        "# world size       2 = 1 nodes × 2 ranks",
         "# global batch     2 examples = 1 micro × 1 accumulated × 2 ranks",
         "# tokens per step  at most 8,192 = 2 × 4,096",
         "# rows per epoch   7",
         "# steps per epoch  4, until the busiest rank has read its 4 rows",
         "# steps in all     8 = 2 epochs × 4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.fields={prompt: a, response: b}", "raw, no known format (7 of the first 7 rows)"),
+        ("data.format=alpaca", "alpaca (data.format)"),
+        ("data.train=elsewhere", None),
+        ("data.train=memory://none", None),
+    ],
+)
+def test_what_the_records_are_is_printed_where_it_can_be_known(
+    call: Call, override: str, line: str | None
+) -> None:
+    code, out, _ = call("--config", "a.yaml", "--print-config", override)
+    lines = [one for one in out.splitlines() if one.startswith("# records ")]
+    assert (code, lines) == (0, [] if line is None else [f"# records          {line}"])
 
 
 @pytest.mark.usefixtures("no_slurm")

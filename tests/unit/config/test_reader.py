@@ -298,6 +298,58 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
     )
 
 
+SWAPPED = "write {field of the format: field of your rows}"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (
+            "format: chat",
+            "format: must be 'auto', 'raw', 'messages', 'sharegpt', 'prompt_response', 'alpaca' "
+            "or 'text', got 'chat'",
+        ),
+        ("multi_turn: first", "multi_turn: must be 'random', 'last' or 'all', got 'first'"),
+        ("fields: [prompt]", "fields: must be a mapping, got a list"),
+        ("fields: {prompt: 5}", "fields.prompt: must be a string, got 5"),
+        ("fields: {prompt: ''}", "fields.prompt: must be a string that is not empty, got ''"),
+        (
+            "fields: {question: prompt}",
+            "fields: 'question' is no field of any format, which are messages, role, content, "
+            "system, conversations, from, value, prompt, response, instruction, output, input, "
+            f"text; {SWAPPED}",
+        ),
+        (
+            "format: alpaca, fields: {prompt: question}",
+            "fields: 'prompt' is no field of format: alpaca, which are instruction, output, "
+            f"input, system; {SWAPPED}",
+        ),
+        (
+            "format: raw, fields: {prompt: question}",
+            "fields: is for known formats; with format: raw the hook reads every field itself",
+        ),
+        # One problem at a time: with another format, the fields may be fine.
+        (
+            "format: chat, fields: {question: prompt}",
+            "format: must be 'auto', 'raw', 'messages', 'sharegpt', 'prompt_response', 'alpaca' "
+            "or 'text', got 'chat'",
+        ),
+    ],
+)
+def test_formats_and_their_fields(data: str, problem: str) -> None:
+    text = f"run: {{name: a}}\nmodel: {{path: m}}\ndata: {{train: d, {data}}}\n"
+    assert problems_of(text) == f"a.yaml:3: data.{problem}"
+
+
+def test_fields_of_other_names() -> None:
+    fields = {"prompt": "question", "response": "answer"}
+    for record_format in ("auto", "prompt_response"):
+        config = load(MINIMAL, f"data.format={record_format}", f"data.fields={fields}")
+        assert config.data.fields == fields
+        assert load(dump_config(config)) == config
+    assert load(dump_config(load(MINIMAL, "data.format=raw"))).data.format == "raw"
+
+
 def test_null_and_anchors() -> None:
     config = load("run: {name: &n a}\nmodel: {path: *n}\ndata: {train: d, validation: ~}\n")
     assert (config.model.path, config.data.validation) == ("a", None)

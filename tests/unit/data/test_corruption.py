@@ -26,7 +26,6 @@ from tests.unit.data import huge_line
 from tests.unit.data.reading import KINDS, ROOT, Found, good, quarantined, read, steps_of, write
 
 MARK = b"\xef\xbb\xbf"
-NEEDS = "a record needs 'prompt' and 'response', or 'messages'"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +67,12 @@ BAD_ROWS = [
     BadRow("array", b"[1]", "bad_record", "a record must be a JSON object, got list"),
     BadRow("string", b'"text"', "bad_record", "a record must be a JSON object, got str"),
     BadRow("null", b"null", "bad_record", "a record must be a JSON object, got null"),
-    BadRow("no response", b'{"prompt": "a"}', "bad_record", f"no 'response'; {NEEDS}"),
+    BadRow(
+        "no response",
+        b'{"prompt": "a"}',
+        "bad_record",
+        "not prompt_response: no 'response'; its fields are 'prompt'",
+    ),
     BadRow(
         "number",
         b'{"prompt": 1, "response": "a"}',
@@ -179,7 +183,10 @@ def test_another_schema_in_the_seventh_file(tmp_path: Path) -> None:
     drifted = b'{"question": "a", "answer": "b"}\n'
     folder = write(tmp_path, files | {"7.jsonl": drifted * 3})
     found = read(tmp_path)
-    message = f"no 'prompt'; {NEEDS}"
+    message = (
+        "no known format: its fields are 'question', 'answer'; "
+        "name yours in data.fields, or read them in a hook"
+    )
     bad = [("7.jsonl", n + 1, n * len(drifted), "bad_record", message) for n in range(3)]
     assert found.quarantine == bad
     expected = [

@@ -208,6 +208,46 @@ def test_going_on_in_the_middle_of_a_row(tmp_path: Path) -> None:
     assert position == {"0.jsonl": FilePosition(0, 3)}
 
 
+RANDOM_HOOK = """
+import random
+
+def process_data(record, tokenizer, max_length):
+    ids = [record["id"], len(record["messages"]), random.randrange(1000)]
+    return {"input_ids": ids, "response_mask": [True] * 3}
+"""
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_what_is_drawn_is_drawn_again_on_going_on_and_anew_each_epoch(
+    tmp_path: Path, batching: str
+) -> None:
+    turns = [{"role": role, "content": "a"} for _ in range(9) for role in ("user", "assistant")]
+    rows: list[int | dict[str, object]] = [{"id": n, "messages": turns} for n in range(12)]
+    config = write(tmp_path, [rows]).model_copy(update={"batching": batching})
+    (tmp_path / "hook.py").write_text(RANDOM_HOOK)
+    if batching == "packed":
+        config = config.model_copy(update={"max_tokens": 10, "pack_buffer": 5})
+
+    def drawn(steps: Iterable[LocalStep]) -> list[tuple[int, ...]]:
+        return [
+            (step.epoch, *example.input_ids.tolist())
+            for step in steps
+            for batch in step.micro_batches
+            for example in batch.examples
+        ]
+
+    size = StepSize(2 if batching == "padded" else 1, 1)
+    steps = list(dataset(config, size, epochs=3))
+    for number, step in enumerate(steps):
+        resumed = dataset(config, size, 3, step.epoch, step.positions)
+        assert drawn(resumed) == drawn(steps[number + 1 :])
+    by_epoch = [{one[1:] for one in drawn(steps) if one[0] == epoch} for epoch in range(3)]
+    assert [len(one) for one in by_epoch] == [12, 12, 12]
+    assert not by_epoch[0] & by_epoch[1]
+    # Every answer of the nine is drawn somewhere, and epochs draw others.
+    assert {messages for _, _, messages, _, _ in drawn(steps)} == set(range(2, 20, 2))
+
+
 def test_a_file_that_was_added_is_read_from_the_next_epoch_on(tmp_path: Path) -> None:
     config = write(tmp_path, [[1, 1], [1, 1, 1]])
     positions = {"0.jsonl": FilePosition(1, 0)}

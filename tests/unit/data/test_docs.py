@@ -39,7 +39,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_is_run() -> None:
     assert len(COMMANDS) > 5
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", TEXT, flags=re.M | re.S))
-    assert [code for code in inline if code.startswith(("python", "llada-sft"))] == [
+    # `llada-sft sample` alone is a name.
+    assert [code for code in inline if re.match(r"(python|llada-sft \w+) ", code)] == [
         # Of a run that there is not.
         "llada-sft resume RUN data.on_changed_file=restart_file"
     ]

@@ -1,10 +1,14 @@
 """What a hook returned: checked in one line, cut or left out by the stated policy."""
 
+import random
+import time
 from collections import UserDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +19,7 @@ from llada_sft.data.encode import Encoder, Example, TooLong
 from llada_sft.data.file_reader import Row
 from llada_sft.data.hook import HookFunction, load_hook
 from llada_sft.data.quarantine import BadRowError
+from llada_sft.data.record_reader import RecordReader
 from llada_sft.errors import DataError
 
 EOS = 9
@@ -150,6 +155,40 @@ def raised(encode_row: Encoder, reason: str) -> str:
 )
 def test_what_a_hook_must_not_return(returned: object, message: str) -> None:
     assert raised(encoder(lambda *_: returned), "hook_returned") == f"{WHERE}: {message}"
+
+
+def test_a_row_of_another_format_is_a_bad_row() -> None:
+    encode_row = replace(encoder(lambda *_: None), reader=RecordReader("messages"))
+    error = bad_row(encode_row, row(b'{"prompt": "a", "response": "b"}'))
+    assert (str(error), error.reason) == (
+        f"{WHERE}: not messages: no 'messages'; its fields are 'prompt', 'response'; "
+        "it is prompt_response: one run reads one format, or data.format: raw",
+        "bad_record",
+    )
+
+
+def test_what_is_random_is_keyed_by_seed_epoch_file_and_line() -> None:
+    conversation = [
+        {"role": role, "content": f"{role} {n}"}
+        for n in range(50)
+        for role in ("user", "assistant")
+    ]
+    text = orjson.dumps({"messages": conversation})
+
+    def drawn(seed: int = 0, epoch: int = 0, file: str = "s.jsonl", line: int = 3) -> object:
+        seen: list[object] = []
+
+        def hook(record: Any, *_: object) -> None:
+            seen.append((len(record["messages"]), random.random()))
+
+        encode_row = replace(encoder(hook), reader=RecordReader("messages"), seed=seed)
+        random.seed(time.monotonic_ns())
+        encode_row(Row(file, line, 70, text), epoch)
+        return seen
+
+    assert drawn() == drawn()
+    others = [drawn(), drawn(seed=1), drawn(epoch=1), drawn(file="t.jsonl"), drawn(line=4)]
+    assert len({str(one) for one in others}) == 5
 
 
 def test_the_hook_gets_record_tokenizer_and_length() -> None:

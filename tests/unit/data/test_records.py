@@ -1,15 +1,12 @@
-"""Prompt/response and chat records, down to the token ids, and every bad record's message."""
+"""What the shipped hook makes of records; the ids of every format are in test_golden_formats.py."""
 
 import copy
 from typing import Any
 
 import pytest
 
-from llada_sft.data.records import encode_prompt, encode_record, split_record
+from llada_sft.data.records import encode_prompt, encode_record
 from llada_sft.errors import DataError
-
-ROLES = "('system', 'user', 'assistant')"
-NEEDS = "a record needs 'prompt' and 'response', or 'messages'"
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -118,6 +115,7 @@ def test_the_ids_are_those_of_a_call(tokenizer: Any, split_special_tokens: bool)
 def test_another_kind_of_tokenizer_is_called(tokenizer: Any, ids: dict[str, int]) -> None:
     class Other:
         chat_template = None
+        bos_token = "<|startoftext|>"
         apply_chat_template = tokenizer.apply_chat_template
 
         def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
@@ -126,70 +124,83 @@ def test_another_kind_of_tokenizer_is_called(tokenizer: Any, ids: dict[str, int]
     assert encode_record({"prompt": "a", "response": "abc"}, Other())["input_ids"][1:] == [3]
 
 
-def test_which_turn_is_the_response() -> None:
-    question, answer = turn("user", "q"), turn("assistant", "a")
-    assert split_record({"messages": [question, answer]}) == ([question], "a")
-    more = [question, answer, turn("user", "r"), turn("user", "s")]
-    assert split_record({"messages": more}) == ([question], "a")
-    # Further fields of a turn or of a record are none of ours.
-    record = {"messages": [question | {"id": 1}, answer], "id": 7}
-    assert split_record(record) == ([question], "a")
+def learned(record: object, tokenizer: Any) -> list[str]:
+    """The texts that are learned, one for each stretch of the response mask."""
+    encoded = encode_record(record, tokenizer)
+    stretches: list[list[int]] = []
+    before = False
+    for token, is_response in zip(encoded["input_ids"], encoded["response_mask"], strict=True):
+        if is_response and not before:
+            stretches.append([])
+        if is_response:
+            stretches[-1].append(token)
+        before = is_response
+    return [tokenizer.decode(ids) for ids in stretches]
+
+
+def test_which_turn_is_the_response(tokenizer: Any) -> None:
+    question, answer = turn("user", "a"), turn("assistant", "b")
+    assert learned({"messages": [question, answer]}, tokenizer) == ["b"]
+    more = [question, answer, turn("user", "c"), turn("user", "d")]
+    assert learned({"messages": more}, tokenizer) == ["b"]
+    more = [question, answer, turn("user", "c"), turn("assistant", "d")]
+    assert learned({"messages": more}, tokenizer) == ["d"]
+
+
+def test_turns_that_are_marked_are_learned(tokenizer: Any) -> None:
+    questions = [turn("user", letter) for letter in "abc"]
+    answers: list[dict[str, Any]] = [turn("assistant", letter) for letter in "def"]
+    both = [one for pair in zip(questions, answers, strict=True) for one in pair]
+    marked = [one | {"learn": number in (1, 5)} for number, one in enumerate(both)]
+    assert learned({"messages": marked}, tokenizer) == ["d", "f"]
+    # The field `system` makes one turn more.
+    assert learned({"messages": marked, "system": "gh"}, tokenizer) == ["d", "f"]
+    only_first = [one | {"learn": number == 1} for number, one in enumerate(both)]
+    assert learned({"messages": only_first}, tokenizer) == ["d"]
+
+
+def test_fields_that_are_none_of_ours_change_nothing(tokenizer: Any) -> None:
+    question, answer = turn("user", "a"), turn("assistant", "b")
+    plain = encode_record({"messages": [question, answer]}, tokenizer)
+    record = {"messages": [question | {"id": 1}, answer], "id": 7, "text": "a b", "system": ""}
+    assert encode_record(record, tokenizer) == plain
+
+
+def test_a_template_that_renders_an_answer_otherwise_later(tokenizer: Any) -> None:
+    """As some templates take a model's thoughts out of all turns but the last."""
+    turns = [turn("user", "a"), turn("assistant", "bc"), turn("user", "d"), turn("assistant", "e")]
+    marked = [one | {"learn": one["role"] == "assistant"} for one in turns]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for m in messages %}{{ m['content'] | replace('b', '') }}{% endfor %}"
+    with pytest.raises(DataError) as caught:
+        encode_record({"messages": marked}, other)
+    assert str(caught.value) == (
+        "the chat template renders turn 1 of the conversation differently once others follow; "
+        "set data.multi_turn to random or last"
+    )
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (None, "a record must be a JSON object, got null"),
-        ([], "a record must be a JSON object, got an empty list"),
-        ([1], "a record must be a JSON object, got list"),
-        ("text", "a record must be a JSON object, got str"),
-        (0, "a record must be a JSON object, got int"),
-        ({}, f"no 'prompt'; {NEEDS}"),
-        ({"prompt": "a"}, f"no 'response'; {NEEDS}"),
-        ({"response": "a"}, f"no 'prompt'; {NEEDS}"),
-        ({"prompt": 7, "response": "a"}, "'prompt' must be a string, got int"),
-        ({"prompt": None, "response": "a"}, "'prompt' must be a string, got null"),
-        ({"prompt": [], "response": "a"}, "'prompt' must be a string, got an empty list"),
-        ({"prompt": " \n", "response": "a"}, "'prompt' is empty"),
-        ({"prompt": "a", "response": ""}, "'response' is empty"),
-        ({"prompt": "a", "response": ["b"]}, "'response' must be a string, got list"),
-        ({"messages": None}, "'messages' must be a list of turns, got null"),
-        ({"messages": {}}, "'messages' must be a list of turns, got an empty dict"),
-        ({"messages": "hello"}, "'messages' must be a list of turns, got str"),
-        ({"messages": []}, "'messages' must be a list of turns, got an empty list"),
-        ({"messages": ["hello"]}, "'messages[0]' must be an object, got str"),
+        (7, "a record must be a JSON object, got int"),
         (
-            {"messages": [turn("user", "a"), turn("bot", "b")]},
-            f"'messages[1].role' must be one of {ROLES}, got 'bot'",
+            {},
+            "no known format: it has no fields; name yours in data.fields, or read them in a hook",
         ),
         (
-            {"messages": [{"content": "a"}]},
-            f"'messages[0].role' must be one of {ROLES}, got None",
+            {"messages": [turn("user", "a") | {"learn": True}, turn("assistant", "b")]},
+            "'messages[0].learn' is true, but that turn is no answer: "
+            "the assistant's, with text, after another turn",
         ),
         (
-            {"messages": [{"role": ["user"], "content": "a"}]},
-            f"'messages[0].role' must be one of {ROLES}, got ['user']",
-        ),
-        ({"messages": [{"role": "user"}]}, "'messages[0].content' must be a string, got null"),
-        (
-            {"messages": [turn("user", "a"), {"role": "assistant", "content": 3}]},
-            "'messages[1].content' must be a string, got int",
-        ),
-        (
-            {"messages": [turn("system", "a"), turn("user", "b")]},
-            "'messages' has no assistant turn; a record needs a response",
-        ),
-        (
-            {"messages": [turn("assistant", "a"), turn("user", "b")]},
-            "'messages' begins with the assistant; a record needs a prompt",
-        ),
-        (
-            {"messages": [turn("user", "a"), turn("assistant", " ")]},
-            "the last assistant turn is empty; a record needs a response",
+            {"messages": [turn("user", "a"), turn("assistant", " ") | {"learn": True}]},
+            "'messages[1].learn' is true, but that turn is no answer: "
+            "the assistant's, with text, after another turn",
         ),
     ],
 )
-def test_a_record_that_cannot_be_used(record: object, message: str) -> None:
+def test_a_record_that_cannot_be_used(tokenizer: Any, record: object, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        split_record(record)
+        encode_record(record, tokenizer)
     assert str(caught.value) == message
