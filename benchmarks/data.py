@@ -71,10 +71,13 @@ def measure_parse(shards: list[Path], cache: Path) -> list[Line]:
     """Read every row and parse it."""
     import orjson
 
+    from llada_sft.data.sources import name_shards
     from llada_sft.data.stream import RowStream
 
     def rate(files: list[Path], shuffle: bool) -> float:
-        stream = RowStream(files, files[0].parent, seed=0, shuffle=shuffle, cache_dir=cache)
+        stream = RowStream(
+            name_shards(files, files[0].parent), seed=0, shuffle=shuffle, cache_dir=cache
+        )
 
         def read_all() -> int:
             for row in stream.rows(0, stream.start_positions()):
@@ -124,6 +127,7 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
 
     from llada_sft.config.schema import DataConfig
     from llada_sft.data.datamodule import StepDataset, StepSize, TokenIds
+    from llada_sft.data.sources import list_sources
     from llada_sft.data.tokenizer import load_tokenizer
 
     chat_rows.write_tokenizer(folder / "tokenizer")
@@ -146,9 +150,8 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
         batching="packed",
         max_tokens=MAX_TOKENS,
     )
-    dataset = StepDataset(
-        config, folder / "tokenizer", ids, [few / "a.jsonl"], 0, StepSize(1, 1), epochs=1
-    )
+    sources = list_sources(config, epochs=1)
+    dataset = StepDataset(config, folder / "tokenizer", ids, sources, 0, StepSize(1, 1))
 
     def packed() -> int:
         # Loading the tokenizer, before the first step, is not what is measured.
@@ -192,6 +195,7 @@ def _lines(shards: list[Path]) -> Iterator[bytes]:
 
 def measure_resume(files: dict[str, Path], cache: Path) -> list[Line]:
     """Go on at several rows of a file; the slowest counts, of each the fastest of three."""
+    from llada_sft.data.sources import name_shards
     from llada_sft.data.stream import FilePosition, RowStream
 
     def first_row_ms(stream: RowStream, at: dict[str, FilePosition]) -> float:
@@ -200,7 +204,9 @@ def measure_resume(files: dict[str, Path], cache: Path) -> list[Line]:
         return 1000 * (time.perf_counter() - began)
 
     def slowest_ms(file: Path, shuffle: bool) -> float:
-        stream = RowStream([file], file.parent, seed=0, shuffle=shuffle, cache_dir=cache)
+        stream = RowStream(
+            name_shards([file], file.parent), seed=0, shuffle=shuffle, cache_dir=cache
+        )
         last = stream.num_rows - 1
         found = []
         for row in (0, last // 3, last * 2 // 3, last):
@@ -268,9 +274,10 @@ def added_by_rows(path: Path, cache: Path) -> float:
     """Index, shuffle, and read some rows; return the MB over those of a bare interpreter."""
     bare = "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     before = int(subprocess.check_output([sys.executable, "-c", bare])) * 1024 / 1e6
+    from llada_sft.data.sources import name_shards
     from llada_sft.data.stream import RowStream
 
-    stream = RowStream([path], path.parent, seed=0, shuffle=True, cache_dir=cache)
+    stream = RowStream(name_shards([path], path.parent), seed=0, shuffle=True, cache_dir=cache)
     for epoch in range(2):
         for _ in islice(stream.rows(epoch, stream.start_positions()), 10_000):
             pass

@@ -34,18 +34,19 @@ LONG_AGO = 1_600_000_000
 def start(folder: Path, ranks: int, cache: Path) -> dict[str, Any]:
     """Start as the last rank but one of many, in this process."""
     began, cpu_began = time.perf_counter(), time.process_time()
-    from llada_sft.data.shards import assign_files, list_shards, shard_root
+    from llada_sft.config.schema import DataConfig
+    from llada_sft.data.sources import list_sources
     from llada_sft.data.stream import RowStream
 
     imported = time.perf_counter()
-    shards = list_shards(str(folder))
+    (source,) = list_sources(DataConfig(train=str(folder)), epochs=1)
     listed = time.perf_counter()
-    mine = assign_files(shards, max(0, ranks - 2), ranks)
-    stream = RowStream(mine, shard_root(str(folder)), seed=0, shuffle=True, cache_dir=cache)
+    mine = source.of_rank(max(0, ranks - 2), ranks).shards
+    stream = RowStream(mine, seed=0, shuffle=True, cache_dir=cache)
     next(stream.rows(0, stream.start_positions()))
     ended = time.perf_counter()
     return {
-        "shards": len(shards),
+        "shards": len(source.shards),
         "ranks": ranks,
         "own_shards": len(mine),
         "import_s": imported - began,

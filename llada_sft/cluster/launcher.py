@@ -8,6 +8,7 @@ otherwise        preflight -> run directory -> SLURM, or with --local this machi
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,43 +111,35 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
 
 def count_rows(config: Config) -> RowCount | None:
     """Count the rows of the training files; None when they are not there, remote or unreadable."""
-    from llada_sft.data.row_count import count_rows as rows_of_files
-    from llada_sft.data.shards import assign_files, list_shards
+    from llada_sft.data.row_count import count_sources
+    from llada_sft.data.sources import list_sources
 
     try:
-        files = list_shards(config.data.train)
-        owned = [assign_files(files, rank, config.world_size) for rank in range(config.world_size)]
-        counted = rows_of_files(files)
+        return count_sources(list_sources(config.data, config.train.epochs), config.world_size)
     except LladaSftError:
         return None
-    if counted is None:
-        return None
-    counts, estimated = counted
-    rows = dict(zip(files, counts, strict=True))
-    busiest = max(sum(rows[file] for file in mine) for mine in owned)
-    return RowCount(sum(counts), busiest, estimated)
 
 
-def record_format(config: Config) -> str | None:
-    """Say what the training rows are; None when they are not there, remote or unreadable."""
+def record_formats(config: Config) -> list[str]:
+    """Say what the rows of each source are, but of those that are remote or cannot be read."""
     from llada_sft.data.detect import detect_format
-    from llada_sft.data.files import is_remote
-    from llada_sft.data.shards import list_shards
+    from llada_sft.data.files import RemoteFile
+    from llada_sft.data.sources import list_sources
 
-    if config.data.format != "auto":
-        return f"{config.data.format} (data.format)"
-    if is_remote(config.data.train):
-        return None
-    try:
-        return str(detect_format(list_shards(config.data.train), config.data))
-    except LladaSftError:
-        return None
+    found = []
+    with suppress(LladaSftError):
+        for source in list_sources(config.data, config.train.epochs):
+            of_source = f"{source.name}: " if source.name else ""
+            if source.format != "auto":
+                found.append(f"{of_source}{source.format} (data.format)")
+            elif not isinstance(source.shards[0].shard, RemoteFile):
+                found.append(f"{of_source}{detect_format(source, config.data.cache_dir)}")
+    return found
 
 
 def _summary(config: Config) -> list[str]:
     """Say what the rows of a config with absolute paths are, and what follows from its numbers."""
-    found = record_format(config)
-    records = [] if found is None else [f"records          {found}"]
+    records = [f"records          {found}" for found in record_formats(config)]
     return records + batch_arithmetic(config, count_rows(config))
 
 

@@ -38,12 +38,18 @@ def find_problems(config: Config) -> list[str]:
 
 
 def _training_files(config: Config) -> Iterator[str]:
-    from llada_sft.data.shards import assign_files, list_shards
+    from llada_sft.data.sources import list_sources
 
     try:
-        assign_files(list_shards(config.data.train), 0, config.world_size)
+        sources = list_sources(config.data, config.train.epochs)
     except LladaSftError as error:
         yield str(error)
+        return
+    for source in sources:
+        try:
+            source.of_rank(0, config.world_size)
+        except LladaSftError as error:
+            yield str(error)
 
 
 def _validation_files(config: Config) -> Iterator[str]:

@@ -28,7 +28,7 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "run": config.run.name,
         "directory": str(run.path),
         "model": f"{config.model.path} ({config.model.init})",
-        "data": config.data.train,
+        "data": ", ".join(config.data.train_paths),
         "ranks": f"{config.slurm.nodes} nodes × {config.slurm.ranks_per_node},"
         f" global batch {config.global_batch_size} {config.global_batch_unit}",
         "job": _job(run),

@@ -1,24 +1,32 @@
 """The numbers that follow from a config, as lines of text: what a step is, how long the run is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from llada_sft.config.schema import Config
 
 
 @dataclass(frozen=True)
 class RowCount:
-    """Rows of the training files; `busiest_rank` is the largest number that one rank reads."""
+    """Rows of the training files.
+
+    Attributes:
+        total: All of them, once.
+        busiest_rank: The most that one rank reads: in an epoch, or, of sources by name, in all.
+        estimated: Worked out from the mean length of a line instead of read through.
+        by_source: For each source by name, its rows, and how often they come.
+    """
 
     total: int
     busiest_rank: int
-    # Worked out from the mean length of a line instead of read through.
     estimated: bool = False
+    by_source: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def steps_per_epoch(config: Config, rows: RowCount) -> int:
-    """Count the steps until the rank with the most rows has read them all; padded batches only."""
+def steps_of(config: Config, num_rows: int) -> int:
+    """Count the steps in which a rank reads so many rows; padded batches only."""
     rows_per_step = config.train.micro_batch_size * config.train.accumulate_grad_batches
-    return -(-rows.busiest_rank // rows_per_step)
+    return -(-num_rows // rows_per_step)
 
 
 def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[str]:
@@ -44,17 +52,28 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
 
 def _length(config: Config, rows: RowCount) -> list[str]:
     about = "≈ " if rows.estimated else ""
-    lines = [f"rows per epoch   {about}{rows.total:,}"]
-    if config.data.batching == "packed":
-        lines += ["steps per epoch  as the tokens have it; estimated where training begins"]
-    else:
-        steps = steps_per_epoch(config, rows)
-        total = steps * config.train.epochs
-        lines += [
-            f"steps per epoch  {about}{steps:,}, until the busiest rank has read"
-            f" its {about}{rows.busiest_rank:,} rows",
-            f"steps in all     {about}{total:,} = {config.train.epochs} epochs × {steps:,}",
+    packed = config.data.batching == "packed"
+    read = f"until the busiest rank has read its {about}{rows.busiest_rank:,} rows"
+    steps = steps_of(config, rows.busiest_rank)
+    if rows.by_source:
+        lines = [
+            f"{name:<16} {about}{count:,} rows × {epochs} epochs"
+            for name, (count, epochs) in rows.by_source.items()
         ]
+        lines += [] if packed else [f"steps in all     {about}{steps:,}, {read}"]
+    else:
+        lines = [f"rows per epoch   {about}{rows.total:,}"]
+        total = steps * config.train.epochs
+        lines += (
+            []
+            if packed
+            else [
+                f"steps per epoch  {about}{steps:,}, {read}",
+                f"steps in all     {about}{total:,} = {config.train.epochs} epochs × {steps:,}",
+            ]
+        )
+    if packed:
+        lines += ["steps per epoch  as the tokens have it; estimated where training begins"]
     if config.train.max_steps is not None:
         lines.append(f"                 stops after {config.train.max_steps:,} (train.max_steps)")
     return lines

@@ -43,10 +43,12 @@ def shown(value: Any) -> str:
 
 def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
     """Cut a location below the key: what is no key of the data is pydantic's own addition."""
+    # The tag of a union's arm may also stand above the key.
+    location = tuple(part for part in detail["loc"] if str(part)[:1] != "(")
     if detail["type"] == "missing":
-        return detail["loc"]
+        return location
     path: list[str | int] = []
-    for part in detail["loc"]:
+    for part in location:
         inside = isinstance(data, dict) and part in data
         inside |= isinstance(data, list) and isinstance(part, int) and part < len(data)
         if not inside:
@@ -112,6 +114,10 @@ def _expected(detail: ErrorDetails) -> str:
             return "a mapping"
         case "tuple_type":
             return "a list"
+        case "too_short":
+            return "not empty"
+        case "form":
+            return detail["msg"]
         case "too_long":
             return f"a list of {context['max_length']}"
         case other:
@@ -146,18 +152,20 @@ def _initials(words: str) -> str:
 
 
 def _model_at(section: KeyPath) -> type[BaseModel] | None:
-    model: type[BaseModel] = Config
+    model: type[BaseModel] | None = Config
     for key in section:
-        annotation = model.model_fields[str(key)].annotation
-        models = [one for one in (annotation, *get_args(annotation)) if _is_model(one)]
-        if not models:
-            return None
-        model = models[0]
+        # The name of a source is no field: the section below it is the one of any source.
+        if model is not None and key in model.model_fields:
+            model = next(_models_in(model.model_fields[str(key)].annotation), None)
     return model
 
 
-def _is_model(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """Yield the sections that a type names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _fields_at(section: KeyPath) -> Iterator[str]:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from llada_sft.config import yaml12
 from llada_sft.config.problems import describe, shown
-from llada_sft.config.schema import Config
+from llada_sft.config.schema import Config, SourceConfig
 from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 
@@ -192,7 +192,14 @@ def dump_config(config: Config) -> str:
 def resolve_paths(config: Config, base: str | Path) -> Config:
     """Make every path of a config absolute; the relative ones start at `base`, URLs stay."""
 
-    def absolute(path: str) -> str:
+    def absolute(path: Any) -> Any:
+        # data.train may be a list, or sources by name.
+        if isinstance(path, tuple):
+            return tuple(map(absolute, path))
+        if isinstance(path, dict):
+            return {name: absolute(source) for name, source in path.items()}
+        if isinstance(path, SourceConfig):
+            return path.model_copy(update={"path": absolute(path.path)})
         if is_url(path):
             return path
         # Not resolve(): a cluster's links (/home, automounts) mean the same on every node.

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -31,6 +33,8 @@ SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!
 SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
+# Part of the names of files: no slash.
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class Section(BaseModel):
@@ -85,9 +89,60 @@ class ModelConfig(Section):
         return self
 
 
+class SourceConfig(Section):
+    """One of several named sources of `data.train`."""
+
+    # A folder, a glob or a URL, as data.train may be.
+    path: NonEmptyStr
+    # Its share of what is trained on, in proportion to the other sources' weights.
+    weight: PositiveFloat = 1.0
+    # How often each of its rows comes; null = train.epochs.
+    epochs: PositiveInt | None = None
+    # As in data, and where null, those of data.
+    format: RecordFormat | None = None
+    fields: dict[str, NonEmptyStr] | None = None
+
+    @field_validator("fields")
+    @classmethod
+    def _of_the_format(
+        cls, fields: dict[str, str] | None, info: ValidationInfo
+    ) -> dict[str, str] | None:
+        if fields and info.data.get("format"):
+            check_fields(info.data["format"], fields)
+        return fields
+
+
+def _form_of_train(value: object) -> str | None:
+    match value:
+        case str():
+            return "(path)"
+        case list() | tuple():
+            return "(list)"
+        case dict():
+            return "(sources)"
+    return None
+
+
+# The tags stand in the locations of pydantic's errors; in brackets they are no keys.
+TrainData = Annotated[
+    Annotated[NonEmptyStr, Tag("(path)")]
+    | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1), Tag("(list)")]
+    | Annotated[dict[SourceName, SourceConfig], Field(min_length=1), Tag("(sources)")],
+    Discriminator(
+        _form_of_train,
+        custom_error_type="form",
+        custom_error_message="a path, a list of paths, or sources by name",
+    ),
+]
+
+
 class DataConfig(Section):
     # A folder of .jsonl, .jsonl.gz or .jsonl.zst shards, or a glob of them; or the URL of one.
-    train: NonEmptyStr
+    # Or a list of these, read as one. Or named sources, mixed by weight (docs/data.md):
+    # {chat: {path: data/chat, weight: 0.7}, code: {path: data/code, weight: 0.3, epochs: 2}}.
+    train: TrainData
+    # What the weights of named sources share out: examples, or their tokens.
+    mix_by: Literal["examples", "tokens"] = "examples"
     validation: NonEmptyStr | None = None
     # What a row is (docs/data.md): a known format; auto = told from the first rows, and printed;
     # raw = the hook gets each record as it is.
@@ -128,6 +183,15 @@ class DataConfig(Section):
     shuffle: bool = True
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.
     prefetch_steps: NonNegativeInt = 4
+
+    @property
+    def train_paths(self) -> list[str]:
+        """All paths of `train`."""
+        if isinstance(self.train, str):
+            return [self.train]
+        if isinstance(self.train, tuple):
+            return list(self.train)
+        return [source.path for source in self.train.values()]
 
     @field_validator("fields")
     @classmethod

@@ -6,30 +6,29 @@ what was prepared ahead. Ranks run out of rows at different times: a rank says s
 with `end_of_epoch`, and training/ decides, for all ranks together, when an epoch is over.
 """
 
-import atexit
-import signal
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.collate import CleanBatch, pad
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example
 from llada_sft.data.epoch_rows import EpochRows
-from llada_sft.data.files import Shard
 from llada_sft.data.hook import load_hook
+from llada_sft.data.mixture import MixedRows, SourceRows
 from llada_sft.data.packing import micro_batches, with_waiting
 from llada_sft.data.quarantine import Quarantine
 from llada_sft.data.record_reader import RecordReader
-from llada_sft.data.shards import list_shards, shard_root
+from llada_sft.data.sources import Source
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
-from llada_sft.errors import DataError, LladaSftError
+from llada_sft.errors import DataError
 
 Positions = dict[str, FilePosition]
 # Rows whose tokens tell how many steps an epoch of packed micro-batches makes.
@@ -47,7 +46,9 @@ class LocalStep:
             waits to be packed.
         end_of_epoch: There are no rows left; the step holds none.
         rows: What became of the rows that were read since the step before.
-        epoch_rows: All rows of the rank's files.
+        rows_done, epoch_rows: Rows of the epoch that are done, and that there are on this rank;
+            where sources are mixed, of all of their epochs.
+        by_source: What each of these gave to the step, in the unit of `data.mix_by`.
     """
 
     micro_batches: tuple[CleanBatch, ...]
@@ -55,7 +56,9 @@ class LocalStep:
     positions: Positions
     end_of_epoch: bool = False
     rows: RowCounts = field(default_factory=RowCounts)
+    rows_done: int = 0
     epoch_rows: int = 0
+    by_source: tuple[int, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -73,10 +76,6 @@ class LocalStep:
     def num_positions(self) -> int:
         """All tokens that the network runs on, padding and empty micro-batches among them."""
         return sum(int(batch.input_ids.size) for batch in self.micro_batches)
-
-    @property
-    def rows_done(self) -> int:
-        return sum(at.row for at in self.positions.values())
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,9 @@ class StepDataset(IterableDataset[LocalStep]):
         config: The data section.
         tokenizer_dir: Where the tokenizer lies.
         ids: Special tokens and vocabulary.
-        files: The rank's shards.
+        sources: The rank's part of each: one dataset without a name, or all that are mixed.
         seed: Keys the order of rows.
         size: Micro-batch size and accumulation.
-        epochs: Stop after this many.
         epoch: The epoch to begin in.
         positions: Where to begin in it, perhaps with files of other ranks; None is its start.
         quarantine: The file that bad rows are written to, if any.
@@ -145,48 +143,94 @@ class StepDataset(IterableDataset[LocalStep]):
         config: DataConfig,
         tokenizer_dir: Path,
         ids: TokenIds,
-        files: Sequence[Shard],
+        sources: Sequence[Source],
         seed: int,
         size: StepSize,
-        epochs: int,
         epoch: int = 0,
-        positions: Mapping[str, FilePosition] | None = None,
+        positions: Positions | None = None,
         quarantine: Path | None = None,
     ) -> None:
-        self._root, self._quarantine = shard_root(config.train), quarantine
-        self.stream = RowStream(files, self._root, seed, config.shuffle, config.cache_dir)
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
-        self._seed = seed
-        self._size, self._epochs = size, epochs
+        self._seed, self._size, self._quarantine = seed, size, quarantine
         self._epoch, self._positions = epoch, positions
+        self._sources = [
+            (source, RowStream(source.shards, seed, config.shuffle, config.cache_dir))
+            for source in sources
+        ]
+        # Each has epochs of its own; otherwise those of the one dataset are the run's.
+        self.mixed_sources = tuple(source.name for source in sources if source.name)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(stream.num_rows for _, stream in self._sources)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Give the fingerprint of each of the rank's files, by its name."""
+        return {name: one for _, rows in self._sources for name, one in rows.fingerprints().items()}
+
+    def start_positions(self) -> Positions:
+        """Say where all of the rank's files begin."""
+        return {
+            name: at for _, rows in self._sources for name, at in rows.start_positions().items()
+        }
 
     def begin_anew(self, names: Iterable[str]) -> None:
         """Read files from the beginning of the epoch on, whatever of them is done or waits."""
-        anew = dict.fromkeys(names, FilePosition(0, 0))
-        self._positions = {**(self._positions or {}), **anew}
+        positions = dict(self._positions or {})
+        for name in names:
+            at = positions.get(name, FilePosition(0, 0))
+            positions[name] = at.at_epoch(at.epoch)._replace(pending=())
+        self._positions = positions
 
     def __iter__(self) -> Iterator[LocalStep]:
         encoder = self._encoder()
-        positions = self.stream.start_positions()
-        if self._positions is not None:
-            # Of this rank's files alone: what it said of another's would be out of date.
-            positions = self.stream.known_positions(self._positions)
-        quarantine = Quarantine(
+        if self.mixed_sources:
+            rows = MixedRows(
+                [self._source_rows(source, stream, encoder) for source, stream in self._sources],
+                self._config.mix_by,
+            )
+            yield from self._steps(rows, self._waiting(encoder))
+            return
+        ((source, stream),) = self._sources
+        encoder = _for_source(encoder, source)
+        positions = self._begin(source, stream)
+        quarantine = self._quarantine_of(stream, positions)
+        waiting = self._waiting(encoder)
+        for epoch in range(self._epoch, source.epochs):
+            yield from self._steps(
+                EpochRows(stream, encoder, quarantine, epoch, positions), waiting
+            )
+            positions, waiting = stream.start_positions(epoch + 1), []
+
+    def _begin(self, source: Source, stream: RowStream) -> Positions:
+        """Say what is read of a source's files where this run begins."""
+        if self._positions is None:
+            return stream.start_positions()
+        of_source = {name: at for name, at in self._positions.items() if source.owns(name)}
+        known = stream.known_positions(of_source)
+        return {name: at._replace(pending=()) for name, at in known.items()}
+
+    def _source_rows(self, source: Source, stream: RowStream, encoder: Encoder) -> SourceRows:
+        positions = self._begin(source, stream)
+        return SourceRows(
+            source.weight,
+            source.epochs,
+            stream,
+            _for_source(encoder, source),
+            self._quarantine_of(stream, positions),
+            positions,
+        )
+
+    def _quarantine_of(self, stream: RowStream, positions: Positions) -> Quarantine:
+        return Quarantine(
             self._quarantine,
             self._config.max_bad_fraction,
-            self.stream.fingerprints(),
-            self._epoch,
+            stream.fingerprints(),
             positions,
-            self._root,
+            stream.shown_paths,
         )
-        for epoch in range(self._epoch, self._epochs):
-            waiting = self._waiting(encoder, epoch, positions)
-            read = {name: at._replace(pending=()) for name, at in positions.items()}
-            rows = EpochRows(self.stream, encoder, quarantine, epoch, read)
-            yield from self._epoch_steps(rows, waiting)
-            positions = self.stream.start_positions()
 
-    def _epoch_steps(self, rows: EpochRows, waiting: list[Example]) -> Iterator[LocalStep]:
+    def _steps(self, rows: EpochRows | MixedRows, waiting: list[Example]) -> Iterator[LocalStep]:
         batches = micro_batches(
             self._config,
             self._size.micro_batch_size,
@@ -198,22 +242,10 @@ class StepDataset(IterableDataset[LocalStep]):
             yield self._step(some, rows, waiting)
         yield self._step((), rows, waiting, end_of_epoch=True)
 
-    def _encoder(self) -> Encoder:
-        return build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
-
-    def _waiting(self, encoder: Encoder, epoch: int, positions: Positions) -> list[Example]:
-        """Read the examples again that were read, but not trained."""
-        return [
-            example
-            for row, part in self.stream.pending_rows(positions)
-            for example in encoder(row, epoch).examples
-            if example.part == part
-        ]
-
     def _step(
         self,
         batches: tuple[CleanBatch, ...],
-        rows: EpochRows,
+        rows: EpochRows | MixedRows,
         waiting: Sequence[Example],
         end_of_epoch: bool = False,
     ) -> LocalStep:
@@ -224,104 +256,67 @@ class StepDataset(IterableDataset[LocalStep]):
             with_waiting(rows.positions, waiting),
             end_of_epoch,
             rows.take_counts(),
-            self.stream.num_rows,
+            rows.rows_done,
+            rows.num_rows,
+            self._by_source(batches),
         )
 
-    def steps_per_epoch(self) -> int:
-        """Count the steps of an epoch as if each row made one example; packed: estimate them."""
-        num_rows = self.stream.num_rows
-        if self._config.max_tokens is None:
-            return -(-num_rows // self._size.examples)
-        sample = min(num_rows, _SAMPLE_ROWS)
-        num_tokens = -(-self._count_tokens(sample) * num_rows // max(1, sample))
-        return -(-num_tokens // (self._config.max_tokens * self._size.accumulate_grad_batches))
+    def _by_source(self, batches: Iterable[CleanBatch]) -> tuple[int, ...]:
+        given: Counter[str] = Counter()
+        for example in (example for batch in batches for example in batch.examples):
+            source = example.file.partition("/")[0]
+            given[source] += len(example.input_ids) if self._config.mix_by == "tokens" else 1
+        return tuple(given[source] for source in self.mixed_sources)
 
-    def _count_tokens(self, num_rows: int) -> int:
-        """Count the tokens that the first rows of the first epoch make."""
+    def _encoder(self) -> Encoder:
+        return build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
+
+    def _waiting(self, encoder: Encoder) -> list[Example]:
+        """Read the examples again that were read, but not trained."""
+        pending = [
+            (one, row, _for_source(encoder, source))
+            for source, stream in self._sources
+            for one, row in stream.pending_rows(self._positions or {})
+        ]
+        # Those of several ranks have the same places: then the files' order decides.
+        pending.sort(key=lambda each: each[0].place)
+        return [
+            example
+            for one, row, encode in pending
+            for example in encode(row, one.epoch).examples
+            if example.part == one.part
+        ]
+
+    def num_steps(self) -> int:
+        """Count the steps of all epochs as if each row made one example; packed: estimate them."""
+        if self.mixed_sources:
+            return self._steps_of([(*each, each[0].epochs) for each in self._sources])
+        ((source, stream),) = self._sources
+        # An epoch ends with a step that may not be full.
+        return source.epochs * self._steps_of([(source, stream, 1)])
+
+    def _steps_of(self, sources: Sequence[tuple[Source, RowStream, int]]) -> int:
+        if self._config.max_tokens is None:
+            num_rows = sum(stream.num_rows * times for _, stream, times in sources)
+            return -(-num_rows // self._size.examples)
         encoder = self._encoder()
         num_tokens = 0
-        for row in islice(self.stream.rows(0, self.stream.start_positions()), num_rows):
-            # A row that cannot be used is named where it is trained.
-            with suppress(DataError):
-                num_tokens += sum(len(example.input_ids) for example in encoder(row).examples)
-        return num_tokens
+        for source, stream, times in sources:
+            num_tokens += times * _estimate_tokens(stream, _for_source(encoder, source))
+        return -(-num_tokens // (self._config.max_tokens * self._size.accumulate_grad_batches))
 
 
-def _ignore_job_signals(_worker: int) -> None:
-    # SLURM sends the job's signals to every process of the step; only the rank may act on them.
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _for_source(encoder: Encoder, source: Source) -> Encoder:
+    reader = replace(encoder.reader, format=source.format, fields=source.fields)
+    return replace(encoder, reader=reader)
 
 
-class _ErrorsAsItems(IterableDataset[LocalStep | LladaSftError]):
-    """A dataset whose last item may be its error: DataLoader would add a traceback to the line."""
-
-    def __init__(self, dataset: StepDataset) -> None:
-        self._dataset = dataset
-
-    def __iter__(self) -> Iterator[LocalStep | LladaSftError]:
-        try:
-            yield from self._dataset
-        except LladaSftError as error:
-            yield error
-
-
-class _BackgroundSteps(Iterable[LocalStep]):
-    """The steps of a dataset, prepared ahead by one other process."""
-
-    def __init__(self, dataset: StepDataset, prefetch_steps: int) -> None:
-        self._loader = DataLoader(
-            _ErrorsAsItems(dataset),
-            batch_size=None,
-            num_workers=1,
-            prefetch_factor=prefetch_steps,
-            # fork would copy the threads' locks of a process that runs gloo and CUDA
-            multiprocessing_context="spawn",
-            worker_init_fn=_ignore_job_signals,
-        )
-
-    def __iter__(self) -> Iterator[LocalStep]:
-        steps = _steps_or_error(iter(self._loader))
-        # The process ignores TERM: at exit, Python would send that and wait for it for ever.
-        atexit.register(steps.close)
-        return steps
-
-
-def _steps_or_error(
-    items: Iterator[LocalStep | LladaSftError],
-) -> Generator[LocalStep, None, None]:
-    try:
-        for item in items:
-            if isinstance(item, LladaSftError):
-                raise item
-            yield item
-    finally:
-        # The last reference, also where an exception keeps this frame: the process ends with it.
-        del items
-
-
-def step_loader(dataset: StepDataset, prefetch_steps: int) -> Iterable[LocalStep]:
-    """Prepare steps in one background process, or in this one if `prefetch_steps` is 0."""
-    return dataset if prefetch_steps == 0 else _BackgroundSteps(dataset, prefetch_steps)
-
-
-def validation_batches(
-    config: DataConfig,
-    encoder: Encoder,
-    rank: int,
-    world_size: int,
-    micro_batch_size: int,
-    max_rows: int,
-) -> list[CleanBatch]:
-    """Encode this rank's validation rows: every world_size-th of the first `max_rows`."""
-    assert config.validation is not None
-    files = list_shards(config.validation)
-    root = shard_root(config.validation)
-    stream = RowStream(files, root, seed=0, shuffle=False, cache_dir=config.cache_dir)
-    examples: list[Example] = []
-    for number, row in enumerate(stream.rows(0, stream.start_positions())):
-        if number >= max_rows:
-            break
-        if number % world_size == rank:
-            examples.extend(encoder(row).examples)
-    return list(micro_batches(config, micro_batch_size, encoder.eos_token_id, [], iter(examples)))
+def _estimate_tokens(stream: RowStream, encoder: Encoder) -> int:
+    """Estimate the tokens of an epoch from those that its first rows make."""
+    sample = min(stream.num_rows, _SAMPLE_ROWS)
+    num_tokens = 0
+    for row in islice(stream.rows(0, stream.start_positions()), sample):
+        # A row that cannot be used is named where it is trained.
+        with suppress(DataError):
+            num_tokens += sum(len(example.input_ids) for example in encoder(row).examples)
+    return -(-num_tokens * stream.num_rows // max(1, sample))

@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 
 from llada_sft.config.record_formats import KnownFormat
-from llada_sft.config.schema import DataConfig
 from llada_sft.data.file_reader import MAX_LINE_BYTES
-from llada_sft.data.files import Shard, open_text
+from llada_sft.data.files import open_text
 from llada_sft.data.formats import format_of
+from llada_sft.data.sources import NamedShard, Source
 from llada_sft.data.stream import RowStream
 
 NUM_ROWS = 100
@@ -45,19 +45,19 @@ class Detected:
         return f"{what} ({self.matching:,} of the first {self.rows:,} rows)"
 
 
-def detect_format(shards: Iterable[Shard], config: DataConfig) -> Detected:
+def detect_format(source: Source, cache_dir: str | None) -> Detected:
     """Tell the format that most of the first rows have.
 
     Args:
-        shards: All shards of the dataset, sorted.
-        config: For the names of fields, and the cache of remote shards.
+        source: All shards of the dataset, and the names of fields.
+        cache_dir: For remote shards.
 
     Raises:
         DataError: A shard cannot be read.
     """
-    rows = list(islice(_first_rows(shards, config.cache_dir), NUM_ROWS))
+    rows = list(islice(_first_rows(source.shards, cache_dir), NUM_ROWS))
     # Of two formats that are as frequent, the one that is met first.
-    votes = Counter(_formats(rows, config.fields))
+    votes = Counter(_formats(rows, source.fields))
     if not votes:
         return Detected(None, 0, len(rows))
     found, matching = votes.most_common(1)[0]
@@ -74,12 +74,12 @@ def _formats(rows: Iterable[bytes], fields: Mapping[str, str]) -> Iterator[Known
         yield format_of(record, fields)
 
 
-def _first_rows(shards: Iterable[Shard], cache_dir: str | None) -> Iterator[bytes]:
-    for shard in shards:
-        if isinstance(shard, Path):
-            yield from _rows_of(shard)
+def _first_rows(shards: Iterable[NamedShard], cache_dir: str | None) -> Iterator[bytes]:
+    for named in shards:
+        if isinstance(named.shard, Path):
+            yield from _rows_of(named.shard)
         else:
-            stream = RowStream([shard], shard.parent, 0, shuffle=False, cache_dir=cache_dir)
+            stream = RowStream([named], 0, shuffle=False, cache_dir=cache_dir)
             yield from (row.text for row in stream.rows(0, stream.start_positions()))
 
 

@@ -34,6 +34,7 @@ class Example:
         noisy_ids: int64 [L] if the hook corrupts the input itself.
         grows: True if EOS tokens may be added up to the longest example of the micro-batch.
         file, line, part: Where it comes from; together with seed and epoch they key its noise.
+        epoch: In which its row was read.
     """
 
     input_ids: NDArray[np.int64]
@@ -43,6 +44,7 @@ class Example:
     file: str
     line: int
     part: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Encoder:
         examples: list[Example] = []
         clipped = skipped = 0
         for part, fields in enumerate(checked):
-            example, was_cut = self._example(row, part, fields)
+            example, was_cut = self._example(row, part, epoch, fields)
             clipped += was_cut
             if example is None:
                 skipped += 1
@@ -123,7 +125,7 @@ class Encoder:
             raise BadRowError(row, "hook_raised", message) from None
 
     def _example(
-        self, row: Row, part: int, fields: Mapping[str, NDArray[Any]]
+        self, row: Row, part: int, epoch: int, fields: Mapping[str, NDArray[Any]]
     ) -> tuple[Example | None, bool]:
         """Return the example, None if it is left out for its length; and whether it was cut."""
         noisy = fields.get("noisy_ids")
@@ -141,6 +143,7 @@ class Encoder:
             file=row.file,
             line=row.line,
             part=part,
+            epoch=epoch,
         )
         return example, keep.stop - keep.start < len(fields["response_mask"])
 

@@ -35,14 +35,22 @@ class EpochRows:
             done = self.positions[row.file]
             examples = self._encode(row, done)
             for part in range(done.part, len(examples)):
-                self.positions[row.file] = FilePosition(done.row, part + 1)
+                self.positions[row.file] = done._replace(part=part + 1)
                 if part + 1 == len(examples):
-                    self.positions[row.file] = FilePosition(done.row + 1, 0)
+                    self.positions[row.file] = done._replace(row=done.row + 1, part=0)
                 yield examples[part]
-            self.positions[row.file] = FilePosition(done.row + 1, 0)
+            self.positions[row.file] = done._replace(row=done.row + 1, part=0)
             self._read += self.epoch == 0
             self._quarantine.judge(self._read)
         self._quarantine.judge(self._read, end_of_epoch=True)
+
+    @property
+    def rows_done(self) -> int:
+        return sum(at.row for at in self.positions.values())
+
+    @property
+    def num_rows(self) -> int:
+        return self._stream.num_rows
 
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""

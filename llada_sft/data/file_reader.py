@@ -8,15 +8,14 @@ noticed.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llada_sft.data.cache import Cache
-from llada_sft.data.files import Shard, shard_name
 from llada_sft.data.order import KeyedPermutation
+from llada_sft.data.sources import NamedShard
 from llada_sft.errors import DataError
 
 # A longer line is never read whole: it is a bad row.
@@ -24,29 +23,19 @@ MAX_LINE_BYTES = 64 * 2**20
 Numbers = NDArray[np.integer]
 
 
-def shown_path(root: Path | str, file: str) -> str:
-    """Name a shard of a folder or a URL as messages do."""
-    return str(root / file) if isinstance(root, Path) else f"{root}/{file}"
-
-
 class Row(NamedTuple):
     """One line of a shard: `line` counts from 1, `byte` from 0, in the text if it is compressed.
 
-    `file` is relative to the dataset's folder: it keys noise and order. `root` is that folder or
-    its URL, for messages. A line longer than MAX_LINE_BYTES has no `text`, but `num_bytes`.
+    `file` is the shard's name, which keys noise and order; `path` is what messages call it. A line
+    longer than MAX_LINE_BYTES has no `text`, but `num_bytes`.
     """
 
     file: str
     line: int
     byte: int
     text: bytes
-    root: Path | str = Path()
+    path: str
     num_bytes: int | None = None
-
-    @property
-    def path(self) -> str:
-        """The shard, as messages call it."""
-        return shown_path(self.root, self.file)
 
     @property
     def where(self) -> str:
@@ -73,9 +62,10 @@ class FileReader:
     _file: IO[bytes] | None = None
     _num_links = 0
 
-    def __init__(self, root: Path | str, shard: Shard, cache: Cache) -> None:
-        self.root, self.shard, self.name = root, shard, shard_name(root, shard)
-        self.index, self._text = cache.prepare(shard)
+    def __init__(self, named: NamedShard, cache: Cache) -> None:
+        self.name, self.shard = named.name, named.shard
+        self.path = str(named.shard)
+        self.index, self._text = cache.prepare(named.shard)
 
     def __len__(self) -> int:
         return len(self.index.starts)
@@ -111,7 +101,7 @@ class FileReader:
         too_long: Iterable[int | None] = repeat(None)
         if max(sizes) > MAX_LINE_BYTES:
             too_long = [size if size > MAX_LINE_BYTES else None for size in sizes]
-        fields = zip(repeat(self.name), lines, starts, texts, repeat(self.root), too_long)
+        fields = zip(repeat(self.name), lines, starts, texts, repeat(self.path), too_long)
         return list(map(Row._make, fields))
 
     def _parts(self, numbers: Numbers, num_bytes: int) -> Iterator[Numbers]:

@@ -86,5 +86,5 @@ def with_waiting(
     """Return positions that know of the examples that were read, but wait."""
     pending: dict[str, list[Pending]] = {name: [] for name in read}
     for place, example in enumerate(waiting):
-        pending[example.file].append(Pending(place, example.line, example.part))
+        pending[example.file].append(Pending(place, example.line, example.part, example.epoch))
     return {name: at._replace(pending=tuple(pending[name])) for name, at in read.items()}

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llada_sft.data.file_reader import Row, shown_path
+from llada_sft.data.file_reader import Row
 from llada_sft.data.stream import FilePosition
 from llada_sft.errors import DataError
 
@@ -70,10 +70,9 @@ class Quarantine:
     Args:
         path: The file; None writes nothing down.
         max_bad_fraction: More than this share of bad rows ends the run.
-        fingerprints: Of the rank's files, by the names that `RowStream` gives to them.
-        epoch: The epoch that the run goes on in.
-        positions: Where, by the same names.
-        root: The folder that those names are relative to.
+        fingerprints: Of the rank's files, by their names.
+        positions: Where the run goes on in each, by the same names.
+        shown_paths: What messages call each, by the same names.
     """
 
     def __init__(
@@ -81,24 +80,19 @@ class Quarantine:
         path: Path | None,
         max_bad_fraction: float,
         fingerprints: Mapping[str, str],
-        epoch: int,
         positions: Mapping[str, FilePosition],
-        root: Path | str,
+        shown_paths: Mapping[str, str],
     ) -> None:
         self._path, self._max_bad_fraction = path, max_bad_fraction
-        rows_done = {shown_path(root, name): at.row for name, at in positions.items()}
-        self._fingerprints = {shown_path(root, name): one for name, one in fingerprints.items()}
+        done_until = {shown_paths[name]: (at.epoch, at.row) for name, at in positions.items()}
+        self._fingerprints = {shown_paths[name]: one for name, one in fingerprints.items()}
         known = [
             entry
             for entry in ([] if path is None else _read_all(path))
             if self._fingerprints.get(entry.file) == entry.fingerprint
         ]
         self._written = {(entry.file, entry.line) for entry in known}
-        done = [
-            entry
-            for entry in known
-            if entry.epoch < epoch or (entry.epoch == epoch and entry.row < rows_done[entry.file])
-        ]
+        done = [entry for entry in known if (entry.epoch, entry.row) < done_until[entry.file]]
         self._met = {(entry.file, entry.line) for entry in done}
         self._first = done[:SHOWN]
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from llada_sft.config.arithmetic import RowCount
 from llada_sft.data.files import Shard, is_compressed, open_text
+from llada_sft.data.sources import Source
 
 COUNT_UP_TO_BYTES = 256 * 2**20
 SAMPLE_BYTES = 8 * 2**20
@@ -36,6 +38,33 @@ def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
     pairs = [_rows_in(file, SAMPLE_BYTES // len(sample)) for file in sample]
     rows, num_bytes = (sum(column) for column in zip(*pairs, strict=True))
     return [round(size * rows / max(1, num_bytes)) for size in sizes], True
+
+
+def count_sources(sources: Sequence[Source], world_size: int) -> RowCount | None:
+    """Count the rows of sources, and those of the rank that reads most of them.
+
+    Returns:
+        None where `count_rows` does.
+
+    Raises:
+        ConfigError: a source has fewer files than there are ranks.
+        DataError: a file cannot be read.
+    """
+    ranks = [[one.of_rank(rank, world_size) for one in sources] for rank in range(world_size)]
+    counted = count_rows([named.shard for one in sources for named in one.shards])
+    if counted is None:
+        return None
+    counts, estimated = counted
+    names = [named.name for one in sources for named in one.shards]
+    rows = dict(zip(names, counts, strict=True))
+
+    def in_all(source: Source, times: int) -> int:
+        return times * sum(rows[named.name] for named in source.shards)
+
+    # The epochs of one dataset follow each other; those of several are all that there is.
+    busiest = max(sum(in_all(one, one.epochs if one.name else 1) for one in own) for own in ranks)
+    by_source = {one.name: (in_all(one, 1), one.epochs) for one in sources if one.name}
+    return RowCount(sum(counts), busiest, estimated, by_source)
 
 
 def _text_bytes(file: Path) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 from llada_sft.data.cache import Cache
 from llada_sft.data.draws import draw_files
 from llada_sft.data.file_reader import FileReader, ReadAhead, Row
-from llada_sft.data.files import Shard
 from llada_sft.data.order import KeyedPermutation, hashed, keys_of
+from llada_sft.data.sources import NamedShard
 
 # A rank that has more files opens them again and again: a process may hold 1,024, others' included.
 MAX_OPEN = 128
@@ -44,25 +44,37 @@ class Pending(NamedTuple):
     place: int
     line: int
     part: int
+    epoch: int = 0
 
 
 class FilePosition(NamedTuple):
-    """`row`: rows of the file's order that are read. `part`: examples of the next row that are.
+    """What is read of a file: all of it is done but `pending`.
 
-    All of these are done but `pending`.
+    Attributes:
+        row: Rows of the file's order.
+        part: Examples of the next row.
+        pending: Examples that wait.
+        epoch: The one that all of this is of; but for files of several sources, that of the run.
+        examples, tokens: What the file has given to the mixture.
     """
 
     row: int
     part: int
     pending: tuple[Pending, ...] = ()
+    epoch: int = 0
+    examples: int = 0
+    tokens: int = 0
+
+    def at_epoch(self, epoch: int) -> "FilePosition":
+        """Go to the beginning of another epoch."""
+        return self._replace(row=0, part=0, epoch=epoch)
 
 
 class RowStream:
     """The rows of one rank, epoch by epoch.
 
     Args:
-        files: The rank's files.
-        root: The folder that file names are relative to.
+        shards: The rank's.
         seed: Keys the order.
         shuffle: False reads file after file, line after line.
         cache_dir: Where indexes and texts are kept; None is the default.
@@ -70,33 +82,43 @@ class RowStream:
 
     def __init__(
         self,
-        files: Sequence[Shard],
-        root: Path | str,
+        shards: Sequence[NamedShard],
         seed: int,
         shuffle: bool,
         cache_dir: str | Path | None = None,
     ) -> None:
         cache = Cache(cache_dir)
-        self._readers = [FileReader(root, shard, cache) for shard in files]
+        self._readers = [FileReader(shard, cache) for shard in shards]
         self._seed, self._shuffle = seed, shuffle
 
     @property
     def num_rows(self) -> int:
         return sum(len(reader) for reader in self._readers)
 
+    @property
+    def shown_paths(self) -> dict[str, str]:
+        """What messages call each file, by its name."""
+        return {reader.name: reader.path for reader in self._readers}
+
+    def rows_done(self, positions: Mapping[str, FilePosition]) -> int:
+        """Count the rows that were read in all epochs."""
+        at = [(reader, positions[reader.name]) for reader in self._readers]
+        return sum(one.epoch * len(reader) + one.row for reader, one in at)
+
     def fingerprints(self) -> dict[str, str]:
         return {reader.name: reader.index.fingerprint for reader in self._readers}
 
-    def start_positions(self) -> dict[str, FilePosition]:
-        return {reader.name: FilePosition(0, 0) for reader in self._readers}
+    def start_positions(self, epoch: int = 0) -> dict[str, FilePosition]:
+        return {reader.name: FilePosition(0, 0, epoch=epoch) for reader in self._readers}
 
     def known_positions(self, positions: Mapping[str, FilePosition]) -> dict[str, FilePosition]:
         """Return the positions of these files; one that is not known counts as done.
 
         A file that was added after a checkpoint is thus read from the next epoch on.
         """
+        epoch = min((at.epoch for at in positions.values()), default=0)
         return {
-            reader.name: positions.get(reader.name, FilePosition(len(reader), 0))
+            reader.name: positions.get(reader.name, FilePosition(len(reader), 0, epoch=epoch))
             for reader in self._readers
         }
 
@@ -133,18 +155,15 @@ class RowStream:
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)
             yield from hashed(numbers, key).tolist()
 
-    def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Row, int]]:
-        """Read the rows of pending examples again, in the order that they wait in.
-
-        Returns:
-            The row of each, and which of the row's examples it is.
-        """
+    def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Pending, Row]]:
+        """Read the rows of pending examples again, file after file."""
         known = self.known_positions(positions)
-        waiting = [(one, reader) for reader in self._readers for one in known[reader.name].pending]
-        # Those of several ranks have the same places: then the files' order decides.
-        waiting.sort(key=lambda pair: pair[0].place)
         try:
-            return [(reader.line(one.line), one.part) for one, reader in waiting]
+            return [
+                (one, reader.line(one.line))
+                for reader in self._readers
+                for one in known[reader.name].pending
+            ]
         finally:
             self._close()
 

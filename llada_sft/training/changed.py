@@ -4,13 +4,10 @@
 each. A file that was added is no matter: it is read from the next epoch on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.file_reader import shown_path
-from llada_sft.data.files import Shard, shard_name
-from llada_sft.data.shards import shard_root
 from llada_sft.errors import DataError
 from llada_sft.training.checkpoints import DataState
 from llada_sft.training.consensus import Consensus
@@ -21,7 +18,7 @@ _DO = "restore them, start a new run, or set data.on_changed_file: restart_file"
 def files_to_restart(
     config: DataConfig,
     state: DataState,
-    shards: Sequence[Shard],
+    names: Collection[str],
     fingerprints: Mapping[str, str],
     consensus: Consensus,
     rank: int,
@@ -31,7 +28,7 @@ def files_to_restart(
     Args:
         config: The data section.
         state: The checkpoint's.
-        shards: All that there are.
+        names: Of all files that there are.
         fingerprints: Of this rank's.
         consensus: The agreement of the ranks: a rank knows only its own files' fingerprints.
         rank: Rank 0 prints the warnings.
@@ -42,22 +39,22 @@ def files_to_restart(
     Raises:
         DataError: Some changed or are gone, and that is refused; names all of them, on each rank.
     """
-    root = shard_root(config.train)
+    where = ", ".join(config.train_paths)
     ranks: Any = consensus.gather(state.changed(fingerprints))
-    changed = sorted(name for names in ranks for name in names)
-    gone = state.gone(shard_name(root, shard) for shard in shards)
+    changed = sorted(name for of_rank in ranks for name in of_rank)
+    gone = state.gone(names)
     if config.on_changed_file == "refuse":
         found = {"changed": changed, "gone": gone}
         lines = [
-            f"{config.train}: {what} since the checkpoint: {', '.join(names)}; {_DO}"
-            for what, names in found.items()
-            if names
+            f"{where}: {what} since the checkpoint: {', '.join(files)}; {_DO}"
+            for what, files in found.items()
+            if files
         ]
         if lines:
             raise DataError("\n".join(lines))
     if rank == 0:
         for name in changed:
-            print(f"{shown_path(root, name)}: changed since the checkpoint: begins its epoch anew")
+            print(f"{where}: {name} changed since the checkpoint: it begins its epoch anew")
         for name in gone:
-            print(f"{shown_path(root, name)}: gone since the checkpoint: its rows are left out")
+            print(f"{where}: {name} is gone since the checkpoint: its rows are left out")
     return changed

@@ -80,7 +80,8 @@ class DataState:
 
 
 def _position(at: Mapping[str, Any]) -> FilePosition:
-    return FilePosition(at["row"], at["part"], tuple(Pending(*one) for one in at["pending"]))
+    fields = {name: at[name] for name in FilePosition._fields}
+    return FilePosition(**{**fields, "pending": tuple(Pending(*one) for one in at["pending"])})
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

@@ -5,7 +5,9 @@ training loop is decided between ranks: if the numbers here are equal on all of 
 decisions, and no rank can wait for a collective that another one skips.
 """
 
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +32,8 @@ class Report:
         too_long: Examples cut or left out for their length, likewise.
         wait_us: Microseconds that were waited for data, likewise, but for the first step's.
         rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
+        by_source: What each source gave to the step, in the unit that is shared out; empty where
+            there is one dataset. On all ranks of one length.
     """
 
     examples: int = 0
@@ -46,6 +50,19 @@ class Report:
     wait_us: int = 0
     rows_done: int = 0
     epoch_rows: int = 0
+    by_source: tuple[int, ...] = ()
+
+    def numbers(self) -> list[int]:
+        """Give all counts in one list, those of the sources last."""
+        *single, by_source = astuple(self)
+        return [*single, *by_source]
+
+    @staticmethod
+    def of(numbers: Iterable[int]) -> "Report":
+        """Make a report of such a list."""
+        left = iter(numbers)
+        single: dict[str, Any] = {one.name: next(left) for one in fields(Report)[:-1]}
+        return Report(**single, by_source=tuple(left))
 
 
 class Consensus:
@@ -60,9 +77,9 @@ class Consensus:
         Raises:
             PeerFailedError: A rank said that it failed (not on that rank itself).
         """
-        counts = torch.tensor(astuple(report), dtype=torch.int64)
+        counts = torch.tensor(report.numbers(), dtype=torch.int64)
         dist.all_reduce(counts, group=self._group)
-        summed = Report(*(int(count) for count in counts))
+        summed = Report.of(counts.tolist())
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         return summed

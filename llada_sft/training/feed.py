@@ -181,18 +181,16 @@ class NoiseSource:
                 # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
                 # where a rank has run short of rows or packed fewer than others.
                 index = number * self.world_size + self.rank
-                noises.append(self._draw(example, mask, local.epoch, shift, index))
+                noises.append(self._draw(example, mask, shift, index))
                 number += 1
             divisors = self._divisors(masks, counts)
             batches.append(noisy_micro_batch(batch, noises, divisors, self.mask_token_id))
         return batches
 
-    def _draw(
-        self, example: Example, response_mask: Tensor, epoch: int, shift: float, index: int
-    ) -> Noise:
+    def _draw(self, example: Example, response_mask: Tensor, shift: float, index: int) -> Noise:
         if example.noisy_ids is not None:
             return Noise(response_mask, t=1.0, weight=1.0)
-        key = noise_key(self.seed, epoch, example.file, example.line, example.part)
+        key = noise_key(self.seed, example.epoch, example.file, example.line, example.part)
         spread = self.objective.t_sampling == "low_discrepancy"
         u = low_discrepancy(shift, index) if spread else independent(key)
         return draw_noise(response_mask, u, key, self.objective.masking, self.objective.eps)
@@ -214,6 +212,7 @@ class StepFeed(Iterable[StepBatch]):
         consensus: The agreement of the ranks.
         stop_requested: Whether this rank was told to stop.
         first_step: Optimizer steps that were made before.
+        num_sources: Sources that are mixed.
         epoch_ended: Called on every rank at the end of an epoch, with its number and what became
             of this rank's rows.
     """
@@ -225,11 +224,12 @@ class StepFeed(Iterable[StepBatch]):
         consensus: Consensus,
         stop_requested: Callable[[], bool],
         first_step: int,
+        num_sources: int = 0,
         epoch_ended: Callable[[int, RowCounts], None] = lambda epoch, rows: None,
     ) -> None:
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
         self._stop_requested, self._step = stop_requested, first_step
-        self._epoch_ended = epoch_ended
+        self._num_sources, self._epoch_ended = num_sources, epoch_ended
         # Of this attempt, of this epoch of it, and the seconds that steps waited for data.
         self._rows, self._epoch_rows, self._waited_s = RowCounts(), RowCounts(), 0.0
         # True, on every rank alike, once any rank was told to stop.
@@ -261,7 +261,7 @@ class StepFeed(Iterable[StepBatch]):
             local = next(local_steps, None)
         except LladaSftError:
             # The others learn of it here instead of waiting for this rank.
-            self._consensus.agree(Report(failed=1))
+            self._consensus.agree(Report(failed=1, by_source=(0,) * self._num_sources))
             raise
         self._waited_s += time.monotonic() - start
         if local is not None:
@@ -285,6 +285,7 @@ class StepFeed(Iterable[StepBatch]):
                 wait_us=round(self._waited_s * 1e6),
                 rows_done=local.rows_done,
                 epoch_rows=local.epoch_rows,
+                by_source=local.by_source,
             )
         )
 

@@ -1,8 +1,14 @@
 """The numbers of the log that cover the steps since the line before: rows, tokens, waiting."""
 
 import time
+from collections.abc import Sequence
 
 from llada_sft.training.consensus import Report
+
+
+def share_of(source: str) -> str:
+    """Name the number that says how much of what was trained on came from a source."""
+    return f"share_{source}"
 
 
 class Interval:
@@ -10,9 +16,14 @@ class Interval:
 
     The columns that count rows thus sum to the rows of an attempt, but for those after its last
     logged step. Validation does not count as time.
+
+    Args:
+        sources: The names of those that are mixed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        self._sources = sources
+        self._by_source = [0] * len(sources)
         self._start = time.monotonic()
         self._paused_at = self._start
         self._tokens = self._all_tokens = 0
@@ -23,6 +34,9 @@ class Interval:
         """Take in the counts of the global batch of one step."""
         self._tokens += counts.tokens
         self._all_tokens += counts.all_tokens
+        self._by_source = [
+            sum(pair) for pair in zip(self._by_source, counts.by_source, strict=True)
+        ]
         self._last = counts
 
     def pause(self) -> None:
@@ -50,5 +64,9 @@ class Interval:
             "data_wait": min(waited_s / seconds, 1.0),
             "epoch_progress": last.rows_done / max(last.epoch_rows, 1),
         }
+        of_all = max(sum(self._by_source), 1)
+        for name, given in zip(self._sources, self._by_source, strict=True):
+            metrics[share_of(name)] = given / of_all
+        self._by_source = [0] * len(self._sources)
         self._start, self._tokens, self._all_tokens, self._before = now, 0, 0, last
         return metrics

@@ -42,11 +42,13 @@ class MetricsCsv(Logger):
     Args:
         path: The file; its folder is made.
         first_step: Rows after this step are dropped.
+        more_columns: Beside those that every run has.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, more_columns: Sequence[str] = ()) -> None:
         super().__init__()
         self._path, self._first_step, self._ready = path, first_step, False
+        self._columns = (*COLUMNS, *more_columns)
 
     @property
     def name(self) -> str:
@@ -64,7 +66,7 @@ class MetricsCsv(Logger):
         if not self._ready:
             self._keep_rows()
         with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow({"step": step, **metrics})
+            csv.DictWriter(file, self._columns).writerow({"step": step, **metrics})
 
     def _keep_rows(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +74,8 @@ class MetricsCsv(Logger):
         kept = [row for row in rows if int(row["step"]) <= self._first_step]
         beside = self._path.with_name(self._path.name + ".partial")
         with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            # A run that goes on may have lost a source.
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
         beside.replace(self._path)

@@ -1,6 +1,6 @@
 """The LightningModule: micro-batches through the engine, one optimizer step, its numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -42,6 +42,7 @@ class DiffusionModule(pl.LightningModule):
         log_every_n_steps: Steps between two reductions of the loss for the logs.
         validation_batches: This rank's validation micro-batches, with coefficients that sum the
             mean loss over all ranks; the same number on every rank.
+        sources: The names of those that are mixed.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class DiffusionModule(pl.LightningModule):
         total_steps: int,
         log_every_n_steps: int,
         validation_batches: list[MicroBatch],
+        sources: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -59,7 +61,7 @@ class DiffusionModule(pl.LightningModule):
         self._log_every_n_steps = log_every_n_steps
         self._validation_batches = validation_batches
         self._validation_loss = torch.zeros(())
-        self._interval = Interval()
+        self._sources, self._interval = sources, Interval(sources)
         # What was logged last, for the progress bar.
         self.last_metrics: dict[str, float] = {}
         self.network: nn.Module | None = None
@@ -139,7 +141,7 @@ class DiffusionModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         # Building the network and reading the checkpoint are no part of the first interval.
-        self._interval = Interval()
+        self._interval = Interval(self._sources)
 
     def on_validation_epoch_start(self) -> None:
         self._interval.pause()

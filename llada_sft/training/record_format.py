@@ -1,25 +1,36 @@
-"""`data.format: auto`: the format of a dataset, told by the first rank for all."""
+"""`data.format: auto`: the format of a source, told by the first rank for all."""
 
-from llada_sft.config.schema import DataConfig
+from dataclasses import replace
+
 from llada_sft.data.detect import detect_format
-from llada_sft.data.shards import list_shards
+from llada_sft.data.sources import Source
+from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
 
 
 def settle_format(
-    config: DataConfig, path: str, placement: Placement, consensus: Consensus
-) -> DataConfig:
-    """Return the data section with the format of the dataset at `path`; rank 0 prints it.
+    source: Source, cache_dir: str | None, placement: Placement, consensus: Consensus
+) -> Source:
+    """Return a source with its format; rank 0 prints it.
 
     Raises:
         DataError: The first shard cannot be read.
+        PeerFailedError: On the other ranks, then.
     """
-    if config.format != "auto":
-        return config
-    found = None
+    if source.format != "auto":
+        return source
+    found: object = None
     if placement.rank == 0:
-        detected = detect_format(list_shards(path), config)
-        print(f"{path}: {detected}", flush=True)
+        try:
+            detected = detect_format(source, cache_dir)
+        except DataError:
+            # The others learn of it here instead of waiting for this rank.
+            consensus.gather(None)
+            raise
+        print(f"{source.path}: {detected}", flush=True)
         found = detected.format or "raw"
-    return config.model_copy(update={"format": consensus.gather(found)[0]})
+    settled = consensus.gather(found)[0]
+    if settled is None:
+        raise PeerFailedError("1 other rank(s) stopped; see their lines")
+    return replace(source, format=settled)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ The process group comes first: how long the training is, and where it goes on, i
 ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,14 +15,10 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from llada_sft.config.schema import Config
-from llada_sft.data.datamodule import (
-    StepDataset,
-    StepSize,
-    build_encoder,
-    step_loader,
-    validation_batches,
-)
-from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.data.background import step_loader
+from llada_sft.data.datamodule import Positions, StepDataset, StepSize, build_encoder
+from llada_sft.data.sources import list_sources, list_validation
+from llada_sft.data.validation import validation_batches
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -34,6 +30,7 @@ from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.changed import files_to_restart
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import MicroBatch, NoiseSource, StepFeed, validation_micro_batches
+from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
@@ -61,6 +58,13 @@ class Resume:
     step: int
     data: checkpoints.DataState | None
     universal: bool = False
+
+    @property
+    def positions(self) -> Positions | None:
+        """Where the data goes on; other ranks begin to share it out anew."""
+        if self.data is None or not self.universal:
+            return None if self.data is None else self.data.positions
+        return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
 
 
 def train(
@@ -101,21 +105,23 @@ def train(
         consensus,
         stop_requested,
         resume.step,
+        len(dataset.mixed_sources),
         row_summary.epoch_ended,
     )
-    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.stream.fingerprints())
+    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints())
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,
         total_steps,
         config.log.every_n_steps,
         build_validation(config, network_config, placement, consensus),
+        dataset.mixed_sources,
     )
     trainer = build_trainer(
         config,
         placement,
         device,
-        build_loggers(config, run, placement, resume.step),
+        build_loggers(config, run, placement, resume.step, dataset.mixed_sources),
         [
             OwnSignals(claim_signals),
             saver,
@@ -193,33 +199,33 @@ def build_dataset(
     consensus: Consensus,
 ) -> StepDataset:
     """Index this rank's shards and find their positions."""
-    shards = list_shards(config.data.train)
-    files = assign_files(shards, placement.rank, placement.world_size)
+    sources = [
+        settle_format(source, config.data.cache_dir, placement, consensus)
+        for source in list_sources(config.data, config.train.epochs)
+    ]
     dataset = StepDataset(
-        settle_format(config.data, config.data.train, placement, consensus),
+        config.data,
         Path(config.model.path),
         token_ids(network_config),
-        files,
+        [source.of_rank(placement.rank, placement.world_size) for source in sources],
         config.run.seed,
         StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches),
-        config.train.epochs,
         epoch=resume.data.epoch if resume.data else 0,
-        positions=resume.data.positions if resume.data else None,
+        positions=resume.positions,
         quarantine=run.rank_quarantine(placement.rank),
     )
     if resume.data:
-        fingerprints = dataset.stream.fingerprints()
+        names = {named.name for source in sources for named in source.shards}
+        found = dataset.fingerprints()
         dataset.begin_anew(
-            files_to_restart(
-                config.data, resume.data, shards, fingerprints, consensus, placement.rank
-            )
+            files_to_restart(config.data, resume.data, names, found, consensus, placement.rank)
         )
     return dataset
 
 
 def count_steps(config: Config, dataset: StepDataset, consensus: Consensus) -> int:
     """Count the optimizer steps of the whole training, as well as they can be known before it."""
-    steps = consensus.largest(dataset.steps_per_epoch()) * config.train.epochs
+    steps = consensus.largest(dataset.num_steps())
     return min(steps, config.train.max_steps or steps)
 
 
@@ -240,9 +246,13 @@ def build_validation(
     if config.data.validation is None:
         return []
     ids = token_ids(network_config)
-    data = settle_format(config.data, config.data.validation, placement, consensus)
+    source = settle_format(
+        list_validation(config.data), config.data.cache_dir, placement, consensus
+    )
+    data = config.data.model_copy(update={"format": source.format})
     batches = validation_batches(
         data,
+        source,
         build_encoder(data, Path(config.model.path), ids),
         placement.rank,
         placement.world_size,
@@ -253,12 +263,12 @@ def build_validation(
 
 
 def build_loggers(
-    config: Config, run: RunDir, placement: Placement, first_step: int
+    config: Config, run: RunDir, placement: Placement, first_step: int, sources: Sequence[str]
 ) -> list[Logger]:
     """Make the loggers that the config asks for; a resumed run continues their curves."""
     loggers: list[Logger] = []
     if config.log.csv:
-        loggers.append(MetricsCsv(run.metrics, first_step))
+        loggers.append(MetricsCsv(run.metrics, first_step, list(map(share_of, sources))))
     if config.log.tensorboard:
         loggers.append(
             TensorBoardLogger(run.logs, name="tensorboard", version="", purge_step=first_step + 1)

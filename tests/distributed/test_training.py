@@ -208,6 +208,49 @@ def test_four_two_three_ranks_train_every_row_once_per_epoch(demo: Path, tmp_pat
     assert set(seen.values()) == {1}
 
 
+def test_a_mixture_keeps_its_shares_on_another_number_of_ranks(demo: Path, tmp_path: Path) -> None:
+    sources = {
+        "chat": ([50] * 4, 0.7, 2),
+        "code": ([30, 9, 21, 40], 0.2, 2),
+        "math": ([9] * 4, 0.1, 3),
+    }
+    train = {
+        name: {
+            "path": str(write_shards(tmp_path / name, sizes)),
+            "weight": weight,
+            "epochs": epochs,
+        }
+        for name, (sizes, weight, epochs) in sources.items()
+    }
+    overrides = [*with_data(demo, tmp_path), f"data.train={json.dumps(train)}"]
+    overrides += ["train.max_steps=null", "data.validation=null"]
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for world_size, stop_at in ((4, 12), (2, 0)):
+        ranks = run_on_ranks(
+            f"{WORKERS}:trained_rows", world_size, 150,
+            folder=str(tmp_path / "run"), config_file=CONFIG, overrides=overrides, stop_at=stop_at,
+        )  # fmt: skip
+        seen.update(tuple(row) for rows in ranks for row in rows)
+    assert set(seen.values()) == {1}
+    assert set(seen) == {
+        (epoch, f"{name}/shard_{shard}.jsonl", line)
+        for name, (sizes, _, epochs) in sources.items()
+        for epoch in range(epochs)
+        for shard, size in enumerate(sizes)
+        for line in range(1, size + 1)
+    }
+    metrics = [row for row in read_metrics(RunDir(tmp_path / "run").metrics) if row["loss"]]
+    examples = [float(row["examples"]) for row in metrics]
+    # The first source that is through ends the shares; it is the only one with so few rows left.
+    shares = {name: [float(row[f"share_{name}"]) for row in metrics] for name in sources}
+    together = range(next(i for i, share in enumerate(shares["chat"]) if share == 0))
+    num_examples = sum(examples[i] for i in together)
+    assert num_examples > 500
+    for name, (_, weight, _) in sources.items():
+        realised = sum(examples[i] * shares[name][i] for i in together) / num_examples
+        assert abs(realised - weight) < 0.01
+
+
 def test_a_changed_file_begins_its_epoch_anew(demo: Path, tmp_path: Path) -> None:
     train = write_shards(tmp_path / "shards", [9, 20, 20, 9])
     overrides = [*with_data(demo, train), "train.epochs=1", "train.max_steps=null"]

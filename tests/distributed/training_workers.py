@@ -15,10 +15,11 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
+from llada_sft.data.background import step_loader
 from llada_sft.data.collate import pad
-from llada_sft.data.datamodule import LocalStep, StepDataset, StepSize, TokenIds, step_loader
+from llada_sft.data.datamodule import LocalStep, StepDataset, StepSize, TokenIds
 from llada_sft.data.encode import Example
-from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.data.sources import list_sources
 from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -170,12 +171,12 @@ def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[
     place = placement()
     init_ranks(place, choose_device("cpu", 0), timedelta(minutes=2))
     ids = TokenIds(vocab_size=20, eos_token_id=1, mask_token_id=5)
-    files = assign_files(list_shards(config.data.train), place.rank, place.world_size)
     consensus = Consensus()
-    data = settle_format(config.data, config.data.train, place, consensus)
-    dataset = StepDataset(
-        data, Path(config.model.path), ids, files, 0, StepSize(2, 2), config.train.epochs
-    )
+    sources = [
+        settle_format(source, None, place, consensus).of_rank(place.rank, place.world_size)
+        for source in list_sources(config.data, config.train.epochs)
+    ]
+    dataset = StepDataset(config.data, Path(config.model.path), ids, sources, 0, StepSize(2, 2))
     given: list[list[Any]] = []
 
     class Recorder(NoiseSource):
@@ -240,7 +241,7 @@ def trained_rows(
     class Recorder(NoiseSource):
         def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[Any]:
             fed[step + 1] = [
-                [local.epoch, example.file, example.line]
+                [example.epoch, example.file, example.line]
                 for batch in local.micro_batches
                 for example in batch.examples
             ]

@@ -1,7 +1,7 @@
 """The numbers printed before a run, by hand."""
 
 from llada_sft.config import Config
-from llada_sft.config.arithmetic import RowCount, batch_arithmetic, steps_per_epoch
+from llada_sft.config.arithmetic import RowCount, batch_arithmetic, steps_of
 
 
 def config(**train: int) -> Config:
@@ -46,6 +46,16 @@ def test_packed() -> None:
     ]
 
 
+def test_sources() -> None:
+    rows = RowCount(1_500, 600, by_source={"chat": (1_000, 2), "code": (500, 1)})
+    expected = [
+        "chat             1,000 rows × 2 epochs",
+        "code             500 rows × 1 epochs",
+        "steps in all     75, until the busiest rank has read its 600 rows",
+    ]
+    assert batch_arithmetic(config(), rows)[3:] == expected
+
+
 def test_a_last_step_that_is_not_full_counts() -> None:
-    assert steps_per_epoch(config(), RowCount(total=9, busiest_rank=9)) == 2
-    assert steps_per_epoch(config(), RowCount(total=8, busiest_rank=8)) == 1
+    assert steps_of(config(), 9) == 2
+    assert steps_of(config(), 8) == 1

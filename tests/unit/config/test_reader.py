@@ -143,6 +143,45 @@ def test_a_mistake_is_named_with_its_line(mistake: str, message: str) -> None:
     assert problems_of(f"{MINIMAL}{mistake}\n") == message
 
 
+BAD_TRAIN = {
+    "neither": (
+        "3",
+        "a.yaml:3: data.train: must be a path, a list of paths, or sources by name, got 3",
+    ),
+    "an empty list": (
+        "[]",
+        "a.yaml:3: data.train: must be not empty, got a list",
+    ),
+    "no path": (
+        "[a, 3]",
+        "a.yaml:3: data.train.1: must be a string, got 3",
+    ),
+    "unknown key of a source": (
+        "{chat: {path: a, weigth: 1.0}}",
+        "a.yaml:3: data.train.chat.weigth: unknown key; did you mean 'weight'?",
+    ),
+    "a name with a slash": (
+        "{a/b: {path: a}}",
+        "a.yaml:3: data.train.a/b: must be a match of ^[A-Za-z0-9][A-Za-z0-9_.-]*$, got 'a/b'",
+    ),
+    "a source without a path": (
+        "{chat: {weight: 1.0}}",
+        "a.yaml:3: data.train.chat.path: missing; add 'path:' under 'data.train.chat:'",
+    ),
+    "fields of another format": (
+        "{chat: {path: a, format: text, fields: {prompt: q}}}",
+        "a.yaml:3: data.train.chat.fields: 'prompt' is no field of format: text, which are text; "
+        "write {field of the format: field of your rows}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("train", "message"), BAD_TRAIN.values(), ids=BAD_TRAIN)
+def test_data_that_can_be_written_in_three_ways(train: str, message: str) -> None:
+    text = f"run: {{name: a}}\nmodel: {{path: m}}\ndata: {{train: {train}}}\n"
+    assert problems_of(text) == message
+
+
 def test_every_mistake_is_reported_at_once_in_the_order_of_the_file() -> None:
     text = "model:\n  init: x\ntrain:\n  epochs: 0\n  epochs: 0\nrun: {name: a}\n"
     assert problems_of(text, "optim.lrr=1", "nothing").splitlines() == [

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from llada_sft.data import stream
 from llada_sft.data.file_reader import FileReader, Row
-from llada_sft.data.files import Shard
 from llada_sft.data.line_index import LineIndex
 from llada_sft.data.shards import assign_files
+from llada_sft.data.sources import NamedShard, name_shards
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.training.checkpoints import DataState
 
@@ -61,13 +61,13 @@ class MemoryFile(FileReader):
 
     sizes: ClassVar[dict[str, int]] = {}
 
-    def __init__(self, root: Path | str, shard: Shard, cache: object) -> None:
-        self.name = str(shard)
+    def __init__(self, named: NamedShard, cache: object) -> None:
+        self.name = self.path = named.name
         lines = np.arange(1, self.sizes[self.name] + 1)
         self.index = LineIndex(lines, lines, lines, 0, f"{len(lines)}-0")
 
     def read(self, numbers: NDArray[np.integer]) -> list[Row]:
-        return [Row(self.name, line, 0, b"") for line in (numbers + 1).tolist()]
+        return [Row(self.name, line, 0, b"", self.name) for line in (numbers + 1).tolist()]
 
 
 def play(case: Case) -> int:
@@ -113,7 +113,7 @@ def _attempt(
     files = [Path(name) for name in case.sizes]
     world_size = random_.randint(1, min(MAX_RANKS, len(files)))
     owned = [assign_files(files, rank, world_size) for rank in range(world_size)]
-    streams = [RowStream(mine, Path(), case.number, case.shuffle) for mine in owned]
+    streams = [RowStream(name_shards(mine, Path()), case.number, case.shuffle) for mine in owned]
     for epoch in range(0 if state is None else state.epoch, EPOCHS):
         starts = [
             one.start_positions() if state is None else one.known_positions(state.positions)

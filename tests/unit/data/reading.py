@@ -11,7 +11,7 @@ from backports import zstd
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.datamodule import StepDataset, StepSize, TokenIds
-from llada_sft.data.shards import list_shards
+from llada_sft.data.sources import list_sources
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import DataError
 
@@ -65,9 +65,9 @@ def steps_of(folder: Path, **settings: Any) -> StepDataset:
         "cache_dir": f"{folder}/cache",
     }
     config = DataConfig(**defaults | settings)
-    files, size = list_shards(config.train), StepSize(1, 1)
+    sources, size = list_sources(config, epochs=2), StepSize(1, 1)
     quarantine = folder / "quarantine" / "rank_0.jsonl"
-    return StepDataset(config, folder, IDS, files, 3, size, epochs=2, quarantine=quarantine)
+    return StepDataset(config, folder, IDS, sources, 3, size, quarantine=quarantine)
 
 
 def read(folder: Path, **settings: Any) -> Found:

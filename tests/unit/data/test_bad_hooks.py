@@ -152,7 +152,7 @@ def run(path: Path) -> None:
         eos_token_id=9,
         eos_tail=1,
     )
-    encode(Row("s.jsonl", line=3, byte=70, text=b'{"id": 7}'))
+    encode(Row("s.jsonl", line=3, byte=70, text=b'{"id": 7}', path="s.jsonl"))
 
 
 def line_of(path: Path, content: str) -> str:

@@ -54,7 +54,9 @@ def run(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
         ids = TokenIds(len(tokenizer), tokenizer.eos_token_id, tokenizer.mask_token_id)
         encode = build_encoder(config, tmp_path, ids)
         lines = block(section, "json").splitlines()
-        rows = [Row("a.jsonl", n, 0, line.encode()) for n, line in enumerate(lines, start=1)]
+        rows = [
+            Row("a.jsonl", n, 0, line.encode(), "a.jsonl") for n, line in enumerate(lines, start=1)
+        ]
         return [encode(row, epoch) for row in rows]
 
     monkeypatch.setattr(datamodule, "load_tokenizer", lambda *_: tokenizer)

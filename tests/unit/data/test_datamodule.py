@@ -6,6 +6,7 @@ import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data import datamodule, file_reader
+from llada_sft.data import background, datamodule, file_reader
+from llada_sft.data.background import step_loader
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.datamodule import (
     LocalStep,
@@ -23,11 +25,10 @@ from llada_sft.data.datamodule import (
     StepSize,
     TokenIds,
     build_encoder,
-    step_loader,
-    validation_batches,
 )
-from llada_sft.data.shards import list_shards
+from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.stream import FilePosition
+from llada_sft.data.validation import validation_batches
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import DataError
 
@@ -82,14 +83,16 @@ def dataset(
     files: list[Path] | None = None,
     quarantine: Path | None = None,
 ) -> StepDataset:
+    (source,) = list_sources(config, epochs)
+    if files is not None:
+        source = replace(source, shards=tuple(one for one in source.shards if one.shard in files))
     return StepDataset(
         config,
         Path("no tokenizer"),
         IDS,
-        list_shards(config.train) if files is None else files,
+        [source],
         seed=3,
         size=size,
-        epochs=epochs,
         epoch=epoch,
         positions=positions,
         quarantine=quarantine,
@@ -148,7 +151,7 @@ def test_a_step_does_not_mix_epochs(tmp_path: Path) -> None:
         (1, 0, True),
     ]
     assert sorted(all_seen(steps[:3])) == sorted(all_seen(steps[3:]))
-    assert steps[3].positions["0.jsonl"] == FilePosition(2, 0)
+    assert steps[3].positions["0.jsonl"] == FilePosition(2, 0, epoch=1)
 
 
 def test_no_rows_at_all_is_an_end_of_epoch(tmp_path: Path) -> None:
@@ -464,10 +467,9 @@ def test_a_background_process_gives_the_same_steps_and_the_same_error(tmp_path: 
         config,
         tmp_path / "tokenizer",
         IDS,
-        list_shards(config.train),
+        list_sources(config, epochs=1),
         seed=3,
         size=StepSize(2, 2),
-        epochs=1,
     )
     found = []
     for prefetch_steps in (0, 2):
@@ -501,7 +503,7 @@ def test_the_background_process_ends_with_this_one(
                 ended.append(True)
 
     monkeypatch.setattr(atexit, "register", at_exit.append)
-    monkeypatch.setattr(datamodule, "DataLoader", Loader)
+    monkeypatch.setattr(background, "DataLoader", Loader)
     unfinished = iter(step_loader(dataset(write(tmp_path, [[1] * 9]), StepSize(1, 1)), 2))
     next(unfinished)
     assert ended == []
@@ -524,8 +526,9 @@ def test_ranks_share_the_validation_rows(
         config = write(Path(folder), files)
         config = config.model_copy(update={"validation": config.train})
         encoder = build_encoder(config, Path("no tokenizer"), IDS)
+        source, size = list_validation(config), micro_batch_size
         found = [
-            validation_batches(config, encoder, rank, world_size, micro_batch_size, max_rows)
+            validation_batches(config, source, encoder, rank, world_size, size, max_rows)
             for rank in range(world_size)
         ]
     rows = [

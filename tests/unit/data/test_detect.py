@@ -10,7 +10,7 @@ import pytest
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.detect import Detected, detect_format
-from llada_sft.data.shards import list_shards
+from llada_sft.data.sources import list_sources
 from llada_sft.errors import DataError
 
 PROMPT = b'{"prompt": "a", "response": "b"}\n'
@@ -23,7 +23,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def detect(folder: Path, *contents: bytes, **keys: Any) -> Detected:
     for number, content in enumerate(contents):
         (folder / f"{number}.jsonl").write_bytes(content)
-    return detect_format(list_shards(str(folder)), DataConfig(train=str(folder), **keys))
+    (source,) = list_sources(DataConfig(train=str(folder), **keys), epochs=1)
+    return detect_format(source, None)
 
 
 @pytest.mark.parametrize(
@@ -80,5 +81,5 @@ def memory() -> Iterator[Any]:
 def test_a_remote_shard(memory: Any, tmp_path: Path) -> None:
     memory.pipe_file("/formats/a.jsonl", MESSAGES * 2)
     url = "memory://formats"
-    config = DataConfig(train=url, cache_dir=str(tmp_path))
-    assert detect_format(list_shards(url), config) == Detected("messages", 2, 2)
+    (source,) = list_sources(DataConfig(train=url), epochs=1)
+    assert detect_format(source, str(tmp_path)) == Detected("messages", 2, 2)

@@ -29,10 +29,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("benchmarks", "config", "launch.py", "llada_sft", "slurm", "tests", "utils"):
         (folder / name).symlink_to(ROOT / name)
     write_demo(folder / "demo")
-    root, file = Path("demo/data/train"), "shard_000.jsonl"
+    file, shown = "shard_000.jsonl", "demo/data/train/shard_000.jsonl"
     path = folder / "runs/demo/quarantine/rank_0.jsonl"
-    quarantine = Quarantine(path, 1.0, {file: "9-abcd"}, 0, {file: FilePosition(0, 0)}, root)
-    quarantine.add(BadRowError(Row(file, 2, 44, b"", root), "not_json", "not JSON: x"), 0, 0)
+    at = {file: FilePosition(0, 0)}
+    quarantine = Quarantine(path, 1.0, {file: "9-abcd"}, at, {file: shown})
+    quarantine.add(BadRowError(Row(file, 2, 44, b"", shown), "not_json", "not JSON: x"), 0, 0)
     return folder
 
 
@@ -66,6 +67,11 @@ def test_a_command(checkout: Path, command: str) -> None:
 def _expected(command: str) -> list[str]:
     if "--print-config" in command:
         one_half = "shard_00[12]" in command
+        if "weight" in command:
+            return [
+                "a                18,488 rows × 3 epochs",
+                "b                18,488 rows × 3 epochs",
+            ]
         packed = "batching=packed" in command
         return [
             f"rows per epoch   {18_488 if one_half else 36_976:,}",

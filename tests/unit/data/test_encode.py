@@ -46,7 +46,7 @@ def encoder(
 
 
 def row(text: bytes = b"{}") -> Row:
-    return Row("s.jsonl", line=3, byte=70, text=text)
+    return Row("s.jsonl", line=3, byte=70, text=text, path="s.jsonl")
 
 
 def encode(returned: object, **settings: Any) -> list[Example]:
@@ -183,7 +183,7 @@ def test_what_is_random_is_keyed_by_seed_epoch_file_and_line() -> None:
 
         encode_row = replace(encoder(hook), reader=RecordReader("messages"), seed=seed)
         random.seed(time.monotonic_ns())
-        encode_row(Row(file, line, 70, text), epoch)
+        encode_row(Row(file, line, 70, text, file), epoch)
         return seen
 
     assert drawn() == drawn()

@@ -16,6 +16,7 @@ from llada_sft.data import cache
 from llada_sft.data.cache import Cache
 from llada_sft.data.row_count import count_rows
 from llada_sft.data.shards import list_shards, shard_root
+from llada_sft.data.sources import name_shards
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.errors import DataError
 
@@ -37,7 +38,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def stream_of(path: Path, folder: Path) -> RowStream:
-    return RowStream([path], path.parent, seed=5, shuffle=True, cache_dir=folder)
+    return RowStream(name_shards([path], path.parent), seed=5, shuffle=True, cache_dir=folder)
 
 
 def rows(stream: RowStream, done: int = 0) -> list[tuple[int, int, bytes]]:

@@ -21,12 +21,12 @@ from llada_sft.data.datamodule import (
     StepSize,
     TokenIds,
     build_encoder,
-    validation_batches,
 )
 from llada_sft.data.encode import Example
 from llada_sft.data.packing import in_order, packs
-from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.stream import FilePosition, Pending
+from llada_sft.data.validation import validation_batches
 
 IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
 MAX_TOKENS = 12
@@ -154,9 +154,9 @@ def dataset(
     place: tuple[int, int] = (0, 1),
     micro_batch_size: int = 1,
 ) -> StepDataset:
-    files = assign_files(list_shards(config.train), *place)
+    sources = [source.of_rank(*place) for source in list_sources(config, epochs)]
     size = StepSize(micro_batch_size, accumulate)
-    return StepDataset(config, Path("none"), IDS, files, 3, size, epochs, epoch, positions)
+    return StepDataset(config, Path("none"), IDS, sources, 3, size, epoch, positions)
 
 
 def seen(step: LocalStep) -> list[Seen]:
@@ -224,7 +224,7 @@ def test_another_number_of_ranks_delivers_the_rest_once(
         positions: Positions = {}
         for rank in range(before):
             source = dataset(config, place=(rank, before))
-            positions |= source.stream.start_positions()
+            positions |= source.start_positions()
             steps = [one for one in source if one.num_examples][:stop]
             trained += steps
             positions |= steps[-1].positions if steps else {}
@@ -251,10 +251,10 @@ def test_the_steps_of_an_epoch_are_estimated_from_tokens(tmp_path: Path) -> None
     # 12 rows of 4 and 8 tokens: 12 packs of 12, two in a step.
     config = write(tmp_path, [[[4, 8]] * 12])
     packed = dataset(config, accumulate=2)
-    assert packed.steps_per_epoch() == 6
+    assert packed.num_steps() == 6
     assert len([one for one in packed if one.num_examples]) == 6
     padded = config.model_copy(update={"batching": "padded", "max_tokens": None})
-    assert dataset(padded, 2, micro_batch_size=3).steps_per_epoch() == 2
+    assert dataset(padded, 2, micro_batch_size=3).num_steps() == 2
 
 
 def test_a_sample_stands_for_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,11 +264,11 @@ def test_a_sample_stands_for_all_rows(tmp_path: Path, monkeypatch: pytest.Monkey
     config = write(tmp_path, [rows]).model_copy(update={"shuffle": False})
     path = Path(config.train) / "0.jsonl"
     path.write_text("not JSON\n" + path.read_text())
-    assert dataset(config).steps_per_epoch() == -(-(9 * 6 * 41) // 10 // 12)
+    assert dataset(config).num_steps() == -(-(9 * 6 * 41) // 10 // 12)
 
 
 def test_no_rows_make_no_steps(tmp_path: Path) -> None:
-    assert dataset(write(tmp_path, [[]])).steps_per_epoch() == 0
+    assert dataset(write(tmp_path, [[]])).num_steps() == 0
 
 
 def test_validation_is_packed_too(tmp_path: Path) -> None:
@@ -276,5 +276,5 @@ def test_validation_is_packed_too(tmp_path: Path) -> None:
     config = write(tmp_path, files)
     config = config.model_copy(update={"validation": config.train})
     encoder = build_encoder(config, Path("none"), IDS)
-    batches = validation_batches(config, encoder, 0, 1, 1, 100)
+    batches = validation_batches(config, list_validation(config), encoder, 0, 1, 1, 100)
     assert [batch.lengths for batch in batches] == [(5, 6), (4, 6), (3,)]

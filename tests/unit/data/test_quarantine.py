@@ -15,7 +15,7 @@ ROOT = Path("data/train")
 
 
 def bad(line: int, message: str = "not JSON: x", file: str = "s.jsonl") -> BadRowError:
-    return BadRowError(Row(file, line, 10 * line, b"x", ROOT), "not_json", message)
+    return BadRowError(Row(file, line, 10 * line, b"x", f"{ROOT}/{file}"), "not_json", message)
 
 
 def quarantine(
@@ -26,8 +26,9 @@ def quarantine(
     file: str = "s.jsonl",
     fingerprint: str = "9-abcd",
 ) -> Quarantine:
-    position = {file: FilePosition(done, 0)}
-    return Quarantine(path, limit, {file: fingerprint}, epoch, position, ROOT)
+    position = {file: FilePosition(done, 0, epoch=epoch)}
+    shown = {file: f"{ROOT}/{file}"}
+    return Quarantine(path, limit, {file: fingerprint}, position, shown)
 
 
 def entries(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from llada_sft.data import cache
 from llada_sft.data.files import RemoteFile
 from llada_sft.data.row_count import count_rows
 from llada_sft.data.shards import assign_files, list_shards, shard_root
+from llada_sft.data.sources import name_shards
 from llada_sft.data.stream import RowStream
 from llada_sft.errors import ConfigError, DataError
 
@@ -61,7 +62,9 @@ def memory() -> Iterator[Any]:
 
 
 def one_epoch(url: str, folder: Path) -> tuple[list[tuple[str, bytes]], dict[str, str]]:
-    rows = RowStream(list_shards(url), shard_root(url), seed=0, shuffle=False, cache_dir=folder)
+    rows = RowStream(
+        name_shards(list_shards(url), shard_root(url)), seed=0, shuffle=False, cache_dir=folder
+    )
     texts = [(row.where, row.text) for row in rows.rows(0, rows.start_positions())]
     return texts, rows.fingerprints()
 
@@ -122,14 +125,16 @@ def test_an_object_that_was_replaced_is_fetched_again(s3: Any, tmp_path: Path) -
 def test_a_rank_fetches_only_its_own(s3: Any, tmp_path: Path) -> None:
     shards = list_shards("s3://bucket/train")
     mine = assign_files(shards, 0, 3)
-    RowStream(mine, "s3://bucket/train", seed=0, shuffle=True, cache_dir=tmp_path)
+    RowStream(name_shards(mine, "s3://bucket/train"), seed=0, shuffle=True, cache_dir=tmp_path)
     (fetched,) = (tmp_path / "fetched").iterdir()
     assert fetched.read_bytes() == CONTENTS["a.jsonl"]
 
 
 def test_a_stream_goes_to_another_process(memory: Any, tmp_path: Path) -> None:
     root = "memory://train"
-    stream = RowStream(list_shards(root), root, seed=0, shuffle=True, cache_dir=tmp_path)
+    stream = RowStream(
+        name_shards(list_shards(root), root), seed=0, shuffle=True, cache_dir=tmp_path
+    )
     sent = pickle.loads(pickle.dumps(stream))
     assert list(sent.rows(0, sent.start_positions())) == list(
         stream.rows(0, stream.start_positions())
@@ -190,7 +195,7 @@ def test_an_object_that_comes_short(
     shards = list_shards("memory://train")
     monkeypatch.setattr(memory, "get_file", short)
     with pytest.raises(DataError) as caught:
-        RowStream(shards, "memory://train", seed=0, shuffle=True, cache_dir=tmp_path)
+        RowStream(name_shards(shards, "memory://train"), seed=0, shuffle=True, cache_dir=tmp_path)
     assert str(caught.value) == (
         "memory://train/a.jsonl: cannot be fetched: 1 of 4 bytes came; start again"
     )
@@ -201,5 +206,5 @@ def test_an_object_that_is_gone_when_it_is_fetched(memory: Any, tmp_path: Path) 
     shards = list_shards("memory://train")
     memory.rm("/train/a.jsonl")
     with pytest.raises(DataError) as caught:
-        RowStream(shards, "memory://train", seed=0, shuffle=True, cache_dir=tmp_path)
+        RowStream(name_shards(shards, "memory://train"), seed=0, shuffle=True, cache_dir=tmp_path)
     assert str(caught.value).startswith("memory://train/a.jsonl: cannot be fetched: ")

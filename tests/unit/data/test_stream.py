@@ -16,6 +16,7 @@ from llada_sft.data import file_reader, line_index, stream
 from llada_sft.data.file_reader import Row
 from llada_sft.data.line_index import index_lines
 from llada_sft.data.row_count import count_rows
+from llada_sft.data.sources import name_shards
 from llada_sft.data.stream import FilePosition, Pending, RowStream
 from llada_sft.errors import DataError
 
@@ -103,18 +104,18 @@ def test_a_row_says_where_it_stands(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     path = tmp_path / "sub" / "a.jsonl"
     path.write_bytes(b"\n[1]\r\n\n[2]")
-    first, second = RowStream([path], tmp_path, seed=0, shuffle=False).rows(
+    first, second = RowStream(name_shards([path], tmp_path), seed=0, shuffle=False).rows(
         0, {"sub/a.jsonl": FilePosition(0, 0)}
     )
-    assert first == Row("sub/a.jsonl", line=2, byte=1, text=b"[1]\r\n", root=tmp_path)
-    assert second == Row("sub/a.jsonl", line=4, byte=7, text=b"[2]", root=tmp_path)
+    assert first == Row("sub/a.jsonl", line=2, byte=1, text=b"[1]\r\n", path=str(path))
+    assert second == Row("sub/a.jsonl", line=4, byte=7, text=b"[2]", path=str(path))
     assert second.where == f"{tmp_path}/sub/a.jsonl:4 (byte 7)"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "a.jsonl"
     with pytest.raises(DataError) as caught:
-        RowStream([missing], tmp_path, seed=0, shuffle=True)
+        RowStream(name_shards([missing], tmp_path), seed=0, shuffle=True)
     assert str(caught.value) == f"{missing}: cannot be read: No such file or directory"
 
 
@@ -122,7 +123,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_file_that_vanishes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("1\n2\n")
-    rows = RowStream([path], tmp_path, seed=0, shuffle=True)
+    rows = RowStream(name_shards([path], tmp_path), seed=0, shuffle=True)
     going = rows.rows(0, rows.start_positions())
     next(going)
     path.unlink()
@@ -145,7 +146,7 @@ def test_a_file_that_vanishes_while_it_is_read(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, content: bytes, how: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"1\n2\n3\n")
-    rows = RowStream([path], tmp_path, seed=0, shuffle=False)
+    rows = RowStream(name_shards([path], tmp_path), seed=0, shuffle=False)
     going = rows.rows(0, rows.start_positions())
     next(going)
     path.write_bytes(content)
@@ -158,7 +159,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, content: bytes, ho
 def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path) -> None:
     path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     path.write_bytes(b"1\n2\n3\n")
-    rows = RowStream([path], tmp_path, seed=0, shuffle=False)
+    rows = RowStream(name_shards([path], tmp_path), seed=0, shuffle=False)
     going = rows.rows(0, rows.start_positions())
     next(going)
     other.write_bytes(b"4\n5\n")
@@ -176,7 +177,7 @@ def test_rows_read_ahead_are_those_before_a_change(
     monkeypatch.setattr(stream, "_BYTES_AHEAD", 3 * 8)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(b"%7d\n" % number for number in range(10)))
-    rows = RowStream([path], tmp_path, seed=0, shuffle=shuffle)
+    rows = RowStream(name_shards([path], tmp_path), seed=0, shuffle=shuffle)
     expected = one_epoch(rows)
     going = rows.rows(0, rows.start_positions())
     next(going)
@@ -202,7 +203,7 @@ def test_how_far_is_read_ahead_changes_nothing(
         path = Path(folder, "a.jsonl")
         path.write_bytes(b"".join(lines))
         patch.setattr(file_reader, "MAX_LINE_BYTES", longest)
-        rows = RowStream([path], Path(folder), seed=0, shuffle=shuffle)
+        rows = RowStream(name_shards([path], Path(folder)), seed=0, shuffle=shuffle)
         usual = list(rows.rows(0, rows.start_positions()))
         patch.setattr(stream, "_ROWS_AHEAD", rows_ahead)
         patch.setattr(stream, "_BYTES_AHEAD", bytes_ahead)
@@ -221,7 +222,7 @@ def test_a_file_that_gives_less_than_is_asked_for(
 ) -> None:
     pread = os.pread
     with shards([12]) as (root, paths):
-        rows = RowStream(paths, root, seed=0, shuffle=shuffle)
+        rows = RowStream(name_shards(paths, root), seed=0, shuffle=shuffle)
         expected = one_epoch(rows)
         monkeypatch.setattr(os, "pread", lambda file, size, start: pread(file, min(size, 2), start))
         assert one_epoch(rows) == expected
@@ -239,7 +240,7 @@ def test_files_stay_open_while_their_rows_are_read(
 
     monkeypatch.setattr(stream, "MAX_OPEN", max_open)
     with shards([30, 30, 30]) as (root, paths):
-        rows = RowStream(paths, root, seed=0, shuffle=shuffle)
+        rows = RowStream(name_shards(paths, root), seed=0, shuffle=shuffle)
         going = rows.rows(0, rows.start_positions())
         numbers = [num_open() for _ in going]
         assert max(numbers) == (3 if max_open == 3 else 0)
@@ -256,7 +257,7 @@ def test_a_line_that_is_too_long_is_never_read_whole(
     path = tmp_path / "a.jsonl"
     # The third line is blank but for its last byte.
     path.write_bytes(b"123456789\n1234567890\n" + b" " * 20 + b"x\n" + b" " * 21 + b"\n1")
-    rows = RowStream([path], tmp_path, seed=0, shuffle=False)
+    rows = RowStream(name_shards([path], tmp_path), seed=0, shuffle=False)
     found = [(row.line, row.text, row.num_bytes) for row in rows.rows(0, rows.start_positions())]
     assert found == [(1, b"123456789\n", None), (2, b"", 11), (3, b"", 22), (5, b"1", None)]
 
@@ -267,12 +268,14 @@ def test_every_row_comes_once_in_an_epoch(
     sizes: list[int], seed: int, epoch: int, shuffle: bool
 ) -> None:
     with shards(sizes) as (root, paths):
-        rows = RowStream(paths, root, seed, shuffle)
+        rows = RowStream(name_shards(paths, root), seed, shuffle)
         found = one_epoch(rows, epoch)
         in_file_order = texts(
             row
             for path in paths
-            for row in RowStream([path], root, 0, False).rows(0, {path.name: FilePosition(0, 0)})
+            for row in RowStream(name_shards([path], root), 0, False).rows(
+                0, {path.name: FilePosition(0, 0)}
+            )
         )
     assert rows.num_rows == sum(sizes)
     assert sorted(found) == sorted(in_file_order)
@@ -287,20 +290,20 @@ def test_going_on_gives_exactly_the_rest(
     sizes: list[int], seed: int, data: st.DataObject, shuffle: bool
 ) -> None:
     with shards(sizes) as (root, paths):
-        whole = RowStream(paths, root, seed, shuffle)
+        whole = RowStream(name_shards(paths, root), seed, shuffle)
         expected = one_epoch(whole, epoch=3)
         done = data.draw(st.integers(0, sum(sizes)))
         positions = after(whole, 3, done, whole.start_positions())
-        resumed = RowStream(paths, root, seed, shuffle)
+        resumed = RowStream(name_shards(paths, root), seed, shuffle)
         assert texts(resumed.rows(3, positions)) == expected[done:]
 
 
 def test_the_order_is_keyed() -> None:
     with shards([20, 20]) as (root, paths):
-        first = one_epoch(RowStream(paths, root, seed=1, shuffle=True), epoch=0)
-        again = one_epoch(RowStream(paths, root, seed=1, shuffle=True), epoch=0)
-        other_epoch = one_epoch(RowStream(paths, root, seed=1, shuffle=True), epoch=1)
-        other_seed = one_epoch(RowStream(paths, root, seed=2, shuffle=True), epoch=0)
+        first = one_epoch(RowStream(name_shards(paths, root), seed=1, shuffle=True), epoch=0)
+        again = one_epoch(RowStream(name_shards(paths, root), seed=1, shuffle=True), epoch=0)
+        other_epoch = one_epoch(RowStream(name_shards(paths, root), seed=1, shuffle=True), epoch=1)
+        other_seed = one_epoch(RowStream(name_shards(paths, root), seed=2, shuffle=True), epoch=0)
     assert first == again
     assert len({tuple(order) for order in (first, other_epoch, other_seed)}) == 3
 
@@ -308,7 +311,7 @@ def test_the_order_is_keyed() -> None:
 def test_the_order_is_that_of_earlier_versions() -> None:
     """Checkpoints hold places in it."""
     with shards([4, 3, 5]) as (root, paths):
-        rows = RowStream(paths, root, seed=7, shuffle=True)
+        rows = RowStream(name_shards(paths, root), seed=7, shuffle=True)
         assert (
             " ".join(one_epoch(rows, epoch=2)) == "0:4 1:2 2:2 2:1 2:3 1:3 2:5 2:4 1:1 0:1 0:2 0:3"
         )
@@ -316,7 +319,7 @@ def test_the_order_is_that_of_earlier_versions() -> None:
 
 def test_an_epoch_can_be_run_again_after_another() -> None:
     with shards([9, 5]) as (root, paths):
-        rows = RowStream(paths, root, seed=1, shuffle=True)
+        rows = RowStream(name_shards(paths, root), seed=1, shuffle=True)
         first = one_epoch(rows, epoch=0)
         one_epoch(rows, epoch=1)
         assert one_epoch(rows, epoch=0) == first
@@ -324,7 +327,7 @@ def test_an_epoch_can_be_run_again_after_another() -> None:
 
 def test_files_are_mixed_in_proportion_to_what_is_left() -> None:
     with shards([300, 100]) as (root, paths):
-        order = one_epoch(RowStream(paths, root, seed=0, shuffle=True))
+        order = one_epoch(RowStream(name_shards(paths, root), seed=0, shuffle=True))
     from_second = [text.startswith("1:") for text in order]
     # 25 are expected in each hundred, with a standard deviation of about 4.
     counts = [sum(from_second[start : start + 100]) for start in (0, 100, 200, 300)]
@@ -333,14 +336,14 @@ def test_files_are_mixed_in_proportion_to_what_is_left() -> None:
 
 def test_two_files_of_one_size_have_orders_of_their_own() -> None:
     with shards([30, 30]) as (root, paths):
-        order = one_epoch(RowStream(paths, root, seed=0, shuffle=True))
+        order = one_epoch(RowStream(name_shards(paths, root), seed=0, shuffle=True))
     lines = [[text[2:] for text in order if text[0] == file] for file in "01"]
     assert lines[0] != lines[1]
 
 
 def test_a_file_that_the_positions_do_not_know_is_done_for_this_epoch() -> None:
     with shards([4, 6]) as (root, paths):
-        rows = RowStream(paths, root, seed=0, shuffle=True)
+        rows = RowStream(name_shards(paths, root), seed=0, shuffle=True)
         found = texts(rows.rows(0, {"0.jsonl": FilePosition(0, 0)}))
         assert sorted(found) == ["0:1", "0:2", "0:3", "0:4"]
         known = rows.known_positions({"0.jsonl": FilePosition(3, 1), "gone": FilePosition(9, 0)})
@@ -364,10 +367,10 @@ def test_a_changed_file_has_another_fingerprint(
 ) -> None:
     path, content = tmp_path / "a", b"abcdefg\n" * 50_000
     path.write_bytes(content)
-    before = RowStream([path], tmp_path, seed=0, shuffle=True).fingerprints()
+    before = RowStream(name_shards([path], tmp_path), seed=0, shuffle=True).fingerprints()
     path.touch()
-    assert RowStream([path], tmp_path, seed=1, shuffle=True).fingerprints() == before
+    assert RowStream(name_shards([path], tmp_path), seed=1, shuffle=True).fingerprints() == before
     path.write_bytes(change(content))
-    after_change = RowStream([path], tmp_path, seed=0, shuffle=True).fingerprints()
+    after_change = RowStream(name_shards([path], tmp_path), seed=0, shuffle=True).fingerprints()
     assert before.keys() == after_change.keys() == {"a"}
     assert before["a"] != after_change["a"]

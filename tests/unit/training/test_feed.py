@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,8 +61,8 @@ class OneRank(Consensus):
         self._ranks, self._rank = ranks, rank
 
     def agree(self, report: Report) -> Report:
-        said = self._ranks.exchange(self._rank, astuple(report))
-        summed = Report(*(sum(column) for column in zip(*said, strict=True)))
+        said = self._ranks.exchange(self._rank, report.numbers())
+        summed = Report.of(sum(column) for column in zip(*said, strict=True))
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         if self._rank == 0:
@@ -326,7 +326,7 @@ def test_the_indices_of_all_ranks_are_those_of_the_global_batch(
 
 
 def positions(noise: NoiseSource, one: Example, epoch: int = 0, step: int = 0) -> list[int]:
-    local = local_step([one], StepSize(1, 1), epoch)
+    local = local_step([replace(one, epoch=epoch)], StepSize(1, 1), epoch)
     (batch,) = noise.micro_batches(local, report([local]), step)
     found: list[int] = batch.positions.tolist()
     return found
@@ -471,7 +471,8 @@ def counting_steps(rank: int, epochs: Sequence[int]) -> Iterator[LocalStep]:
         for step in local_steps(rank, [count], StepSize(1, 1)):
             read = 3 if step.end_of_epoch else 2
             rows = RowCounts(rows=read, bad=bad, clipped=1, left_out=read - 2)
-            yield replace(step, epoch=epoch, rows=rows, epoch_rows=10 * (rank + 1))
+            done = step.num_examples
+            yield replace(step, epoch=epoch, rows=rows, rows_done=done, epoch_rows=10 * (rank + 1))
 
 
 def test_counts_of_rows_grow_from_step_to_step() -> None:
@@ -505,7 +506,9 @@ def test_the_feed_says_when_an_epoch_has_ended() -> None:
         seen = []
         steps = counting_steps(rank, [1, 2, 0] if rank == 0 else [3, 1, 0])
         stop = lambda: False  # noqa: E731
-        told = StepFeed(steps, source(), consensus, stop, 0, lambda *what: ended.append(what))
+        told = StepFeed(
+            steps, source(), consensus, stop, 0, epoch_ended=lambda *what: ended.append(what)
+        )
         for _ in told:
             seen.append(len(ended))
         assert seen == [0, 0, 0, 1, 1]
@@ -594,7 +597,7 @@ def test_rank_0_says_what_became_of_the_rows(
                 consensus,
                 lambda: False,
                 first_step,
-                summary.epoch_ended,
+                epoch_ended=summary.epoch_ended,
             )
         )
         # As Lightning does: the next step is fetched before one is trained.

@@ -78,3 +78,15 @@ def test_data_wait_is_a_share(clock: Clock) -> None:
     one.add(FIRST)
     clock.now += 1
     assert one.close(1)["data_wait"] == 1.0
+
+
+def test_shares_are_those_of_the_interval() -> None:
+    one = Interval(["chat", "code"])
+    one.add(Report(by_source=(3, 1)))
+    one.add(Report(by_source=(4, 2)))
+    first = one.close(world_size=1)
+    assert (first["share_chat"], first["share_code"]) == (0.7, 0.3)
+    one.add(Report(by_source=(0, 2)))
+    second = one.close(world_size=1)
+    assert (second["share_chat"], second["share_code"]) == (0.0, 1.0)
+    assert one.close(world_size=1)["share_chat"] == 0.0

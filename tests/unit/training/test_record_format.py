@@ -1,11 +1,14 @@
 """`data.format: auto` is settled by the first rank, for all of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from llada_sft.config.schema import DataConfig
+from llada_sft.data.sources import Source, list_sources
+from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.record_format import settle_format
@@ -37,10 +40,10 @@ def test_the_first_rank_tells_it_and_prints_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str, expected: str, shown: str
 ) -> None:
     (tmp_path / "a.jsonl").write_text(row + "\n")
-    config, ranks = DataConfig(train=str(tmp_path), eos_tail=2), cast(Any, Ranks())
+    (source,), ranks = list_sources(DataConfig(train=str(tmp_path)), 1), cast(Any, Ranks())
     for rank in range(2):
-        settled = settle_format(config, config.train, placement(rank), cast(Consensus, ranks))
-        assert settled == config.model_copy(update={"format": expected})
+        settled = settle_format(source, None, placement(rank), cast(Consensus, ranks))
+        assert settled == replace(source, format=expected)
         assert capsys.readouterr().out == (f"{tmp_path}: {shown}\n" if rank == 0 else "")
         # The others do not look.
         (tmp_path / "a.jsonl").unlink(missing_ok=True)
@@ -48,7 +51,17 @@ def test_the_first_rank_tells_it_and_prints_it(
 
 
 def test_a_format_that_is_stated_is_not_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    config = DataConfig(train="nowhere", format="alpaca")
-    none = cast(Consensus, None)
-    assert settle_format(config, config.train, placement(0), none) is config
+    source = Source("", (), format="alpaca")
+    assert settle_format(source, None, placement(0), cast(Consensus, None)) is source
     assert capsys.readouterr().out == ""
+
+
+def test_a_first_shard_that_cannot_be_read_ends_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("1\n")
+    (source,), ranks = list_sources(DataConfig(train=str(tmp_path)), 1), cast(Any, Ranks())
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(DataError, match="cannot be read: No such file or directory"):
+        settle_format(source, None, placement(0), ranks)
+    with pytest.raises(PeerFailedError):
+        settle_format(source, None, placement(1), ranks)
+    assert ranks.said == [None, None]

@@ -1,0 +1,134 @@
+"""What `data.train` names: the shards of one dataset, or of several that are mixed.
+
+    a path, or a list of them      one dataset, whose epochs follow each other
+    sources by name                each with epochs of its own, mixed by weight (mixture.py)
+
+A shard's name keys its order and its noise and stands in checkpoints. It is the path below the
+dataset's folder, which may thus be moved; a source's name comes before it.
+"""
+
+import os.path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from llada_sft.config.record_formats import RecordFormat
+from llada_sft.config.schema import DataConfig
+from llada_sft.data.files import Shard, shard_name
+from llada_sft.data.shards import assign_files, list_shards, shard_root
+from llada_sft.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class NamedShard:
+    """A shard, and what positions and messages call it."""
+
+    name: str
+    shard: Shard
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards whose rows are trained on equally often.
+
+    Attributes:
+        name: Empty for a dataset that is not mixed with others.
+        shards: All of them, or those of one rank.
+        path: What messages call it.
+        epochs: Passes over the rows.
+        weight: Share of what is trained on, in proportion to the other sources'.
+        format, fields: Of its records.
+    """
+
+    name: str
+    shards: tuple[NamedShard, ...]
+    path: str = ""
+    epochs: int = 1
+    weight: float = 1.0
+    format: RecordFormat = "auto"
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def owns(self, name: str) -> bool:
+        """Tell whether a shard of this name is, or was, one of the source's."""
+        return not self.name or name.startswith(f"{self.name}/")
+
+    def of_rank(self, rank: int, world_size: int) -> "Source":
+        """Keep the shards of one rank.
+
+        Raises:
+            ConfigError: there are fewer shards than ranks.
+        """
+        try:
+            assign_files([one.shard for one in self.shards], rank, world_size)
+        except ConfigError as error:
+            where = f"data.train.{self.name}: " if self.name else ""
+            raise ConfigError(f"{where}{error}") from None
+        return replace(self, shards=self.shards[rank::world_size])
+
+
+def list_sources(data: DataConfig, epochs: int) -> list[Source]:
+    """List the shards of everything that `data.train` names.
+
+    Args:
+        data: The data section.
+        epochs: `train.epochs`, for sources that do not say how often.
+
+    Raises:
+        DataError: there are none, one is no file, or one is named twice.
+    """
+    if not isinstance(data.train, dict):
+        paths = [data.train] if isinstance(data.train, str) else data.train
+        shards = _named(data.train) if isinstance(data.train, str) else _one_dataset(data.train)
+        path = ", ".join(paths)
+        return [Source("", shards, path, epochs, format=data.format, fields=data.fields)]
+    return [
+        Source(
+            name,
+            _named(source.path, f"{name}/"),
+            source.path,
+            source.epochs or epochs,
+            source.weight,
+            source.format or data.format,
+            data.fields if source.fields is None else source.fields,
+        )
+        for name, source in data.train.items()
+    ]
+
+
+def list_validation(data: DataConfig) -> Source:
+    """List the shards of `data.validation`.
+
+    Raises:
+        DataError: there are none, or one is no file.
+    """
+    assert data.validation is not None
+    path = data.validation
+    return Source("", _named(path), path, format=data.format, fields=data.fields)
+
+
+def _one_dataset(paths: Sequence[str]) -> tuple[NamedShard, ...]:
+    shards = [shard for path in paths for shard in list_shards(path)]
+    twice = sorted(str(shard) for shard, count in Counter(shards).items() if count > 1)
+    if twice:
+        raise DataError(f"{twice[0]}: named twice by data.train; remove one of its paths")
+    return _below_common_folder(shards)
+
+
+def name_shards(
+    shards: Iterable[Shard], root: Path | str, prefix: str = ""
+) -> tuple[NamedShard, ...]:
+    """Name shards by their paths below a folder."""
+    return tuple(NamedShard(prefix + shard_name(root, shard), shard) for shard in shards)
+
+
+def _named(path: str, prefix: str = "") -> tuple[NamedShard, ...]:
+    return name_shards(list_shards(path), shard_root(path), prefix)
+
+
+def _below_common_folder(shards: Sequence[Shard]) -> tuple[NamedShard, ...]:
+    """Name shards below the folder that they share; by their whole URLs if some are remote."""
+    if not all(isinstance(shard, Path) for shard in shards):
+        return tuple(NamedShard(str(shard), shard) for shard in shards)
+    folder = os.path.commonpath([shard.parent for shard in shards if isinstance(shard, Path)])
+    return name_shards(shards, Path(folder))
