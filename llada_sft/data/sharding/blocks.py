@@ -35,7 +35,8 @@ class Block(NamedTuple):
 def block_of(rows: Sequence[Text], position: int) -> Block:
     """Put rows together; each ends with a line end."""
     ends = np.fromiter(map(len, rows), np.int64, len(rows)).cumsum()
-    return Block(b"".join(rows), ends, position)
+    # One row may be very long.
+    return Block(rows[0] if len(rows) == 1 else b"".join(rows), ends, position)
 
 
 def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -71,25 +71,26 @@ class ShardFiles:
         if self._compress is None:
             self._put(shard, rows)
             return
-        waiting = self._waiting[shard]
-        waiting += rows
-        if len(waiting) >= self._frame_bytes:
+        if len(self._waiting[shard]) + len(rows) >= self._frame_bytes:
             self._end_frame(shard)
+        if len(rows) >= self._frame_bytes:
+            self._put(shard, _compressed(rows, self._compress))
+        else:
+            self._waiting[shard] += rows
 
     def finish(self) -> None:
         """Write what still waits, and close all files."""
-        for shard, waiting in enumerate(self._waiting):
-            if waiting:
-                self._end_frame(shard)
+        for shard in range(len(self._waiting)):
+            self._end_frame(shard)
         for path in self._paths:
             # A file server may say only now that there is no room.
             with writing(path):
                 os.close(self._descriptors.pop(0))
 
     def _end_frame(self, shard: int) -> None:
-        frame = _compressed(self._waiting[shard], self._compress)
-        self._waiting[shard] = bytearray()
-        self._put(shard, frame)
+        if self._waiting[shard]:
+            self._put(shard, _compressed(self._waiting[shard], self._compress))
+            self._waiting[shard].clear()
 
     def _put(self, shard: int, data: Text) -> None:
         with writing(self._paths[shard]):
@@ -99,7 +100,7 @@ class ShardFiles:
                 written += os.write(self._descriptors[shard], data[written:])
 
 
-def _compressed(text: bytearray, compress: Compress | None) -> bytes:
+def _compressed(text: Text | bytearray, compress: Compress | None) -> bytes:
     if compress == "gz":
         from isal import igzip
 

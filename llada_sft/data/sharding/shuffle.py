@@ -19,10 +19,11 @@ from llada_sft.data.sharding.ahead import ahead
 from llada_sft.data.sharding.blocks import BLOCK_BYTES, Block, Text, block_of
 from llada_sft.data.sharding.folder import writing
 from llada_sft.data.sharding.progress import progress
+from llada_sft.data.stream import MAX_LINE_BYTES
 
 BUCKET_BYTES = 2**25
-# A bucket of the shortest rows there are takes five times its size in memory.
-MAX_BUCKET_BYTES = 3 * 2**24
+# Not less: one of a single row cannot be split.
+MAX_BUCKET_BYTES = MAX_LINE_BYTES
 # All are open at once.
 _MAX_BUCKETS = 512
 _BUFFER_BYTES = 2**16
@@ -71,7 +72,7 @@ def _scatter(
             rows = _rows(block, order)
             cuts = np.searchsorted(drawn[order], np.arange(num_buckets + 1))
             for bucket in np.flatnonzero(np.diff(cuts)):
-                files[bucket].write(b"".join(rows[cuts[bucket] : cuts[bucket + 1]]))
+                files[bucket].writelines(rows[cuts[bucket] : cuts[bucket + 1]])
     return paths
 
 
@@ -93,7 +94,7 @@ def _in_random_order(bucket: Path, random: np.random.Generator) -> Iterator[Bloc
         return
     text = bucket.read_bytes()
     bucket.unlink()
-    whole = Block(text, _row_ends(text), 0)
+    whole = Block(memoryview(text), _row_ends(text), 0)
     order = np.arange(len(whole.ends), dtype=np.uint32)
     random.shuffle(order)
     # Not all at once: a bucket may have millions of rows.
@@ -124,4 +125,4 @@ def _blocks(bucket: Path) -> Iterator[Block]:
             end = text.rfind(b"\n") + 1
             rest = text[end:]
             if end:
-                yield Block(text[:end], _row_ends(text[:end]), 0)
+                yield Block(memoryview(text)[:end], _row_ends(text), 0)
