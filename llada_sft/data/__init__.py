@@ -11,5 +11,6 @@ counts.py      what became of the rows that were read
 packing.py     which examples share a micro-batch: in order, or packed by length
 collate.py     examples -> tensors of one micro-batch, with the EOS tail
 epoch_rows.py  the examples of an epoch's rows, with the position of what is done
+sharding/      makes shards of all kinds of files; no part of a run
 datamodule.py  a rank's optimizer steps, one after another, each with its position
 """

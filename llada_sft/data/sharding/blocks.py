@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llada_sft.data.sharding.folder import writing
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 21
 SHOWN = 5
 # A message may quote a whole row.
 _MAX_MESSAGE = 500

@@ -137,6 +137,20 @@ def test_a_full_disk_is_one_line(
     assert sorted(here.rglob("*")) == before
 
 
+@pytest.mark.parametrize("shuffle", [[], ["--shuffle"]])
+def test_a_terminal_sees_a_bar(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shuffle: list[str],
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert call(monkeypatch, "jsonl_gz", "out", "--num-shards", "2", *shuffle) == 0
+    err = capsys.readouterr().err
+    assert "reading: 100%" in err
+    assert ("shuffling: 100%" in err) == bool(shuffle)
+
+
 def test_an_empty_folder_may_be_filled(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("out").mkdir()
     assert call(monkeypatch, "json", "out", "--num-shards", "1") == 0
@@ -248,7 +262,7 @@ import sys
 from pathlib import Path
 from llada_sft.data.sharding import make_shards
 seed = int(sys.argv[2]) if sys.argv[2] else None
-make_shards([sys.argv[1]], Path("out"), 8, sys.argv[3] or None, seed)
+make_shards([sys.argv[1]], Path("out"), 4, sys.argv[3] or None, seed)
 print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 """
 
