@@ -11,7 +11,8 @@ from llada_sft.data.sharding.blocks import Block
 from llada_sft.data.sharding.shard_files import ShardFiles
 
 _PIECES = 100
-_MAX_PIECE_BYTES = 1 << 20
+# ext4 may take many times as long for the bytes of a larger write.
+_MAX_PIECE_BYTES = 1 << 18
 
 
 class Dealer:
