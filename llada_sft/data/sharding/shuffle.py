@@ -103,7 +103,7 @@ def _in_random_order(bucket: Path, random: np.random.Generator) -> Iterator[Bloc
         yield block_of(_rows(whole, order[first : first + num_rows]), 0)
 
 
-def _row_ends(text: bytes) -> NDArray[np.uint32]:
+def _row_ends(text: bytes | bytearray) -> NDArray[np.uint32]:
     """Find where each row ends."""
     data = np.frombuffer(text, np.uint8)
     ends = np.empty(text.count(b"\n"), np.uint32)
@@ -118,11 +118,11 @@ def _row_ends(text: bytes) -> NDArray[np.uint32]:
 
 def _blocks(bucket: Path) -> Iterator[Block]:
     """Read a bucket piece by piece."""
-    rest = b""
+    text = bytearray()
     with bucket.open("rb") as file:
         while piece := file.read(BLOCK_BYTES):
-            text = rest + piece
-            end = text.rfind(b"\n") + 1
-            rest = text[end:]
+            text += piece
+            end = text.rfind(b"\n", len(text) - len(piece)) + 1
             if end:
-                yield Block(memoryview(text)[:end], _row_ends(text), 0)
+                whole, text = text, text[end:]
+                yield Block(memoryview(whole)[:end], _row_ends(whole), 0)
