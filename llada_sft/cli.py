@@ -41,8 +41,21 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
     export.add_argument("--step", type=int, help="the checkpoint; without it the last")
 
+    _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
     _add_sample(commands.add_parser("sample", help="generate from an exported model"))
     return parser
+
+
+def _add_shard(shard: argparse.ArgumentParser) -> None:
+    shard.add_argument(
+        "inputs", nargs="+", metavar="IN", help="a file, a folder of files, or a glob"
+    )
+    shard.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
+    shard.add_argument("--num-shards", required=True, type=int, help="at least one for each rank")
+    shard.add_argument("--compress", choices=["zst", "gz"])
+    shard.add_argument("--shuffle", action="store_true", help="put all rows in a random order")
+    shard.add_argument("--seed", type=int, default=0, help="of the order")
+    shard.set_defaults(handler=_shard)
 
 
 def _add_sample(sample: argparse.ArgumentParser) -> None:
@@ -109,6 +122,16 @@ def _export(arguments: argparse.Namespace) -> None:
 
     checkpoint = export_run(Path(arguments.run), arguments.out, arguments.dtype, arguments.step)
     print(f"exported {checkpoint} to {arguments.out}")
+
+
+def _shard(arguments: argparse.Namespace) -> None:
+    from llada_sft.data.sharding import make_shards, report
+
+    seed = arguments.seed if arguments.shuffle else None
+    made = make_shards(
+        arguments.inputs, arguments.out, arguments.num_shards, arguments.compress, seed
+    )
+    print(report(made, arguments.out))
 
 
 def _sample(arguments: argparse.Namespace) -> None:

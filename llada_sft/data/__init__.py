@@ -19,6 +19,7 @@ packing.py     which examples share a micro-batch: in order, or packed by length
 collate.py     examples -> tensors of one micro-batch, with the EOS tail
 epoch_rows.py  the examples of an epoch's rows, with the position of what is done
 mixture.py     the examples of several sources, mixed by weight
+sharding/      makes shards of all kinds of files; no part of a run
 datamodule.py  a rank's optimizer steps, one after another, each with its position
 background.py  the same, prepared ahead by one other process
 validation.py  the validation rows of a rank

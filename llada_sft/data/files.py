@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from llada_sft.config.urls import is_url
 from llada_sft.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -45,6 +44,10 @@ Shard = Path | RemoteFile
 
 
 def is_remote(path: str) -> bool:
+    if "://" not in path:
+        return False
+    from llada_sft.config.urls import is_url
+
     return is_url(path) and not path.startswith("file://")
 
 

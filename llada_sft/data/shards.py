@@ -22,39 +22,49 @@ def list_shards(path: str) -> list[Shard]:
     """
     if is_remote(path):
         return list(list_remote(path, str(shard_root(path))))
+    return list(list_files(path))
+
+
+def list_files(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """List the files of a local folder that have one of the suffixes, or of a glob, as above.
+
+    Raises:
+        DataError: there are none, or one is no file.
+    """
     path = local_path(path)
     try:
-        found, not_files = _in_folder(path) if Path(path).is_dir() else _matching(path)
+        in_folder = Path(path).is_dir()
+        found, not_files = _in_folder(path, suffixes) if in_folder else _matching(path, suffixes)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     problems = [f"{shard}: {_kind(shard)}" for shard in not_files]
     problems += [f"{name}: is no UTF-8 name; rename it" for name in _undecodable(found)]
     if problems:
         raise DataError("\n".join(problems))
-    return list(found)
+    return found
 
 
-def _in_folder(path: str) -> tuple[list[Path], list[Path]]:
+def _in_folder(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     """Give what has the name of a shard, and what of it is no file."""
     # Unlike Path.iterdir, it knows the files from the rest without asking for each.
     with os.scandir(path) as entries:
-        shards = [one for one in entries if one.name.endswith(SUFFIXES) and one.name[0] != "."]
+        shards = [one for one in entries if one.name.endswith(suffixes) and one.name[0] != "."]
     if not shards:
-        raise DataError(f"{path}: no {', '.join(SUFFIXES)} files in this folder")
+        raise DataError(f"{path}: no {', '.join(suffixes)} files in this folder")
     shards.sort(key=lambda entry: entry.name)
     folder = Path(path)
     not_files = [folder / entry.name for entry in shards if not entry.is_file()]
     return [folder / entry.name for entry in shards], not_files
 
 
-def _matching(path: str) -> tuple[list[Path], list[Path]]:
+def _matching(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     _check_folders(path)
     matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     if not matches and Path(path).is_symlink():
         matches = [path]
     # `**` also matches the folders on its way.
     found = sorted(
-        shard for shard in map(Path, matches) if shard.name.endswith(SUFFIXES) or shard.is_file()
+        shard for shard in map(Path, matches) if shard.name.endswith(suffixes) or shard.is_file()
     )
     if not found:
         what = "no file matches" if glob.has_magic(path) else "no such folder or file"
@@ -99,9 +109,18 @@ def assign_files(files: Sequence[Shard], rank: int, world_size: int) -> list[Sha
         folder = f" in {files[0].parent}" if files else ""
         raise ConfigError(
             f"{len(files)} shards for {world_size} ranks{folder}: use at most {len(files)} ranks,"
-            f" or split the files into at least {world_size}"
+            f" or {_more_shards(files, world_size)}"
         )
     return list(files[rank::world_size])
+
+
+def _more_shards(files: Sequence[Shard], number: int) -> str:
+    """Say how to come by enough shards."""
+    if not files or not isinstance(files[0], Path):
+        return f"split the files into at least {number}"
+    folder = files[0].parent
+    new = folder.with_name(f"{folder.name}_{number}")
+    return f"run  llada-sft shard {folder} {new} --num-shards {number}"
 
 
 def shard_root(path: str) -> Path | str:

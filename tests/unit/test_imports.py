@@ -87,6 +87,7 @@ def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
     [
         "import launch",
         "from llada_sft.cli import main; sys.argv = ['llada-sft', 'status', '--help']; main()",
+        "from llada_sft.data.sharding import csv_rows, json_array, parquet, shuffle",
         "from llada_sft.cluster import job, launcher, local, logs, status, submit; import submitit",
     ],
 )

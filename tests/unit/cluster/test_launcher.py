@@ -117,7 +117,8 @@ def test_a_dry_run_prints_the_batch_script_and_the_problems(call: Call, project:
     assert (code, files(project)) == (0, before)
     assert {"#!/bin/bash", "#SBATCH --nodes=3", "#SBATCH --time=7"} <= set(out.splitlines())
     assert err.replace(f"{project}/", "").splitlines() == [
-        "2 shards for 6 ranks in shards: use at most 2 ranks, or split the files into at least 6",
+        "2 shards for 6 ranks in shards: use at most 2 ranks,"
+        " or run  llada-sft shard shards shards_6 --num-shards 6",
         "hook.py: cannot be read: No such file or directory; set data.hook",
     ]
 

@@ -28,7 +28,8 @@ def test_a_good_project_has_none(project: Path) -> None:
 BROKEN = {
     "a shard too few": (
         ("shards/1.jsonl", None),
-        "1 shards for 2 ranks in shards: use at most 1 ranks, or split the files into at least 2",
+        "1 shards for 2 ranks in shards: use at most 1 ranks,"
+        " or run  llada-sft shard shards shards_2 --num-shards 2",
     ),
     "no hook": (
         ("hook.py", None),

@@ -47,7 +47,7 @@ def test_fewer_files_than_ranks() -> None:
         assign_files(files, 0, 16)
     assert str(caught.value) == (
         "3 shards for 16 ranks in data/train: use at most 3 ranks,"
-        " or split the files into at least 16"
+        " or run  llada-sft shard data/train data/train_16 --num-shards 16"
     )
 
 

@@ -85,5 +85,5 @@ def test_fewer_shards_than_ranks_names_the_source() -> None:
         source.of_rank(0, 2)
     assert str(caught.value) == (
         "data.train.code: 1 shards for 2 ranks in d: use at most 1 ranks,"
-        " or split the files into at least 2"
+        " or run  llada-sft shard d d_2 --num-shards 2"
     )

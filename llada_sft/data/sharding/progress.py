@@ -1,0 +1,21 @@
+"""A bar for who waits at a terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Give what is to be told how many bytes are done; it draws if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, total=num_bytes, unit="B", unit_scale=True) as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield show
