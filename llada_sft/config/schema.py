@@ -172,7 +172,7 @@ class DataConfig(Section):
     # Packed only: the most tokens of a micro-batch; at least max_length.
     max_tokens: PositiveInt | None = None
     # Packed only: examples read ahead, of which the one that fits best comes next.
-    pack_buffer: PositiveInt = 16
+    pack_buffer: PositiveInt = 32
     # Files that changed or are gone since the checkpoint: refuse ends the run by naming them;
     # restart_file begins a changed one's epoch anew and leaves out what is gone, with a warning.
     on_changed_file: Literal["refuse", "restart_file"] = "refuse"

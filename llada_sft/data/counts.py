@@ -34,7 +34,8 @@ class RowCounts:
     def __add__(self, other: "RowCounts") -> "RowCounts":
         return RowCounts(
             self.rows + other.rows,
-            dict(Counter(self.bad) + Counter(other.bad)),
+            # Seldom any: this runs for every row of a run.
+            dict(Counter(self.bad) + Counter(other.bad)) if other.bad else self.bad,
             self.clipped + other.clipped,
             self.skipped + other.skipped,
             self.left_out + other.left_out,

@@ -1,7 +1,9 @@
 """A row -> the examples that its hook makes of it: checked, and cut or left out if too long."""
 
 import random
+from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,13 +133,12 @@ class Encoder:
         noisy = fields.get("noisy_ids")
         # A hook that corrupts the input itself owns the whole sequence: no tail is added.
         tail = 0 if noisy is not None else 1 if self.eos_tail == "batch_max" else self.eos_tail
-        eos = np.full(tail, self.eos_token_id, np.int64)
         keep = _cut(fields["response_mask"], self.max_length - tail, self.on_too_long)
         if keep is None:
             return None, False
         example = Example(
-            input_ids=np.append(fields["input_ids"][keep], eos),
-            response_mask=np.append(fields["response_mask"][keep], np.ones(tail, np.bool_)),
+            input_ids=_with_tail(fields["input_ids"][keep], tail, self.eos_token_id),
+            response_mask=_with_tail(fields["response_mask"][keep], tail, True),
             noisy_ids=None if noisy is None else noisy[keep],
             grows=noisy is None and self.eos_tail == "batch_max",
             file=row.file,
@@ -146,6 +147,13 @@ class Encoder:
             epoch=epoch,
         )
         return example, keep.stop - keep.start < len(fields["response_mask"])
+
+
+def _with_tail(values: NDArray[Any], tail: int, value: int) -> NDArray[Any]:
+    longer = np.empty(len(values) + tail, values.dtype)
+    longer[: len(values)] = values
+    longer[len(values) :] = value
+    return longer
 
 
 def _parse(row: Row) -> object:
@@ -197,19 +205,21 @@ def _check_item(item: object, vocab_size: int) -> dict[str, NDArray[Any]]:
 def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
     if not isinstance(values, list):
         raise DataError(f"hook returned {key!r} as {type(values).__name__}; return a list")
-    types = set(map(type, values))
+    # The usual case, at the speed of C; what is wrong with a list, the loops below say.
+    with suppress(TypeError, ValueError, OverflowError):
+        if key == "response_mask":
+            mask = np.frombuffer(bytes(values), np.uint8)
+            if mask.max(initial=0) <= 1:
+                return mask.view(np.bool_)
+        elif set(map(type, values)) == {int}:
+            ids = np.frombuffer(array("q", values), np.int64)
+            # A negative id is a large number without its sign.
+            if ids.view(np.uint64).max() < vocab_size:
+                return ids
     if key == "response_mask":
-        if types <= {bool}:
-            return np.frombuffer(bytes(values), np.bool_)
         if not all(isinstance(value, _TRUTH) and value in (0, 1) for value in values):
             raise DataError("hook returned 'response_mask' with values other than true and false")
         return np.array(values, np.bool_)
-    # The usual case; what is wrong with a list, the loop below says.
-    if types == {int}:
-        ids = np.array(values)
-        # Of another type, they are beyond 64 bits.
-        if ids.dtype == np.int64 and ids.min() >= 0 and ids.max() < vocab_size:
-            return ids
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise DataError(f"hook returned {key!r} with {value!r}; token ids are integers")

@@ -160,13 +160,15 @@ def _render(turns: Sequence[Turn], tokenizer: Any) -> str:
 
 
 def _tokenize(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int]
     if type(tokenizer) is not PreTrainedTokenizerFast:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-    # What its call comes to, without the lists that it makes beside the ids.
+    # What its call comes to, without the lists and the offsets that it makes beside the ids.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
-    fast: list[int] = backend.encode(text, add_special_tokens=False).ids
-    return fast
+    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
+    ids = encoding.ids
+    return ids

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,8 +133,11 @@ class RowStream:
             for reader, row in zip(self._readers, done, strict=True)
         ]
         try:
-            for chosen in draw_files(left, self._tickets(epoch, sum(done))):
-                yield next(rows[chosen])
+            if self._shuffle and len(rows) > 1:
+                for chosen in draw_files(left, self._tickets(epoch, sum(done))):
+                    yield next(rows[chosen])
+            else:
+                yield from chain.from_iterable(rows)
         finally:
             self._close()
 
@@ -146,10 +149,6 @@ class RowStream:
     def _tickets(self, epoch: int, drawn: int) -> Iterator[int]:
         """Yield a number for each row that is left; modulo the rows left, it says which comes."""
         num_rows = self.num_rows
-        # The first file that has rows left is the only one, or the next in line.
-        if not self._shuffle or len(self._readers) == 1:
-            yield from repeat(0, num_rows - drawn)
-            return
         (key,) = keys_of(1, self._seed, epoch, *(reader.name for reader in self._readers), "")
         for begin in range(drawn, num_rows, _NUM_TICKETS):
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)

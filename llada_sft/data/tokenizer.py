@@ -1,5 +1,6 @@
 """Loads the tokenizer of a model directory, and checks that it knows the mask token."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
+    # A rank encodes one text at a time: a thread for each core would only be in others' way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; the tokenizer lies beside the model's config.json")

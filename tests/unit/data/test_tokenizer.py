@@ -1,5 +1,6 @@
 """The tokenizer of a model directory: there, whole, and with the mask token."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ def test_it_is_what_was_saved(directory: Path, tokenizer: Any) -> None:
         loaded = load_tokenizer(directory, mask_token_id)
         assert loaded.get_vocab() == tokenizer.get_vocab()
         assert loaded.chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("set_before", [None, "true"])
+def test_threads_are_for_who_asks_for_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, set_before: str | None
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if set_before is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", set_before)
+    load_tokenizer(directory)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == (set_before or "false")
 
 
 def test_there_is_none(tmp_path: Path) -> None:
