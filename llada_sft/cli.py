@@ -1,4 +1,4 @@
-"""`llada-sft`: what there is to do with a run after its launch.
+"""`llada-sft`: what there is to do before and after the launch of a run.
 
 Each command imports what it needs when it is called: `status`, `logs` and `cancel` answer on a
 login node without torch.
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
     _add_sample(commands.add_parser("sample", help="generate from an exported model"))
+    _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
     return parser
 
 
@@ -56,6 +57,15 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
     shard.add_argument("--shuffle", action="store_true", help="put all rows in a random order")
     shard.add_argument("--seed", type=int, default=0, help="of the order")
     shard.set_defaults(handler=_shard)
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    check.add_argument("config", metavar="CONFIG", help="a config file")
+    check.add_argument("--ranks", type=int, metavar="N", help="for N ranks, not the config's")
+    check.add_argument("--sample", type=int, metavar="M", help="read M rows, and estimate the rest")
+    check.add_argument("--json", action="store_true", help="for machines; see docs/check.md")
+    check.add_argument("overrides", nargs="*", metavar="section.key=value")
+    check.set_defaults(handler=_check)
 
 
 def _add_sample(sample: argparse.ArgumentParser) -> None:
@@ -132,6 +142,18 @@ def _shard(arguments: argparse.Namespace) -> None:
         arguments.inputs, arguments.out, arguments.num_shards, arguments.compress, seed
     )
     print(report(made, arguments.out))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from llada_sft.config import load_config, resolve_paths
+    from llada_sft.data.check.command import check
+    from llada_sft.data.check.survey import Request
+    from llada_sft.training.network import resolve_network, token_ids
+
+    config = resolve_paths(load_config(arguments.config, arguments.overrides), Path.cwd())
+    ranks = config.world_size if arguments.ranks is None else arguments.ranks
+    request = Request(config, ranks, arguments.sample, progress=sys.stderr.isatty())
+    return check(request, token_ids(resolve_network(config.model)), arguments.json)
 
 
 def _sample(arguments: argparse.Namespace) -> None:

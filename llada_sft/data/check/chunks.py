@@ -1,0 +1,53 @@
+"""Which rows are read together: all of them, the first, or a sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of one file.
+
+    Attributes:
+        number: Which file it is.
+        rows: Their numbers among the rows of the file.
+    """
+
+    number: int
+    rows: Sequence[int]
+
+
+def whole_files(num_rows: Sequence[int], chunk_rows: int) -> list[Chunk]:
+    """Divide all rows into chunks; no chunk is of two files."""
+    return [
+        Chunk(number, range(begin, min(begin + chunk_rows, rows)))
+        for number, rows in enumerate(num_rows)
+        for begin in range(0, rows, chunk_rows)
+    ]
+
+
+def first_rows(num_rows: Sequence[int], limit: int, chunk_rows: int) -> list[Chunk]:
+    """Divide the first `limit` rows of all files together."""
+    firsts = []
+    for rows in num_rows:
+        firsts.append(min(rows, limit))
+        limit -= firsts[-1]
+    return whole_files(firsts, chunk_rows)
+
+
+def spread_sample(num_rows: Sequence[int], sample: int, chunk_rows: int) -> list[Chunk]:
+    """Choose rows at equal distances over all files, one behind the other."""
+    total = sum(num_rows)
+    sample = min(sample, total)
+    chosen = [(2 * place + 1) * total // (2 * sample) for place in range(sample)]
+    chunks, begin, done = [], 0, 0
+    for number, rows in enumerate(num_rows):
+        own = []
+        while done < sample and chosen[done] < begin + rows:
+            own.append(chosen[done] - begin)
+            done += 1
+        begin += rows
+        chunks += [
+            Chunk(number, own[at : at + chunk_rows]) for at in range(0, len(own), chunk_rows)
+        ]
+    return chunks
