@@ -88,11 +88,13 @@ class Ranks:
             process.join()
 
     def logs(self) -> str:
-        texts = [
-            _log(self.folder, rank).read_text(errors="replace")[-4000:]
-            for rank in range(len(self.processes))
-        ]
-        return "\n".join(f"--- rank {rank}\n{text}" for rank, text in enumerate(texts))
+        """Return the end of what each rank said."""
+        ends = [text[-4000:] for text in self.whole_logs()]
+        return "\n".join(f"--- rank {rank}\n{text}" for rank, text in enumerate(ends))
+
+    def whole_logs(self) -> list[str]:
+        ranks = range(len(self.processes))
+        return [_log(self.folder, rank).read_text(errors="replace") for rank in ranks]
 
     def results(self) -> list[Any]:
         ranks = range(len(self.processes))

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -44,6 +45,8 @@ class Workers(Generic[State]):
         self._processes: dict[Connection, SpawnProcess] = {}
 
     def __enter__(self) -> Self:
+        # Python starts this with the first worker otherwise, and then lets SIGINT through again.
+        resource_tracker.ensure_running()
         try:
             # Workers inherit this: Ctrl-C is for the parent, which then ends them.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

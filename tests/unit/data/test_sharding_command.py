@@ -11,6 +11,7 @@ import pytest
 
 from llada_sft.cli import main
 from llada_sft.data.sharding import BAD_ROWS, folder
+from tests.signals import heed_ctrl_c
 from tests.unit.data.sharding import FORMATS, bad_rows_in, lines, records, rows_in
 
 ROOT = Path(__file__).parents[3]
@@ -192,6 +193,7 @@ def start(moment: str, do: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=heed_ctrl_c,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from llada_sft.data.check.workers import Workers
 from llada_sft.errors import DataError
+from tests.signals import heed_ctrl_c
 
 ROOT = Path(__file__).parents[4]
 
@@ -119,6 +120,7 @@ def test_ctrl_c_ends_everything_without_a_word(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     ) as process:
         assert process.stderr is not None
         expected = b"at work at work "
