@@ -15,13 +15,12 @@ import orjson
 
 from llada_sft.config.record_formats import KnownFormat
 from llada_sft.data.file_reader import MAX_LINE_BYTES
-from llada_sft.data.files import open_text
+from llada_sft.data.files import BYTE_ORDER_MARK, open_text
 from llada_sft.data.formats import format_of
 from llada_sft.data.sources import NamedShard, Source
 from llada_sft.data.stream import RowStream
 
 NUM_ROWS = 100
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _first_rows(shards: Iterable[NamedShard], cache_dir: str | None) -> Iterator
 def _rows_of(path: Path) -> Iterator[bytes]:
     """Read lines without an index of the whole file: on a login node, none is made."""
     with open_text(path) as text:
-        mark = _BYTE_ORDER_MARK
+        mark = BYTE_ORDER_MARK
         while line := text.readline(MAX_LINE_BYTES):
             line, mark = line.removeprefix(mark), b""
             if not line.isspace():

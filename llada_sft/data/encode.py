@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.file_reader import MAX_LINE_BYTES, Row
+from llada_sft.data.files import BYTE_ORDER_MARK
 from llada_sft.data.hook import HookFunction, describe
 from llada_sft.data.quarantine import BadRowError
 from llada_sft.data.record_reader import RecordReader, row_key
@@ -23,7 +24,6 @@ TooLong = Literal["skip", "clip_prompt", "clip_response"]
 _REQUIRED = {"input_ids", "response_mask"}
 _ALLOWED = _REQUIRED | {"noisy_ids"}
 _TRUTH = bool | int | np.bool_ | np.integer
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ def _parse(row: Row) -> object:
     if row.num_bytes is not None:
         message = f"a line of {row.num_bytes:,} bytes; {MAX_LINE_BYTES:,} are allowed"
         raise BadRowError(row, "line_too_long", message)
-    # Some programs begin a file with this mark; it is no part of the first record.
-    text = row.text.removeprefix(_BYTE_ORDER_MARK) if row.byte == 0 else row.text
+    text = row.text.removeprefix(BYTE_ORDER_MARK) if row.byte == 0 else row.text
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

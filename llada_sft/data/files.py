@@ -19,6 +19,8 @@ from typing import IO, Any, cast
 from llada_sft.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+# Some programs begin a file with it; it is no part of the first record.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # An info of fsspec names the version of an object by whichever of these its service has.
 _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "created")

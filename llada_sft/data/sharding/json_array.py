@@ -7,10 +7,10 @@ from typing import IO
 import ijson
 
 from llada_sft.data.file_reader import MAX_LINE_BYTES
-from llada_sft.data.files import open_text
+from llada_sft.data.files import BYTE_ORDER_MARK, open_text
 from llada_sft.data.sharding.blocks import BadRows, Block
 from llada_sft.data.sharding.records import Parsed, Problem, blocks_of
-from llada_sft.data.sharding.text import MARK, file_position, refuse_utf16
+from llada_sft.data.sharding.text import file_position, refuse_utf16
 from llada_sft.errors import DataError
 
 _PIECE_BYTES = 1 << 16
@@ -30,9 +30,9 @@ def read_json(path: Path, bad_rows: BadRows) -> Iterator[Block]:
 def _check_beginning(path: Path, file: IO[bytes]) -> None:
     first: bytes = file.peek(_PIECE_BYTES)  # type: ignore[attr-defined]
     refuse_utf16(path, first)
-    if first.startswith(MARK):
-        file.read(len(MARK))
-    first = first.removeprefix(MARK).lstrip()
+    if first.startswith(BYTE_ORDER_MARK):
+        file.read(len(BYTE_ORDER_MARK))
+    first = first.removeprefix(BYTE_ORDER_MARK).lstrip()
     if not first.startswith(b"["):
         what = f"begins with {chr(first[0])!r}" if first else "is empty"
         raise DataError(f"{path}: is no JSON array: {what}; name it .jsonl if each line is a row")

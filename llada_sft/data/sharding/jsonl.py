@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from llada_sft.data.file_reader import MAX_LINE_BYTES
-from llada_sft.data.files import open_text
+from llada_sft.data.files import BYTE_ORDER_MARK, open_text
 from llada_sft.data.sharding.blocks import (
     BLOCK_BYTES,
     BadRow,
@@ -24,7 +24,7 @@ from llada_sft.data.sharding.blocks import (
     block_of,
     control_bytes,
 )
-from llada_sft.data.sharding.text import MARK, file_position, refuse_utf16
+from llada_sft.data.sharding.text import file_position, refuse_utf16
 
 _OPEN, _CLOSE, _LINE_END, _RETURN = b"{}\n\r"
 
@@ -121,7 +121,7 @@ class _Reader:
 
     def _mark_bytes(self) -> int:
         refuse_utf16(self._path, bytes(self._buffer[:2]))
-        return len(MARK) if self._buffer.startswith(MARK) else 0
+        return len(BYTE_ORDER_MARK) if self._buffer.startswith(BYTE_ORDER_MARK) else 0
 
     def _is_row(self, number: int, start: int, row: bytes) -> bool:
         """Look closely at a line: if it is neither blank nor a row, report it."""

@@ -6,9 +6,6 @@ from typing import IO
 
 from llada_sft.errors import DataError
 
-# Some programs begin a text with it; it is no part of the first row.
-MARK = b"\xef\xbb\xbf"
-
 
 def refuse_utf16(path: Path, first: bytes) -> None:
     """Refuse what some spreadsheets write.

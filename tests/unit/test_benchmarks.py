@@ -1,0 +1,74 @@
+"""The benchmarks at a size for every day: what they print and write, and nothing of a speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def measured(name: str, out: Path, *sizes: str) -> dict[str, Any]:
+    """Run a benchmark; return what it wrote."""
+    subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *sizes, "--out", str(out)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
+    written: dict[str, Any] = json.loads(out.read_text())
+    return written
+
+
+def test_data_has_a_line_for_each_target(tmp_path: Path) -> None:
+    found = measured("data", tmp_path / "out.json", "--rows", "160", "--memory-rows", "100000")
+    assert found["packages"]["orjson"]
+    lines = {line["what"]: line for line in found["lines"]}
+    assert 1800 < lines["mean row"]["value"] < 2600
+    targets = {line["what"].split(",")[0] for line in lines.values() if line["target"] != ""}
+    expected = {"parse", "tokenized and packed over one by one", "memory", "resume", "fill"}
+    assert targets == expected
+    # Of no machine's speed.
+    assert lines["memory, 0.1 M rows, second start"]["value"] < 100
+    assert all(lines[f"fill, max_tokens {n}"]["reached"] == "yes" for n in (4096, 8192, 16384))
+
+
+def test_data_start_with_many_shards_and_ranks(tmp_path: Path) -> None:
+    sizes = ("--files", "4096", "--ranks", "256", "--index-mb", "4")
+    found = measured("data_start", tmp_path / "out.json", *sizes)
+    first, second = found["start"]
+    assert (first["shards"], first["own_shards"]) == (4096, 16)
+    # Times are for the benchmark's table; memory is the same on a loaded machine.
+    assert max(first["peak_mb"], second["peak_mb"]) < 200
+    assert [kind["kind"] for kind in found["index"]] == [".jsonl", ".jsonl.gz", ".jsonl.zst"]
+    assert len({kind["rows"] for kind in found["index"]}) == 1
+
+
+def test_shard_has_a_line_for_each_command(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    sizes = ("--mb", "2", "--shards", "3", "--repeat", "2", "--folder", str(tmp_path))
+    found = measured("shard", out, *sizes)
+    assert found["packages"]["numpy"]
+    lines = {line["command"]: line for line in found["lines"]}
+    assert list(lines) == ["cp", "shard", "shard --shuffle", "shard --compress zst"]
+    assert lines["cp"]["of_cp"] == 100
+    # Of no machine's speed.
+    assert all(20 < line["peak_mb"] < 150 for name, line in lines.items() if name != "cp")
+    assert {name: len(runs) for name, runs in found["runs"].items()} == dict.fromkeys(lines, 2)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_check_and_the_tokenizer_alone_see_the_same_tokens(tmp_path: Path) -> None:
+    sizes = ("--rows", "80", "--processes", "1", "--repeat", "1")
+    found = measured("check", tmp_path / "out.json", *sizes)
+    lines = {line["what"]: line for line in found["lines"]}
+    assert list(lines) == [
+        "tokenizer alone, one by one",
+        "tokenizer alone, batches of 64",
+        "check, padded",
+        "check, packed",
+    ]
+    assert len({line["tokens"] for line in lines.values()}) == 1
+    assert all(line["reached"] in ("yes", "NO") for line in list(lines.values())[2:])
