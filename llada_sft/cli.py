@@ -13,7 +13,9 @@ from llada_sft.entry import exit_code
 
 def parser() -> argparse.ArgumentParser:
     """Describe all commands; `handler` is what the chosen one does."""
-    parser = argparse.ArgumentParser(prog="llada-sft", description="Work with runs of llada_sft.")
+    parser = argparse.ArgumentParser(
+        prog="llada-sft", description="Prepare data, and work with runs."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     status = commands.add_parser("status", help="what a run is doing")
