@@ -10,7 +10,9 @@ runs/<name>/
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
   quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
-  failures/         rank_N.txt: the one line of a rank that stopped for a user's mistake
+  journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
+  failures/         rank_N.json: the last words of a rank that could not go on
+  stacks/           attempt_K_rank_N.txt: where each rank stood when the watchdog found a hang
 """
 
 from dataclasses import dataclass
@@ -77,6 +79,10 @@ class RunDir:
     def quarantine(self) -> Path:
         return self.path / "quarantine"
 
+    @property
+    def stacks(self) -> Path:
+        return self.path / "stacks"
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank_{rank}.log"
 
@@ -84,4 +90,7 @@ class RunDir:
         return self.quarantine / f"rank_{rank}.jsonl"
 
     def failure(self, rank: int) -> Path:
-        return self.failures / f"rank_{rank}.txt"
+        return self.failures / f"rank_{rank}.json"
+
+    def rank_stacks(self, attempt: int, rank: int) -> Path:
+        return self.stacks / f"attempt_{attempt}_rank_{rank}.txt"

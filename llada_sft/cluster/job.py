@@ -3,17 +3,20 @@
     python -m llada_sft.cluster.job RUN_DIR      (with SLURM's or --local's rank variables)
 
 Signals first, then the rank's place, then the config from the run directory; only then torch and
-the training. A user's mistake is one line in `failures/rank_N.txt` and exit code 2: `SystemExit`
+the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2: `SystemExit`
 passes through submitit, which keeps a traceback only of an `Exception`, and any code but 0 makes
 `srun --kill-on-bad-exit` end the other ranks.
 """
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from llada_sft.cluster import journal
+from llada_sft.cluster import failures, journal
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.preemption import StopRequest, after_stop
 from llada_sft.config import Config, load_config
@@ -53,7 +56,9 @@ def run(run_dir: str) -> None:
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
-        _write_failure(run_path, rank, error)
+        print(error, file=sys.stderr, flush=True)
+        node = os.environ.get("SLURMD_NODENAME", "")
+        failures.write(run_path, Failure(rank, node, Cause.MISTAKE, str(error), time=time.time()))
         raise SystemExit(EXIT_CODE) from None
 
 
@@ -140,12 +145,6 @@ def _clear_submitit_leftover(run_path: RunDir, rank: int) -> None:
     # in that moment would fail all later attempts at their very end.
     job_id = os.environ.get("SLURM_JOB_ID")
     (run_path.slurm / f"{job_id}_{rank}_result.pkl.save_tmp").unlink(missing_ok=True)
-
-
-def _write_failure(run_path: RunDir, rank: int, error: LladaSftError) -> None:
-    print(error, file=sys.stderr, flush=True)
-    run_path.failures.mkdir(parents=True, exist_ok=True)
-    run_path.failure(rank).write_text(f"{error}\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,7 +1,20 @@
-"""What happened to a run, one JSON line each: submitted, started, ended and why.
+"""What happened to a run, one JSON line each: submitted, started, saved, ended and why.
 
-Written by the launcher and by rank 0, and read by `status` and by the next attempt; it needs no
-accounting database. A line is appended with one `os.write`, so two writers never mix theirs.
+Written by the launcher, by what starts the ranks (the batch script, or `--local`) and by rank 0 on
+the same node; read by `status` and by the next attempt; it needs no accounting database. A line is
+appended with one `os.write`, so two writers never mix theirs.
+
+    launched    the job was submitted, or a local run begun
+    started     an attempt begins: its nodes and ranks
+    resumed     rank 0 has loaded: the step that the attempt goes on from, and the versions
+    checkpoint  one was written: its step, seconds and bytes
+    signal      a rank was told to stop
+    nonfinite   a loss was NaN or infinite: its step and rows
+    warning     anything that a person should look at
+    failed      the first rank that failed, its node, error and traceback
+    ended       the attempt is over: cause, step, exit code
+    excluded    a suspect node is left out of the attempts that follow
+    given_up    the restart budget is used up: why
 """
 
 import json
@@ -10,7 +23,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypedDict
 
-Event = Literal["launched", "started", "ended"]
+Event = Literal[
+    "launched",
+    "started",
+    "resumed",
+    "checkpoint",
+    "signal",
+    "nonfinite",
+    "warning",
+    "failed",
+    "ended",
+    "excluded",
+    "given_up",
+]
 
 
 class Entry(TypedDict, total=False):
@@ -22,8 +47,26 @@ class Entry(TypedDict, total=False):
     job_id: str
     nodes: str
     world_size: int
-    # Why an attempt ended, in a few words.
+    # SLURM's count of the job's restarts.
+    restarts: int
+    # Optimizer steps that were made.
+    step: int
+    versions: dict[str, str | None]
+    # Of a checkpoint.
+    seconds: float
+    num_bytes: int
+    signals: list[str]
+    rank: int
+    node: str
+    # A word of `causes.Cause`.
     cause: str
+    # In one line, what the cause's word leaves open.
+    detail: str
+    error: str
+    traceback: str
+    exit_code: int
+    # "file:line" of each.
+    rows: list[str]
 
 
 def append(journal: Path, entry: Entry) -> None:

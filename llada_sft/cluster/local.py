@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from llada_sft.cluster import failures, status
 from llada_sft.config import Config
 from llada_sft.errors import EXIT_CODE
 from llada_sft.run_dir import RunDir
@@ -43,8 +44,7 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
     """
     run = RunDir(run_dir)
     run.logs.mkdir(exist_ok=True)
-    for old in run.failures.glob("rank_*.txt"):
-        old.unlink()
+    failures.clear(run)
     ranks = _Ranks()
     # Before the first rank starts: a signal to the launcher must never leave ranks behind.
     with _forwarded_signals(ranks) as received:
@@ -180,10 +180,8 @@ def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
 
 def _report(run: RunDir, failed: int) -> int:
     """Say why the run failed: the ranks' own words once each, else the end of a log."""
-    files = sorted(run.failures.glob("rank_*.txt"))
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    if lines:
-        print(*dict.fromkeys(lines), sep="\n", file=sys.stderr)
+    if lines := status.failure_lines(run):
+        print(*lines, sep="\n", file=sys.stderr)
         return EXIT_CODE
     log = run.rank_log(failed)
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]

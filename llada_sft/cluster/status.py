@@ -4,7 +4,8 @@ import csv
 import shutil
 from pathlib import Path
 
-from llada_sft.cluster import journal, slurm
+from llada_sft.cluster import failures, journal, slurm
+from llada_sft.cluster.causes import Cause
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -37,7 +38,7 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "attempts": _attempts(run),
     }
     lines = [f"{name:<12} {text}" for name, text in rows.items()]
-    return lines + [f"failure      {line}" for line in failures(run)]
+    return lines + [f"failure      {line}" for line in failure_lines(run)]
 
 
 def last_metrics(run: RunDir) -> str:
@@ -52,11 +53,10 @@ def last_metrics(run: RunDir) -> str:
     return ", ".join([f"step {last.get('step', '0')}", *losses])
 
 
-def failures(run: RunDir) -> list[str]:
+def failure_lines(run: RunDir) -> list[str]:
     """Give what the ranks of the last attempt wrote about a mistake of the user's, once each."""
-    files = sorted(run.failures.glob("rank_*.txt"))
-    texts = (file.read_text(encoding="utf-8") for file in files)
-    return list(dict.fromkeys(line for text in texts for line in text.splitlines()))
+    errors = [one.error for one in failures.read_all(run) if one.cause == Cause.MISTAKE]
+    return list(dict.fromkeys(line for error in errors for line in error.splitlines()))
 
 
 def running_job(run: RunDir) -> str | None:

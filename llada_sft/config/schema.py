@@ -275,6 +275,16 @@ class TrainConfig(Section):
     validation_max_rows: PositiveInt = 1024
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
+    # A checkpoint that cannot be written (the disk is full): the one before is intact, and the run
+    # stops, or goes on to the next one.
+    on_failed_save: Literal["stop", "go_on"] = "stop"
+    # A loss that is NaN or infinite: the run stops before the step is made, or leaves the step out;
+    # both name the rows.
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    # No step for so long: the ranks write their stacks, and the attempt ends.
+    hang_timeout_s: PositiveInt = 900
+    # So much more for the start, a checkpoint and a validation.
+    hang_grace_s: NonNegativeInt = 1800
 
 
 class DeepSpeedConfig(Section):
@@ -307,6 +317,14 @@ class SlurmConfig(Section):
     exclude: SbatchValue | None = None
     # Seconds before the time limit at which the job is told to save and requeue itself.
     signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
+    # [1, 4]: start on as many nodes as SLURM has free, at least 1 and at most 4; null = on `nodes`.
+    # The global batch stays what it is on `nodes`.
+    elastic: tuple[PositiveInt, PositiveInt] | None = None
+    # Restarts after the loss of a node or a rank that was killed; preemptions and time limits are
+    # not counted.
+    node_failure_restarts: NonNegativeInt = 10
+    # So many failed attempts in a row without a new checkpoint end the job.
+    attempts_without_progress: PositiveInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
     setup: NonEmptyStr | None = "slurm/setup.sh"
     # Further sbatch options, by their long names: {reservation: week42}.

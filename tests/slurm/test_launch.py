@@ -10,7 +10,7 @@ import pytest
 from cluster import Cluster
 from conftest import Launched
 
-from llada_sft.cluster import journal
+from llada_sft.cluster import failures, journal
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -59,6 +59,6 @@ def test_a_mistake_ends_the_job_without_a_requeue(cluster: Cluster, launched: La
     # before it could say anything.
     assert fields["ExitCode"] in ("2:0", "143:0")
     assert fields["Restarts"] == "0"
-    lines = [file.read_text() for file in run.failures.glob("rank_*.txt")]
+    lines = [failure.error for failure in failures.read_all(run)]
     assert lines
     assert all("train.epochs: must be a whole number, got 'x'" in line for line in lines)

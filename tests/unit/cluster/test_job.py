@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from llada_sft.cluster import job, journal, prepare
+from llada_sft.cluster import failures, job, journal, prepare
 from llada_sft.cluster.job import placement_from
 from llada_sft.cluster.preemption import StopRequest
 from llada_sft.config import Config, load_config
@@ -118,7 +118,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     with pytest.raises(SystemExit) as caught:
         job.run(str(run.path))
     assert caught.value.code == 2
-    assert run.failure(0).read_text() == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
+    (failure,) = failures.read_all(run)
+    assert (failure.rank, failure.cause) == (0, "mistake")
+    assert f"{failure.error}\n" == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
     assert journal.read(run.journal)[-1]["cause"] == "DataError: shards/0.jsonl:3: bad"
 
 
@@ -151,10 +153,10 @@ def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(SystemExit):
         job.run(str(run.path))
-    assert run.failure(0).read_text() == (
+    assert [failure.error for failure in failures.read_all(run)] == [
         f"{run.config}: 1 nodes × 2 ranks = 2 ranks, but 5 were started:"
-        " set slurm.nodes and slurm.ranks_per_node to what the job has\n"
-    )
+        " set slurm.nodes and slurm.ranks_per_node to what the job has"
+    ]
 
 
 def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,7 @@ def test_submitit_ends_with_our_exit_code_and_no_traceback(run: RunDir) -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.splitlines()[-1] == run.failure(3).read_text().strip()
+    assert done.stderr.splitlines()[-1] == failures.read_all(run)[0].error
 
 
 def test_the_entry_needs_a_run_directory() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llada_sft.cluster import failures
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.local import run_local
 from llada_sft.config import Config, load_config
 from llada_sft.run_dir import RunDir
@@ -88,10 +91,11 @@ def test_a_mistake_of_the_users_is_printed_once(
 ) -> None:
     run = RunDir(tmp_path)
     run.failures.mkdir()
-    run.failure(9).write_text("of an earlier attempt\n")
+    failures.write(run, Failure(9, "", Cause.MISTAKE, "of an earlier attempt"))
     script = (
-        "pathlib.Path(sys.argv[1], 'failures', f'rank_{rank}.txt').write_text('mend this\\n');"
-        "sys.exit(2)"
+        "from llada_sft.cluster import failures; from llada_sft.run_dir import RunDir;"
+        "failures.write(RunDir(pathlib.Path(sys.argv[1])),"
+        " failures.Failure(int(rank), '', 'mistake', 'mend this')); sys.exit(2)"
     )
     assert run_local(tmp_path, config, command(script)) == 2
     assert capfd.readouterr().err == "mend this\n"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import journal, logs, prepare, slurm, status
+from llada_sft.cluster import failures, journal, logs, prepare, slurm, status
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.failures import Failure
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -52,7 +54,7 @@ def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> N
     for name in ("step_20", "step_5", "step_30.partial"):
         (run.checkpoints / name).mkdir(parents=True)
     for rank in range(2):
-        run.failure(rank).write_text("mend this\n")
+        failures.write(run, Failure(rank, "", Cause.MISTAKE, "mend this"))
     assert status.status_lines(*status.open_run("runs/a"))[5:] == [
         "job          42 PENDING",
         "progress     step 20, train/loss 4.5, val/loss 4.25",
