@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from llada_sft.cluster import failures, journal
 from llada_sft.cluster.causes import Cause
@@ -107,10 +108,15 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
         # DeepSpeed looks for an accelerator when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
 
+    from llada_sft.training.host import Host
     from llada_sft.training.ranks import leave_ranks
     from llada_sft.training.trainer import train
 
-    outcome = train(config, run_path, placement, lambda: stop.requested, stop.claim_term)
+    def note(entry: Mapping[str, object]) -> None:
+        journal.append(run_path.journal, cast(Entry, entry))
+
+    host = Host(lambda: stop.requested, stop.claim_term, note)
+    outcome = train(config, run_path, placement, host)
     leave_ranks()
     return outcome
 

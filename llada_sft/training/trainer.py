@@ -4,7 +4,7 @@ The process group comes first: how long the training is, and where it goes on, i
 ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.changed import files_to_restart
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import MicroBatch, NoiseSource, StepFeed, validation_micro_batches
+from llada_sft.training.host import Host
 from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
@@ -67,21 +68,14 @@ class Resume:
         return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
 
 
-def train(
-    config: Config,
-    run: RunDir,
-    placement: Placement,
-    stop_requested: Callable[[], bool],
-    claim_signals: Callable[[], None],
-) -> Outcome:
+def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outcome:
     """Train on this rank, from the newest complete checkpoint if there is one.
 
     Args:
         config: The whole config.
         run: The run directory; all ranks share it.
         placement: This rank.
-        stop_requested: Asked once per step; when any rank says yes, all save and stop.
-        claim_signals: Installs the job's signal handlers again, over Lightning's.
+        host: What the job around it gives.
 
     Returns:
         `finished`, or `stopped` when it was told to stop and saved.
@@ -103,7 +97,7 @@ def train(
         step_loader(dataset, config.data.prefetch_steps),
         build_noise(config, network_config, placement),
         consensus,
-        stop_requested,
+        host.stop_requested,
         resume.step,
         len(dataset.mixed_sources),
         row_summary.epoch_ended,
@@ -123,7 +117,7 @@ def train(
         device,
         build_loggers(config, run, placement, resume.step, dataset.mixed_sources),
         [
-            OwnSignals(claim_signals),
+            OwnSignals(host.claim_signals),
             saver,
             Progress(total_steps, config.log.every_n_steps),
             row_summary,

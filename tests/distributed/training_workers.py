@@ -27,6 +27,7 @@ from llada_sft.training.callbacks.checkpoint import CheckpointSaver
 from llada_sft.training.checkpoints import newest_checkpoint, read_manifest
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.feed import NoiseSource, StepFeed
+from llada_sft.training.host import Host
 from llada_sft.training.metrics_csv import read_metrics
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
@@ -43,7 +44,7 @@ def placement() -> Placement:
 
 
 def _train(config: Config, folder: Path, stop_requested: Callable[[], bool]) -> str:
-    return train(config, RunDir(folder), placement(), stop_requested, lambda: None)
+    return train(config, RunDir(folder), placement(), Host(stop_requested))
 
 
 def _told_at(step: int, rank: int) -> Callable[[], bool]:

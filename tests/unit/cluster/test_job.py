@@ -16,6 +16,7 @@ from llada_sft.config import Config, load_config
 from llada_sft.errors import DataError, LaunchError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.host import Host
 
 Train = Callable[[Config, RunDir, Placement, Callable[[], bool], Callable[[], None]], str]
 SLURM = {
@@ -90,15 +91,11 @@ def test_training_gets_the_config_of_the_run_directory(
 ) -> None:
     seen: list[object] = []
 
-    def train(
-        config: Config,
-        run: RunDir,
-        placement: Placement,
-        stop: Callable[[], bool],
-        claim: Callable[[], None],
-    ) -> str:
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
         threads, accelerator = os.environ["OMP_NUM_THREADS"], os.environ["DS_ACCELERATOR"]
-        seen.extend([config, run, placement.world_size, stop(), threads, accelerator])
+        seen.extend(
+            [config, run, placement.world_size, host.stop_requested(), threads, accelerator]
+        )
         return "finished"
 
     stand_in(monkeypatch, train)

@@ -1,0 +1,29 @@
+"""What the job around the training gives it: told to stop or not, a journal, a watchdog.
+
+`cluster/` builds it and the training calls it: imports go down only. Each part does nothing by
+default, which is how tests and notebooks train.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+# What a rank is doing, for the watchdog: who waits for whom follows from it.
+Phase = Literal["start", "data", "agreement", "step", "checkpoint", "validation", "end"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """The callables of one rank's job.
+
+    Attributes:
+        stop_requested: Asked once per step; when any rank says yes, all save and stop.
+        claim_signals: Installs the job's signal handlers again, over Lightning's.
+        note: Adds an entry to the run's journal; to be called on rank 0 alone.
+        pulse: Says what this rank begins to do, and how many optimizer steps are made.
+    """
+
+    stop_requested: Callable[[], bool] = lambda: False
+    claim_signals: Callable[[], None] = lambda: None
+    note: Callable[[Mapping[str, object]], None] = lambda entry: None
+    pulse: Callable[[Phase, int], None] = lambda phase, step: None
