@@ -102,7 +102,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         len(dataset.mixed_sources),
         row_summary.epoch_ended,
     )
-    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints())
+    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints(), host.note)
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,
