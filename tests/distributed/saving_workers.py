@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import llada_sft.training.checkpoints as checkpoints
 import llada_sft.training.writing as writing
@@ -14,6 +15,7 @@ from llada_sft.config import load_config
 from llada_sft.errors import LladaSftError
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
+from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.trainer import train
 from tests.distributed.training_workers import placement
 
@@ -56,6 +58,16 @@ def on_a_disk_that_fills_up(
 def simply(folder: str, config_file: str, overrides: list[str]) -> dict[str, Any]:
     """Train without trouble."""
     return attempt(Path(folder), config_file, overrides, lambda: False)
+
+
+def with_loggers_that_fail(folder: str, config_file: str, overrides: list[str]) -> dict[str, Any]:
+    """Train; the second row of metrics and the third of TensorBoard find no room."""
+    with pytest.MonkeyPatch.context() as patch:
+        for logger, when in ((MetricsCsv, 2), (TensorBoardLogger, 3)):
+            failing = _fails_once(logger.log_metrics, when)
+            # Through the class, the call has the logger itself as its first argument.
+            patch.setattr(logger, "log_metrics", lambda *given, call=failing: call(*given))
+        return attempt(Path(folder), config_file, overrides, lambda: False)
 
 
 def one_rank_cannot_write(

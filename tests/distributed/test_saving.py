@@ -133,3 +133,13 @@ def test_no_rank_waits_for_one_that_cannot_write(overrides: list[str], tmp_path:
         whole = whole or found
         assert found == whole
         assert len(found) == 6
+
+
+def test_logs_that_cannot_be_written_do_not_end_a_run(overrides: list[str], tmp_path: Path) -> None:
+    more = [*overrides, "log.tensorboard=true"]
+    ranks = run_on_ranks(
+        f"{WORKERS}:with_loggers_that_fail", 2, TIMEOUT_S,
+        folder=str(tmp_path / "run"), config_file=CONFIG, overrides=more,
+    )  # fmt: skip
+    assert [rank["outcome"] for rank in ranks] == ["finished", "finished"]
+    assert list(losses(tmp_path / "run")) == [1, 3, 4, 5, 6]

@@ -1,6 +1,7 @@
 """A job that begins on two nodes, loses one, and ends on the other: no row lost or repeated."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +33,15 @@ OVERRIDES = [
 @pytest.fixture
 def only_two_nodes(cluster: Cluster) -> Iterator[None]:
     """Take two nodes away, and give all of them back at the end."""
-    cluster.run(["scontrol", "update", f"NodeName={','.join(NODES[2:])}", *drain()])
+    cluster.run(["scontrol", "update", f"NodeName={','.join(NODES[2:])}", *taken_out("DRAIN")])
     yield
     for node in NODES:
         if "idle" not in cluster.run(["sinfo", "--noheader", f"--nodes={node}", "--format=%T"]):
             cluster.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"])
 
 
-def drain() -> list[str]:
-    return ["State=DRAIN", "Reason=test"]
+def taken_out(state: str) -> list[str]:
+    return [f"State={state}", "Reason=test"]
 
 
 def write_shards(folder: Path) -> Path:
@@ -69,15 +70,20 @@ def test_the_loss_of_a_node(cluster: Cluster, launched: Launched, tmp_path: Path
     checkpoint = run.checkpoints / "step_20/checkpoint.json"
     assert wait_until(checkpoint.exists, TIMEOUT_S), cluster.job(job)
     assert cluster.job(job)["NumNodes"] == "2"
-    # The node without the batch script; SLURM itself puts the job back into the queue.
-    cluster.run(["scontrol", "update", f"NodeName={NODES[1]}", "State=DOWN", "Reason=test"])
+    # The node without the batch script; SLURM itself puts the job back into the queue. Drained
+    # first: the test's slurmd would report back from a node that is down.
+    for state in ("DRAIN", "DOWN"):
+        cluster.run(["scontrol", "update", f"NodeName={NODES[1]}", *taken_out(state)])
     ended = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S, restarts=1)
     assert (ended["NumNodes"], ended["Restarts"]) == ("1", "1")
     said = (run.slurm / f"{job}_0_log.out").read_text()
     assert "2 of 1 to 2 nodes: 4 ranks × 1 accumulated; the global batch stays 8 examples" in said
     assert "1 of 1 to 2 nodes: 2 ranks × 2 accumulated; the global batch stays 8 examples" in said
     assert "converting it from 4 to 2 ranks" in said
-    rows = trained_rows(run, 0, 1, 20) + trained_rows(run, 1, 21, 10**6)
+    # SLURM sends TERM first, and there may be time for another checkpoint.
+    (resumed,) = map(int, re.findall(r"^resuming from \S+/step_(\d+)$", said, re.MULTILINE))
+    assert resumed >= 20
+    rows = trained_rows(run, 0, 1, resumed) + trained_rows(run, 1, resumed + 1, 10**6)
     assert len(rows) == NUM_SHARDS * ROWS_PER_SHARD
     assert set(rows.values()) == {1}
     assert (run.checkpoints / "latest").read_text() == "step_40\n"

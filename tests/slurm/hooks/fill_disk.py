@@ -4,25 +4,24 @@ import os
 import shutil
 from pathlib import Path
 
-import llada_sft.training.trainer as trainer
 from llada_sft.data.records import encode_record
 from llada_sft.training.feed import NoiseSource
 
 RUN = Path(__file__).parents[1]
 FILLER = RUN.parent / "filler"
 LEFT_BYTES = 256 * 1024
+micro_batches = NoiseSource.micro_batches
 
 
-class Filling(NoiseSource):
-    def micro_batches(self, local, counts, step):
-        saved = any(RUN.glob("checkpoints/step_*/checkpoint.json"))
-        # Once: when there is room again, the run is to finish.
-        if saved and os.environ["SLURM_PROCID"] == "0" and not FILLER.exists():
-            FILLER.write_bytes(b"x" * (shutil.disk_usage(RUN).free - LEFT_BYTES))
-        return super().micro_batches(local, counts, step)
+def filling(self, local, counts, step):
+    saved = any(RUN.glob("checkpoints/step_*/checkpoint.json"))
+    # Once: when there is room again, the run is to finish.
+    if saved and os.environ["SLURM_PROCID"] == "0" and not FILLER.exists():
+        FILLER.write_bytes(b"x" * (shutil.disk_usage(RUN).free - LEFT_BYTES))
+    return micro_batches(self, local, counts, step)
 
 
-trainer.NoiseSource = Filling
+NoiseSource.micro_batches = filling
 
 
 def process_data(record, tokenizer, max_length):

@@ -8,7 +8,6 @@ import os
 import time
 from pathlib import Path
 
-import llada_sft.training.trainer as trainer
 from llada_sft.data.records import encode_record
 from llada_sft.training.feed import NoiseSource
 
@@ -16,25 +15,25 @@ ATTEMPT = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 RANK = int(os.environ["SLURM_PROCID"])
 NOTES = Path(__file__).parents[1] / "rows" / f"{ATTEMPT}_{RANK}.jsonl"
 LAST_STEP = 25
+micro_batches = NoiseSource.micro_batches
 
 
-class Noting(NoiseSource):
-    def micro_batches(self, local, counts, step):
-        if ATTEMPT == 0 and step + 1 == LAST_STEP and RANK == 0:
-            # The others wait for this one, until SLURM ends it.
-            time.sleep(3600)
-        rows = [
-            [example.epoch, example.file, example.line]
-            for batch in local.micro_batches
-            for example in batch.examples
-        ]
-        NOTES.parent.mkdir(exist_ok=True)
-        with NOTES.open("a") as file:
-            file.write(json.dumps({"step": step + 1, "rows": rows}) + "\n")
-        return super().micro_batches(local, counts, step)
+def noting(self, local, counts, step):
+    if ATTEMPT == 0 and step + 1 == LAST_STEP and RANK == 0:
+        # The others wait for this one, until SLURM ends it.
+        time.sleep(3600)
+    rows = [
+        [example.epoch, example.file, example.line]
+        for batch in local.micro_batches
+        for example in batch.examples
+    ]
+    NOTES.parent.mkdir(exist_ok=True)
+    with NOTES.open("a") as file:
+        file.write(json.dumps({"step": step + 1, "rows": rows}) + "\n")
+    return micro_batches(self, local, counts, step)
 
 
-trainer.NoiseSource = Noting
+NoiseSource.micro_batches = noting
 
 
 def process_data(record, tokenizer, max_length):

@@ -193,8 +193,9 @@ def test_what_fails_last_leaves_the_one_before(
     monkeypatch.setattr(os, "fsync", fsync)
     if failing == 8:
         # It has its name already.
-        assert newest_checkpoint(tmp_path) == make(tmp_path, 2)
+        made = make(tmp_path, 2)
         assert len(synced) == 8
+        assert newest_checkpoint(tmp_path) == made
         return
     with pytest.raises(OSError, match="No space left"):
         make(tmp_path, 2, keep=1)
