@@ -19,7 +19,9 @@ from llada_sft.cluster import failures, journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.preemption import StopRequest, after_stop
+from llada_sft.cluster.preemption import Job, after_stop
+from llada_sft.cluster.rank_journal import RankJournal
+from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
 from llada_sft.config.arithmetic import attempt_line, on_nodes
 from llada_sft.errors import (
@@ -36,6 +38,8 @@ from llada_sft.run_dir import RunDir
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+# Not 2: it is no mistake of the user's.
+NOT_REQUEUED_EXIT_CODE = 1
 
 
 def run(run_dir: str) -> None:
@@ -88,22 +92,58 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
 def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
     """Train, and let rank 0 keep the journal of it."""
     attempt = _attempt_of(run_path) if placement.rank == 0 else Entry()
+    noted = RankJournal(run_path.journal, attempt)
     if placement.rank == 0:
-        journal.append(run_path.journal, {"event": "started", **attempt})
-    cause = "finished"
+        noted.note({"event": "started"})
     try:
-        if _train(run_path, placement, stop) == "stopped" and placement.rank == 0:
-            cause = after_stop(stop, os.environ.get("SLURM_JOB_ID"))
+        config = load_config(run_path.config)
+        noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
+        outcome = _train(config, run_path, placement, stop, noted)
     except BaseException as error:
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise
-    finally:
         if placement.rank == 0:
-            journal.append(run_path.journal, {"event": "ended", **attempt, "cause": cause})
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            noted.note({"event": "ended", "cause": cause})
+        raise
+    if placement.rank == 0:
+        if outcome == "finished":
+            noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
+        else:
+            _stopped(run_path, noted, stop)
 
 
-def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
-    config = _of_this_attempt(load_config(run_path.config), placement, run_path)
+def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
+    """Note why all ranks were told to stop, and requeue the job where that is wanted.
+
+    Raises:
+        SystemExit: The job should go on, but could not be requeued. With code 0 SLURM would call it
+            COMPLETED, and nobody would learn that it is not.
+    """
+    # What came since the ranks agreed is known of this one alone: it may say what it was.
+    told = sorted({*noted.told, *stop.names()})
+    ending = after_stop(told, noted.job, noted.cause)
+    ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
+    ended["detail"] = f"{' and '.join(told)} on {noted.told_whom}"
+    if not ending.error:
+        noted.note(ended)
+        return
+    assert noted.job is not None
+    error = (
+        f"job {noted.job.job_id}: not requeued: {ending.error};"
+        f" to go on from its last checkpoint:  llada-sft resume {run_path.path}"
+    )
+    print(error, file=sys.stderr, flush=True)
+    noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})
+    raise SystemExit(NOT_REQUEUED_EXIT_CODE)
+
+
+def _train(
+    config: Config,
+    run_path: RunDir,
+    placement: Placement,
+    stop: StopRequest,
+    noted: RankJournal,
+) -> str:
+    config = _of_this_attempt(config, placement, run_path)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
     if not _uses_cuda(config):
@@ -115,9 +155,9 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
     from llada_sft.training.trainer import train
 
     def note(entry: Mapping[str, object]) -> None:
-        journal.append(run_path.journal, cast(Entry, entry))
+        noted.note(cast(Entry, entry))
 
-    host = Host(lambda: stop.requested, stop.claim_term, note)
+    host = Host(lambda: stop.requested, stop.claim, note, signals=stop.names)
     outcome = train(config, run_path, placement, host)
     leave_ranks()
     return outcome

@@ -6,10 +6,7 @@ case, and goes on later from the checkpoint before; the last checkpoint of a run
 """
 
 import errno
-import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from importlib.metadata import version
+from collections.abc import Callable
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -20,10 +17,9 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepBatch, StepFeed
+from llada_sft.training.notes import Notes, versions
 from llada_sft.training.strategy import Zero3Strategy
 from llada_sft.training.writing import write_error
-
-_PACKAGES = ("llada-sft", "torch", "lightning", "deepspeed", "transformers")
 
 
 class CheckpointSaver(pl.Callback):
@@ -35,7 +31,7 @@ class CheckpointSaver(pl.Callback):
         consensus: The agreement of the ranks.
         feed: Knows whether to stop.
         fingerprints: Of this rank's files.
-        note: Adds an entry to the journal; rank 0 only.
+        notes: Tells the journal.
     """
 
     def __init__(
@@ -45,13 +41,15 @@ class CheckpointSaver(pl.Callback):
         consensus: Consensus,
         feed: StepFeed,
         fingerprints: dict[str, str],
-        note: Callable[[Mapping[str, object]], None] = lambda entry: None,
+        notes: Notes,
     ) -> None:
         self._run, self._config, self._consensus = run, config, consensus
-        self._feed, self._fingerprints = feed, fingerprints
-        self._note = note
+        self._feed, self._fingerprints, self._notes = feed, fingerprints, notes
         # Whether the run ended because it was told to.
         self.stopped = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._notes.resumed(trainer.global_step)
 
     def on_train_batch_end(
         self,
@@ -61,9 +59,12 @@ class CheckpointSaver(pl.Callback):
         batch: StepBatch,
         batch_idx: int,
     ) -> None:
+        self._notes.step_ended()
         step = trainer.global_step
         last = trainer.is_last_batch or step == trainer.max_steps
         self.stopped = self._feed.stop_agreed and not last
+        if self.stopped:
+            self._notes.told_to_stop(step)
         if last or self.stopped or step % self._config.checkpoint_every_steps == 0:
             self._save(trainer, step, batch, last)
         if self.stopped:
@@ -75,6 +76,7 @@ class CheckpointSaver(pl.Callback):
         errors, num_bytes = self._write(trainer, step, batch)
         first = next((error for error in errors if error is not None), None)
         if first is None:
+            self._notes.saved(step, num_bytes)
             return
         line = ""
         if trainer.is_global_zero:
@@ -82,8 +84,9 @@ class CheckpointSaver(pl.Callback):
             line = checkpoints.abandon(partial, first, num_bytes)
         line = str(self._consensus.gather(line)[0])
         if self.stopped or (self._config.on_failed_save == "go_on" and not last):
-            if trainer.is_global_zero:
-                self._warn(step, f"{line}; {'stopping' if self.stopped else 'training'} goes on")
+            self._notes.not_saved(
+                step, f"{line}; {'stopping' if self.stopped else 'training'} goes on"
+            )
             return
         if errors[trainer.global_rank] is None:
             raise PeerFailedError(f"step {step}: another rank could not write; see its line")
@@ -114,11 +117,10 @@ class CheckpointSaver(pl.Callback):
         manifest = {
             "step": step,
             "world_size": trainer.world_size,
-            "versions": {name: version(name) for name in _PACKAGES},
+            "versions": versions(),
         }
         data = checkpoints.DataState.merge(batch.epoch, (one[:2] for one in found))
-        keep = self._config.keep_checkpoints
-        finish = partial, manifest, data, keep
+        finish = partial, manifest, data, self._config.keep_checkpoints
         return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
 
     def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:
@@ -130,12 +132,6 @@ class CheckpointSaver(pl.Callback):
             except OSError as caught:
                 error = write_error(caught)
         return cast(list[OSError | None], self._consensus.gather(error))
-
-    def _warn(self, step: int, line: str) -> None:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
-        # The journal may lie on the disk that is full.
-        with suppress(OSError):
-            self._note({"event": "warning", "step": step, "detail": line})
 
 
 def _remedy(error: OSError) -> str:
