@@ -136,7 +136,8 @@ def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
         "nodes": f"{least}-{most}",
         "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
     }
-    parameters["srun_args"].append(f"--ntasks-per-node={slurm.ranks_per_node}")
+    # As sbatch would set it, had it been given the option: for srun, and for what counts the ranks.
+    parameters["setup"].insert(0, f"export SLURM_NTASKS_PER_NODE={slurm.ranks_per_node}")
 
 
 def gpus_per_node(config: Config) -> int:
