@@ -23,6 +23,10 @@ class CheckpointError(LladaSftError):
     """A model directory or a training checkpoint."""
 
 
+class SaveError(CheckpointError):
+    """A checkpoint cannot be written; the one before is intact."""
+
+
 class LaunchError(LladaSftError):
     """Submitting, or the machine that a job was asked to run on."""
 

@@ -23,12 +23,14 @@ from llada_sft.cluster.preemption import Job, after_stop
 from llada_sft.cluster.rank_journal import RankJournal
 from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
+from llada_sft.config.arithmetic import attempt_line, on_nodes
 from llada_sft.errors import (
     EXIT_CODE,
     ConfigError,
     LaunchError,
     LladaSftError,
     PeerFailedError,
+    SaveError,
 )
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -63,7 +65,8 @@ def run(run_dir: str) -> None:
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
         node = os.environ.get("SLURMD_NODENAME", "")
-        failures.write(run_path, Failure(rank, node, Cause.MISTAKE, str(error), time=time.time()))
+        cause = Cause.DISK_FULL if isinstance(error, SaveError) else Cause.MISTAKE
+        failures.write(run_path, Failure(rank, node, cause, str(error), time=time.time()))
         raise SystemExit(EXIT_CODE) from None
 
 
@@ -140,7 +143,7 @@ def _train(
     stop: StopRequest,
     noted: RankJournal,
 ) -> str:
-    _check_world_size(config, placement, run_path)
+    config = _of_this_attempt(config, placement, run_path)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
     if not _uses_cuda(config):
@@ -168,13 +171,22 @@ def _uses_cuda(config: Config) -> bool:
     return torch.cuda.is_available()
 
 
-def _check_world_size(config: Config, placement: Placement, run_path: RunDir) -> None:
-    if placement.world_size != config.world_size:
+def _of_this_attempt(config: Config, placement: Placement, run_path: RunDir) -> Config:
+    """Give the config for the nodes that the job has; on other nodes than asked for, elastic."""
+    nodes, rest = divmod(placement.world_size, config.slurm.ranks_per_node)
+    allowed = config.slurm.node_range
+    if rest or nodes not in allowed:
+        counts = " to ".join(map(str, dict.fromkeys((allowed[0], allowed[-1]))))
+        ranks = [count * config.slurm.ranks_per_node for count in (allowed[0], allowed[-1])]
         raise ConfigError(
-            f"{run_path.config}: {config.slurm.nodes} nodes × {config.slurm.ranks_per_node} ranks"
-            f" = {config.world_size} ranks, but {placement.world_size} were started:"
+            f"{run_path.config}: {counts} nodes × {config.slurm.ranks_per_node} ranks"
+            f" = {' to '.join(map(str, dict.fromkeys(ranks)))} ranks,"
+            f" but {placement.world_size} were started:"
             " set slurm.nodes and slurm.ranks_per_node to what the job has"
         )
+    if config.slurm.elastic is not None and placement.rank == 0:
+        print(attempt_line(config, nodes), flush=True)
+    return on_nodes(config, nodes)
 
 
 def _attempt_of(run_path: RunDir) -> Entry:

@@ -34,7 +34,7 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "directory": str(run.path),
         "model": f"{config.model.path} ({config.model.init})",
         "data": ", ".join(config.data.train_paths),
-        "ranks": f"{config.slurm.nodes} nodes × {config.slurm.ranks_per_node},"
+        "ranks": f"{_nodes(config)} nodes × {config.slurm.ranks_per_node},"
         f" global batch {config.global_batch_size} {config.global_batch_unit}",
         "job": _job(run),
         "progress": last_metrics(run),
@@ -62,7 +62,8 @@ def last_metrics(run: RunDir) -> str:
 
 def failure_lines(run: RunDir) -> list[str]:
     """Give what the ranks of the last attempt wrote about a mistake of the user's, once each."""
-    errors = [one.error for one in failures.read_all(run) if one.cause == Cause.MISTAKE]
+    mendable = (Cause.MISTAKE, Cause.DISK_FULL)
+    errors = [one.error for one in failures.read_all(run) if one.cause in mendable]
     return list(dict.fromkeys(line for error in errors for line in error.splitlines()))
 
 
@@ -85,6 +86,10 @@ def cancel_run(run: RunDir) -> str:
         raise LaunchError(f"{run.path}: has no SLURM job; stop a local run with Ctrl-C")
     slurm.cancel(job_id)
     return job_id
+
+
+def _nodes(config: Config) -> str:
+    return " to ".join(map(str, config.slurm.elastic or (config.slurm.nodes,)))
 
 
 def _job(run: RunDir) -> str:

@@ -1,10 +1,12 @@
 """The LightningModule: micro-batches through the engine, one optimizer step, its numbers."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -12,6 +14,7 @@ from llada_sft.config.schema import OptimConfig
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.feed import MicroBatch, StepBatch
 from llada_sft.training.interval import Interval
+from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.schedule import learning_rate
 from llada_sft.training.strategy import Zero3Strategy
 
@@ -125,9 +128,20 @@ class DiffusionModule(pl.LightningModule):
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Give the numbers of a step to the loggers and to the progress bar."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step)
+        for logger in list(self.loggers):
+            try:
+                logger.log_metrics(metrics, step)
+            except OSError as error:
+                self._not_logged(logger, step, error)
         self.last_metrics = metrics
+
+    def _not_logged(self, logger: Logger, step: int, error: OSError) -> None:
+        """Go on: of what a full disk means for the run, `train.on_failed_save` decides."""
+        reason = error.strerror or str(error)
+        print(f"warning: step {step}: {logger.name}: not logged: {reason}", file=sys.stderr)
+        # The thread of TensorBoard's writer has ended: it would fail again, and in the very end.
+        if not isinstance(logger, MetricsCsv):
+            self.trainer.loggers = [one for one in self.trainer.loggers if one is not logger]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run that ended for want of rows may be asked for more epochs later. Lightning would

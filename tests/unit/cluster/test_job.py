@@ -9,13 +9,13 @@ from types import ModuleType
 
 import pytest
 
-from llada_sft.cluster import failures, job, journal, prepare
+from llada_sft.cluster import failures, job, journal, prepare, status
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.job import placement_from
 from llada_sft.cluster.preemption import Ending, Job
 from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
-from llada_sft.errors import DataError, LaunchError, PeerFailedError
+from llada_sft.errors import DataError, LaunchError, PeerFailedError, SaveError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
@@ -155,6 +155,77 @@ def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyP
         f"{run.config}: 1 nodes × 2 ranks = 2 ranks, but 5 were started:"
         " set slurm.nodes and slurm.ranks_per_node to what the job has"
     ]
+
+
+def elastic(run: RunDir, low: int, high: int) -> Config:
+    changes = [f"slurm.elastic=[{low}, {high}]", "slurm.nodes=2", "train.accumulate_grad_batches=3"]
+    config = load_config(run.config, changes)
+    prepare.replace_config(run, config)
+    return config
+
+
+@pytest.mark.parametrize(("world_size", "nodes", "accumulate"), [(2, 1, 6), (4, 2, 3), (6, 3, 2)])
+def test_an_elastic_job_keeps_its_global_batch(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    world_size: int,
+    nodes: int,
+    accumulate: int,
+) -> None:
+    config, seen = elastic(run, 1, 3), []
+
+    def train(config: Config, *_: object) -> str:
+        seen.append(config)
+        return "finished"
+
+    stand_in(monkeypatch, train)
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    job.run(str(run.path))
+    (given,) = seen
+    assert (given.slurm.nodes, given.train.accumulate_grad_batches) == (nodes, accumulate)
+    assert given.world_size == world_size
+    assert given.global_batch_size == config.global_batch_size == 12
+    assert capsys.readouterr().out == (
+        f"elastic          {nodes} of 1 to 3 nodes: {world_size} ranks × {accumulate}"
+        " accumulated; the global batch stays 12 examples\n"
+    )
+
+
+@pytest.mark.parametrize("world_size", [2, 5, 8])
+def test_another_world_than_an_elastic_one(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    elastic(run, 2, 3)
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(SystemExit):
+        job.run(str(run.path))
+    assert [failure.error for failure in failures.read_all(run)] == [
+        f"{run.config}: 2 to 3 nodes × 2 ranks = 4 to 6 ranks, but {world_size} were started:"
+        " set slurm.nodes and slurm.ranks_per_node to what the job has"
+    ]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_full_disk(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> str:
+        raise SaveError("step_40.partial: cannot be written: No space left on device")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    (failure,) = failures.read_all(run)
+    assert (failure.cause, failure.error) == (
+        "disk full",
+        "step_40.partial: cannot be written: No space left on device",
+    )
+    assert status.failure_lines(run) == [failure.error]
+
+
+def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, lambda *_: "stopped")
 
 
 def told(signals: list[str], whom: str) -> Train:
