@@ -33,6 +33,7 @@ COLUMNS = (
     "too_long",
     "data_wait",
     "epoch_progress",
+    "skipped_steps",
 )
 
 

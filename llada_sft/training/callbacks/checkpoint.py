@@ -1,5 +1,6 @@
 """Saves checkpoints at step boundaries, and stops the run where the ranks agreed to."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +11,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepBatch, StepFeed
+from llada_sft.training.host import Phase
 
 _PACKAGES = ("llada-sft", "torch", "lightning", "deepspeed", "transformers")
 
@@ -23,6 +25,7 @@ class CheckpointSaver(pl.Callback):
         consensus: The agreement of the ranks.
         feed: Knows whether to stop.
         fingerprints: Of this rank's files.
+        pulse: Says what this rank begins to do.
     """
 
     def __init__(
@@ -32,9 +35,10 @@ class CheckpointSaver(pl.Callback):
         consensus: Consensus,
         feed: StepFeed,
         fingerprints: dict[str, str],
+        pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         self._run, self._config, self._consensus = run, config, consensus
-        self._feed, self._fingerprints = feed, fingerprints
+        self._feed, self._fingerprints, self._pulse = feed, fingerprints, pulse
         # Whether the run ended because it was told to.
         self.stopped = False
 
@@ -57,6 +61,7 @@ class CheckpointSaver(pl.Callback):
             trainer.should_stop = True
 
     def _save(self, trainer: pl.Trainer, step: int, batch: StepBatch) -> None:
+        self._pulse("checkpoint", step)
         partial = checkpoints.partial_path(self._run.checkpoints, step)
         if trainer.is_global_zero:
             checkpoints.begin(self._run.checkpoints, step)
@@ -75,3 +80,4 @@ class CheckpointSaver(pl.Callback):
                 keep=self._config.keep_checkpoints,
             )
         self._consensus.barrier()
+        self._pulse("step", step)
