@@ -2,10 +2,10 @@
 
     python -m llada_sft.cluster.job RUN_DIR      (with SLURM's or --local's rank variables)
 
-Signals first, then the rank's place, then the config from the run directory; only then torch and
-the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2: `SystemExit`
-passes through submitit, which keeps a traceback only of an `Exception`, and any code but 0 makes
-`srun --kill-on-bad-exit` end the other ranks.
+Signals first, then the rank's place and the watchdog, then the config from the run directory; only
+then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
+`SystemExit` passes through submitit, which keeps a traceback only of an `Exception`, and any code
+but 0 makes `srun --kill-on-bad-exit` end the other ranks.
 """
 
 import os
@@ -20,12 +20,14 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.preemption import StopRequest, after_stop
+from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config import Config, load_config
 from llada_sft.errors import (
     EXIT_CODE,
     ConfigError,
     LaunchError,
     LladaSftError,
+    NonFiniteError,
     PeerFailedError,
 )
 from llada_sft.placement import Placement
@@ -51,7 +53,9 @@ def run(run_dir: str) -> None:
         rank = placement.rank
         run_path.failure(rank).unlink(missing_ok=True)
         _clear_submitit_leftover(run_path, rank)
-        _attempt(run_path, placement, stop)
+        node = os.environ.get("SLURMD_NODENAME", "")
+        with Watchdog(run_path, placement, node) as watchdog:
+            _attempt(run_path, placement, stop, watchdog)
     except PeerFailedError as error:
         # The rank that it happened on has said what it is.
         print(error, file=sys.stderr, flush=True)
@@ -59,7 +63,8 @@ def run(run_dir: str) -> None:
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
         node = os.environ.get("SLURMD_NODENAME", "")
-        failures.write(run_path, Failure(rank, node, Cause.MISTAKE, str(error), time=time.time()))
+        cause = Cause.NONFINITE if isinstance(error, NonFiniteError) else Cause.MISTAKE
+        failures.write(run_path, Failure(rank, node, cause, str(error), time=time.time()))
         raise SystemExit(EXIT_CODE) from None
 
 
@@ -82,14 +87,14 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
     return Placement(rank, world_size, local_rank, node_rank, address, port)
 
 
-def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
+def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest, watchdog: Watchdog) -> None:
     """Train, and let rank 0 keep the journal of it."""
     attempt = _attempt_of(run_path) if placement.rank == 0 else Entry()
     if placement.rank == 0:
         journal.append(run_path.journal, {"event": "started", **attempt})
     cause = "finished"
     try:
-        if _train(run_path, placement, stop) == "stopped" and placement.rank == 0:
+        if _train(run_path, placement, stop, watchdog) == "stopped" and placement.rank == 0:
             cause = after_stop(stop, os.environ.get("SLURM_JOB_ID"))
     except BaseException as error:
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -99,8 +104,9 @@ def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
             journal.append(run_path.journal, {"event": "ended", **attempt, "cause": cause})
 
 
-def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
+def _train(run_path: RunDir, placement: Placement, stop: StopRequest, watchdog: Watchdog) -> str:
     config = load_config(run_path.config)
+    watchdog.set_timeouts(config.train)
     _check_world_size(config, placement, run_path)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
@@ -115,7 +121,7 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
     def note(entry: Mapping[str, object]) -> None:
         journal.append(run_path.journal, cast(Entry, entry))
 
-    host = Host(lambda: stop.requested, stop.claim_term, note)
+    host = Host(lambda: stop.requested, stop.claim_term, note, watchdog.pulse)
     outcome = train(config, run_path, placement, host)
     leave_ranks()
     return outcome
