@@ -31,5 +31,9 @@ class LaunchError(LladaSftError):
     """Submitting, or the machine that a job was asked to run on."""
 
 
+class NonFiniteError(LladaSftError):
+    """The loss or the gradient of a step is NaN or infinite; a restart would meet it again."""
+
+
 class PeerFailedError(LladaSftError):
     """Another rank stopped for a user's mistake; its own line says which."""

@@ -2,10 +2,10 @@
 
     python -m llada_sft.cluster.job RUN_DIR      (with SLURM's or --local's rank variables)
 
-Signals first, then the rank's place, then the config from the run directory; only then torch and
-the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2: `SystemExit`
-passes through submitit, which keeps a traceback only of an `Exception`, and any code but 0 makes
-`srun --kill-on-bad-exit` end the other ranks.
+Signals first, then the rank's place and the watchdog, then the config from the run directory; only
+then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
+`SystemExit` passes through submitit, which keeps a traceback only of an `Exception`, and any code
+but 0 makes `srun --kill-on-bad-exit` end the other ranks.
 """
 
 import os
@@ -22,6 +22,7 @@ from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.preemption import Job, after_stop
 from llada_sft.cluster.rank_journal import RankJournal
 from llada_sft.cluster.stop_request import StopRequest
+from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config import Config, load_config
 from llada_sft.config.arithmetic import attempt_line, on_nodes
 from llada_sft.errors import (
@@ -29,12 +30,15 @@ from llada_sft.errors import (
     ConfigError,
     LaunchError,
     LladaSftError,
+    NonFiniteError,
     PeerFailedError,
     SaveError,
 )
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
+# Mistakes with a word of their own.
+_MENDED_BY_THE_USER = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINITE}
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
@@ -57,7 +61,9 @@ def run(run_dir: str) -> None:
         rank = placement.rank
         run_path.failure(rank).unlink(missing_ok=True)
         _clear_submitit_leftover(run_path, rank)
-        _attempt(run_path, placement, stop)
+        node = os.environ.get("SLURMD_NODENAME", "")
+        with Watchdog(run_path, placement, node) as watchdog:
+            _attempt(run_path, placement, stop, watchdog)
     except PeerFailedError as error:
         # The rank that it happened on has said what it is.
         print(error, file=sys.stderr, flush=True)
@@ -65,7 +71,7 @@ def run(run_dir: str) -> None:
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
         node = os.environ.get("SLURMD_NODENAME", "")
-        cause = Cause.DISK_FULL if isinstance(error, SaveError) else Cause.MISTAKE
+        cause = _MENDED_BY_THE_USER.get(type(error), Cause.MISTAKE)
         failures.write(run_path, Failure(rank, node, cause, str(error), time=time.time()))
         raise SystemExit(EXIT_CODE) from None
 
@@ -89,7 +95,7 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
     return Placement(rank, world_size, local_rank, node_rank, address, port)
 
 
-def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
+def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest, watchdog: Watchdog) -> None:
     """Train, and let rank 0 keep the journal of it."""
     attempt = _attempt_of(run_path) if placement.rank == 0 else Entry()
     noted = RankJournal(run_path.journal, attempt)
@@ -97,8 +103,9 @@ def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
         noted.note({"event": "started"})
     try:
         config = load_config(run_path.config)
+        watchdog.set_timeouts(config.train)
         noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
-        outcome = _train(config, run_path, placement, stop, noted)
+        outcome = _train(config, run_path, placement, stop, noted, watchdog)
     except BaseException as error:
         if placement.rank == 0:
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -142,6 +149,7 @@ def _train(
     placement: Placement,
     stop: StopRequest,
     noted: RankJournal,
+    watchdog: Watchdog,
 ) -> str:
     config = _of_this_attempt(config, placement, run_path)
     # Read when torch is imported, so set before.
@@ -157,7 +165,7 @@ def _train(
     def note(entry: Mapping[str, object]) -> None:
         noted.note(cast(Entry, entry))
 
-    host = Host(lambda: stop.requested, stop.claim, note, signals=stop.names)
+    host = Host(lambda: stop.requested, stop.claim, note, watchdog.pulse, signals=stop.names)
     outcome = train(config, run_path, placement, host)
     leave_ranks()
     return outcome

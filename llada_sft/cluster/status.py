@@ -13,6 +13,8 @@ from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
 SHOWN_ATTEMPTS = 5
+# What one line says, without a traceback.
+_MENDED_BY_THE_USER = (Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE)
 
 
 def open_run(path: str) -> tuple[RunDir, Config]:
@@ -61,9 +63,8 @@ def last_metrics(run: RunDir) -> str:
 
 
 def failure_lines(run: RunDir) -> list[str]:
-    """Give what the ranks of the last attempt wrote about a mistake of the user's, once each."""
-    mendable = (Cause.MISTAKE, Cause.DISK_FULL)
-    errors = [one.error for one in failures.read_all(run) if one.cause in mendable]
+    """Give what the ranks of the last attempt wrote that the user can mend, once each."""
+    errors = [one.error for one in failures.read_all(run) if one.cause in _MENDED_BY_THE_USER]
     return list(dict.fromkeys(line for error in errors for line in error.splitlines()))
 
 

@@ -279,10 +279,10 @@ class TrainConfig(Section):
     # A checkpoint that cannot be written (the disk is full): the one before is intact, and the run
     # stops, or goes on to the next one.
     on_failed_save: Literal["stop", "go_on"] = "stop"
-    # A loss that is NaN or infinite: the run stops before the step is made, or leaves the step out;
-    # both name the rows.
+    # A loss or gradient that is NaN or infinite: the run stops before the step is made, or leaves
+    # the step out; both name the rows.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    # No step for so long: the ranks write their stacks, and the attempt ends.
+    # No progress for so long: the ranks write their stacks, and the attempt ends.
     hang_timeout_s: PositiveInt = 900
     # So much more for the start, a checkpoint and a validation.
     hang_grace_s: NonNegativeInt = 1800

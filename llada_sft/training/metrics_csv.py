@@ -34,6 +34,7 @@ COLUMNS = (
     "too_long",
     "data_wait",
     "epoch_progress",
+    "skipped_steps",
 )
 
 

@@ -224,6 +224,11 @@ class Zero3Strategy(DeepSpeedStrategy):
         engine.backward(loss, scale_wrt_gas=False)
 
     @property
+    def step_applied(self) -> bool:
+        """Whether the last step changed weights; a norm that is not finite leaves it out."""
+        return bool(self.deepspeed_engine.was_step_applied())
+
+    @property
     def gradient_norm(self) -> float:
         """The global L2 norm of the last step's gradient, before clipping."""
         norm = self.deepspeed_engine.get_global_grad_norm()

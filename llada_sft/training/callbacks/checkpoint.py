@@ -17,6 +17,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepBatch, StepFeed
+from llada_sft.training.host import Phase
 from llada_sft.training.notes import Notes, versions
 from llada_sft.training.strategy import Zero3Strategy
 from llada_sft.training.writing import write_error
@@ -32,6 +33,7 @@ class CheckpointSaver(pl.Callback):
         feed: Knows whether to stop.
         fingerprints: Of this rank's files.
         notes: Tells the journal.
+        pulse: Says what this rank begins to do.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class CheckpointSaver(pl.Callback):
         feed: StepFeed,
         fingerprints: dict[str, str],
         notes: Notes,
+        pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         self._run, self._config, self._consensus = run, config, consensus
-        self._feed, self._fingerprints, self._notes = feed, fingerprints, notes
+        self._feed, self._fingerprints = feed, fingerprints
+        self._notes, self._pulse = notes, pulse
         # Whether the run ended because it was told to.
         self.stopped = False
 
@@ -73,7 +77,9 @@ class CheckpointSaver(pl.Callback):
             trainer.should_stop = True
 
     def _save(self, trainer: pl.Trainer, step: int, batch: StepBatch, last: bool) -> None:
+        self._pulse("checkpoint", step)
         errors, num_bytes = self._write(trainer, step, batch)
+        self._pulse("step", step)
         first = next((error for error in errors if error is not None), None)
         if first is None:
             self._notes.saved(step, num_bytes)

@@ -14,8 +14,16 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.job import placement_from
 from llada_sft.cluster.preemption import Ending, Job
 from llada_sft.cluster.stop_request import StopRequest
+from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config import Config, load_config
-from llada_sft.errors import DataError, LaunchError, PeerFailedError, SaveError
+from llada_sft.config.schema import TrainConfig
+from llada_sft.errors import (
+    DataError,
+    LaunchError,
+    NonFiniteError,
+    PeerFailedError,
+    SaveError,
+)
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
@@ -120,6 +128,37 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert (failure.rank, failure.cause) == (0, "mistake")
     assert f"{failure.error}\n" == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
     assert journal.read(run.journal)[-1]["cause"] == "DataError: shards/0.jsonl:3: bad"
+
+
+def test_a_loss_that_is_not_finite_has_a_cause_of_its_own(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> str:
+        raise NonFiniteError("step 3: the loss is NaN or infinite")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    assert [one.cause for one in failures.read_all(run)] == ["non-finite loss"]
+    assert status.failure_lines(run) == ["step 3: the loss is NaN or infinite"]
+
+
+def test_the_watchdog_gets_the_timeouts_and_the_pulses(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(Watchdog, "set_timeouts", lambda _, config: seen.append(config))
+    monkeypatch.setattr(Watchdog, "pulse", lambda _, phase, step: seen.append((phase, step)))
+    monkeypatch.setattr(Watchdog, "_watch", lambda _: None)
+
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        host.pulse("step", 5)
+        return "finished"
+
+    stand_in(monkeypatch, train)
+    job.run(str(run.path))
+    assert seen == [TrainConfig(), load_config(run.config).train, ("step", 5)]
 
 
 def test_a_mistake_of_another_rank_is_told_by_that_rank_alone(
