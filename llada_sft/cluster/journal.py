@@ -98,6 +98,11 @@ def next_attempt(journal: Path) -> int:
     return 1 + sum(entry.get("event") == "started" for entry in read(journal))
 
 
+def current_attempt(journal: Path) -> int:
+    """Give the number of the attempt that started last."""
+    return max(1, next_attempt(journal) - 1)
+
+
 def last_job_id(journal: Path) -> str | None:
     """Give the SLURM job that was launched or started last; None if that was a local run."""
     for entry in reversed(read(journal)):

@@ -20,10 +20,12 @@ class Host:
         stop_requested: Asked once per step; when any rank says yes, all save and stop.
         claim_signals: Installs the job's signal handlers again, over Lightning's.
         note: Adds an entry to the run's journal; to be called on rank 0 alone.
+        failed: Called with an exception and the step, before any clean-up; may end the process.
         pulse: Says what this rank begins to do, and how many optimizer steps are made.
     """
 
     stop_requested: Callable[[], bool] = lambda: False
     claim_signals: Callable[[], None] = lambda: None
     note: Callable[[Mapping[str, object]], None] = lambda entry: None
+    failed: Callable[[Exception, int], None] = lambda error, step: None
     pulse: Callable[[Phase, int], None] = lambda phase, step: None

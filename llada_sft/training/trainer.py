@@ -24,6 +24,7 @@ from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
+from llada_sft.training.callbacks.failure import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
@@ -117,6 +118,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         device,
         build_loggers(config, run, placement, resume.step, dataset.mixed_sources),
         [
+            LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
             saver,
             Progress(total_steps, config.log.every_n_steps),
