@@ -4,7 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
-from llada_sft.cluster import failures, journal, slurm
+from llada_sft.cluster import failures, journal, slurm, suspects
 from llada_sft.cluster.causes import Cause
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
@@ -37,6 +37,8 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "checkpoints": _checkpoints(run),
         "attempts": _attempts(run),
     }
+    if nodes := suspects.excluded(journal.read(run.journal)):
+        rows["excluded"] = ", ".join(nodes)
     lines = [f"{name:<12} {text}" for name, text in rows.items()]
     return lines + [f"failure      {line}" for line in failure_lines(run)]
 
