@@ -5,21 +5,23 @@
 Signals first, then the rank's place, then the config from the run directory; only then torch and
 the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2: `SystemExit`
 passes through submitit, which keeps a traceback only of an `Exception`, and any code but 0 makes
-`srun --kill-on-bad-exit` end the other ranks.
+`srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves at once
+(`leaving.py`). What follows from either is decided around the ranks (`supervisor.py`).
 """
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from llada_sft.cluster import failures, journal
+from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.preemption import StopRequest, after_stop
+from llada_sft.cluster.leaving import Leaving
+from llada_sft.cluster.preemption import Job, after_stop
+from llada_sft.cluster.rank_journal import RankJournal
+from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
 from llada_sft.errors import (
     EXIT_CODE,
@@ -34,6 +36,8 @@ from llada_sft.run_dir import RunDir
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+# Not 2: it is no mistake of the user's.
+NOT_REQUEUED_EXIT_CODE = 1
 
 
 def run(run_dir: str) -> None:
@@ -45,22 +49,23 @@ def run(run_dir: str) -> None:
     stop = StopRequest()
     stop.install()
     run_path = RunDir(Path(run_dir))
-    rank = 0
+    leaving = Leaving(run_path, 0)
     try:
         placement = placement_from(os.environ)
-        rank = placement.rank
-        run_path.failure(rank).unlink(missing_ok=True)
-        _clear_submitit_leftover(run_path, rank)
-        _attempt(run_path, placement, stop)
+        leaving = Leaving(run_path, placement.rank)
+        leaving.follow_others()
+        _clear_submitit_leftover(run_path, placement.rank)
+        _attempt(run_path, placement, stop, leaving)
     except PeerFailedError as error:
         # The rank that it happened on has said what it is.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
-        node = os.environ.get("SLURMD_NODENAME", "")
-        failures.write(run_path, Failure(rank, node, Cause.MISTAKE, str(error), time=time.time()))
+        leaving.say(Cause.MISTAKE, str(error))
         raise SystemExit(EXIT_CODE) from None
+    except Exception as error:
+        leaving.fail(error)
 
 
 def placement_from(environment: Mapping[str, str]) -> Placement:
@@ -82,25 +87,56 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
     return Placement(rank, world_size, local_rank, node_rank, address, port)
 
 
-def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest) -> None:
-    """Train, and let rank 0 keep the journal of it."""
-    attempt = _attempt_of(run_path) if placement.rank == 0 else Entry()
-    if placement.rank == 0:
-        journal.append(run_path.journal, {"event": "started", **attempt})
-    cause = "finished"
-    try:
-        if _train(run_path, placement, stop) == "stopped" and placement.rank == 0:
-            cause = after_stop(stop, os.environ.get("SLURM_JOB_ID"))
-    except BaseException as error:
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise
-    finally:
-        if placement.rank == 0:
-            journal.append(run_path.journal, {"event": "ended", **attempt, "cause": cause})
-
-
-def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
+def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest, leaving: Leaving) -> None:
+    """Train, and let rank 0 say in the journal that it ended well."""
+    attempt: Entry = {"attempt": journal.current_attempt(run_path.journal)}
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        attempt["job_id"] = job_id
+    noted = RankJournal(run_path.journal, attempt)
     config = load_config(run_path.config)
+    noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
+    outcome = _train(config, run_path, placement, stop, noted, leaving)
+    if placement.rank != 0:
+        return
+    if outcome == "finished":
+        noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
+    else:
+        _stopped(run_path, noted, stop)
+
+
+def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
+    """Note why all ranks were told to stop, and requeue the job where that is wanted.
+
+    Raises:
+        SystemExit: The job should go on, but could not be requeued. With code 0 SLURM would call it
+            COMPLETED, and nobody would learn that it is not.
+    """
+    # What came since the ranks agreed is known of this one alone: it may say what it was.
+    told = sorted({*noted.told, *stop.names()})
+    ending = after_stop(told, noted.job, noted.cause)
+    ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
+    ended["detail"] = f"{' and '.join(told)} on {noted.told_whom}"
+    if not ending.error:
+        noted.note(ended)
+        return
+    assert noted.job is not None
+    error = (
+        f"job {noted.job.job_id}: not requeued: {ending.error}; all is saved:"
+        f" run  llada-sft resume {run_path.path}"
+    )
+    print(error, file=sys.stderr, flush=True)
+    noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})
+    raise SystemExit(NOT_REQUEUED_EXIT_CODE)
+
+
+def _train(
+    config: Config,
+    run_path: RunDir,
+    placement: Placement,
+    stop: StopRequest,
+    noted: RankJournal,
+    leaving: Leaving,
+) -> str:
     _check_world_size(config, placement, run_path)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
@@ -113,9 +149,13 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest) -> str:
     from llada_sft.training.trainer import train
 
     def note(entry: Mapping[str, object]) -> None:
-        journal.append(run_path.journal, cast(Entry, entry))
+        noted.note(cast(Entry, entry))
 
-    host = Host(lambda: stop.requested, stop.claim_term, note)
+    def failed(error: Exception, step: int) -> None:
+        leaving.step = step
+        leaving.fail(error)
+
+    host = Host(lambda: stop.requested, stop.claim, note, failed, signals=stop.names)
     outcome = train(config, run_path, placement, host)
     leave_ranks()
     return outcome
@@ -136,14 +176,6 @@ def _check_world_size(config: Config, placement: Placement, run_path: RunDir) ->
             f" = {config.world_size} ranks, but {placement.world_size} were started:"
             " set slurm.nodes and slurm.ranks_per_node to what the job has"
         )
-
-
-def _attempt_of(run_path: RunDir) -> Entry:
-    entry: Entry = {"attempt": journal.next_attempt(run_path.journal)}
-    if job_id := os.environ.get("SLURM_JOB_ID"):
-        entry["job_id"] = job_id
-        entry["nodes"] = os.environ.get("SLURM_JOB_NODELIST", "")
-    return entry
 
 
 def _clear_submitit_leftover(run_path: RunDir, rank: int) -> None:

@@ -24,6 +24,7 @@ from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
+from llada_sft.training.callbacks.failure import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
@@ -35,6 +36,7 @@ from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
@@ -102,7 +104,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         len(dataset.mixed_sources),
         row_summary.epoch_ended,
     )
-    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints())
+    notes = Notes(host, consensus, placement.rank)
+    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints(), notes)
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,
@@ -117,6 +120,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         device,
         build_loggers(config, run, placement, resume.step, dataset.mixed_sources),
         [
+            LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
             saver,
             Progress(total_steps, config.log.every_n_steps),

@@ -10,8 +10,12 @@ from types import ModuleType
 import pytest
 
 from llada_sft.cluster import failures, job, journal, prepare
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.job import placement_from
-from llada_sft.cluster.preemption import StopRequest
+from llada_sft.cluster.leaving import Leaving
+from llada_sft.cluster.preemption import Ending, Job
+from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
 from llada_sft.errors import DataError, LaunchError, PeerFailedError
 from llada_sft.placement import Placement
@@ -45,12 +49,18 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     for name, value in LOCAL.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(StopRequest, "install", lambda self: None)
-    monkeypatch.setattr(StopRequest, "wait", lambda self, timeout_s: None)
+    monkeypatch.setattr(Leaving, "follow_others", lambda self: None)
+    monkeypatch.setattr("os._exit", exit_of_a_test)
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.setenv("DS_ACCELERATOR", "")
     config = load_config("a.yaml", ["train.accelerator=cpu", "train.threads_per_rank=3"])
     run, _ = prepare.create(config, project, ["launch.py"])
+    journal.append(run.journal, {"event": "started", "attempt": 1})
     yield run
+
+
+def exit_of_a_test(code: int) -> None:
+    raise SystemExit(code)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
@@ -118,7 +128,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (failure,) = failures.read_all(run)
     assert (failure.rank, failure.cause) == (0, "mistake")
     assert f"{failure.error}\n" == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
-    assert journal.read(run.journal)[-1]["cause"] == "DataError: shards/0.jsonl:3: bad"
+    assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
 
 
 def test_a_mistake_of_another_rank_is_told_by_that_rank_alone(
@@ -135,15 +145,61 @@ def test_a_mistake_of_another_rank_is_told_by_that_rank_alone(
     assert not run.failure(0).exists()
 
 
-def test_a_defect_keeps_its_traceback(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(*_: object) -> str:
-        raise RuntimeError("ours\nsecond line")
+@pytest.mark.parametrize("inside_the_trainer", [True, False])
+def test_a_defect_is_told_with_its_traceback_and_the_rank_is_gone(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inside_the_trainer: bool,
+) -> None:
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        try:
+            raise ValueError("ours\nsecond line")
+        except ValueError as error:
+            if inside_the_trainer:
+                host.failed(error, 12)
+            raise
 
     stand_in(monkeypatch, train)
-    with pytest.raises(RuntimeError, match="ours"):
+    with pytest.raises(SystemExit) as caught:
         job.run(str(run.path))
-    assert journal.read(run.journal)[-1]["cause"] == "RuntimeError: ours"
-    assert not run.failure(0).exists()
+    assert caught.value.code == 1
+    (failure,) = failures.read_all(run)
+    assert (failure.cause, failure.error) == ("exception", "ValueError: ours")
+    assert failure.step == (12 if inside_the_trainer else None)
+    assert not failure.consequence
+    assert failure.traceback.startswith("Traceback")
+    assert failure.traceback.endswith("ValueError: ours\nsecond line\n")
+    assert capsys.readouterr().err == f"{failure.traceback}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "another_left", "consequence"),
+    [
+        (RuntimeError("[gloo/pair.cc:538] Connection closed by peer [127.0.0.1]:1"), False, True),
+        (RuntimeError("NCCL error: remote process exited or network error"), False, True),
+        (RuntimeError("Connection reset by peer"), False, True),
+        (ConnectionResetError("Connection reset by peer"), False, False),
+        (ConnectionResetError("Connection reset by peer"), True, True),
+        (RuntimeError("shapes differ"), False, False),
+    ],
+)
+def test_a_rank_that_only_lost_a_peer_says_so(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    another_left: bool,
+    consequence: bool,
+) -> None:
+    def train(*_: object) -> str:
+        raise error
+
+    if another_left:
+        failures.write(run, Failure(1, "", Cause.EXCEPTION, "its own"))
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit):
+        job.run(str(run.path))
+    assert failures.read_all(run)[0].consequence is consequence
 
 
 def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,17 +212,72 @@ def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, lambda *_: "stopped")
+def told(signals: list[str], whom: str) -> Train:
+    """Stand in for a training whose ranks agree to stop after step 7."""
+
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        if placement.rank == 0:
+            host.note({"event": "signal", "step": 7, "signals": signals, "detail": whom})
+        return "stopped"
+
+    return train
+
+
+def test_ctrl_c_on_a_local_run_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, told(["SIGTERM"], "all ranks"))
     job.run(str(run.path))
-    assert journal.read(run.journal)[-1]["cause"] == "stopped by another rank"
+    signal, ended = journal.read(run.journal)[-2:]
+    assert (signal["event"], signal["signals"], signal["attempt"]) == ("signal", ["SIGTERM"], 1)
+    del ended["time"]
+    assert ended == {
+        "event": "ended",
+        "attempt": 1,
+        "step": 7,
+        "cause": "cancelled",
+        "detail": "SIGTERM on all ranks",
+        "exit_code": 0,
+    }
+
+
+def test_a_signal_on_another_rank_alone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, fake_tool: Callable[[str, str], None]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    fake_tool("scontrol", "echo JobState=RUNNING")
+    asked: list[object] = []
+
+    def after_stop(signals: list[str], slurm_job: object, cause: Cause) -> Ending:
+        asked.extend([signals, slurm_job, cause])
+        return Ending(Cause.TOLD_TO_STOP)
+
+    monkeypatch.setattr(job, "after_stop", after_stop)
+    stand_in(monkeypatch, told(["SIGUSR2"], "rank 1"))
+    job.run(str(run.path))
+    assert asked == [["SIGUSR2"], Job("42", 0, 300), Cause.TOLD_TO_STOP]
+    assert journal.read(run.journal)[-1]["detail"] == "SIGUSR2 on rank 1"
+
+
+def test_a_job_that_could_not_be_requeued_does_not_end_with_0(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setattr(job, "after_stop", lambda *_: Ending(Cause.TIME_LIMIT, "scontrol: no"))
+    stand_in(monkeypatch, told(["SIGUSR2"], "all ranks"))
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    ended = journal.read(run.journal)[-1]
+    assert (caught.value.code, ended["exit_code"], ended["cause"]) == (1, 1, "time limit")
+    assert ended["error"] == (
+        f"job 42: not requeued: scontrol: no; all is saved: run  llada-sft resume {run.path}"
+    )
+    assert capsys.readouterr().err == ended["error"] + "\n"
 
 
 def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     stand_in(monkeypatch, lambda *_: "stopped")
     job.run(str(run.path))
-    assert journal.read(run.journal) == []
+    assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
 
 
 def test_a_leftover_of_submitit_does_not_fail_the_next_attempt(
