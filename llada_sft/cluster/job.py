@@ -19,7 +19,9 @@ from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.leaving import Leaving
-from llada_sft.cluster.preemption import StopRequest, after_stop
+from llada_sft.cluster.preemption import Job, after_stop
+from llada_sft.cluster.rank_journal import RankJournal
+from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
 from llada_sft.errors import (
     EXIT_CODE,
@@ -34,6 +36,8 @@ from llada_sft.run_dir import RunDir
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+# Not 2: it is no mistake of the user's.
+NOT_REQUEUED_EXIT_CODE = 1
 
 
 def run(run_dir: str) -> None:
@@ -85,20 +89,54 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
 
 def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest, leaving: Leaving) -> None:
     """Train, and let rank 0 say in the journal that it ended well."""
-    outcome = _train(run_path, placement, stop, leaving)
+    attempt: Entry = {"attempt": journal.current_attempt(run_path.journal)}
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        attempt["job_id"] = job_id
+    noted = RankJournal(run_path.journal, attempt)
+    config = load_config(run_path.config)
+    noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
+    outcome = _train(config, run_path, placement, stop, noted, leaving)
     if placement.rank != 0:
         return
-    attempt = journal.current_attempt(run_path.journal)
-    entry: Entry = {"event": "ended", "attempt": attempt, "cause": Cause.FINISHED}
-    if job_id := os.environ.get("SLURM_JOB_ID"):
-        entry["job_id"] = job_id
-    if outcome == "stopped":
-        entry["cause"] = after_stop(stop, job_id)
-    journal.append(run_path.journal, entry)
+    if outcome == "finished":
+        noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
+    else:
+        _stopped(run_path, noted, stop)
 
 
-def _train(run_path: RunDir, placement: Placement, stop: StopRequest, leaving: Leaving) -> str:
-    config = load_config(run_path.config)
+def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
+    """Note why all ranks were told to stop, and requeue the job where that is wanted.
+
+    Raises:
+        SystemExit: The job should go on, but could not be requeued. With code 0 SLURM would call it
+            COMPLETED, and nobody would learn that it is not.
+    """
+    # What came since the ranks agreed is known of this one alone: it may say what it was.
+    told = sorted({*noted.told, *stop.names()})
+    ending = after_stop(told, noted.job, noted.cause)
+    ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
+    ended["detail"] = f"{' and '.join(told)} on {noted.told_whom}"
+    if not ending.error:
+        noted.note(ended)
+        return
+    assert noted.job is not None
+    error = (
+        f"job {noted.job.job_id}: not requeued: {ending.error}; all is saved:"
+        f" run  llada-sft resume {run_path.path}"
+    )
+    print(error, file=sys.stderr, flush=True)
+    noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})
+    raise SystemExit(NOT_REQUEUED_EXIT_CODE)
+
+
+def _train(
+    config: Config,
+    run_path: RunDir,
+    placement: Placement,
+    stop: StopRequest,
+    noted: RankJournal,
+    leaving: Leaving,
+) -> str:
     _check_world_size(config, placement, run_path)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
@@ -111,13 +149,13 @@ def _train(run_path: RunDir, placement: Placement, stop: StopRequest, leaving: L
     from llada_sft.training.trainer import train
 
     def note(entry: Mapping[str, object]) -> None:
-        journal.append(run_path.journal, cast(Entry, entry))
+        noted.note(cast(Entry, entry))
 
     def failed(error: Exception, step: int) -> None:
         leaving.step = step
         leaving.fail(error)
 
-    host = Host(lambda: stop.requested, stop.claim_term, note, failed)
+    host = Host(lambda: stop.requested, stop.claim, note, failed, signals=stop.names)
     outcome = train(config, run_path, placement, host)
     leave_ranks()
     return outcome

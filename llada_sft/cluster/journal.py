@@ -2,7 +2,8 @@
 
 Written by the launcher, by what starts the ranks (the batch script, or `--local`) and by rank 0 on
 the same node; read by `status` and by the next attempt; it needs no accounting database. A line is
-appended with one `os.write`, so two writers never mix theirs.
+appended with one write and is on the disk when `append` returns; whatever a crash or a full disk
+left of the one before, it begins on a line of its own.
 
     launched    the job was submitted, or a local run begun
     started     an attempt begins: its nodes and ranks
@@ -17,11 +18,14 @@ appended with one `os.write`, so two writers never mix theirs.
     given_up    the restart budget is used up: why
 """
 
+import errno
 import json
 import os
+import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 Event = Literal[
     "launched",
@@ -52,8 +56,9 @@ class Entry(TypedDict, total=False):
     # Optimizer steps that were made.
     step: int
     versions: dict[str, str | None]
-    # Of a checkpoint.
+    # Of a checkpoint; and of the longest way from one step to the next since the one before.
     seconds: float
+    step_seconds: float
     num_bytes: int
     signals: list[str]
     rank: int
@@ -70,27 +75,35 @@ class Entry(TypedDict, total=False):
 
 
 def append(journal: Path, entry: Entry) -> None:
-    """Append one line, with the time."""
+    """Append one line, with the time; where that cannot be done, a warning is printed, once.
+
+    A training never ends for its journal: what cannot be written (the disk is full) is left out.
+    """
     stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}
-    line = json.dumps(stamped) + "\n"
-    file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+        _append(journal, json.dumps(stamped).encode() + b"\n")
+    except OSError as error:
+        _warn_once(f"{journal}: cannot be written ({error.strerror}); the run goes on without")
 
 
 def read(journal: Path) -> list[Entry]:
-    """Read all entries; a line that was cut off by a full disk is left out."""
-    if not journal.exists():
+    """Read all entries; what a crash or a full disk left of a line is left out."""
+    try:
+        lines = journal.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    entries: list[Entry] = []
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
+    return [entry for entry in map(_parse, lines) if entry is not None]
+
+
+def attempts(entries: list[Entry]) -> list[list[Entry]]:
+    """Group the entries by attempt: each list begins with its `started`."""
+    grouped: list[list[Entry]] = []
+    for entry in entries:
+        if entry.get("event") == "started":
+            grouped.append([entry])
+        elif grouped:
+            grouped[-1].append(entry)
+    return grouped
 
 
 def next_attempt(journal: Path) -> int:
@@ -109,3 +122,32 @@ def last_job_id(journal: Path) -> str | None:
         if entry.get("event") in ("launched", "started"):
             return entry.get("job_id")
     return None
+
+
+def _append(journal: Path, line: bytes) -> None:
+    file = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(file).st_size
+        torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
+        whole = b"\n" + line if torn else line
+        if (written := os.write(file, whole)) < len(whole):
+            # What a nearly full disk took is no entry; only this process writes at this time.
+            os.ftruncate(file, os.fstat(file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _parse(line: bytes) -> Entry | None:
+    try:
+        entry = json.loads(line)
+    # Half a line, or the zeros that some file systems leave after a power cut.
+    except ValueError:
+        return None
+    return cast(Entry, entry) if isinstance(entry, dict) else None
+
+
+@cache
+def _warn_once(warning: str) -> None:
+    print(warning, file=sys.stderr, flush=True)

@@ -1,96 +1,165 @@
-"""Being told to stop: a signal sets a flag, and after the save rank 0 requeues the job or not.
+"""Being told to stop: why SLURM did it, and whether rank 0 requeues the job after the save.
 
-    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption where the cluster
-          has `preempt_send_user_signal`: save and requeue
-    TERM  sent by scancel and by preemption elsewhere, alike: `scontrol show job` knows the
-          PreemptTime of a preempted job, and only that one is requeued
+What tells the reasons apart, as seen on SLURM 22.05.8, is `scontrol show job` at that moment:
 
-No handler saves anything: all ranks agree at a step's boundary (`training/consensus.py`). On SLURM
-22.05 a job that exits inside its grace time is *not* requeued, whatever its manual says; so we call
-`scontrol requeue` ourselves, once, when everything is on disk. TERM and CONT then reach all ranks:
-a consequence, not a new event.
+    preempted     USR2, or TERM where the cluster does not set `preempt_send_user_signal`:
+                  RUNNING, PreemptTime=a time, EndTime=when the grace time is over. When it is over:
+                  TERM, COMPLETING, Restarts+1, PreemptTime gone: SLURM has requeued by itself.
+                  Who exits with 0 before is *not* requeued, whatever the manual says.
+    time limit    USR2: RUNNING, EndTime=the limit, up to a minute later than asked for. At the
+                  limit, up to 30 s late: TERM, COMPLETING, Reason=TimeLimit; not requeued.
+    told to stop  USR2 or TERM by `scancel --signal`: RUNNING, and nothing else changes
+    requeued      TERM by somebody's `scontrol requeue`: COMPLETING, Restarts+1
+    cancelled     TERM by scancel: COMPLETING, Restarts as before, EndTime=now
+
+No handler saves anything: all ranks agree at a step's boundary (`training/consensus.py`). When
+everything is on disk rank 0 calls `scontrol requeue`, once; TERM and CONT then reach all ranks: a
+consequence, not a new event. It works as well while the job is COMPLETING after its time limit.
 """
 
-import os
 import signal
-import threading
 import time
-from types import FrameType
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from llada_sft.cluster import slurm
+from llada_sft.cluster.causes import Cause
 from llada_sft.errors import LaunchError
 
-
-class StopRequest:
-    """Whether this process has been told to stop, and by which signals."""
-
-    def __init__(self) -> None:
-        self.signals: set[signal.Signals] = set()
-
-    @property
-    def requested(self) -> bool:
-        return bool(self.signals)
-
-    def install(self) -> None:
-        """Take the signals over from submitit; to be called first thing, in the main thread.
-
-        USR2 reaches every process of the step, and would end a data worker. Children inherit what
-        is blocked, also through exec, but no handler: so it is blocked here, and a thread waits for
-        it. The handler is for threads that started before us (numpy's) and do not block it.
-        """
-        signal.signal(signal.SIGUSR2, self._note)
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-        threading.Thread(target=self._await_usr2, name="await-usr2", daemon=True).start()
-        self.claim_term()
-        os.register_at_fork(after_in_child=_let_term_end_the_child)
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait for a signal that has reached another rank before it reaches this one."""
-        deadline = time.monotonic() + timeout_s
-        while not self.requested and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    def claim_term(self) -> None:
-        """Take TERM back from Lightning, which puts its own handler in front when fit() begins.
-
-        That one runs a broadcast *inside* the handler: a deadlock when ranks get TERM at different
-        points of a step.
-        """
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGTERM) != self._note:
-            signal.signal(signal.SIGTERM, self._note)
-
-    def _await_usr2(self) -> None:
-        while True:
-            self._note(signal.sigwait({signal.SIGUSR2}))
-
-    def _note(self, number: int, frame: FrameType | None = None) -> None:
-        self.signals.add(signal.Signals(number))
+# How much longer than `signal_lead_s` before the limit USR2 may come: a minute by SLURM's manual,
+# and as long again for its polling.
+EARLY_S = 120
+# Before each attempt to requeue: SLURM's controller may be busy or restarting.
+PAUSES_S = (0.0, 2.0, 5.0)
+# All ranks wait while SLURM is asked before the save, and the time is short.
+ASK_BEFORE_SAVE_S = 3.0
 
 
-def _let_term_end_the_child() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@dataclass(frozen=True)
+class Job:
+    """The SLURM job of this attempt.
 
-
-def after_stop(stop: StopRequest, job_id: str | None) -> str:
-    """Requeue the job if SLURM took its nodes, not if the user did; rank 0 only, after the save.
-
-    Returns:
-        The cause, in the journal's words.
+    Attributes:
+        job_id: SLURM's number.
+        restarts: SLURM's count of restarts when the attempt began.
+        signal_lead_s: Seconds before the time limit at which USR2 was asked for.
     """
-    stop.wait(timeout_s=10)
-    names = " and ".join(sorted(one.name for one in stop.signals)) or "another rank"
-    if job_id is None:
-        return f"stopped by {names}"
+
+    job_id: str
+    restarts: int
+    signal_lead_s: int
+
+    @staticmethod
+    def of(environment: Mapping[str, str], signal_lead_s: int) -> "Job | None":
+        """Read it from SLURM's variables; None for a local run."""
+        job_id = environment.get("SLURM_JOB_ID")
+        if job_id is None:
+            return None
+        return Job(job_id, int(environment.get("SLURM_RESTART_COUNT") or 0), signal_lead_s)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why the ranks were told to stop.
+
+    Attributes:
+        cause: In the journal's words.
+        error: Why the job, which should go on, could not be requeued; else empty.
+    """
+
+    cause: Cause
+    error: str = ""
+
+
+def before_save(told: Collection[str], job: Job | None) -> Cause | None:
+    """Ask why the ranks were told to stop; None where SLURM does not answer at once.
+
+    Now it is seen best: a preempted job whose grace time is over looks like any that is requeued.
+    """
+    if job is None:
+        return _of_local(told)
     try:
-        if signal.SIGUSR2 not in stop.signals and not _is_preempted(job_id):
-            return "cancelled"
-        slurm.requeue(job_id)
-    except LaunchError as error:
-        return f"stopped by {names}, not requeued: {error}"
-    return f"requeued after {names}"
+        with _term_blocked():
+            return cause_of(told, slurm.job_fields(job.job_id, ASK_BEFORE_SAVE_S), job)
+    except LaunchError:
+        return None
 
 
-def _is_preempted(job_id: str) -> bool:
-    return slurm.job_fields(job_id).get("PreemptTime", "None") not in ("None", "")
+def after_stop(told: Collection[str], job: Job | None, cause: Cause | None = None) -> Ending:
+    """Requeue the job unless it was cancelled or is requeued already; rank 0 only, after the save.
+
+    Args:
+        told: The names of the signals that any rank got.
+        job: None for a local run, which nobody requeues.
+        cause: What `before_save` has found.
+    """
+    if job is None:
+        return Ending(_of_local(told))
+    error = ""
+    with _term_blocked():
+        for pause_s in PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                fields = slurm.job_fields(job.job_id)
+                now = cause_of(told, fields, job)
+                # What happened since (it is requeued) does not change the cause; a scancel does.
+                cause = now if cause is None or now == Cause.CANCELLED else cause
+                if cause != Cause.CANCELLED and not is_requeued(fields, job):
+                    slurm.requeue(job.job_id)
+                return Ending(cause)
+            except LaunchError as problem:
+                error = str(problem)
+    return Ending(cause or Cause.TOLD_TO_STOP, error)
+
+
+def cause_of(told: Collection[str], fields: Mapping[str, str], job: Job) -> Cause:
+    """Tell the cause from the signals and from what `scontrol show job` says.
+
+    Args:
+        told: The names of the signals that any rank got.
+        fields: What scontrol says now.
+        job: As it was when the attempt began.
+    """
+    usr2 = "SIGUSR2" in told
+    if is_requeued(fields, job):
+        # An operator's requeue sends TERM alone; after USR2 it was the end of the grace time.
+        return Cause.PREEMPTED if usr2 else Cause.REQUEUED
+    if fields.get("Reason") == "TimeLimit":
+        return Cause.TIME_LIMIT
+    if fields.get("JobState", "RUNNING") != "RUNNING":
+        return Cause.CANCELLED
+    if fields.get("PreemptTime", "None") not in ("None", ""):
+        return Cause.PREEMPTED
+    if usr2 and _seconds_left(fields) <= job.signal_lead_s + EARLY_S:
+        return Cause.TIME_LIMIT
+    return Cause.TOLD_TO_STOP
+
+
+def _of_local(told: Collection[str]) -> Cause:
+    return Cause.TOLD_TO_STOP if "SIGUSR2" in told else Cause.CANCELLED
+
+
+def is_requeued(fields: Mapping[str, str], job: Job) -> bool:
+    """Tell whether SLURM will start the job again by itself."""
+    restarts = fields.get("Restarts", "")
+    return restarts.isdecimal() and int(restarts) > job.restarts
+
+
+def _seconds_left(fields: Mapping[str, str]) -> float:
+    """Count the seconds until the job's limit; infinite where it has none."""
+    end = fields.get("EndTime", "")
+    return int(end) - time.time() if end.isdecimal() else float("inf")
+
+
+@contextmanager
+def _term_blocked() -> Iterator[None]:
+    """Shield scontrol, which inherits this: SLURM sends TERM to all processes of the step.
+
+    That comes as an answer to the very requeue that scontrol asks for.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,6 +3,7 @@
 submitit's job states come from sacct, and without it are UNKNOWN for ever.
 """
 
+import os
 import re
 import subprocess
 import time
@@ -20,34 +21,42 @@ EXCLUDE_TRIES = 8
 EXCLUDE_PAUSE_S = 0.3
 
 
-def run_tool(*command: str) -> str:
-    """Run a SLURM command and give its output.
+def run_tool(*command: str, timeout_s: float | None = None) -> str:
+    """Run a SLURM command and give its output; without a `timeout_s`, wait for TIMEOUT_S.
 
     Raises:
         LaunchError: it is not there, fails, or does not answer.
     """
+    # Times as seconds since 1970: no time zone, and nothing that the user's own setting changes.
+    timeout_s = timeout_s or TIMEOUT_S
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except FileNotFoundError:
         raise LaunchError(f"{command[0]} not found on this machine") from None
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{' '.join(command)}: no answer in {TIMEOUT_S} s; try again") from None
+        raise LaunchError(f"{' '.join(command)}: no answer in {timeout_s} s; try again") from None
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         raise LaunchError(f"{' '.join(command)}: {reason}")
     return done.stdout
 
 
-def job_fields(job_id: str) -> dict[str, str]:
+def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
     """Give what `scontrol show job` says; empty for a job that SLURM has forgotten.
 
     Raises:
         LaunchError: scontrol is missing or does not answer.
     """
     try:
-        text = run_tool("scontrol", "--oneliner", "show", "job", job_id)
+        text = run_tool("scontrol", "--oneliner", "show", "job", job_id, timeout_s=timeout_s)
     except LaunchError as error:
         if "Invalid job id" in str(error):
             return {}

@@ -2,13 +2,17 @@
 
 import csv
 import shutil
+import time
 from pathlib import Path
 
 from llada_sft.cluster import failures, journal, slurm, suspects
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.journal import Entry
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
+
+SHOWN_ATTEMPTS = 5
 
 
 def open_run(path: str) -> tuple[RunDir, Config]:
@@ -35,11 +39,12 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "job": _job(run),
         "progress": last_metrics(run),
         "checkpoints": _checkpoints(run),
-        "attempts": _attempts(run),
     }
-    if nodes := suspects.excluded(journal.read(run.journal)):
-        rows["excluded"] = ", ".join(nodes)
+    entries = journal.read(run.journal)
     lines = [f"{name:<12} {text}" for name, text in rows.items()]
+    first, *others = attempt_lines(entries)
+    lines += [f"attempts     {first}", *(f"{'':<12} {line}" for line in others)]
+    lines += _after_failures(entries)
     return lines + [f"failure      {line}" for line in failure_lines(run)]
 
 
@@ -93,16 +98,56 @@ def _job(run: RunDir) -> str:
 
 
 def _checkpoints(run: RunDir) -> str:
-    names = (path.name for path in run.checkpoints.glob("step_*") if path.suffix != ".partial")
-    steps = sorted(int(name[5:]) for name in names if name[5:].isdecimal())
-    return ", ".join(f"step {step}" for step in steps) or "none"
-
-
-def _attempts(run: RunDir) -> str:
-    entries = journal.read(run.journal)
-    started = [entry for entry in entries if entry.get("event") == "started"]
-    if not started:
+    found = (path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal())
+    paths = sorted(found, key=lambda path: int(path.name[5:]))
+    if not paths:
         return "none"
-    number = started[-1].get("attempt", len(started))
-    ended = [e for e in entries if e.get("event") == "ended" and e.get("attempt") == number]
-    return f"{number}, the last: {ended[-1]['cause'] if ended else 'running, or ended by force'}"
+    steps = ", ".join(f"step {path.name[5:]}" for path in paths)
+    return f"{steps} ({age(time.time() - paths[-1].stat().st_mtime)} ago)"
+
+
+def age(seconds: float) -> str:
+    """Say how long something took or is past, in its largest unit: "40 s", "12 min", "3 h"."""
+    for unit_s, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def attempt_lines(entries: list[Entry]) -> list[str]:
+    """Give the last attempts, one line each: number, nodes, steps, and why it ended."""
+    grouped = journal.attempts(entries)
+    if not grouped:
+        return ["none"]
+    lines = [_attempt_line(number, own) for number, own in enumerate(grouped, start=1)]
+    earlier = [f"{len(lines) - SHOWN_ATTEMPTS} earlier"] if len(lines) > SHOWN_ATTEMPTS else []
+    return [*earlier, *lines[-SHOWN_ATTEMPTS:]]
+
+
+def _attempt_line(number: int, entries: list[Entry]) -> str:
+    nodes = entries[0].get("nodes")
+    parts = [str(number), *([f"on {nodes}"] if nodes else []), _steps(entries)]
+    ended = next((e for e in entries if e.get("event") == "ended"), None)
+    why = "running, or ended by force"
+    if ended:
+        why = ended.get("cause", "ended") + (f" ({ended['detail']})" if "detail" in ended else "")
+        why += f": {ended['error']}" if "error" in ended else ""
+    return ", ".join(part for part in parts if part) + f": {why}"
+
+
+def _steps(entries: list[Entry]) -> str:
+    """Give the steps that an attempt went on from and came to, as far as it said so."""
+    first = next((e.get("step") for e in entries if e.get("event") == "resumed"), None)
+    known = [e["step"] for e in entries if "step" in e]
+    return "" if first is None else f"steps {first} to {max(known)}"
+
+
+def _after_failures(entries: list[Entry]) -> list[str]:
+    """Say what follows from failures: nodes that are left out, and whether the run was given up."""
+    nodes = suspects.excluded(entries)
+    lines = [f"excluded     {', '.join(nodes)}"] if nodes else []
+    # Until it is started again, by hand.
+    events = [e for e in entries if e.get("event") in ("launched", "started", "given_up")]
+    if events and events[-1].get("event") == "given_up":
+        lines.append(f"given up     {events[-1].get('detail', '')}")
+    return lines

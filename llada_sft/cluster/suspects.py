@@ -52,8 +52,16 @@ def remaining(fields: dict[str, str], node: str) -> list[str]:
 def excluded(entries: Sequence[Entry]) -> list[str]:
     """List the nodes that are left out of the job that was launched last, and why."""
     jobs = [e.get("job_id") for e in entries if e.get("event") in ("launched", "started")]
-    return [
-        f"{entry.get('node')} ({entry.get('detail')})"
+    found = [
+        entry
         for entry in entries
         if entry.get("event") == "excluded" and entry.get("job_id") == jobs[-1]
     ]
+    return list(
+        dict.fromkeys(
+            f"{entry.get('node')} ({entry['detail']})"
+            if "detail" in entry
+            else entry.get("node", "")
+            for entry in found
+        )
+    )

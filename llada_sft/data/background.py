@@ -3,6 +3,7 @@
 import atexit
 import signal
 from collections.abc import Generator, Iterable, Iterator
+from multiprocessing import resource_tracker
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -44,7 +45,14 @@ class _BackgroundSteps(Iterable[LocalStep]):
         )
 
     def __iter__(self) -> Iterator[LocalStep]:
-        steps = _steps_or_error(iter(self._loader))
+        # Unblocks TERM when it starts.
+        resource_tracker.ensure_running()
+        # The process inherits what is blocked: it is safe until it ignores TERM, seconds later.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
+        try:
+            steps = _steps_or_error(iter(self._loader))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # The process ignores TERM: at exit, Python would send that and wait for it for ever.
         atexit.register(steps.close)
         return steps

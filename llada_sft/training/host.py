@@ -4,7 +4,7 @@
 default, which is how tests and notebooks train.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,17 @@ class Host:
 
     Attributes:
         stop_requested: Asked once per step; when any rank says yes, all save and stop.
-        claim_signals: Installs the job's signal handlers again, over Lightning's.
+        signals: Names the signals that this rank got; asked once, when all have agreed to stop.
+        claim_signals: Installs the job's signal handlers again, over Lightning's, and says in one
+            line who handles what; raises a LladaSftError where somebody else does.
         note: Adds an entry to the run's journal; to be called on rank 0 alone.
         failed: Called with an exception and the step, before any clean-up; may end the process.
         pulse: Says what this rank begins to do, and how many optimizer steps are made.
     """
 
     stop_requested: Callable[[], bool] = lambda: False
-    claim_signals: Callable[[], None] = lambda: None
+    claim_signals: Callable[[], str] = lambda: ""
     note: Callable[[Mapping[str, object]], None] = lambda entry: None
     failed: Callable[[Exception, int], None] = lambda error, step: None
     pulse: Callable[[Phase, int], None] = lambda phase, step: None
+    signals: Callable[[], Sequence[str]] = lambda: ()

@@ -36,6 +36,7 @@ from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
@@ -103,7 +104,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         len(dataset.mixed_sources),
         row_summary.epoch_ended,
     )
-    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints())
+    notes = Notes(host, consensus, placement.rank)
+    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints(), notes)
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,

@@ -31,6 +31,7 @@ from llada_sft.training.host import Host
 from llada_sft.training.metrics_csv import read_metrics
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
@@ -145,7 +146,8 @@ def update(
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             seen["after"] = _whole_state(trainer.strategy.deepspeed_engine)
 
-    saver = CheckpointSaver(run, config.train, consensus, feed, {})
+    notes = Notes(Host(), consensus, place.rank)
+    saver = CheckpointSaver(run, config.train, consensus, feed, {}, notes)
     trainer = build_trainer(config, place, device, [], [Measure(), saver], resume.universal)
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     return seen

@@ -33,11 +33,25 @@ def wait_for_step_20(run: RunDir, job: str) -> None:
 def test_usr2_saves_and_requeues_once(cluster: Cluster, launched: Launched) -> None:
     run, job = launched("requeued", 60)
     wait_for_step_20(run, job)
-    cluster.run(["scancel", "--signal=USR2", job])
+    # All but the first come while the ranks agree and save, and say nothing new.
+    for name in ("USR2", "TERM", "USR2"):
+        cluster.run(["scancel", f"--signal={name}", job])
     fields = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S, restarts=1)
     assert fields["Restarts"] == "1"
-    assert causes(run) == ["requeued after SIGUSR2", "finished"]
+    assert causes(run) == ["told to stop", "finished"]
     assert "resuming from" in (run.slurm / f"{job}_0_log.out").read_text()
+    first, second = journal.attempts(journal.read(run.journal))
+    # The signal is noted before the save that it asks for.
+    signal, checkpoint, ended = first[-3:]
+    assert [e["event"] for e in first[-3:]] == ["signal", "checkpoint", "ended"]
+    assert (signal["cause"], signal["detail"]) == ("told to stop", "all ranks")
+    assert (ended["exit_code"], ended["step"]) == (0, checkpoint["step"])
+    (resumed,) = (entry for entry in second if entry["event"] == "resumed")
+    assert resumed["step"] == checkpoint["step"]
+    assert checkpoint["num_bytes"] > 0
+    owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.stop_request, SIGTERM llada_sft"
+    logs = [(run.slurm / f"{job}_{rank}_log.out").read_text() for rank in range(4)]
+    assert [log.count(owners) for log in logs] == [2, 0, 0, 0]
 
 
 def test_scancel_saves_and_does_not_requeue(cluster: Cluster, launched: Launched) -> None:

@@ -1,6 +1,5 @@
 """Saves checkpoints at step boundaries, and stops the run where the ranks agreed to."""
 
-from importlib.metadata import version
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,8 +9,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepBatch, StepFeed
-
-_PACKAGES = ("llada-sft", "torch", "lightning", "deepspeed", "transformers")
+from llada_sft.training.notes import Notes, versions
 
 
 class CheckpointSaver(pl.Callback):
@@ -23,6 +21,7 @@ class CheckpointSaver(pl.Callback):
         consensus: The agreement of the ranks.
         feed: Knows whether to stop.
         fingerprints: Of this rank's files.
+        notes: Tells the journal.
     """
 
     def __init__(
@@ -32,11 +31,15 @@ class CheckpointSaver(pl.Callback):
         consensus: Consensus,
         feed: StepFeed,
         fingerprints: dict[str, str],
+        notes: Notes,
     ) -> None:
         self._run, self._config, self._consensus = run, config, consensus
-        self._feed, self._fingerprints = feed, fingerprints
+        self._feed, self._fingerprints, self._notes = feed, fingerprints, notes
         # Whether the run ended because it was told to.
         self.stopped = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._notes.resumed(trainer.global_step)
 
     def on_train_batch_end(
         self,
@@ -46,9 +49,12 @@ class CheckpointSaver(pl.Callback):
         batch: StepBatch,
         batch_idx: int,
     ) -> None:
+        self._notes.step_ended()
         step = trainer.global_step
         last = trainer.is_last_batch or step == trainer.max_steps
         self.stopped = self._feed.stop_agreed and not last
+        if self.stopped:
+            self._notes.told_to_stop(step)
         if last or self.stopped or step % self._config.checkpoint_every_steps == 0:
             self._save(trainer, step, batch)
         if self.stopped:
@@ -64,14 +70,16 @@ class CheckpointSaver(pl.Callback):
         trainer.save_checkpoint(partial)
         ranks: Any = self._consensus.gather((batch.positions, self._fingerprints))
         if trainer.is_global_zero:
-            checkpoints.finish(
+            complete = checkpoints.finish(
                 partial,
                 manifest={
                     "step": step,
                     "world_size": trainer.world_size,
-                    "versions": {name: version(name) for name in _PACKAGES},
+                    "versions": versions(),
                 },
                 data_state=checkpoints.DataState.merge(batch.epoch, ranks),
                 keep=self._config.keep_checkpoints,
             )
+            sizes = checkpoints.read_manifest(complete)["files"]
+            self._notes.saved(step, sum(sizes.values()))
         self._consensus.barrier()

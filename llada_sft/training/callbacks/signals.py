@@ -10,10 +10,12 @@ import lightning.pytorch as pl
 
 
 class OwnSignals(pl.Callback):
-    """Calls `claim_signals` once Lightning has installed its handlers."""
+    """Calls `claim_signals` once Lightning has installed its handlers, and prints who has what."""
 
-    def __init__(self, claim_signals: Callable[[], None]) -> None:
+    def __init__(self, claim_signals: Callable[[], str]) -> None:
         self._claim_signals = claim_signals
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._claim_signals()
+        owners = self._claim_signals()
+        if owners and trainer.is_global_zero:
+            print(owners, flush=True)

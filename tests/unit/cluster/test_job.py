@@ -14,7 +14,8 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.job import placement_from
 from llada_sft.cluster.leaving import Leaving
-from llada_sft.cluster.preemption import StopRequest
+from llada_sft.cluster.preemption import Ending, Job
+from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.config import Config, load_config
 from llada_sft.errors import DataError, LaunchError, PeerFailedError
 from llada_sft.placement import Placement
@@ -48,7 +49,6 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     for name, value in LOCAL.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(StopRequest, "install", lambda self: None)
-    monkeypatch.setattr(StopRequest, "wait", lambda self, timeout_s: None)
     monkeypatch.setattr(Leaving, "follow_others", lambda self: None)
     monkeypatch.setattr("os._exit", exit_of_a_test)
     monkeypatch.setenv("OMP_NUM_THREADS", "")
@@ -212,10 +212,65 @@ def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, lambda *_: "stopped")
+def told(signals: list[str], whom: str) -> Train:
+    """Stand in for a training whose ranks agree to stop after step 7."""
+
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        if placement.rank == 0:
+            host.note({"event": "signal", "step": 7, "signals": signals, "detail": whom})
+        return "stopped"
+
+    return train
+
+
+def test_ctrl_c_on_a_local_run_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, told(["SIGTERM"], "all ranks"))
     job.run(str(run.path))
-    assert journal.read(run.journal)[-1]["cause"] == "stopped by another rank"
+    signal, ended = journal.read(run.journal)[-2:]
+    assert (signal["event"], signal["signals"], signal["attempt"]) == ("signal", ["SIGTERM"], 1)
+    del ended["time"]
+    assert ended == {
+        "event": "ended",
+        "attempt": 1,
+        "step": 7,
+        "cause": "cancelled",
+        "detail": "SIGTERM on all ranks",
+        "exit_code": 0,
+    }
+
+
+def test_a_signal_on_another_rank_alone(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, fake_tool: Callable[[str, str], None]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    fake_tool("scontrol", "echo JobState=RUNNING")
+    asked: list[object] = []
+
+    def after_stop(signals: list[str], slurm_job: object, cause: Cause) -> Ending:
+        asked.extend([signals, slurm_job, cause])
+        return Ending(Cause.TOLD_TO_STOP)
+
+    monkeypatch.setattr(job, "after_stop", after_stop)
+    stand_in(monkeypatch, told(["SIGUSR2"], "rank 1"))
+    job.run(str(run.path))
+    assert asked == [["SIGUSR2"], Job("42", 0, 300), Cause.TOLD_TO_STOP]
+    assert journal.read(run.journal)[-1]["detail"] == "SIGUSR2 on rank 1"
+
+
+def test_a_job_that_could_not_be_requeued_does_not_end_with_0(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setattr(job, "after_stop", lambda *_: Ending(Cause.TIME_LIMIT, "scontrol: no"))
+    stand_in(monkeypatch, told(["SIGUSR2"], "all ranks"))
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    ended = journal.read(run.journal)[-1]
+    assert (caught.value.code, ended["exit_code"], ended["cause"]) == (1, 1, "time limit")
+    assert ended["error"] == (
+        f"job 42: not requeued: scontrol: no; all is saved: run  llada-sft resume {run.path}"
+    )
+    assert capsys.readouterr().err == ended["error"] + "\n"
 
 
 def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

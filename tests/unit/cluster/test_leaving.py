@@ -65,7 +65,7 @@ def test_term_after_another_rank_left_ends_this_one(run: RunDir, script: str) ->
     with start(run, script) as rank:
         another_left(run)
         rank.send_signal(signal.SIGTERM)
-        assert rank.wait(25) == 143
+        assert rank.wait(100) == 143
     own = failures.read_all(run)[0]
     assert (own.rank, own.consequence, own.step) == (0, True, 7)
     assert own.error == "another rank failed"
@@ -81,13 +81,13 @@ def test_term_alone_lets_it_save_until_another_rank_leaves(run: RunDir) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             rank.wait(1)
         another_left(run)
-        assert rank.wait(25) == 143
+        assert rank.wait(100) == 143
 
 
 def test_without_term_a_failure_of_another_rank_is_not_its_own(run: RunDir) -> None:
     with start(run, "time.sleep(1)") as rank:
         another_left(run)
-        assert rank.wait(25) == 0
+        assert rank.wait(100) == 0
 
 
 def test_a_rank_leaves_without_a_clean_up(run: RunDir) -> None:

@@ -1,13 +1,19 @@
 """Journal, status and logs of a run, with stand-ins for SLURM's answers."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from llada_sft.cluster import failures, journal, logs, prepare, slurm, status
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.journal import Entry
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -48,25 +54,89 @@ def test_status_of_a_run_that_was_only_prepared(run: RunDir, project: Path) -> N
 def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> None:
     fake_tool("scontrol", "echo JobId=42 JobState=PENDING")
     journal.append(run.journal, {"event": "started", "attempt": 1, "job_id": "42"})
-    cause = "requeued after SIGUSR2"
-    journal.append(run.journal, {"event": "ended", "attempt": 1, "cause": cause})
+    journal.append(run.journal, {"event": "ended", "attempt": 1, "cause": Cause.CANCELLED})
     run.metrics.write_text("step,train/loss,val/loss\n10,5.0,\n20,4.5,\n20,,4.25\n")
     for name in ("step_20", "step_5", "step_30.partial"):
         (run.checkpoints / name).mkdir(parents=True)
     for rank in range(2):
         failures.write(run, Failure(rank, "", Cause.MISTAKE, "mend this"))
+    hour_ago = time.time() - 3 * 3600
+    os.utime(run.checkpoints / "step_20", (hour_ago, hour_ago))
     assert status.status_lines(*status.open_run("runs/a"))[5:] == [
         "job          42 PENDING",
         "progress     step 20, train/loss 4.5, val/loss 4.25",
-        "checkpoints  step 5, step 20",
-        "attempts     1, the last: requeued after SIGUSR2",
+        "checkpoints  step 5, step 20 (3 h ago)",
+        "attempts     1: cancelled",
         "failure      mend this",
     ]
-    journal.append(run.journal, {"event": "started", "attempt": 2, "job_id": "42"})
-    assert (
-        "2, the last: running, or ended by force"
-        in status.status_lines(*status.open_run("runs/a"))[8]
+
+
+def test_status_of_a_run_with_a_history(run: RunDir) -> None:
+    stopped = {"cause": "told to stop", "detail": "SIGUSR2 on rank 3"}
+    history: list[dict[str, object]] = [
+        {"event": "launched"},
+        {"event": "started"},
+        {"event": "ended", "cause": "mistake"},
+        {"event": "started", "nodes": "node[1-2]"},
+        {"event": "resumed", "step": 0},
+        {"event": "ended", "step": 40, **stopped},
+        {"event": "started", "nodes": "node[1,3]"},
+        {"event": "resumed", "step": 40},
+        {"event": "checkpoint", "step": 50},
+        {"event": "ended", "cause": "hang", "exit_code": 71},
+        {"event": "excluded", "node": "node3"},
+        {"event": "started", "nodes": "node[1-2]"},
+        {"event": "ended", "cause": "time limit", "error": "not requeued: scontrol: down"},
+        {"event": "started", "nodes": "node[1-2]"},
+        {"event": "excluded", "node": "node3"},
+        {"event": "excluded", "node": "node4"},
+        {"event": "ended", "cause": "killed", "exit_code": 70},
+        {"event": "given_up", "detail": "3 failed attempts without a new checkpoint"},
+    ]
+    for entry in history:
+        journal.append(run.journal, cast(Entry, entry))
+    shown = [
+        "attempts     1: mistake",
+        "             2, on node[1-2], steps 0 to 40: told to stop (SIGUSR2 on rank 3)",
+        "             3, on node[1,3], steps 40 to 50: hang",
+        "             4, on node[1-2]: time limit: not requeued: scontrol: down",
+        "             5, on node[1-2]: killed",
+        "excluded     node3, node4",
+        "given up     3 failed attempts without a new checkpoint",
+    ]
+    assert status.status_lines(*status.open_run("runs/a"))[8:] == shown
+    # Started again by hand: it is not given up any more, and the first attempt is not shown.
+    journal.append(run.journal, {"event": "launched"})
+    journal.append(run.journal, {"event": "started"})
+    assert status.status_lines(*status.open_run("runs/a"))[8:] == [
+        "attempts     1 earlier",
+        *shown[1:5],
+        "             6: running, or ended by force",
+        "excluded     node3, node4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (2e5, "2 days")],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert status.age(seconds) == text
+
+
+def test_status_needs_no_torch_and_little_time(run: RunDir) -> None:
+    script = """
+import resource, sys
+from llada_sft.cli import main
+sys.argv = ["llada-sft", "status", "runs/a"]
+assert main() == 0
+assert not {"torch", "lightning", "deepspeed", "transformers", "numpy"} & sys.modules.keys()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
+    assert float(done.stdout.splitlines()[-1]) < 0.5
 
 
 def test_status_names_the_nodes_that_are_left_out_of_this_job(

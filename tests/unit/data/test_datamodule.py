@@ -3,12 +3,13 @@
 import atexit
 import json
 import multiprocessing
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -510,6 +511,24 @@ def test_the_background_process_ends_with_this_one(
     for action in at_exit:
         action()
     assert ended == [True]
+
+
+class SignalsOfTheProcess:
+    """A dataset whose only item says what its process does with the job's signals."""
+
+    def __iter__(self) -> Iterator[object]:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            # Blocked already by whoever started it: it needs seconds until it can ignore them.
+            yield [number.name, ignored, number in blocked]
+
+
+def test_the_background_process_is_deaf_to_the_jobs_signals_from_its_first_moment() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    steps = iter(step_loader(cast(StepDataset, SignalsOfTheProcess()), 2))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert list(steps) == [["SIGTERM", True, True], ["SIGUSR2", True, True]]
 
 
 @given(

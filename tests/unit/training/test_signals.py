@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from llada_sft.cluster.stop_request import StopRequest
+from llada_sft.errors import LaunchError
 from llada_sft.training.callbacks.signals import OwnSignals
 
 
@@ -48,12 +50,27 @@ def handlers_of_two_steps(callbacks: list[pl.Callback]) -> list[object]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_term_is_ours_in_every_step() -> None:
+def test_term_is_ours_in_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = StopRequest()
     before = signal.signal(signal.SIGTERM, ours)
     try:
-        claim = OwnSignals(lambda: signal.signal(signal.SIGTERM, ours) and None)
-        assert handlers_of_two_steps([claim]) == [ours, ours]
         # Without us it is Lightning's: when this changes, the callback can go.
-        assert ours not in handlers_of_two_steps([])
+        (module,) = {type(handler).__module__ for handler in handlers_of_two_steps([])}
+        assert module.startswith("lightning.")
+        handlers = handlers_of_two_steps([OwnSignals(stop.claim)])
+        assert [getattr(handler, "__self__", None) for handler in handlers] == [stop, stop]
+        assert capsys.readouterr().out == (
+            "signals: SIGUSR1 default, SIGUSR2 default, SIGTERM llada_sft.cluster.stop_request\n"
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_librarys_handler_ends_the_run_before_its_first_step() -> None:
+    before = signal.signal(signal.SIGUSR2, ours)
+    try:
+        with pytest.raises(LaunchError, match=f"SIGUSR2: handled by {__name__}, and the job"):
+            handlers_of_two_steps([OwnSignals(StopRequest().claim)])
+    finally:
+        signal.signal(signal.SIGUSR2, before)
