@@ -6,7 +6,7 @@ runs/<name>/
   job.sbatch        the exact text given to sbatch (SLURM only)
   versions.json     package versions of the launching environment
   code/             the package, the hook and git's state at launch; ranks run from here
-  slurm/            submitit's files: the pickled job, stdout and stderr of each rank
+  slurm/            submitit's files: the pickled job, the log of each rank; srun's own messages
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
   quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
@@ -85,6 +85,10 @@ class RunDir:
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank_{rank}.log"
+
+    def srun_log(self, job_id: str, restarts: int) -> Path:
+        """Name what srun itself said of one attempt of a job."""
+        return self.slurm / f"{job_id}_{restarts}_srun.log"
 
     def rank_quarantine(self, rank: int) -> Path:
         return self.quarantine / f"rank_{rank}.jsonl"

@@ -5,20 +5,20 @@
 Signals first, then the rank's place and the watchdog, then the config from the run directory; only
 then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
 `SystemExit` passes through submitit, which keeps a traceback only of an `Exception`, and any code
-but 0 makes `srun --kill-on-bad-exit` end the other ranks.
+but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves at once
+(`leaving.py`). What follows from either is decided around the ranks (`supervisor.py`).
 """
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
-from llada_sft.cluster import failures, journal
+from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.leaving import Leaving
 from llada_sft.cluster.preemption import Job, after_stop
 from llada_sft.cluster.rank_journal import RankJournal
 from llada_sft.cluster.stop_request import StopRequest
@@ -46,6 +46,16 @@ LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
 NOT_REQUEUED_EXIT_CODE = 1
 
 
+class _Rank(NamedTuple):
+    """One rank of an attempt, and what stands around its training."""
+
+    run: RunDir
+    placement: Placement
+    stop: StopRequest
+    leaving: Leaving
+    watchdog: Watchdog
+
+
 def run(run_dir: str) -> None:
     """Train as one rank until the end, or until told to stop.
 
@@ -55,25 +65,25 @@ def run(run_dir: str) -> None:
     stop = StopRequest()
     stop.install()
     run_path = RunDir(Path(run_dir))
-    rank = 0
+    leaving = Leaving(run_path, 0)
     try:
         placement = placement_from(os.environ)
-        rank = placement.rank
-        run_path.failure(rank).unlink(missing_ok=True)
-        _clear_submitit_leftover(run_path, rank)
+        leaving = Leaving(run_path, placement.rank)
+        leaving.follow_others()
+        _clear_submitit_leftover(run_path, placement.rank)
         node = os.environ.get("SLURMD_NODENAME", "")
         with Watchdog(run_path, placement, node) as watchdog:
-            _attempt(run_path, placement, stop, watchdog)
+            _attempt(_Rank(run_path, placement, stop, leaving, watchdog))
     except PeerFailedError as error:
         # The rank that it happened on has said what it is.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
-        node = os.environ.get("SLURMD_NODENAME", "")
-        cause = _MENDED_BY_THE_USER.get(type(error), Cause.MISTAKE)
-        failures.write(run_path, Failure(rank, node, cause, str(error), time=time.time()))
+        leaving.say(_MENDED_BY_THE_USER.get(type(error), Cause.MISTAKE), str(error))
         raise SystemExit(EXIT_CODE) from None
+    except Exception as error:
+        leaving.fail(error)
 
 
 def placement_from(environment: Mapping[str, str]) -> Placement:
@@ -95,27 +105,22 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
     return Placement(rank, world_size, local_rank, node_rank, address, port)
 
 
-def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest, watchdog: Watchdog) -> None:
-    """Train, and let rank 0 keep the journal of it."""
-    attempt = _attempt_of(run_path) if placement.rank == 0 else Entry()
-    noted = RankJournal(run_path.journal, attempt)
-    if placement.rank == 0:
-        noted.note({"event": "started"})
-    try:
-        config = load_config(run_path.config)
-        watchdog.set_timeouts(config.train)
-        noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
-        outcome = _train(config, run_path, placement, stop, noted, watchdog)
-    except BaseException as error:
-        if placement.rank == 0:
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            noted.note({"event": "ended", "cause": cause})
-        raise
-    if placement.rank == 0:
-        if outcome == "finished":
-            noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
-        else:
-            _stopped(run_path, noted, stop)
+def _attempt(rank: _Rank) -> None:
+    """Train, and let rank 0 say in the journal that it ended well."""
+    attempt: Entry = {"attempt": journal.current_attempt(rank.run.journal)}
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        attempt["job_id"] = job_id
+    noted = RankJournal(rank.run.journal, attempt)
+    config = load_config(rank.run.config)
+    rank.watchdog.set_timeouts(config.train)
+    noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
+    outcome = _train(config, rank, noted)
+    if rank.placement.rank != 0:
+        return
+    if outcome == "finished":
+        noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
+    else:
+        _stopped(rank.run, noted, rank.stop)
 
 
 def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
@@ -143,15 +148,8 @@ def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
     raise SystemExit(NOT_REQUEUED_EXIT_CODE)
 
 
-def _train(
-    config: Config,
-    run_path: RunDir,
-    placement: Placement,
-    stop: StopRequest,
-    noted: RankJournal,
-    watchdog: Watchdog,
-) -> str:
-    config = _of_this_attempt(config, placement, run_path)
+def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
+    config = _of_this_attempt(config, rank.placement, rank.run)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
     if not _uses_cuda(config):
@@ -165,8 +163,21 @@ def _train(
     def note(entry: Mapping[str, object]) -> None:
         noted.note(cast(Entry, entry))
 
-    host = Host(lambda: stop.requested, stop.claim, note, watchdog.pulse, signals=stop.names)
-    outcome = train(config, run_path, placement, host)
+    def failed(error: Exception, step: int) -> None:
+        # Where a hang was found this does not return: the error is of a rank that has ended.
+        rank.watchdog.stop()
+        rank.leaving.step = step
+        rank.leaving.fail(error)
+
+    host = Host(
+        stop_requested=lambda: rank.stop.requested,
+        claim_signals=rank.stop.claim,
+        note=note,
+        failed=failed,
+        pulse=rank.watchdog.pulse,
+        signals=rank.stop.names,
+    )
+    outcome = train(config, rank.run, rank.placement, host)
     leave_ranks()
     return outcome
 
@@ -195,14 +206,6 @@ def _of_this_attempt(config: Config, placement: Placement, run_path: RunDir) -> 
     if config.slurm.elastic is not None and placement.rank == 0:
         print(attempt_line(config, nodes), flush=True)
     return on_nodes(config, nodes)
-
-
-def _attempt_of(run_path: RunDir) -> Entry:
-    entry: Entry = {"attempt": journal.next_attempt(run_path.journal)}
-    if job_id := os.environ.get("SLURM_JOB_ID"):
-        entry["job_id"] = job_id
-        entry["nodes"] = os.environ.get("SLURM_JOB_NODELIST", "")
-    return entry
 
 
 def _clear_submitit_leftover(run_path: RunDir, rank: int) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from llada_sft.cluster import failures, status
+from llada_sft.cluster import restarts, status, supervisor
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.judge import Death
 from llada_sft.config import Config
-from llada_sft.errors import EXIT_CODE
 from llada_sft.run_dir import RunDir
 
 RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster.job")
@@ -40,18 +41,21 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
 
     Returns:
         0 when all ranks finished; 2 for a mistake of the user's, which is printed; 128 + the signal
-        that stopped the run; else 1, with the log of the rank that failed first.
+        that stopped the run; else 1 (71 for a hang), with the log of the rank that failed first.
     """
     run = RunDir(run_dir)
     run.logs.mkdir(exist_ok=True)
-    failures.clear(run)
+    supervisor.begin(run, None, config.world_size)
     ranks = _Ranks()
     # Before the first rank starts: a signal to the launcher must never leave ranks behind.
     with _forwarded_signals(ranks) as received:
         ranks.start(run, config, [*command, str(run_dir)])
-        failed = ranks.wait()
-    if failed is not None:
-        return _report(run, failed)
+        deaths = ranks.wait()
+    verdict = supervisor.end_local(run, deaths, told=bool(received))
+    if deaths:
+        cause = verdict.cause if verdict else Cause.LOST
+        named = verdict.rank if verdict else None
+        return _report(run, cause, deaths[0].rank if named is None else named)
     return 128 + received[0] if received else 0
 
 
@@ -85,21 +89,23 @@ class _Ranks:
             except ProcessLookupError:
                 continue
 
-    def wait(self) -> int | None:
-        """Wait for all ranks; when one fails, end the others and give its number."""
-        failed = None
-        while failed is None and any(process.poll() is None for process in self.processes):
+    def wait(self) -> list[Death]:
+        """Wait for all ranks; when one fails, end the others and give those that failed before."""
+        failed: list[Death] = []
+        while not failed and any(process.poll() is None for process in self.processes):
             time.sleep(POLL_S)
-            failed = self._first_failed()
-        failed = self._first_failed() if failed is None else failed
-        if failed is not None:
+            failed = self._failed()
+        failed = failed or self._failed()
+        if failed:
             self._end()
         self._shown.join()
         return failed
 
-    def _first_failed(self) -> int | None:
+    def _failed(self) -> list[Death]:
         codes = [process.poll() for process in self.processes]
-        return next((rank for rank, code in enumerate(codes) if code), None)
+        # Who kills the run with a second Ctrl-C has ended all ranks alike.
+        first = signal.SIGKILL not in self._sent
+        return [Death(rank, "", _how(code), first) for rank, code in enumerate(codes) if code]
 
     def _end(self) -> None:
         self.send(signal.SIGTERM)
@@ -109,6 +115,11 @@ class _Ranks:
         self.send(signal.SIGKILL)
         for process in self.processes:
             process.wait()
+
+
+def _how(code: int) -> str:
+    """Say in srun's words how a rank ended."""
+    return f"Exited with exit code {code}" if code > 0 else signal.strsignal(-code) or str(code)
 
 
 def _start(
@@ -178,12 +189,13 @@ def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _report(run: RunDir, failed: int) -> int:
+def _report(run: RunDir, cause: Cause, failed: int) -> int:
     """Say why the run failed: the ranks' own words once each, else the end of a log."""
+    code = restarts.exit_code(cause) or 1
     if lines := status.failure_lines(run):
         print(*lines, sep="\n", file=sys.stderr)
-        return EXIT_CODE
+        return code
     log = run.rank_log(failed)
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]
     print(f"rank {failed} failed; its log {log} ends:", *last, sep="\n", file=sys.stderr)
-    return 1
+    return code

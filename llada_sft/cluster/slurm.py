@@ -6,6 +6,7 @@ submitit's job states come from sacct, and without it are UNKNOWN for ever.
 import os
 import re
 import subprocess
+import time
 
 from llada_sft.errors import LaunchError
 
@@ -15,6 +16,9 @@ ENDED_STATES = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE"}
     | {"FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 )
+_OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
+EXCLUDE_TRIES = 8
+EXCLUDE_PAUSE_S = 0.3
 
 
 def run_tool(*command: str, timeout_s: float | None = None) -> str:
@@ -79,3 +83,63 @@ def requeue(job_id: str) -> None:
 def cancel(job_id: str) -> None:
     """Cancel a job: it saves, and is not requeued."""
     run_tool("scancel", job_id)
+
+
+def hostnames(nodes: str) -> list[str]:
+    """Expand a node list: "node[1-2],gpu7" -> node1, node2, gpu7.
+
+    Raises:
+        LaunchError: scontrol is missing or does not answer.
+    """
+    if nodes in ("", "(null)", "None"):
+        return []
+    return run_tool("scontrol", "show", "hostnames", nodes).split()
+
+
+def usable_nodes(partition: str) -> list[str]:
+    """List the nodes of a partition that SLURM may give to a job, now or later.
+
+    Raises:
+        LaunchError: sinfo is missing or does not answer.
+    """
+    text = run_tool("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T")
+    states = [line.split(maxsplit=1) for line in text.splitlines()]
+    return [node for node, state in states if not state.startswith(_OUT_OF_SERVICE)]
+
+
+def lost_nodes(nodes: str) -> list[str]:
+    """List those of a job's nodes that SLURM has lost; it may take minutes to see it.
+
+    Raises:
+        LaunchError: sinfo is missing or does not answer.
+    """
+    if not nodes:
+        return []
+    text = run_tool("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T")
+    states = dict(line.split(maxsplit=1) for line in text.splitlines())
+    return sorted(node for node, state in states.items() if state.startswith("down"))
+
+
+def exclude(job_id: str, node: str) -> None:
+    """Leave a node out of a job's next start, besides those that are left out already.
+
+    Right after `scontrol requeue`, from the job's own batch script: on 22.05.8 a running job's list
+    cannot change, that of a requeued one can from the moment that it is COMPLETING, and stays over
+    further requeues. The list is read back: an update that was accepted in the very moment of the
+    requeue was seen to be missing.
+
+    Raises:
+        LaunchError: SLURM does not do it.
+    """
+    problem = f"job {job_id}: SLURM does not take node {node} into ExcNodeList"
+    for _ in range(EXCLUDE_TRIES):
+        excluded = hostnames(job_fields(job_id).get("ExcNodeList", ""))
+        if node in excluded:
+            return
+        try:
+            new = ",".join([*excluded, node])
+            run_tool("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={new}")
+        except LaunchError as error:
+            problem = str(error)
+        time.sleep(EXCLUDE_PAUSE_S)
+    raise LaunchError(problem)

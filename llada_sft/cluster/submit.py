@@ -21,6 +21,8 @@ TAKEN_OPTIONS = frozenset(
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
 )
+# `RunDir.srun_log`, in the shell's words.
+_SRUN_LOG = '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"'
 _FREE_PORT = 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 
 
@@ -109,6 +111,7 @@ def _parameters(config: Config, run: RunDir, python: str) -> dict[str, Any]:
         # submitit's default, "submitit", is refused where keys are checked.
         "wckey": "",
         "setup": _setup_lines(run, python, has_setup=slurm.setup is not None),
+        "teardown": _teardown_lines(run, python),
         "additional_parameters": {"requeue": True, **slurm.extra},
         # srun does not inherit --cpus-per-task since 22.05.
         "srun_args": [
@@ -159,4 +162,25 @@ def _setup_lines(run: RunDir, python: str, has_setup: bool) -> list[str]:
         # again: on other nodes, and with a port that is free there and then.
         'export MASTER_ADDR="${SLURMD_NODENAME:-$(hostname)}"',
         f'export MASTER_PORT="$({shlex.quote(python)} -c {shlex.quote(_FREE_PORT)})"',
+        # TERM comes with scancel, a requeue and the time limit, and must not end this script before
+        # the lines after srun. A handler, unlike '', is not inherited by srun and the ranks.
+        "trap : TERM USR2",
+        f"{_supervisor(run, python, 'begin')} || exit",
+        # srun's own words tell which rank was killed. The ranks' logs are not in here.
+        f"exec 2>> {shlex.quote(str(run.slurm))}/{_SRUN_LOG}",
     ]
+
+
+def _teardown_lines(run: RunDir, python: str) -> list[str]:
+    return [
+        "status=$?",
+        # From here on inherited: a requeue sends TERM to this script and to what it runs.
+        "trap '' TERM USR2",
+        # Its exit code is the script's, and so the job's.
+        f'{_supervisor(run, python, "end")} "$status"',
+    ]
+
+
+def _supervisor(run: RunDir, python: str, action: str) -> str:
+    module = "llada_sft.cluster.supervisor"
+    return f"{shlex.quote(python)} -m {module} {action} {shlex.quote(str(run.path))}"

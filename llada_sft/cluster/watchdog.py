@@ -68,6 +68,9 @@ class Watchdog:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         """Watch no longer; in a hang that was found already, wait for the end of the process.
 
         The end of another rank raises an error in this one, which is no news any more.

@@ -22,11 +22,13 @@ class Host:
         claim_signals: Installs the job's signal handlers again, over Lightning's, and says in one
             line who handles what; raises a LladaSftError where somebody else does.
         note: Adds an entry to the run's journal; to be called on rank 0 alone.
+        failed: Called with an exception and the step, before any clean-up; may end the process.
         pulse: Says what this rank begins to do, and how many optimizer steps are made.
     """
 
     stop_requested: Callable[[], bool] = lambda: False
     claim_signals: Callable[[], str] = lambda: ""
     note: Callable[[Mapping[str, object]], None] = lambda entry: None
+    failed: Callable[[Exception, int], None] = lambda error, step: None
     pulse: Callable[[Phase, int], None] = lambda phase, step: None
     signals: Callable[[], Sequence[str]] = lambda: ()

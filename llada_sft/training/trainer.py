@@ -24,6 +24,7 @@ from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
+from llada_sft.training.callbacks.failure import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
@@ -35,8 +36,8 @@ from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
-from llada_sft.training.notes import Notes
 from llada_sft.training.nonfinite import NonFiniteSteps
+from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
@@ -129,6 +130,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         device,
         build_loggers(config, run, placement, resume.step, dataset.mixed_sources),
         [
+            LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
             saver,
             Progress(total_steps, config.log.every_n_steps),

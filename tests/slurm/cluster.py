@@ -5,7 +5,10 @@ no systemd; the GPUs are names for /dev/null. Everything a cluster writes lies i
 directory under the temporary folder, one per checkout and purpose, so that two checkouts may run
 their tests at once. Only the logs and node1 … node4 in /etc/hosts stay after a stop.
 
+The profile `accounting` adds slurmdbd and MariaDB (accounting.py): with it sacct answers.
+
     python tests/slurm/cluster.py start     # then: export SLURM_CONF=…, as it prints
+    python tests/slurm/cluster.py start --profile accounting
     python tests/slurm/cluster.py status
     python tests/slurm/cluster.py stop
 """
@@ -14,7 +17,6 @@ import argparse
 import fcntl
 import hashlib
 import os
-import random
 import re
 import shutil
 import socket
@@ -26,23 +28,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Literal, Self, get_args
 
+import accounting
+from network import add_host_names, find_free_ports
 from processes import find_processes, kill_processes, wait_until
 
+Profile = Literal["plain", "accounting"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+# What the tests run against when nothing else is said.
+PROFILE_VARIABLE = "LLADA_SFT_SLURM_PROFILE"
+NAME = "llada_sft_test"
 NODES = ("node1", "node2", "node3", "node4")
 GPUS_PER_NODE = 2
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
-INSTALL = (
-    "apt-get install --no-install-recommends slurm-wlm slurmctld slurmd slurm-client munge"
-    " (.ci/install-slurm does it)"
-)
+PACKAGES = ("slurm-wlm", "slurmctld", "slurmd", "slurm-client", "munge")
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 COMMAND_TIMEOUT_S = 120
-# Below the ephemeral ports: no outgoing connection takes one between the probe and the bind.
-PORT_RANGE = range(20_000, 29_000)
 FINAL_STATES = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 LOG_TAIL_LINES = 40
 
@@ -57,9 +61,11 @@ class Cluster:
     Args:
         name: What it is for. Clusters of one checkout and name exclude each other, and a start
             clears what a crashed one of the same name left behind.
+        profile: `accounting` has slurmdbd and sacct, `plain` has not.
     """
 
-    def __init__(self, name: str = "tests") -> None:
+    def __init__(self, name: str = "tests", profile: Profile = "plain") -> None:
+        self.profile = profile
         checkout = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:8]
         # Short: a Unix socket's path has 108 bytes at most.
         self.state_dir = Path(tempfile.gettempdir()).resolve() / f"slurm-{checkout}-{name}"
@@ -78,13 +84,19 @@ class Cluster:
         self.stop()
 
     @staticmethod
-    def missing() -> str | None:
+    def missing(profile: Profile = "plain") -> str | None:
         """Say in one sentence what this machine lacks to run a cluster, and what mends it."""
         if sys.platform != "linux":
             return f"a SLURM test cluster needs Linux, and this is {sys.platform}."
-        programs = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH_PATH)]
-        if programs:
-            return f"SLURM is not installed (no {', '.join(programs)}): run  {INSTALL}"
+        programs, packages = PROGRAMS, PACKAGES
+        if profile == "accounting":
+            programs, packages = PROGRAMS + accounting.PROGRAMS, PACKAGES + accounting.PACKAGES
+        if absent := [name for name in programs if not shutil.which(name, path=SEARCH_PATH)]:
+            install = f"apt-get install --no-install-recommends {' '.join(packages)}"
+            return (
+                f"SLURM is not installed (no {', '.join(absent)}): run  {install}"
+                " (.ci/install-slurm does it)"
+            )
         if os.geteuid() != 0:
             return "a SLURM test cluster needs root: run the tests as root (a container will do)."
         return None
@@ -101,7 +113,7 @@ class Cluster:
             ClusterError: Something is missing, another process holds this cluster, or the nodes
                 are not idle in time; then with the ends of the logs.
         """
-        if problem := self.missing():
+        if problem := self.missing(self.profile):
             raise ClusterError(problem)
         self._take_lock()
         self._kill()
@@ -132,6 +144,20 @@ class Cluster:
     def is_running(self) -> bool:
         """Say whether processes of this cluster are there."""
         return bool(find_processes(self.state_dir))
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd, at first or after it was killed."""
+        self.run(["slurmd", "-N", node, "-f", f"{self.state_dir}/slurm.conf"])
+
+    def slurmd_pid(self, node: str) -> int:
+        """Return the process of a node's slurmd."""
+        return int((self.state_dir / "pids" / f"slurmd-{node}").read_text())
+
+    def start_killed_nodes(self) -> None:
+        """Start the slurmd of every node that has none, as a node that boots does."""
+        for node in NODES:
+            if not Path(f"/proc/{self.slurmd_pid(node)}/cmdline").exists():
+                self.start_node(node)
 
     def run(self, args: Sequence[str], cwd: Path | None = None, user: str | None = None) -> str:
         """Run a command against this cluster and return what it printed.
@@ -214,8 +240,17 @@ class Cluster:
         gres = f"NodeName={','.join(NODES)} Name=gpu {gpus}\n"
         (self.state_dir / "gres.conf").write_text(gres)
         template = string.Template(Path(__file__).with_name("slurm.conf.in").read_text())
-        port = find_free_ports(1 + len(NODES))
+        port = find_free_ports(2 + len(NODES))
+        accounting_lines = "AccountingStorageType=accounting_storage/none"
+        if self.profile == "accounting":
+            dbd_port = port + 1 + len(NODES)
+            accounting.write_files(self.state_dir, dbd_port)
+            accounting_lines = accounting.CLUSTER_LINES.substitute(
+                state_dir=self.state_dir, port=dbd_port
+            )
         config = template.substitute(
+            name=NAME,
+            accounting=accounting_lines,
             hostname=socket.gethostname().split(".")[0],
             state_dir=self.state_dir,
             port=port,
@@ -230,10 +265,11 @@ class Cluster:
         self.run(["mungekey", "--create", f"--keyfile={munge}/key-file"], user="munge")
         files = ("key-file", "socket", "pid-file", "seed-file", "log-file")
         self.run(["munged", *(f"--{file}={munge}/{file}" for file in files)], user="munge")
-        config = f"{self.state_dir}/slurm.conf"
-        self.run(["slurmctld", "-f", config])
+        if self.profile == "accounting":
+            accounting.start(self.state_dir, self.env, self.run, NAME)
+        self.run(["slurmctld", "-f", f"{self.state_dir}/slurm.conf"])
         for node in NODES:
-            self.run(["slurmd", "-N", node, "-f", config])
+            self.start_node(node)
         if not wait_until(self._all_idle, START_TIMEOUT_S):
             raise ClusterError(f"not all nodes are idle after {START_TIMEOUT_S} s")
 
@@ -244,42 +280,26 @@ class Cluster:
         return result.stdout.splitlines() == [f"{node} idle" for node in NODES]
 
 
-def find_free_ports(count: int) -> int:
-    """Return the first of `count` consecutive free ports; random, so that two starts differ."""
-    for _ in range(100):
-        first = random.randrange(PORT_RANGE.start, PORT_RANGE.stop - count)
-        if all(is_free(port) for port in range(first, first + count)):
-            return first
-    raise ClusterError(f"no {count} consecutive free ports in {PORT_RANGE}")
+def wanted_profile() -> Profile:
+    """Return the profile that the environment asks for.
 
-
-def is_free(port: int) -> bool:
-    """Say whether a TCP port can be bound on all addresses."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
-
-
-def add_host_names(names: Sequence[str], file: Path = Path("/etc/hosts")) -> None:
-    """Make the names mean this machine, where the file does not know them."""
-    text = file.read_text()
-    known = {word for line in text.splitlines() for word in line.partition("#")[0].split()[1:]}
-    if unknown := [name for name in names if name not in known]:
-        # Appended in place: in a container the file is a mount and cannot be replaced.
-        with file.open("a") as hosts:
-            newline = "" if text.endswith("\n") else "\n"
-            hosts.write(f"{newline}127.0.0.1 {' '.join(unknown)} # SLURM test cluster\n")
+    Raises:
+        ClusterError: There is no such profile.
+    """
+    wanted = os.environ.get(PROFILE_VARIABLE, "plain")
+    for profile in PROFILES:
+        if wanted == profile:
+            return profile
+    raise ClusterError(f"{PROFILE_VARIABLE}: must be {' or '.join(PROFILES)}, got {wanted!r}")
 
 
 def main() -> int:
     """Start, stop or show the cluster that is meant for trying things by hand."""
     parser = argparse.ArgumentParser(description="A SLURM of four nodes on this machine.")
     parser.add_argument("action", choices=("start", "stop", "status"))
-    action = parser.parse_args().action
-    cluster = Cluster("shell")
+    parser.add_argument("--profile", choices=PROFILES, default="plain", help="of start")
+    options = parser.parse_args()
+    action, cluster = options.action, Cluster("shell", options.profile)
     try:
         if action == "start":
             cluster.start()

@@ -1,4 +1,8 @@
-"""The tests' SLURM: started once for all of them, its logs shown with a failure."""
+"""The tests' SLURM: started once for all of them, its logs shown with a failure.
+
+It has no accounting unless LLADA_SFT_SLURM_PROFILE=accounting says so; test_accounting.py and
+test_faults.py have it in any case, so that one run of the tests proves both.
+"""
 
 import os
 import re
@@ -8,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, Profile, wanted_profile
 
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
@@ -21,7 +25,12 @@ Launched = Callable[..., tuple[RunDir, str]]
 @pytest.fixture(scope="session")
 def slurm_installed() -> None:
     """Skip where this machine cannot run a SLURM; fail if it must."""
-    if problem := Cluster.missing():
+    require(wanted_profile())
+
+
+def require(profile: Profile) -> None:
+    """Skip where this machine cannot run a SLURM of this profile; fail if it must."""
+    if problem := Cluster.missing(profile):
         # Where SLURM is meant to be tested, silence would look like success.
         if os.environ.get("LLADA_SFT_REQUIRE_SLURM") == "1":
             pytest.fail(problem, pytrace=False)
@@ -29,9 +38,17 @@ def slurm_installed() -> None:
 
 
 @pytest.fixture(scope="session")
+def accounting_cluster() -> Iterator[Cluster]:
+    """Yield a second cluster, with sacct; only what is given its environment talks to it."""
+    require("accounting")
+    with Cluster("accounting", "accounting") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def cluster(slurm_installed: None) -> Iterator[Cluster]:
     """Yield a running cluster that sbatch, srun and submitit of this process talk to."""
-    with Cluster() as running, pytest.MonkeyPatch.context() as patch:
+    with Cluster(profile=wanted_profile()) as running, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", running.env["SLURM_CONF"])
         patch.setenv("PATH", running.env["PATH"])
         yield running
@@ -43,9 +60,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the daemons' logs to the report of a test that failed."""
     report = yield
-    running = getattr(item, "funcargs", {}).get("cluster")
-    if report.failed and isinstance(running, Cluster):
-        report.sections.append(("SLURM logs", running.logs()))
+    for running in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(running, Cluster):
+            report.sections.append(("SLURM logs", running.logs()))
     return report
 
 

@@ -1,8 +1,8 @@
 """The processes of one test cluster: found in /proc, killed, waited for.
 
 Pid files go stale and slurmstepd writes none, so a process counts as the cluster's when its
-command line names the state directory (munged, slurmctld, slurmd) or its environment names that
-directory's slurm.conf (slurmstepd, and whatever a job started).
+command line names the state directory (munged, slurmctld, slurmd, mariadbd) or its environment
+names that directory's slurm.conf (slurmdbd, slurmstepd, and whatever a job started).
 """
 
 import os
@@ -35,14 +35,15 @@ def read_words(file: Path) -> list[str]:
 def belongs_to(state_dir: Path, process: Path) -> bool:
     """Say whether a process (its folder in /proc) is a daemon or a job of this cluster."""
     command = read_words(process / "cmdline")
-    if Path(command[0] if command else "").name in ("munged", "slurmctld", "slurmd"):
+    if Path(command[0] if command else "").name in ("munged", "slurmctld", "slurmd", "mariadbd"):
         return any(f"{state_dir}/" in word for word in command)
     environment = read_words(process / "environ")
     if f"SLURM_CONF={state_dir}/slurm.conf" not in environment:
         return False
     # A shell that exported SLURM_CONF to talk to the cluster is no part of it.
     is_job = any(word.startswith("SLURM_JOB_ID=") for word in environment)
-    return is_job or command[0].lstrip(": ").startswith(("slurmstepd", "slurmscriptd"))
+    daemons = ("slurmdbd", "slurmstepd", "slurmscriptd")
+    return is_job or command[0].lstrip(": ").startswith(daemons)
 
 
 def find_processes(state_dir: Path) -> list[int]:

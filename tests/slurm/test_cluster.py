@@ -11,7 +11,8 @@ from pathlib import Path
 import processes
 import pytest
 import submitit
-from cluster import NODES, Cluster, ClusterError, add_host_names
+from cluster import NODES, Cluster, ClusterError
+from network import add_host_names
 
 pytestmark = pytest.mark.slurm
 

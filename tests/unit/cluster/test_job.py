@@ -11,7 +11,9 @@ import pytest
 
 from llada_sft.cluster import failures, job, journal, prepare, status
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.job import placement_from
+from llada_sft.cluster.leaving import Leaving
 from llada_sft.cluster.preemption import Ending, Job
 from llada_sft.cluster.stop_request import StopRequest
 from llada_sft.cluster.watchdog import Watchdog
@@ -55,11 +57,18 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     for name, value in LOCAL.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(StopRequest, "install", lambda self: None)
+    monkeypatch.setattr(Leaving, "follow_others", lambda self: None)
+    monkeypatch.setattr("os._exit", exit_of_a_test)
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.setenv("DS_ACCELERATOR", "")
     config = load_config("a.yaml", ["train.accelerator=cpu", "train.threads_per_rank=3"])
     run, _ = prepare.create(config, project, ["launch.py"])
+    journal.append(run.journal, {"event": "started", "attempt": 1})
     yield run
+
+
+def exit_of_a_test(code: int) -> None:
+    raise SystemExit(code)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, train: Train) -> None:
@@ -127,7 +136,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     (failure,) = failures.read_all(run)
     assert (failure.rank, failure.cause) == (0, "mistake")
     assert f"{failure.error}\n" == capsys.readouterr().err == "shards/0.jsonl:3: bad\n"
-    assert journal.read(run.journal)[-1]["cause"] == "DataError: shards/0.jsonl:3: bad"
+    assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
 
 
 def test_a_loss_that_is_not_finite_has_a_cause_of_its_own(
@@ -175,15 +184,61 @@ def test_a_mistake_of_another_rank_is_told_by_that_rank_alone(
     assert not run.failure(0).exists()
 
 
-def test_a_defect_keeps_its_traceback(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(*_: object) -> str:
-        raise RuntimeError("ours\nsecond line")
+@pytest.mark.parametrize("inside_the_trainer", [True, False])
+def test_a_defect_is_told_with_its_traceback_and_the_rank_is_gone(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inside_the_trainer: bool,
+) -> None:
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        try:
+            raise ValueError("ours\nsecond line")
+        except ValueError as error:
+            if inside_the_trainer:
+                host.failed(error, 12)
+            raise
 
     stand_in(monkeypatch, train)
-    with pytest.raises(RuntimeError, match="ours"):
+    with pytest.raises(SystemExit) as caught:
         job.run(str(run.path))
-    assert journal.read(run.journal)[-1]["cause"] == "RuntimeError: ours"
-    assert not run.failure(0).exists()
+    assert caught.value.code == 1
+    (failure,) = failures.read_all(run)
+    assert (failure.cause, failure.error) == ("exception", "ValueError: ours")
+    assert failure.step == (12 if inside_the_trainer else None)
+    assert not failure.consequence
+    assert failure.traceback.startswith("Traceback")
+    assert failure.traceback.endswith("ValueError: ours\nsecond line\n")
+    assert capsys.readouterr().err == f"{failure.traceback}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "another_left", "consequence"),
+    [
+        (RuntimeError("[gloo/pair.cc:538] Connection closed by peer [127.0.0.1]:1"), False, True),
+        (RuntimeError("NCCL error: remote process exited or network error"), False, True),
+        (RuntimeError("Connection reset by peer"), False, True),
+        (ConnectionResetError("Connection reset by peer"), False, False),
+        (ConnectionResetError("Connection reset by peer"), True, True),
+        (RuntimeError("shapes differ"), False, False),
+    ],
+)
+def test_a_rank_that_only_lost_a_peer_says_so(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    another_left: bool,
+    consequence: bool,
+) -> None:
+    def train(*_: object) -> str:
+        raise error
+
+    if another_left:
+        failures.write(run, Failure(1, "", Cause.EXCEPTION, "its own"))
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit):
+        job.run(str(run.path))
+    assert failures.read_all(run)[0].consequence is consequence
 
 
 def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +388,7 @@ def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RANK", "1")
     stand_in(monkeypatch, lambda *_: "stopped")
     job.run(str(run.path))
-    assert journal.read(run.journal) == []
+    assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
 
 
 def test_a_leftover_of_submitit_does_not_fail_the_next_attempt(

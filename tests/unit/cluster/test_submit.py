@@ -1,10 +1,11 @@
 """The sbatch text: what it must say, that it is what is submitted, and that nothing escapes it."""
 
 import inspect
+import os
 import pickle
 import shlex
-import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,22 +90,36 @@ def test_options_of_the_launcher_are_not_for_extra() -> None:
 def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a b; touch pwned $(touch pwned) `touch pwned`")
     run.code.mkdir(parents=True)
+    run.slurm.mkdir()
     run.setup.write_text("export FROM_SETUP=yes\n")
-    script = sbatch_text(load_config(ROOT / "config/zero3.yaml"), run, "/bin/no such; python")
+    python = tmp_path / "such; python"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    script = sbatch_text(load_config(ROOT / "config/zero3.yaml"), run, str(python))
     shown = 'srun() { printf "%s\\n" "$@" "$FROM_SETUP" "$PYTHONPATH"; }\n'
     output = subprocess.run(
-        ["bash", "-c", shown + script], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["bash", "-c", shown + script],
+        cwd=tmp_path,
+        env={**os.environ, "SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     assert output[-3:-1] == [str(run.slurm), "yes"]
     assert output[-1].split(":")[0] == str(run.code)
-    assert "/bin/no such; python" in output
+    assert str(python) in output
+    assert list(run.slurm.iterdir()) == [run.srun_log("42", 3)]
     assert not list(tmp_path.rglob("pwned"))
 
 
 def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config = load_config(ROOT / "config/zero3.yaml", ["slurm.setup=null"])
-    script = sbatch_text(config, run, shlex.quote(shutil.which("python") or ""))
+    # Stands in for the supervisor's Python; what finds the port is Python itself.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    script = sbatch_text(config, run, str(python))
     shown = 'srun() { echo "$MASTER_ADDR" "$MASTER_PORT" "$PYTHONSAFEPATH"; }\n'
     address, port, safe = subprocess.run(
         ["bash", "-c", shown + script],
@@ -115,6 +130,36 @@ def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -
     ).stdout.split()
     assert (address, safe) == ("node7", "1")
     assert 1024 < int(port) < 65536
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "code", "said"),
+    [
+        (0, 0, 0, "begin\nsrun\nend 9\n"),
+        (0, 71, 71, "begin\nsrun\nend 9\n"),
+        (70, 0, 70, "begin\n"),
+    ],
+)
+def test_the_supervisor_stands_around_srun(
+    tmp_path: Path, begins: int, ends: int, code: int, said: str
+) -> None:
+    run = RunDir(tmp_path)
+    run.slurm.mkdir()
+    python, said_in = tmp_path / "python", tmp_path / "said"
+    python.write_text(f"""#!/bin/sh
+case $3 in
+  begin) echo begin >> {said_in}; exit {begins};;
+  end) kill -TERM $PPID; echo end $5 >> {said_in}; exit {ends};;
+esac
+""")
+    python.chmod(0o755)
+    # TERM before and after srun's end does not keep the script from its own.
+    srun = f"srun() {{ kill -TERM $$; echo srun >> {said_in}; return 9; }}\n"
+    config = load_config(ROOT / "config/demo.yaml", ["slurm.setup=null"])
+    script = tmp_path / "job.sh"
+    script.write_text(srun + sbatch_text(config, run, str(python)))
+    done = subprocess.run(["bash", str(script)], check=False)
+    assert (done.returncode, said_in.read_text()) == (code, said)
 
 
 def prepared(project: Path) -> tuple[Config, RunDir]:

@@ -1,0 +1,169 @@
+"""Restart or not? A pure function of the journal and the config, asked when an attempt has ended.
+
+    finished, cancelled, mistake, disk full, non-finite loss     over
+    preempted, time limit, requeued, told to stop                again, as often as it happens
+    node failure, killed, lost         again, at most `slurm.node_failure_restarts` times
+    exception, hang, out of memory     again, unless it is the same at the same step twice in a row
+    any failure                        not after `slurm.attempts_without_progress` in a row without
+                                       a new checkpoint
+
+What counts are the attempts of one SLURM job: who launches or resumes a run by hand gets a new job,
+and with it a new budget.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, HANG_EXIT_CODE, Cause
+from llada_sft.cluster.journal import Entry
+from llada_sft.errors import EXIT_CODE
+
+if TYPE_CHECKING:
+    # The supervisor reads a config only after a failure.
+    from llada_sft.config import Config
+
+# Told by somebody, and saved or not: nobody's fault.
+STOPS = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.REQUEUED, Cause.TOLD_TO_STOP})
+OVER = frozenset({Cause.FINISHED, Cause.CANCELLED, Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE})
+OF_THE_MACHINE = frozenset({Cause.NODE_FAILURE, Cause.KILLED, Cause.LOST})
+EXIT_CODES = {
+    **dict.fromkeys([*STOPS, Cause.FINISHED, Cause.CANCELLED], 0),
+    **dict.fromkeys([Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE], EXIT_CODE),
+    Cause.HANG: HANG_EXIT_CODE,
+}
+_WORDS = frozenset(Cause)
+# Addresses and numbers differ from process to process.
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from an attempt's end.
+
+    Attributes:
+        restart: The job runs again.
+        exit_code: Of the batch script, where it does not.
+        given_up: Why the restart budget is used up; empty where it is not.
+    """
+
+    restart: bool
+    exit_code: int
+    given_up: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What counts of an attempt.
+
+    Attributes:
+        progress: It left a checkpoint that is newer than all before.
+    """
+
+    number: int
+    cause: Cause | None
+    error: str
+    step: int | None
+    progress: bool
+
+
+def exit_code(cause: Cause) -> int:
+    """Give the exit code of a job that ends for this."""
+    return EXIT_CODES.get(cause, 1)
+
+
+def decide(entries: Sequence[Entry], config: "Config") -> Decision:
+    """Say what follows from the end of the last attempt.
+
+    Args:
+        entries: The run's journal.
+        config: Its config.
+    """
+    attempts = attempts_of_last_job(entries)
+    cause = attempts[-1].cause if attempts else None
+    # Without its `ended` line the journal cannot be written: no budget could ever be used up.
+    if cause is None:
+        return Decision(restart=False, exit_code=1)
+    code = exit_code(cause)
+    if cause in OVER or cause in STOPS:
+        return Decision(cause in STOPS, code)
+    failed = [one for one in attempts if one.cause is not None and one.cause not in STOPS]
+    if why := _twice(failed) or _machine(failed, config) or _standstill(attempts, config):
+        return Decision(restart=False, exit_code=GIVEN_UP_EXIT_CODE, given_up=why)
+    return Decision(restart=True, exit_code=code)
+
+
+def attempts_of_last_job(entries: Sequence[Entry]) -> list[Attempt]:
+    """List the attempts of the job that started last."""
+    started = [entry for entry in entries if entry.get("event") == "started"]
+    if not started:
+        return []
+    job_id = started[-1].get("job_id")
+    found, newest = [], -1
+    for one in started:
+        number = one.get("attempt", 0)
+        own = [entry for entry in entries if entry.get("attempt") == number]
+        saved = max((e.get("step", 0) for e in own if e.get("event") == "checkpoint"), default=-1)
+        if one.get("job_id") == job_id:
+            found.append(_attempt(number, own, progress=saved > newest))
+        newest = max(newest, saved)
+    return found
+
+
+def given_up(entries: Sequence[Entry], job_id: str) -> str:
+    """Say why a job was given up; empty where it was not."""
+    last = [e for e in entries if e.get("event") == "given_up" and e.get("job_id") == job_id]
+    return last[-1].get("detail", "") if last else ""
+
+
+def _attempt(number: int, own: Sequence[Entry], progress: bool) -> Attempt:
+    failed = next((entry for entry in own if entry.get("event") == "failed"), Entry())
+    ended = [entry for entry in own if entry.get("event") == "ended"]
+    word = ended[-1].get("cause") if ended else None
+    step = failed.get("step", ended[-1].get("step") if ended else None)
+    cause = Cause(word) if word in _WORDS else None
+    return Attempt(number, cause, failed.get("error", ""), step, progress)
+
+
+def _twice(failed: Sequence[Attempt]) -> str:
+    """Is it the fault of the attempt before, at the same step?"""
+    if len(failed) < 2 or failed[-1].cause in OF_THE_MACHINE:
+        return ""
+    before, last = failed[-2:]
+    if (before.cause, before.step) != (last.cause, last.step):
+        return ""
+    if last.cause == Cause.EXCEPTION and not _same_error(before.error, last.error):
+        return ""
+    where = "before the first step" if last.step is None else f"at step {last.step}"
+    return f"the same {last.cause} {where} in two attempts: {last.error}"
+
+
+def _same_error(one: str, other: str) -> bool:
+    return _NUMBER.sub("#", one) == _NUMBER.sub("#", other)
+
+
+def _machine(failed: Sequence[Attempt], config: "Config") -> str:
+    allowed = config.slurm.node_failure_restarts
+    count = sum(one.cause in OF_THE_MACHINE for one in failed)
+    if failed[-1].cause not in OF_THE_MACHINE or count <= allowed:
+        return ""
+    return (
+        f"{count} attempts ended with a lost node or a killed rank, and"
+        f" slurm.node_failure_restarts is {allowed}; the last: {failed[-1].error}"
+    )
+
+
+def _standstill(attempts: Sequence[Attempt], config: "Config") -> str:
+    allowed = config.slurm.attempts_without_progress
+    count = 0
+    for one in reversed(attempts):
+        if one.progress:
+            break
+        count += one.cause is not None and one.cause not in STOPS
+    if count < allowed:
+        return ""
+    return (
+        f"{count} failed attempts in a row without a new checkpoint"
+        f" (slurm.attempts_without_progress); the last: {attempts[-1].error}"
+    )

@@ -1,0 +1,207 @@
+"""What stands around the ranks of an attempt, on the node of rank 0: it begins and ends them.
+
+    python -m llada_sft.cluster.supervisor begin RUN_DIR             before srun
+    python -m llada_sft.cluster.supervisor end RUN_DIR EXIT_CODE     after it, with srun's exit code
+
+`begin` closes an attempt before it that ended without a word, and notes the new one. `end` says why
+the attempt ended, if rank 0 has not, and restarts the job or not; its exit code is the job's:
+
+    0   finished, or stopped as asked        2    a user's mistake
+    1   a failure                            70   the restart budget is used up
+                                             71   a hang
+
+`--local` calls the same functions; a local run is never restarted. Only light modules here: it runs
+before and after each attempt, and inside the seconds that SLURM leaves to a job that it has ended.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llada_sft.cluster import evidence, failures, journal, restarts, slurm, suspects
+from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
+from llada_sft.cluster.evidence import Job
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.judge import Death, Evidence, Verdict, judge
+from llada_sft.cluster.restarts import Decision
+from llada_sft.entry import exit_code
+from llada_sft.errors import EXIT_CODE, LaunchError
+from llada_sft.run_dir import RunDir
+
+USAGE = "usage: python -m llada_sft.cluster.supervisor begin RUN_DIR | end RUN_DIR EXIT_CODE"
+
+
+def begin(run: RunDir, job: Job | None, world_size: int) -> int:
+    """Close the attempt before, if it is open, and note the new one.
+
+    Args:
+        run: The run directory.
+        job: None for a local run.
+        world_size: The ranks that are about to start.
+
+    Returns:
+        0, or 70 if the job was given up.
+    """
+    _close_last(run, job)
+    if job and (why := restarts.given_up(journal.read(run.journal), job.job_id)):
+        print(f"given up: {why}\nto go on:  llada-sft resume {run.path}", flush=True)
+        return GIVEN_UP_EXIT_CODE
+    failures.clear(run)
+    entry: Entry = {"event": "started", "attempt": journal.next_attempt(run.journal)}
+    if job:
+        entry |= {"job_id": job.job_id, "nodes": job.nodes, "restarts": job.restarts}
+    journal.append(run.journal, {**entry, "world_size": world_size})
+    return 0
+
+
+def end(run: RunDir, job: Job, srun_code: int) -> int:
+    """Say why a job's ranks have ended, and restart the job or not.
+
+    Args:
+        run: The run directory.
+        job: The job.
+        srun_code: srun's exit code.
+
+    Returns:
+        The job's exit code.
+    """
+    started = evidence.open_attempt(run)
+    if started is None:
+        # Rank 0 has said why, and has requeued the job if it was to be.
+        return srun_code
+    print(evidence.srun_messages(run, started), end="")
+    found = evidence.of_this_job(run, job, started, srun_code)
+    verdict = judge(found)
+    decision = _write(run, started, verdict)
+    if not decision.restart:
+        return decision.exit_code
+    if found.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
+        _warn(run, started, "not restarted: the job was cancelled while its ranks were failing")
+        return decision.exit_code
+    try:
+        if not evidence.is_requeued(slurm.job_fields(job.job_id), job.restarts):
+            slurm.requeue(job.job_id)
+    except LaunchError as error:
+        _warn(run, started, f"not restarted: {error}; to go on:  llada-sft resume {run.path}")
+        return decision.exit_code or 1
+    if verdict.suspect and verdict.node:
+        suspects.leave_out(run, started, verdict, _needed_nodes(run))
+    return decision.exit_code
+
+
+def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | None:
+    """Say why the ranks of a local run have ended; None if rank 0 has said it.
+
+    Args:
+        run: The run directory.
+        deaths: The ranks that failed.
+        told: The run had been told to stop.
+    """
+    started = evidence.open_attempt(run)
+    if started is None:
+        return None
+    found = Evidence(
+        exit_code=1 if deaths else 0,
+        failures=failures.read_all(run),
+        deaths=deaths,
+        world_size=started.get("world_size", 1),
+        stopped=Cause.CANCELLED if told else None,
+    )
+    verdict = judge(found)
+    _write(run, started, verdict)
+    return verdict
+
+
+def _close_last(run: RunDir, job: Job | None) -> None:
+    """Judge an attempt that nobody saw end: its batch script was killed, or its node lost."""
+    started = evidence.open_attempt(run)
+    if started is None:
+        return
+    if job and job.job_id == started.get("job_id"):
+        found = evidence.of_this_job(run, job, started, srun_code=None)
+    else:
+        found = evidence.of_another_job(run, started)
+    _write(run, started, judge(found))
+
+
+def _write(run: RunDir, started: Entry, verdict: Verdict) -> Decision:
+    """Note the verdict and what follows from it, and print both to the job's log."""
+    base: Entry = {"attempt": started.get("attempt", 0)}
+    if "job_id" in started:
+        base["job_id"] = started["job_id"]
+    if verdict.cause not in restarts.STOPS | {Cause.FINISHED, Cause.CANCELLED}:
+        journal.append(run.journal, {"event": "failed", **base, **_of_rank(verdict)})
+    code = restarts.exit_code(verdict.cause)
+    ended: Entry = {"event": "ended", **base, "cause": verdict.cause, "exit_code": code}
+    if verdict.step is not None:
+        ended["step"] = verdict.step
+    if verdict.error:
+        ended["detail"] = verdict.error
+    journal.append(run.journal, ended)
+    if "job_id" not in started:
+        return Decision(restart=False, exit_code=code)
+    print(f"the attempt ended: {verdict.cause}: {verdict.error}", flush=True)
+    decision = _decide(run)
+    if decision.given_up:
+        given_up: Entry = {"event": "given_up", **base, "detail": decision.given_up}
+        journal.append(run.journal, {**given_up, "exit_code": decision.exit_code})
+        print(f"given up: {decision.given_up}", flush=True)
+    return decision
+
+
+def _of_rank(verdict: Verdict) -> Entry:
+    entry: Entry = {"cause": verdict.cause, "error": verdict.error}
+    if verdict.rank is not None:
+        entry["rank"] = verdict.rank
+    if verdict.node:
+        entry["node"] = verdict.node
+    if verdict.step is not None:
+        entry["step"] = verdict.step
+    if verdict.traceback:
+        entry["traceback"] = verdict.traceback
+    return entry
+
+
+def _decide(run: RunDir) -> Decision:
+    # Here, not above: after an attempt without a failure nobody needs the config.
+    from llada_sft.config import load_config
+
+    return restarts.decide(journal.read(run.journal), load_config(run.config))
+
+
+def _needed_nodes(run: RunDir) -> int:
+    from llada_sft.config import load_config
+
+    slurm = load_config(run.config).slurm
+    return slurm.elastic[0] if slurm.elastic else slurm.nodes
+
+
+def _warn(run: RunDir, started: Entry, detail: str) -> None:
+    print(detail, flush=True)
+    attempt = started.get("attempt", 0)
+    journal.append(run.journal, {"event": "warning", "attempt": attempt, "detail": detail})
+
+
+def _ignore_signals() -> None:
+    # scontrol requeue sends TERM to the batch script too, and kills it KillWait seconds later.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what a batch script asks for, and give the exit code."""
+    _ignore_signals()
+    match arguments:
+        case ["begin", path]:
+            job = Job.of(os.environ)
+            return begin(RunDir(Path(path)), job, job.world_size)
+        case ["end", path, code] if code.isdecimal():
+            return end(RunDir(Path(path)), Job.of(os.environ), int(code))
+    print(USAGE, file=sys.stderr)
+    return EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

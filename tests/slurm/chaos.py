@@ -1,0 +1,242 @@
+"""A run that one fault after another befalls, beside one that is left alone.
+
+    python tests/slurm/chaos.py --faults 12 --seed 0 [--profile accounting]
+
+The demo's network trains with ZeRO-3 on two nodes of two ranks on the test cluster. Each attempt
+makes some steps, then a fault befalls it (faults.py); the last one runs to the end. Meanwhile the
+same config trains on this machine without SLURM. At the end all ranks' weights and optimizer states
+of both are equal bit for bit, and of every attempt holds what `verdict.py` asks for: else exit code
+1, with what does not.
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import faults
+from cluster import FINAL_STATES, PROFILES, Cluster, ClusterError, wanted_profile
+from faults import Fault, Planned, Target
+from processes import wait_until
+from verdict import Attempt, judge, lost_steps
+from weights import differences
+
+from llada_sft.cluster import journal
+from llada_sft.demo.data import write_demo
+from llada_sft.run_dir import RunDir
+
+ROOT = Path(__file__).parents[2]
+HOOK = Path(__file__).with_name("chaos_hook.py")
+CHECKPOINT_EVERY = 6
+# What the run may go on while a fault takes its effect (chaos_hook.py slows it).
+SPARE_STEPS = 25
+SPARE_STEPS_TIME_LIMIT = 60
+# For one attempt, on a machine that has other things to do.
+TIMEOUT_S = 400
+LOCAL_TIMEOUT_S = 1200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a chaos run was, and what does not hold of it."""
+
+    attempts: Sequence[Attempt]
+    problems: Sequence[str]
+
+    def table(self) -> str:
+        """Describe all attempts, a line each."""
+        rows = [
+            "attempt  fault                   at step  cause            resumed at  lost  seconds"
+        ]
+        for number, attempt in enumerate(self.attempts, start=1):
+            following = self.attempts[number] if number < len(self.attempts) else None
+            name = attempt.planned.fault.value if attempt.planned else "-"
+            lost = str(lost_steps(attempt, following)) if following else "-"
+            resumed = str(following.first - 1) if following else "-"
+            rows.append(
+                f"{number:>7}  {name:<22}  {attempt.last:>7}  {', '.join(attempt.causes):<15}"
+                f"  {resumed:>10}  {lost:>4}  {attempt.seconds:>7.1f}"
+            )
+        return "\n".join(rows)
+
+
+class ChaosRun:
+    """One run under chaos.
+
+    Args:
+        cluster: Where it trains.
+        project: The folder to launch from.
+        plan: One fault for each attempt but the last.
+    """
+
+    def __init__(self, cluster: Cluster, project: Path, plan: Sequence[Planned]) -> None:
+        self.cluster, self.project, self.plan = cluster, project, plan
+        slow = sum(one.fault == Fault.TIME_LIMIT for one in plan)
+        self.max_steps = sum(one.after + SPARE_STEPS for one in plan)
+        self.max_steps += slow * SPARE_STEPS_TIME_LIMIT + CHECKPOINT_EVERY
+        self.notes = project / "chaos"
+        self.run = RunDir(project / "runs" / "chaos")
+        self.calm = RunDir(project / "runs" / "calm")
+
+    def execute(self) -> Outcome:
+        """Train both, and judge.
+
+        Raises:
+            ClusterError: The job did not go on as far as the next fault.
+        """
+        self.notes.mkdir()
+        plan = [{"fault": one.fault, "after": one.after, "rank": one.rank} for one in self.plan]
+        (self.notes / "plan.json").write_text(json.dumps(plan))
+        with self._calm_run() as calm:
+            job = self._launch()
+            try:
+                times = self._faults(Target(self.cluster, job))
+                restarts = self.cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S)["Restarts"]
+            finally:
+                subprocess.run(["scancel", job], env=self.cluster.env, check=False)
+            times.append(time.monotonic())
+            calm_code = calm.wait(LOCAL_TIMEOUT_S)
+        attempts = self._attempts(times)
+        problems = judge(attempts, int(restarts), self.max_steps, CHECKPOINT_EVERY)
+        if calm_code:
+            problems.append(f"the run without faults failed: exit code {calm_code}")
+        last = f"step_{self.max_steps}"
+        problems += differences(self.run.checkpoints / last, self.calm.checkpoints / last)
+        return Outcome(attempts, problems)
+
+    def trace(self) -> str:
+        """Give what tells most about a run that did not go on."""
+        files = [self.run.journal, self.project / "calm.out", *self.run.slurm.glob("*.out")]
+        parts = [f"==> {file} <==\n{file.read_text()[-3000:]}" for file in files if file.exists()]
+        return "\n".join(parts)
+
+    def _command(self, name: str, *options: str) -> list[str]:
+        return [
+            *(sys.executable, "launch.py", "--config=config/demo.yaml", "--nodes=2", *options),
+            *(f"run.name={name}", f"train.max_steps={self.max_steps}", "train.epochs=100"),
+            *("train.micro_batch_size=4", f"train.checkpoint_every_steps={CHECKPOINT_EVERY}"),
+            *("data.prefetch_steps=0", f"data.hook={HOOK}", "data.validation=null"),
+            *("log.every_n_steps=1", "log.tensorboard=false"),
+            *("slurm.node_failure_restarts=1000", f"slurm.time_min={faults.TIME_LIMIT_MIN}"),
+            f"slurm.signal_lead_s={faults.SIGNAL_LEAD_S}",
+        ]
+
+    @contextmanager
+    def _calm_run(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Train without faults, in the time that the other run leaves."""
+        # Idle cores are enough: SLURM waits much.
+        command = ["nice", "-n", "15", *self._command("calm", "--local")]
+        with (self.project / "calm.out").open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=self.project, stdout=output, stderr=output, env=self.cluster.env
+            )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+    def _launch(self) -> str:
+        command = self._command("chaos")
+        env = {"LLADA_SFT_CHAOS": str(self.notes)}
+        output = self.cluster.run(
+            ["env", *(f"{k}={v}" for k, v in env.items()), *command], self.project
+        )
+        found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
+        if not found:
+            raise ClusterError(f"not launched: {output}")
+        return found[1]
+
+    def _faults(self, target: Target) -> list[float]:
+        """Let each fault befall its attempt; give the times at which the attempts began."""
+        times = []
+        for number, planned in enumerate(self.plan):
+            self._wait_for_steps(target, number, 1)
+            times.append(time.monotonic())
+            if number:
+                faults.mend(target)
+            if planned.fault not in faults.IN_RANK:
+                self._wait_for_steps(target, number, planned.after)
+                faults.inject(target, planned)
+        self._wait_for_steps(target, len(self.plan), 1)
+        times.append(time.monotonic())
+        faults.mend(target)
+        return times
+
+    def _steps(self, number: int) -> list[int]:
+        file = self.notes / f"attempt_{number}_rank_0.steps"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    def _wait_for_steps(self, target: Target, number: int, count: int) -> None:
+        def made() -> bool:
+            return len(self._steps(number)) >= count
+
+        def over() -> bool:
+            return made() or target.cluster.job(target.job)["JobState"] in FINAL_STATES
+
+        wait_until(over, TIMEOUT_S)
+        if not made():
+            job = target.cluster.job(target.job)
+            reason = f"attempt {number + 1} made no {count} steps in {TIMEOUT_S} s"
+            raise ClusterError(f"{reason}: {job}\n{self.trace()}")
+
+    def _attempts(self, times: Sequence[float]) -> list[Attempt]:
+        """Put together what the ranks, the log and the journal say of each attempt."""
+        ended = [entry for entry in journal.read(self.run.journal) if entry["event"] == "ended"]
+        plan: list[Planned | None] = [*self.plan, None]
+        return [
+            Attempt(
+                planned,
+                first=self._steps(number)[0],
+                last=self._steps(number)[-1],
+                loaded=self._loaded(number),
+                causes=[e["cause"] for e in ended if e["attempt"] == number + 1],
+                seconds=times[number + 1] - times[number],
+            )
+            for number, planned in enumerate(plan)
+        ]
+
+    def _loaded(self, number: int) -> list[str]:
+        """Name what the ranks of an attempt loaded, each name once."""
+        files = self.notes.glob(f"attempt_{number}_rank_*.loaded")
+        return sorted({file.read_text() for file in files})
+
+
+def new_project(folder: Path) -> Path:
+    """Make a folder to launch from: what a checkout has, and the demo's data."""
+    for name in ("launch.py", "config", "slurm", "utils"):
+        (folder / name).symlink_to(ROOT / name)
+    write_demo(folder / "demo")
+    return folder
+
+
+def main() -> int:
+    """Run what the command line asks for, and say how it went."""
+    parser = argparse.ArgumentParser(description="Random faults on a run of the test cluster.")
+    parser.add_argument("--faults", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", choices=PROFILES, default=wanted_profile())
+    parser.add_argument("--only", choices=[*Fault], action="append", help="these faults alone")
+    options = parser.parse_args()
+    generator = random.Random(options.seed)
+    among = [Fault(one) for one in options.only or Fault]
+    chosen = faults.choose_faults(options.faults, generator, among)
+    plan = faults.make_plan(chosen, CHECKPOINT_EVERY, generator)
+    print(f"{options.faults} faults, seed {options.seed}, profile {options.profile}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, Cluster("chaos", options.profile) as cluster:
+        outcome = ChaosRun(cluster, new_project(Path(folder)), plan).execute()
+    print(outcome.table(), *outcome.problems, sep="\n")
+    print("not as it should be" if outcome.problems else "as it should be")
+    return 1 if outcome.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What must hold of a run that faults befell: judged from what happened, with nothing running."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from faults import CAUSES, GRACEFUL, Planned
+
+from llada_sft.cluster.causes import Cause
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of the run, as seen.
+
+    Attributes:
+        planned: The fault that befell it; None for the last, which ended by itself.
+        first: The first optimizer step that it made, from 1.
+        last: The last one that it made.
+        loaded: The name of the checkpoint that its ranks loaded, empty where there was none: one.
+        causes: The journal's causes of its end: one.
+        seconds: From its first step to the first one of the next attempt.
+    """
+
+    planned: Planned | None
+    first: int
+    last: int
+    loaded: Sequence[str]
+    causes: Sequence[str]
+    seconds: float = 0.0
+
+
+def judge(
+    attempts: Sequence[Attempt], restarts: int, max_steps: int, checkpoint_every: int
+) -> list[str]:
+    """List what does not hold.
+
+    Args:
+        attempts: All of the run, in their order.
+        restarts: How often SLURM says that it restarted the job.
+        max_steps: The steps of the run.
+        checkpoint_every: Steps between two checkpoints: what a kill may cost.
+    """
+    problems = []
+    if restarts != len(attempts) - 1:
+        problems.append(f"{restarts} restarts of {len(attempts)} attempts")
+    for number, attempt in enumerate(attempts, start=1):
+        found = [_cause(attempt), _loaded(attempt)]
+        if number < len(attempts):
+            found.append(_lost(attempt, attempts[number], checkpoint_every))
+        name = attempt.planned.fault if attempt.planned else "to the end"
+        problems += [f"attempt {number} ({name}): {problem}" for problem in found if problem]
+    if attempts[0].first != 1:
+        problems.append(f"the first step was {attempts[0].first}")
+    if attempts[-1].last != max_steps:
+        problems.append(f"the last step was {attempts[-1].last} of {max_steps}")
+    return problems
+
+
+def lost_steps(attempt: Attempt, following: Attempt) -> int:
+    """Count the steps that were made and had to be made again; negative if some were left out."""
+    return attempt.last - (following.first - 1)
+
+
+def _cause(attempt: Attempt) -> str | None:
+    expected = CAUSES[attempt.planned.fault] if attempt.planned else Cause.FINISHED
+    if list(attempt.causes) == [expected]:
+        return None
+    return f"the journal must say {expected.value!r} once, got {list(attempt.causes)}"
+
+
+def _loaded(attempt: Attempt) -> str | None:
+    expected = f"step_{attempt.first - 1}" if attempt.first > 1 else ""
+    if list(attempt.loaded) == [expected]:
+        return None
+    return f"its first step was {attempt.first}, and its ranks loaded {list(attempt.loaded)}"
+
+
+def _lost(attempt: Attempt, following: Attempt, checkpoint_every: int) -> str | None:
+    assert attempt.planned
+    lost = lost_steps(attempt, following)
+    allowed = 0 if attempt.planned.fault in GRACEFUL else checkpoint_every
+    if 0 <= lost <= allowed:
+        return None
+    return f"lost {lost} steps, {allowed} are allowed"
