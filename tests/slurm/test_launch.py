@@ -1,9 +1,8 @@
-"""`launch.py` on a real SLURM: through a stop, cancelled, and with a mistake.
+"""`launch.py` on a real SLURM: through a stop, and with a mistake.
 
 What is trained is the demo's network, on CPU, two ranks on each of two nodes.
 """
 
-import sys
 import time
 
 import pytest
@@ -52,15 +51,6 @@ def test_usr2_saves_and_requeues_once(cluster: Cluster, launched: Launched) -> N
     owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.stop_request, SIGTERM llada_sft"
     logs = [(run.slurm / f"{job}_{rank}_log.out").read_text() for rank in range(4)]
     assert [log.count(owners) for log in logs] == [2, 0, 0, 0]
-
-
-def test_scancel_saves_and_does_not_requeue(cluster: Cluster, launched: Launched) -> None:
-    run, job = launched("cancelled", 400)
-    wait_for_step_20(run, job)
-    cluster.run([sys.executable, "-m", "llada_sft", "cancel", str(run.path)])
-    fields = cluster.wait_job(job, ["CANCELLED"], TIMEOUT_S)
-    assert (fields["Restarts"], causes(run)) == ("0", ["cancelled"])
-    assert list(run.checkpoints.glob("step_*/checkpoint.json"))
 
 
 def test_a_mistake_ends_the_job_without_a_requeue(cluster: Cluster, launched: Launched) -> None:

@@ -1,0 +1,111 @@
+"""The commands of docs/slurm-jobs.md, as they stand there, on a real SLURM: the life of a job."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from processes import wait_until
+
+from llada_sft.cluster import journal
+from llada_sft.cluster.causes import Cause
+from llada_sft.run_dir import RunDir
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/slurm-jobs.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+LAUNCH, STATUS, LOGS, JOURNAL, SIGNAL, CANCEL, RESUME = "".join(BLOCKS).splitlines()
+TIMEOUT_S = 240
+Shell = Callable[[str], str]
+
+
+@pytest.fixture
+def folder(project: Path, tmp_path: Path) -> Path:
+    """A checkout with a config of the user's: the demo's network under another name."""
+    for name in ("launch.py", "slurm", "utils", "demo"):
+        (tmp_path / name).symlink_to(project / name)
+    (tmp_path / "config").mkdir()
+    text = (ROOT / "config/demo.yaml").read_text()
+    for old, new in (("name: demo", "name: mine"), ("max_steps: 400", "max_steps: 120")):
+        assert old in text
+        text = text.replace(old, new)
+    # Four ranks on this machine are enough processes.
+    text = text.replace("  max_length: 64", "  max_length: 64\n  prefetch_steps: 0")
+    (tmp_path / "config/mine.yaml").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def shell(cluster: Cluster, folder: Path) -> Shell:
+    tools = f"{Path(sys.executable).parent}:{cluster.env['PATH']}"
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            env={**cluster.env, "PATH": tools},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+def job_id(output: str) -> str:
+    found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
+    assert found, output
+    return found[1]
+
+
+def has_stepped(run: RunDir, attempt: int) -> Callable[[], bool]:
+    """Whether an attempt has trained, and checkpointed nothing since."""
+
+    def check() -> bool:
+        log = next(iter(run.slurm.glob("*_0_log.out")), None)
+        if log is None:
+            return False
+        parts = log.read_text().split("signals: ")
+        return len(parts) > attempt and re.search(r"^step \d+/", parts[attempt], re.M) is not None
+
+    return check
+
+
+def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None:
+    run = RunDir(folder / "runs/mine")
+    job = job_id(shell(LAUNCH))
+    assert wait_until(has_stepped(run, 1), TIMEOUT_S)
+    assert f"job          {job} RUNNING" in shell(STATUS)
+    assert "/120 " in shell(LOGS)
+    assert '"event": "started"' in shell(JOURNAL)
+
+    shell(SIGNAL)
+    cluster.wait_job(job, ["RUNNING"], TIMEOUT_S, restarts=1)
+    assert wait_until(has_stepped(run, 2), TIMEOUT_S)
+    shell(CANCEL)
+    assert cluster.wait_job(job, ["CANCELLED"], TIMEOUT_S)["Restarts"] == "1"
+    assert list(run.checkpoints.glob("step_*/checkpoint.json"))
+
+    again = job_id(shell(RESUME))
+    assert cluster.wait_job(again, ["COMPLETED"], TIMEOUT_S)["TimeLimit"] == "01:00:00"
+    ended = [e for e in journal.read(run.journal) if e["event"] == "ended"]
+    assert [e["cause"] for e in ended] == ["told to stop", "cancelled", "finished"]
+    # No step was lost: each attempt went on from the last one's.
+    attempts = journal.attempts(journal.read(run.journal))
+    resumed = [e["step"] for own in attempts for e in own if e["event"] == "resumed"]
+    assert resumed[1:] == [e["step"] for e in ended[:2]]
+    shown = shell(STATUS)
+    assert all(f"{e['cause']}" in shown for e in ended)
+    shutil.rmtree(run.path)
+
+
+def test_every_cause_is_explained() -> None:
+    table = re.findall(r"^\| `([a-z -]+)` \|", TEXT, re.MULTILINE)
+    assert table == [cause.value for cause in Cause]
