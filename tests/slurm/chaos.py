@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,22 +27,21 @@ import faults
 from cluster import FINAL_STATES, PROFILES, Cluster, ClusterError, wanted_profile
 from faults import Fault, Planned, Target
 from processes import wait_until
+from project import new_project
 from verdict import Attempt, judge, lost_steps
 from weights import differences
 
 from llada_sft.cluster import journal
-from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 
-ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).with_name("chaos_hook.py")
 CHECKPOINT_EVERY = 6
 # What the run may go on while a fault takes its effect (chaos_hook.py slows it).
 SPARE_STEPS = 25
 SPARE_STEPS_TIME_LIMIT = 60
 # For one attempt, on a machine that has other things to do.
-TIMEOUT_S = 400
-LOCAL_TIMEOUT_S = 1200
+TIMEOUT_S = 900
+LOCAL_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
@@ -210,24 +210,19 @@ class ChaosRun:
         return sorted({file.read_text() for file in files})
 
 
-def new_project(folder: Path) -> Path:
-    """Make a folder to launch from: what a checkout has, and the demo's data."""
-    for name in ("launch.py", "config", "slurm", "utils"):
-        (folder / name).symlink_to(ROOT / name)
-    write_demo(folder / "demo")
-    return folder
-
-
 def main() -> int:
     """Run what the command line asks for, and say how it went."""
+    # Also then the cluster is stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description="Random faults on a run of the test cluster.")
     parser.add_argument("--faults", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", choices=PROFILES, default=wanted_profile())
-    parser.add_argument("--only", choices=[*Fault], action="append", help="these faults alone")
+    names = [fault.value for fault in Fault]
+    parser.add_argument("--only", choices=names, action="append", help="this fault, and such")
     options = parser.parse_args()
     generator = random.Random(options.seed)
-    among = [Fault(one) for one in options.only or Fault]
+    among = [Fault(one) for one in options.only or names]
     chosen = faults.choose_faults(options.faults, generator, among)
     plan = faults.make_plan(chosen, CHECKPOINT_EVERY, generator)
     print(f"{options.faults} faults, seed {options.seed}, profile {options.profile}", flush=True)

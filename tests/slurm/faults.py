@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from cluster import Cluster
+from cluster import NODES, Cluster
 from processes import find_processes, read_words
 
 from llada_sft.cluster.causes import Cause
@@ -150,13 +150,23 @@ def inject(target: Target, planned: Planned) -> None:
 def mend(target: Target) -> None:
     """Take back what a fault has changed in the cluster, when the next attempt is there."""
     target.cluster.run(["scontrol", "update", f"JobId={target.job}", f"TimeLimit={TIME_LIMIT_MIN}"])
-    target.cluster.start_killed_nodes()
+    for node in NODES:
+        if not is_alive(slurmd_pid(target.cluster, node)):
+            target.cluster.start_node(node)
+
+
+def slurmd_pid(cluster: Cluster, node: str) -> int:
+    return int((cluster.state_dir / "pids" / f"slurmd-{node}").read_text())
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that is dead and not buried yet has no command line."""
+    return bool(read_words(Path(f"/proc/{pid}/cmdline"))[0])
 
 
 def kill_node(target: Target, node: str) -> None:
     """Kill all that a node runs: slurmd, what watches the steps, and the steps themselves."""
-    slurmd = target.cluster.slurmd_pid(node)
-    os.kill(slurmd, signal.SIGKILL)
+    os.kill(slurmd_pid(target.cluster, node), signal.SIGKILL)
     for _ in range(2):  # What was started meanwhile too.
         pids = [
             pid
@@ -183,9 +193,7 @@ def parent(pid: int) -> int | None:
 
 
 def is_slurmstepd(pid: int) -> bool:
-    return read_words(Path(f"/proc/{pid}/cmdline"))[:1] != [] and read_words(
-        Path(f"/proc/{pid}/cmdline")
-    )[0].startswith("slurmstepd")
+    return read_words(Path(f"/proc/{pid}/cmdline"))[0].startswith("slurmstepd")
 
 
 def _let_time_run_out(target: Target) -> None:
