@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,14 +161,13 @@ class ChaosRun:
         for number, planned in enumerate(self.plan):
             self._wait_for_steps(target, number, 1)
             times.append(time.monotonic())
-            if number:
-                faults.mend(target)
+            self._wait_for_steps(target, number, planned.after)
             if planned.fault not in faults.IN_RANK:
-                self._wait_for_steps(target, number, planned.after)
                 faults.inject(target, planned)
+            self._wait_for_requeue(target, number)
+            faults.mend(target)
         self._wait_for_steps(target, len(self.plan), 1)
         times.append(time.monotonic())
-        faults.mend(target)
         return times
 
     def _steps(self, number: int) -> list[int]:
@@ -179,14 +178,22 @@ class ChaosRun:
         def made() -> bool:
             return len(self._steps(number)) >= count
 
+        self._wait(target, made, f"made no {count} steps", number)
+
+    def _wait(self, target: Target, done: Callable[[], bool], problem: str, number: int) -> None:
         def over() -> bool:
-            return made() or target.cluster.job(target.job)["JobState"] in FINAL_STATES
+            return done() or target.cluster.job(target.job)["JobState"] in FINAL_STATES
 
         wait_until(over, TIMEOUT_S)
-        if not made():
+        if not done():
             job = target.cluster.job(target.job)
-            reason = f"attempt {number + 1} made no {count} steps in {TIMEOUT_S} s"
-            raise ClusterError(f"{reason}: {job}\n{self.trace()}")
+            raise ClusterError(f"attempt {number + 1} {problem}: {job}\n{self.trace()}")
+
+    def _wait_for_requeue(self, target: Target, number: int) -> None:
+        def requeued() -> bool:
+            return int(target.cluster.job(target.job)["Restarts"]) > number
+
+        self._wait(target, requeued, "was not requeued", number)
 
     def _attempts(self, times: Sequence[float]) -> list[Attempt]:
         """Put together what the ranks, the log and the journal say of each attempt."""
@@ -226,7 +233,10 @@ def main() -> int:
     chosen = faults.choose_faults(options.faults, generator, among)
     plan = faults.make_plan(chosen, CHECKPOINT_EVERY, generator)
     print(f"{options.faults} faults, seed {options.seed}, profile {options.profile}", flush=True)
-    with tempfile.TemporaryDirectory() as folder, Cluster("chaos", options.profile) as cluster:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Cluster(f"chaos-{options.profile}", options.profile) as cluster,
+    ):
         outcome = ChaosRun(cluster, new_project(Path(folder)), plan).execute()
     print(outcome.table(), *outcome.problems, sep="\n")
     print("not as it should be" if outcome.problems else "as it should be")
