@@ -121,8 +121,8 @@ def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
         return
     assert noted.job is not None
     error = (
-        f"job {noted.job.job_id}: not requeued: {ending.error}; all is saved:"
-        f" run  llada-sft resume {run_path.path}"
+        f"job {noted.job.job_id}: not requeued: {ending.error};"
+        f" to go on from its last checkpoint:  llada-sft resume {run_path.path}"
     )
     print(error, file=sys.stderr, flush=True)
     noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})

@@ -9,7 +9,7 @@ left of the one before, it begins on a line of its own.
     started     an attempt begins: its nodes and ranks
     resumed     rank 0 has loaded: the step that the attempt goes on from, and the versions
     checkpoint  one was written: its step, seconds and bytes
-    signal      a rank was told to stop
+    signal      ranks were told to stop, and all agreed: which, by what, and why; before the save
     nonfinite   a loss was NaN or infinite: its step and rows
     warning     anything that a person should look at
     failed      the first rank that failed, its node, error and traceback

@@ -14,11 +14,15 @@ and with it a new budget.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, HANG_EXIT_CODE, Cause
 from llada_sft.cluster.journal import Entry
-from llada_sft.config import Config
 from llada_sft.errors import EXIT_CODE
+
+if TYPE_CHECKING:
+    # The supervisor reads a config only after a failure.
+    from llada_sft.config import Config
 
 # Told by somebody, and saved or not: nobody's fault.
 STOPS = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.REQUEUED, Cause.TOLD_TO_STOP})
@@ -69,7 +73,7 @@ def exit_code(cause: Cause) -> int:
     return EXIT_CODES.get(cause, 1)
 
 
-def decide(entries: Sequence[Entry], config: Config) -> Decision:
+def decide(entries: Sequence[Entry], config: "Config") -> Decision:
     """Say what follows from the end of the last attempt.
 
     Args:
@@ -139,7 +143,7 @@ def _same_error(one: str, other: str) -> bool:
     return _NUMBER.sub("#", one) == _NUMBER.sub("#", other)
 
 
-def _machine(failed: Sequence[Attempt], config: Config) -> str:
+def _machine(failed: Sequence[Attempt], config: "Config") -> str:
     allowed = config.slurm.node_failure_restarts
     count = sum(one.cause in OF_THE_MACHINE for one in failed)
     if failed[-1].cause not in OF_THE_MACHINE or count <= allowed:
@@ -150,7 +154,7 @@ def _machine(failed: Sequence[Attempt], config: Config) -> str:
     )
 
 
-def _standstill(attempts: Sequence[Attempt], config: Config) -> str:
+def _standstill(attempts: Sequence[Attempt], config: "Config") -> str:
     allowed = config.slurm.attempts_without_progress
     count = 0
     for one in reversed(attempts):

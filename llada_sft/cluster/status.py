@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from llada_sft.cluster import failures, journal, slurm
+from llada_sft.cluster import failures, journal, slurm, suspects
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.config import Config, load_config
@@ -144,8 +144,8 @@ def _steps(entries: list[Entry]) -> str:
 
 def _after_failures(entries: list[Entry]) -> list[str]:
     """Say what follows from failures: nodes that are left out, and whether the run was given up."""
-    nodes = [e.get("node", "") for e in entries if e.get("event") == "excluded"]
-    lines = [f"excluded     {', '.join(dict.fromkeys(nodes))}"] if nodes else []
+    nodes = suspects.excluded(entries)
+    lines = [f"excluded     {', '.join(nodes)}"] if nodes else []
     # Until it is started again, by hand.
     events = [e for e in entries if e.get("event") in ("launched", "started", "given_up")]
     if events and events[-1].get("event") == "given_up":

@@ -9,16 +9,16 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 
-def leave_out(run: RunDir, started: Entry, job_id: str, verdict: Verdict, needed: int) -> None:
+def leave_out(run: RunDir, started: Entry, verdict: Verdict, needed: int) -> None:
     """Exclude the node of a verdict from the job, which was just requeued, and say so.
 
     Args:
         run: The run directory.
         started: The attempt's entry.
-        job_id: The job.
         verdict: It names the node.
         needed: Nodes that the job needs.
     """
+    job_id = started.get("job_id", "")
     entry: Entry = {"attempt": started.get("attempt", 0), "job_id": job_id, "node": verdict.node}
     try:
         fields = slurm.job_fields(job_id)
@@ -51,13 +51,17 @@ def remaining(fields: dict[str, str], node: str) -> list[str]:
 
 def excluded(entries: Sequence[Entry]) -> list[str]:
     """List the nodes that are left out of the job that was launched last, and why."""
-    for launched in reversed(entries):
-        if launched.get("event") in ("launched", "started"):
-            break
-    else:
-        return []
-    return [
-        f"{entry.get('node')} ({entry.get('detail')})"
+    jobs = [e.get("job_id") for e in entries if e.get("event") in ("launched", "started")]
+    found = [
+        entry
         for entry in entries
-        if entry.get("event") == "excluded" and entry.get("job_id") == launched.get("job_id")
+        if entry.get("event") == "excluded" and entry.get("job_id") == jobs[-1]
     ]
+    return list(
+        dict.fromkeys(
+            f"{entry.get('node')} ({entry['detail']})"
+            if "detail" in entry
+            else entry.get("node", "")
+            for entry in found
+        )
+    )

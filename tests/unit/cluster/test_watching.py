@@ -139,6 +139,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
     assert float(done.stdout.splitlines()[-1]) < 0.5
 
 
+def test_status_names_the_nodes_that_are_left_out_of_this_job(
+    run: RunDir, fake_tool: FakeTool
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=PENDING")
+    journal.append(run.journal, {"event": "launched", "job_id": "42"})
+    why = "rank 3: ended by a signal: Killed"
+    journal.append(
+        run.journal, {"event": "excluded", "job_id": "42", "node": "node2", "detail": why}
+    )
+    lines = status.status_lines(*status.open_run("runs/a"))
+    assert f"excluded     node2 ({why})" in lines
+    journal.append(run.journal, {"event": "launched", "job_id": "43"})
+    assert "excluded" not in "".join(status.status_lines(*status.open_run("runs/a")))
+
+
 @pytest.mark.parametrize(
     ("script", "job"),
     [

@@ -1,0 +1,135 @@
+"""What an attempt has left, collected for the judge: its files, and what SLURM says of the job."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from llada_sft.cluster import failures, journal, slurm
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.judge import Evidence, read_srun
+from llada_sft.cluster.restarts import STOPS
+from llada_sft.errors import LaunchError
+from llada_sft.run_dir import RunDir
+
+# What a job that is over says of itself.
+_CAUSE_OF_STATE = {
+    "CANCELLED": Cause.CANCELLED,
+    "TIMEOUT": Cause.TIME_LIMIT,
+    "NODE_FAIL": Cause.NODE_FAILURE,
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The SLURM job around an attempt.
+
+    Attributes:
+        job_id: SLURM's number.
+        restarts: How often SLURM has restarted it.
+        nodes: Its nodes, as SLURM writes them: "node[1-2]".
+        world_size: Its ranks.
+    """
+
+    job_id: str
+    restarts: int
+    nodes: str
+    world_size: int
+
+    @staticmethod
+    def of(environment: Mapping[str, str]) -> "Job":
+        """Read it from the variables of a batch script.
+
+        Raises:
+            LaunchError: this is none.
+        """
+        try:
+            return Job(
+                environment["SLURM_JOB_ID"],
+                int(environment.get("SLURM_RESTART_COUNT") or 0),
+                environment["SLURM_JOB_NODELIST"],
+                int(environment["SLURM_JOB_NUM_NODES"]) * int(environment["SLURM_NTASKS_PER_NODE"]),
+            )
+        except KeyError as error:
+            name = error.args[0]
+            raise LaunchError(f"{name} is not set: this belongs into a SLURM job") from None
+
+
+def open_attempt(run: RunDir) -> Entry | None:
+    """Give the `started` entry of the last attempt, if no `ended` follows it."""
+    entries = journal.read(run.journal)
+    started = [entry for entry in entries if entry.get("event") == "started"]
+    ended = {entry.get("attempt") for entry in entries if entry.get("event") == "ended"}
+    return started[-1] if started and started[-1].get("attempt") not in ended else None
+
+
+def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) -> Evidence:
+    """Collect what an attempt of this job has left.
+
+    Args:
+        run: The run directory.
+        job: The job as it is now.
+        started: The attempt's entry.
+        srun_code: srun's exit code; None where its batch script was killed.
+    """
+    deaths, lost = read_srun(srun_messages(run, started))
+    nodes: list[str] = []
+    with suppress(LaunchError):
+        nodes = slurm.hostnames(started.get("nodes", ""))
+        lost = lost or slurm.lost_nodes(started.get("nodes", ""))
+    return Evidence(
+        srun_code,
+        failures.read_all(run),
+        deaths,
+        lost,
+        nodes,
+        started.get("world_size", 1),
+        _stopped(run, started, job),
+    )
+
+
+def of_another_job(run: RunDir, started: Entry) -> Evidence:
+    """Collect what an attempt has left whose run was started anew by hand since then."""
+    job_id = started.get("job_id")
+    state = job_fields(job_id).get("JobState", "") if job_id else ""
+    return Evidence(failures=failures.read_all(run), stopped=_CAUSE_OF_STATE.get(state))
+
+
+def srun_messages(run: RunDir, started: Entry) -> str:
+    """Give what srun itself said of an attempt."""
+    log = run.srun_log(started.get("job_id", ""), started.get("restarts", 0))
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+
+def job_fields(job_id: str) -> dict[str, str]:
+    """Give what `scontrol show job` says; empty where it says nothing."""
+    try:
+        return slurm.job_fields(job_id)
+    except LaunchError:
+        return {}
+
+
+def is_requeued(fields: Mapping[str, str], restarts_before: int) -> bool:
+    """Has SLURM put the job back into the queue already (a lost node, an operator's requeue)?"""
+    return int(fields.get("Restarts") or 0) > restarts_before
+
+
+def _stopped(run: RunDir, started: Entry, job: Job) -> Cause | None:
+    """Tell what SLURM did to the job, from its state and from the signals that ranks noted."""
+    before = started.get("restarts", 0)
+    fields = job_fields(job.job_id) if job.restarts == before else {}
+    if job.restarts > before or is_requeued(fields, before):
+        return _cause_of_signal(run, started) or Cause.REQUEUED
+    if fields.get("JobState", "RUNNING") == "RUNNING":
+        return None
+    return Cause.TIME_LIMIT if fields.get("Reason") == "TimeLimit" else Cause.CANCELLED
+
+
+def _cause_of_signal(run: RunDir, started: Entry) -> Cause | None:
+    words = [
+        entry.get("cause")
+        for entry in journal.read(run.journal)
+        if entry.get("event") == "signal" and entry.get("attempt") == started.get("attempt")
+    ]
+    return next((Cause(word) for word in words if word in STOPS), None)

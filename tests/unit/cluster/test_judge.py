@@ -1,0 +1,161 @@
+"""Why an attempt ended, from what its ranks, srun and SLURM left (as seen on 22.05.8)."""
+
+from dataclasses import replace
+
+import pytest
+
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.judge import Death, Evidence, judge, read_srun
+
+KILLED = """\
+srun: error: node2: task 3: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=2.0
+srun: error: node1: tasks 0-1: Exited with exit code 143
+srun: error: node2: task 2: Killed
+srun: Force Terminated StepId=2.0
+"""
+STOPPED = """\
+srun: Job step aborted: Waiting up to 7 seconds for job step to finish.
+srun: got SIGCONT
+srun: forcing job termination
+srun: error: node1: tasks 0-1: Killed
+"""
+NODE_FAILURE = """\
+srun: error: Node failure on node2
+srun: Job step aborted: Waiting up to 7 seconds for job step to finish.
+"""
+# Two nodes of two ranks.
+FOUR = Evidence(exit_code=137, nodes=("node1", "node2"), world_size=4)
+
+
+def said(
+    rank: int, error: str, *, consequence: bool = False, time: float = 0.0, step: int = 12
+) -> Failure:
+    node = f"node{1 + rank // 2}"
+    return Failure(rank, node, Cause.EXCEPTION, error, step, "Traceback", consequence, time)
+
+
+def peer(rank: int) -> Failure:
+    return said(rank, "RuntimeError: Connection closed by peer", consequence=True)
+
+
+def after(srun: str, *failures: Failure, stopped: Cause | None = None) -> Evidence:
+    deaths, lost = read_srun(srun)
+    return replace(FOUR, deaths=deaths, lost_nodes=lost, failures=failures, stopped=stopped)
+
+
+def test_sruns_messages() -> None:
+    assert read_srun(KILLED) == (
+        [
+            Death(3, "node2", "Killed", first=True),
+            Death(0, "node1", "Exited with exit code 143", first=False),
+            Death(1, "node1", "Exited with exit code 143", first=False),
+            Death(2, "node2", "Killed", first=False),
+        ],
+        [],
+    )
+    assert read_srun(NODE_FAILURE) == ([], ["node2"])
+    many = "srun: error: n[1-2]: tasks 0,2-4: Out Of Memory"
+    assert [death.rank for death in read_srun(many)[0]] == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "cause", "rank", "node", "error"),
+    [
+        pytest.param(
+            after("", said(0, "KeyError: b", time=5), peer(1), said(3, "ValueError: a", time=4)),
+            Cause.EXCEPTION, 3, "node2", "ValueError: a",
+            id="the first that is no consequence",
+        ),
+        pytest.param(
+            after(KILLED, peer(0), peer(1)),
+            Cause.KILLED, 3, "node2", "rank 3: ended by a signal: Killed",
+            id="a rank that srun saw die first",
+        ),
+        pytest.param(
+            # The peers were quicker than srun's look at the dead rank.
+            after(
+                "srun: error: node1: task 0: Exited with exit code 1\n"
+                "srun: launch/slurm: _step_signal: Terminating StepId=2.0\n"
+                "srun: error: node2: task 3: Segmentation fault (core dumped)\n",
+                peer(0), peer(1), peer(2),
+            ),
+            Cause.KILLED, 3, "node2",
+            "rank 3: ended by a signal: Segmentation fault (core dumped)",
+            id="a rank whose death was reported late",
+        ),
+        pytest.param(
+            after("srun: error: node1: task 1: Out Of Memory\n", peer(0)),
+            Cause.OUT_OF_MEMORY, 1, "node1", "rank 1: SLURM ended it for its memory",
+            id="out of memory",
+        ),
+        pytest.param(
+            after(NODE_FAILURE, said(0, "RuntimeError: unhandled system error")),
+            Cause.NODE_FAILURE, 2, "node2", "node node2 failed",
+            id="a node that srun lost, whatever the others make of it",
+        ),
+        pytest.param(
+            after("", peer(0), peer(1)),
+            Cause.NODE_FAILURE, 2, "node2", "no rank of node node2 was heard of again",
+            id="a silent node",
+        ),
+        pytest.param(
+            after("", peer(0), peer(1), peer(2)),
+            Cause.LOST, None, "",
+            "a rank vanished; what rank 0 saw of it: RuntimeError: Connection closed by peer",
+            id="one rank is silent, not a node",
+        ),
+        pytest.param(
+            after(STOPPED, stopped=Cause.PREEMPTED),
+            Cause.PREEMPTED, None, "", "the ranks were ended before they had saved",
+            id="SLURM killed all ranks",
+        ),
+        pytest.param(
+            after(KILLED, stopped=Cause.CANCELLED),
+            Cause.KILLED, 3, "node2", "rank 3: ended by a signal: Killed",
+            id="cancelled while a rank was dying",
+        ),
+        pytest.param(
+            after("srun: error: node2: task 2: Exited with exit code 1\n"),
+            Cause.LOST, 2, "node2", "rank 2: Exited with exit code 1, without a word: see its log",
+            id="an exit without a word",
+        ),
+        pytest.param(
+            FOUR, Cause.LOST, None, "", "it ended without a word: srun's exit code is 137",
+            id="nothing at all",
+        ),
+        pytest.param(
+            replace(FOUR, exit_code=0), Cause.FINISHED, None, "", "all ranks exited with 0",
+            id="well, but without a word",
+        ),
+    ],
+)  # fmt: skip
+def test_the_cause(
+    evidence: Evidence, cause: Cause, rank: int | None, node: str, error: str
+) -> None:
+    verdict = judge(evidence)
+    assert (verdict.cause, verdict.rank, verdict.node, verdict.error) == (cause, rank, node, error)
+
+
+def test_the_verdict_keeps_step_and_traceback() -> None:
+    verdict = judge(after("", said(1, "ValueError: a", step=7)))
+    assert (verdict.step, verdict.traceback) == (7, "Traceback")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "suspect"),
+    [
+        (after(KILLED), True),
+        (after(NODE_FAILURE), True),
+        (after("", Failure(2, "node2", Cause.HANG, "rank 2 hangs in data")), True),
+        (after("", said(2, "RuntimeError: CUDA error: uncorrectable ECC error encountered")), True),
+        (after("", said(2, "DistBackendError: NCCL error: unhandled system error")), True),
+        (after("", said(2, "AcceleratorError: CUDA error: device-side assert triggered")), False),
+        (after("", said(2, "OutOfMemoryError: CUDA out of memory")), False),
+        (after("", said(2, "ValueError: a")), False),
+        (after("srun: error: node1: task 1: Out Of Memory\n"), False),
+    ],
+)
+def test_which_node_is_suspected(evidence: Evidence, suspect: bool) -> None:
+    assert judge(evidence).suspect is suspect
