@@ -127,6 +127,8 @@ class ChaosRun:
             *("log.every_n_steps=1", "log.tensorboard=false"),
             *("slurm.node_failure_restarts=1000", f"slurm.time_min={faults.TIME_LIMIT_MIN}"),
             f"slurm.signal_lead_s={faults.SIGNAL_LEAD_S}",
+            # A start is slow where several tests run.
+            *("train.hang_timeout_s=60", "train.hang_grace_s=900"),
         ]
 
     @contextmanager
