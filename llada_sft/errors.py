@@ -23,8 +23,16 @@ class CheckpointError(LladaSftError):
     """A model directory or a training checkpoint."""
 
 
+class SaveError(CheckpointError):
+    """A checkpoint cannot be written; the one before is intact."""
+
+
 class LaunchError(LladaSftError):
     """Submitting, or the machine that a job was asked to run on."""
+
+
+class NonFiniteError(LladaSftError):
+    """The loss or the gradient of a step is NaN or infinite; a restart would meet it again."""
 
 
 class PeerFailedError(LladaSftError):

@@ -2,10 +2,10 @@
 
     python -m llada_sft.cluster.job RUN_DIR      (with SLURM's or --local's rank variables)
 
-Signals first, then the rank's place, then the config from the run directory; only then torch and
-the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2: `SystemExit`
-passes through submitit, which keeps a traceback only of an `Exception`, and any code but 0 makes
-`srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves at once
+Signals first, then the rank's place and the watchdog, then the config from the run directory; only
+then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
+`SystemExit` passes through submitit, which keeps a traceback only of an `Exception`, and any code
+but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves at once
 (`leaving.py`). What follows from either is decided around the ranks (`supervisor.py`).
 """
 
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
@@ -22,22 +22,38 @@ from llada_sft.cluster.leaving import Leaving
 from llada_sft.cluster.preemption import Job, after_stop
 from llada_sft.cluster.rank_journal import RankJournal
 from llada_sft.cluster.stop_request import StopRequest
+from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config import Config, load_config
+from llada_sft.config.arithmetic import attempt_line, on_nodes
 from llada_sft.errors import (
     EXIT_CODE,
     ConfigError,
     LaunchError,
     LladaSftError,
+    NonFiniteError,
     PeerFailedError,
+    SaveError,
 )
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
+# Mistakes with a word of their own.
+_MENDED_BY_THE_USER = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINITE}
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
 # Not 2: it is no mistake of the user's.
 NOT_REQUEUED_EXIT_CODE = 1
+
+
+class _Rank(NamedTuple):
+    """One rank of an attempt, and what stands around its training."""
+
+    run: RunDir
+    placement: Placement
+    stop: StopRequest
+    leaving: Leaving
+    watchdog: Watchdog
 
 
 def run(run_dir: str) -> None:
@@ -55,14 +71,16 @@ def run(run_dir: str) -> None:
         leaving = Leaving(run_path, placement.rank)
         leaving.follow_others()
         _clear_submitit_leftover(run_path, placement.rank)
-        _attempt(run_path, placement, stop, leaving)
+        node = os.environ.get("SLURMD_NODENAME", "")
+        with Watchdog(run_path, placement, node) as watchdog:
+            _attempt(_Rank(run_path, placement, stop, leaving, watchdog))
     except PeerFailedError as error:
         # The rank that it happened on has said what it is.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
-        leaving.say(Cause.MISTAKE, str(error))
+        leaving.say(_MENDED_BY_THE_USER.get(type(error), Cause.MISTAKE), str(error))
         raise SystemExit(EXIT_CODE) from None
     except Exception as error:
         leaving.fail(error)
@@ -87,21 +105,22 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
     return Placement(rank, world_size, local_rank, node_rank, address, port)
 
 
-def _attempt(run_path: RunDir, placement: Placement, stop: StopRequest, leaving: Leaving) -> None:
+def _attempt(rank: _Rank) -> None:
     """Train, and let rank 0 say in the journal that it ended well."""
-    attempt: Entry = {"attempt": journal.current_attempt(run_path.journal)}
+    attempt: Entry = {"attempt": journal.current_attempt(rank.run.journal)}
     if job_id := os.environ.get("SLURM_JOB_ID"):
         attempt["job_id"] = job_id
-    noted = RankJournal(run_path.journal, attempt)
-    config = load_config(run_path.config)
+    noted = RankJournal(rank.run.journal, attempt)
+    config = load_config(rank.run.config)
+    rank.watchdog.set_timeouts(config.train)
     noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
-    outcome = _train(config, run_path, placement, stop, noted, leaving)
-    if placement.rank != 0:
+    outcome = _train(config, rank, noted)
+    if rank.placement.rank != 0:
         return
     if outcome == "finished":
         noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
     else:
-        _stopped(run_path, noted, stop)
+        _stopped(rank.run, noted, rank.stop)
 
 
 def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
@@ -129,15 +148,8 @@ def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
     raise SystemExit(NOT_REQUEUED_EXIT_CODE)
 
 
-def _train(
-    config: Config,
-    run_path: RunDir,
-    placement: Placement,
-    stop: StopRequest,
-    noted: RankJournal,
-    leaving: Leaving,
-) -> str:
-    _check_world_size(config, placement, run_path)
+def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
+    config = _of_this_attempt(config, rank.placement, rank.run)
     # Read when torch is imported, so set before.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
     if not _uses_cuda(config):
@@ -152,11 +164,20 @@ def _train(
         noted.note(cast(Entry, entry))
 
     def failed(error: Exception, step: int) -> None:
-        leaving.step = step
-        leaving.fail(error)
+        # Where a hang was found this does not return: the error is of a rank that has ended.
+        rank.watchdog.stop()
+        rank.leaving.step = step
+        rank.leaving.fail(error)
 
-    host = Host(lambda: stop.requested, stop.claim, note, failed, signals=stop.names)
-    outcome = train(config, run_path, placement, host)
+    host = Host(
+        stop_requested=lambda: rank.stop.requested,
+        claim_signals=rank.stop.claim,
+        note=note,
+        failed=failed,
+        pulse=rank.watchdog.pulse,
+        signals=rank.stop.names,
+    )
+    outcome = train(config, rank.run, rank.placement, host)
     leave_ranks()
     return outcome
 
@@ -169,13 +190,22 @@ def _uses_cuda(config: Config) -> bool:
     return torch.cuda.is_available()
 
 
-def _check_world_size(config: Config, placement: Placement, run_path: RunDir) -> None:
-    if placement.world_size != config.world_size:
+def _of_this_attempt(config: Config, placement: Placement, run_path: RunDir) -> Config:
+    """Give the config for the nodes that the job has; on other nodes than asked for, elastic."""
+    nodes, rest = divmod(placement.world_size, config.slurm.ranks_per_node)
+    allowed = config.slurm.node_range
+    if rest or nodes not in allowed:
+        counts = " to ".join(map(str, dict.fromkeys((allowed[0], allowed[-1]))))
+        ranks = [count * config.slurm.ranks_per_node for count in (allowed[0], allowed[-1])]
         raise ConfigError(
-            f"{run_path.config}: {config.slurm.nodes} nodes × {config.slurm.ranks_per_node} ranks"
-            f" = {config.world_size} ranks, but {placement.world_size} were started:"
+            f"{run_path.config}: {counts} nodes × {config.slurm.ranks_per_node} ranks"
+            f" = {' to '.join(map(str, dict.fromkeys(ranks)))} ranks,"
+            f" but {placement.world_size} were started:"
             " set slurm.nodes and slurm.ranks_per_node to what the job has"
         )
+    if config.slurm.elastic is not None and placement.rank == 0:
+        print(attempt_line(config, nodes), flush=True)
+    return on_nodes(config, nodes)
 
 
 def _clear_submitit_leftover(run_path: RunDir, rank: int) -> None:

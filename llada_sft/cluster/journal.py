@@ -112,7 +112,7 @@ def next_attempt(journal: Path) -> int:
 
 
 def current_attempt(journal: Path) -> int:
-    """Give the number of the attempt that started last."""
+    """Number the attempt that runs: the one that was started last."""
     return max(1, next_attempt(journal) - 1)
 
 

@@ -40,9 +40,7 @@ def launch(options: LaunchOptions) -> int:
     Raises:
         LladaSftError: with every problem that was found.
     """
-    nodes = 1 if options.local and options.nodes is None else options.nodes
-    extra = [] if nodes is None else [f"slurm.nodes={nodes}"]
-    config = load_config(options.config, [*options.overrides, *extra])
+    config = _config(options)
     submit.check_extra(config)
     base = Path.cwd()
     if options.print_config:
@@ -63,6 +61,22 @@ def launch(options: LaunchOptions) -> int:
     if found:
         print(f"continuing    {run.path} from its last checkpoint, with its own copy of the code")
     return start(run, load_config(run.config), options.local, options.follow)
+
+
+def _config(options: LaunchOptions) -> Config:
+    if options.local:
+        # Here is one machine, whatever a job may get.
+        extra = [f"slurm.nodes={options.nodes or 1}", "slurm.elastic=null"]
+    elif options.nodes is None or (options.prepare and _is_elastic(options)):
+        # slurm/train.sbatch says what an elastic job got this time; its batch is not of that.
+        extra = []
+    else:
+        extra = [f"slurm.nodes={options.nodes}"]
+    return load_config(options.config, [*options.overrides, *extra])
+
+
+def _is_elastic(options: LaunchOptions) -> bool:
+    return load_config(options.config, options.overrides).slurm.elastic is not None
 
 
 def resume(run: RunDir, overrides: Sequence[str], local: bool, follow: bool) -> int:

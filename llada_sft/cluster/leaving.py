@@ -93,7 +93,9 @@ class Leaving:
             time.sleep(POLL_S)
         # Not while this rank writes its own last words.
         with self._lock:
-            self.say(Cause.EXCEPTION, "another rank failed", consequence=True)
+            # The watchdog may have said more.
+            if not self._run.failure(self._rank).exists():
+                self.say(Cause.EXCEPTION, "another rank failed", consequence=True)
             _exit(FOLLOWED_EXIT_CODE)
 
     def _others_left(self) -> bool:

@@ -47,7 +47,7 @@ def _training_files(config: Config) -> Iterator[str]:
         return
     for source in sources:
         try:
-            source.of_rank(0, config.world_size)
+            source.of_rank(0, config.largest_world_size)
         except LladaSftError as error:
             yield str(error)
 

@@ -13,6 +13,8 @@ from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
 SHOWN_ATTEMPTS = 5
+# What one line says, without a traceback.
+_MENDED_BY_THE_USER = (Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE)
 
 
 def open_run(path: str) -> tuple[RunDir, Config]:
@@ -34,7 +36,7 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "directory": str(run.path),
         "model": f"{config.model.path} ({config.model.init})",
         "data": ", ".join(config.data.train_paths),
-        "ranks": f"{config.slurm.nodes} nodes × {config.slurm.ranks_per_node},"
+        "ranks": f"{_nodes(config)} nodes × {config.slurm.ranks_per_node},"
         f" global batch {config.global_batch_size} {config.global_batch_unit}",
         "job": _job(run),
         "progress": last_metrics(run),
@@ -61,8 +63,8 @@ def last_metrics(run: RunDir) -> str:
 
 
 def failure_lines(run: RunDir) -> list[str]:
-    """Give what the ranks of the last attempt wrote about a mistake of the user's, once each."""
-    errors = [one.error for one in failures.read_all(run) if one.cause == Cause.MISTAKE]
+    """Give what the ranks of the last attempt wrote that the user can mend, once each."""
+    errors = [one.error for one in failures.read_all(run) if one.cause in _MENDED_BY_THE_USER]
     return list(dict.fromkeys(line for error in errors for line in error.splitlines()))
 
 
@@ -85,6 +87,10 @@ def cancel_run(run: RunDir) -> str:
         raise LaunchError(f"{run.path}: has no SLURM job; stop a local run with Ctrl-C")
     slurm.cancel(job_id)
     return job_id
+
+
+def _nodes(config: Config) -> str:
+    return " to ".join(map(str, config.slurm.elastic or (config.slurm.nodes,)))
 
 
 def _job(run: RunDir) -> str:

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from llada_sft.config import Config
+from llada_sft.config.schema import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -18,7 +19,7 @@ from llada_sft.run_dir import RunDir
 TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
-    | {"error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
+    | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
 )
 # `RunDir.srun_log`, in the shell's words.
 _SRUN_LOG = '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"'
@@ -119,7 +120,27 @@ def _parameters(config: Config, run: RunDir, python: str) -> dict[str, Any]:
             "--open-mode=append",
         ],
     }
+    if slurm.elastic is not None:
+        _ask_for_a_range(parameters, slurm)
     return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
+    """Ask for any number of nodes of the range, at each start anew.
+
+    Not with --ntasks-per-node: SLURM turns it into the tasks of the nodes that the first attempt
+    got, and a requeued job waits for so many nodes for ever (seen on 22.05.8). So the tasks are
+    srun's alone, and of each node the job says how many CPUs it needs.
+    """
+    least, most = slurm.node_range[0], slurm.node_range[-1]
+    del parameters["ntasks_per_node"], parameters["cpus_per_task"]
+    # Over submitit's own `nodes`, which must be a number.
+    parameters["additional_parameters"] |= {
+        "nodes": f"{least}-{most}",
+        "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
+    }
+    # As sbatch would set it, had it been given the option: for srun, and for what counts the ranks.
+    parameters["setup"].insert(0, f"export SLURM_NTASKS_PER_NODE={slurm.ranks_per_node}")
 
 
 def gpus_per_node(config: Config) -> int:

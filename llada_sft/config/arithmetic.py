@@ -29,6 +29,24 @@ def steps_of(config: Config, num_rows: int) -> int:
     return -(-num_rows // rows_per_step)
 
 
+def on_nodes(config: Config, nodes: int) -> Config:
+    """Give the config of an attempt on so many nodes of the range: with the same global batch."""
+    accumulate = config.slurm.nodes * config.train.accumulate_grad_batches // nodes
+    slurm = config.slurm.model_copy(update={"nodes": nodes})
+    train = config.train.model_copy(update={"accumulate_grad_batches": accumulate})
+    return config.model_copy(update={"slurm": slurm, "train": train})
+
+
+def attempt_line(config: Config, nodes: int) -> str:
+    """Say what an attempt of an elastic job got, and that its global batch is the same."""
+    here = on_nodes(config, nodes)
+    return (
+        f"elastic          {nodes} of {_nodes(config)}: {here.world_size} ranks ×"
+        f" {here.train.accumulate_grad_batches} accumulated; the global batch stays"
+        f" {config.global_batch_size:,} {config.global_batch_unit}"
+    )
+
+
 def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[str]:
     """Work out world size, global batch and length of the run; without rows, the first two."""
     slurm, train = config.slurm, config.train
@@ -47,7 +65,25 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
             f"global batch     {batch:,} examples = {train.micro_batch_size} micro × {factors}",
             f"tokens per step  at most {max_tokens:,} = {batch:,} × {config.data.max_length:,}",
         ]
+    lines += _elastic(config)
     return lines if num_rows is None else lines + _length(config, num_rows)
+
+
+def _elastic(config: Config) -> list[str]:
+    """Say what stays and what does not on other numbers of nodes."""
+    if config.slurm.elastic is None:
+        return []
+    least, most = (on_nodes(config, count) for count in config.slurm.elastic)
+    return [
+        f"elastic          {_nodes(config)}: {least.world_size} to {most.world_size} ranks,"
+        f" {least.train.accumulate_grad_batches} to {most.train.accumulate_grad_batches}"
+        " accumulated; the same global batch"
+    ]
+
+
+def _nodes(config: Config) -> str:
+    counts = config.slurm.node_range
+    return f"{counts[0]} to {counts[-1]} nodes"
 
 
 def _length(config: Config, rows: RowCount) -> list[str]:

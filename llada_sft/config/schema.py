@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from llada_sft.config.elastic import check_range
 from llada_sft.config.record_formats import MultiTurn, RecordFormat, check_fields
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -278,10 +279,10 @@ class TrainConfig(Section):
     # A checkpoint that cannot be written (the disk is full): the one before is intact, and the run
     # stops, or goes on to the next one.
     on_failed_save: Literal["stop", "go_on"] = "stop"
-    # A loss that is NaN or infinite: the run stops before the step is made, or leaves the step out;
-    # both name the rows.
+    # A loss or gradient that is NaN or infinite: the run stops before the step is made, or leaves
+    # the step out; both name the rows.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    # No step for so long: the ranks write their stacks, and the attempt ends.
+    # No progress for so long: the ranks write their stacks, and the attempt ends.
     hang_timeout_s: PositiveInt = 900
     # So much more for the start, a checkpoint and a validation.
     hang_grace_s: NonNegativeInt = 1800
@@ -330,6 +331,21 @@ class SlurmConfig(Section):
     # Further sbatch options, by their long names: {reservation: week42}.
     extra: dict[SbatchKey, SbatchValue | int] = {}
 
+    @property
+    def node_range(self) -> range:
+        """The numbers of nodes that an attempt may run on."""
+        least, most = self.elastic or (self.nodes, self.nodes)
+        return range(least, most + 1)
+
+    @model_validator(mode="after")
+    def _elastic_around_nodes(self) -> "SlurmConfig":
+        if self.nodes not in self.node_range:
+            raise ValueError(
+                "elastic: must be [least, most] with nodes between them, "
+                f"got {list(self.elastic or ())} for nodes: {self.nodes}"
+            )
+        return self
+
 
 class LogConfig(Section):
     every_n_steps: PositiveInt = 10
@@ -356,6 +372,11 @@ class Config(Section):
         return self.slurm.nodes * self.slurm.ranks_per_node
 
     @property
+    def largest_world_size(self) -> int:
+        """Number of ranks on the most nodes that `slurm.elastic` allows."""
+        return self.slurm.node_range[-1] * self.slurm.ranks_per_node
+
+    @property
     def global_batch_size(self) -> int:
         """Examples of one optimizer step, over all ranks and accumulated micro-batches.
 
@@ -377,4 +398,10 @@ class Config(Section):
                 "train.micro_batch_size: must stay 1 with data.batching: packed, whose "
                 f"micro-batches are measured in data.max_tokens, got {size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_divides_the_batch(self) -> "Config":
+        accumulate = self.train.accumulate_grad_batches
+        check_range(self.slurm.nodes, accumulate, self.slurm.node_range)
         return self

@@ -2,8 +2,11 @@
 
 import atexit
 import signal
+import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing import resource_tracker
+from queue import Empty, Queue
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -58,17 +61,64 @@ class _BackgroundSteps(Iterable[LocalStep]):
         return steps
 
 
+class _Received:
+    """Items of a background process, the next one received while the last one is worked on.
+
+    A process must be woken up for what another one sends, read it and unpickle it: a thread does
+    that, so that a step only picks up what is there.
+
+    Args:
+        items: A list of one iterator, which is taken out: the process ends with the last reference,
+            and that is the thread's.
+    """
+
+    def __init__(self, items: list[Iterator[LocalStep | LladaSftError]]) -> None:
+        self._queue: Queue[LocalStep | BaseException | None] = Queue(maxsize=1)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._receive, args=(items,), daemon=True)
+        self._thread.start()
+
+    def _receive(self, only: list[Iterator[LocalStep | LladaSftError]]) -> None:
+        items = only.pop()
+        try:
+            more = True
+            while more and not self._stop.is_set():
+                item = next(items, None)
+                self._queue.put(item)
+                more = item is not None
+        except BaseException as error:
+            # Whatever it is, it is raised where the item is missed.
+            self._queue.put(error)
+        finally:
+            # The error keeps this frame.
+            del items
+
+    def __iter__(self) -> Iterator[LocalStep]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """End the process, once it has made the step that it is at."""
+        self._stop.set()
+        while self._thread.is_alive():
+            # The thread may wait for room.
+            with suppress(Empty):
+                self._queue.get_nowait()
+            self._thread.join(0.01)
+
+
 def _steps_or_error(
     items: Iterator[LocalStep | LladaSftError],
 ) -> Generator[LocalStep, None, None]:
+    received = _Received([items])
+    # The thread's is the last reference.
+    del items
     try:
-        for item in items:
-            if isinstance(item, LladaSftError):
-                raise item
-            yield item
+        yield from received
     finally:
-        # The last reference, also where an exception keeps this frame: the process ends with it.
-        del items
+        received.close()
 
 
 def step_loader(dataset: StepDataset, prefetch_steps: int) -> Iterable[LocalStep]:

@@ -8,7 +8,8 @@ noticed.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
+from io import BytesIO
+from itertools import chain, repeat
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from llada_sft.errors import DataError
 
 # A longer line is never read whole: it is a bad row.
 MAX_LINE_BYTES = 64 * 2**20
+_LINE_ENDS = repeat(b"\n")
 Numbers = NDArray[np.integer]
 
 
@@ -79,6 +81,11 @@ class FileReader:
         self, order: KeyedPermutation | None, position: int, ahead: ReadAhead
     ) -> Iterator[Row]:
         """Yield the rows from a position of an order on; None is the order of the file."""
+        return chain.from_iterable(self._read_ahead(order, position, ahead))
+
+    def _read_ahead(
+        self, order: KeyedPermutation | None, position: int, ahead: ReadAhead
+    ) -> Iterator[list[Row]]:
         for begin in range(position, len(self), ahead.rows):
             some = slice(begin, min(begin + ahead.rows, len(self)))
             numbers = np.arange(some.start, some.stop) if order is None else order[some]
@@ -86,7 +93,7 @@ class FileReader:
                 read = self.read(part)
                 if not ahead.stay_open:
                     self.close()
-                yield from read
+                yield read
 
     def line(self, line: int) -> Row:
         """Read one line; the file stays open."""
@@ -99,9 +106,9 @@ class FileReader:
         index = self.index
         starts, lines = index.starts[numbers].tolist(), index.lines[numbers].tolist()
         sizes = index.sizes[numbers].tolist()
-        texts = self._texts(starts, sizes)
+        texts, are_lines = self._texts(starts, sizes)
         # Compared all at once, for the same reason as above.
-        if [text.find(b"\n") + 1 for text in texts] != sizes:
+        if not are_lines and list(map(bytes.find, texts, _LINE_ENDS)) != [n - 1 for n in sizes]:
             self._check(texts, starts, sizes, lines)
         too_long: Iterable[int | None] = repeat(None)
         if max(sizes) > MAX_LINE_BYTES:
@@ -119,18 +126,18 @@ class FileReader:
             yield numbers[begin:end]
             begin, done = end, int(ends[end - 1])
 
-    def _texts(self, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """Read so many bytes at each place; fewer where the file ends, none of a line too long."""
+    def _texts(self, starts: Sequence[int], sizes: Sequence[int]) -> tuple[list[bytes], bool]:
+        """Read so many bytes at each place, and say whether they are known to be lines."""
         try:
             file = self._open()
-            texts = _read_at(file, starts, sizes)
+            read = _read_at(file, starts, sizes)
             size = os.fstat(file).st_size
         except OSError as error:
             copy = "" if self._text == self.shard else f" (in the cache: {self._text})"
             raise DataError(f"{self.shard}{copy}: cannot be read: {error.strerror}") from None
         if size != self.index.size:
             raise self._changed(f"it has {size:,} bytes instead of {self.index.size:,}")
-        return texts
+        return read
 
     def _open(self) -> int:
         """Open the text, if it is not open or its name is another file's now."""
@@ -169,23 +176,27 @@ class FileReader:
         return DataError(f"{self.shard}: changed while it was read: {how}; start the run again")
 
 
-def _read_at(file: int, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+def _read_at(file: int, starts: Sequence[int], sizes: Sequence[int]) -> tuple[list[bytes], bool]:
     span = starts[-1] + sizes[-1] - starts[0]
     # Rows that follow each other, as they do in the order of the file.
     if span == sum(sizes) <= MAX_LINE_BYTES and starts == sorted(starts):
         text = _read_whole(file, starts[0], span)
+        # To look for the line ends once, and in C, is less than to cut and then to look.
+        lines = BytesIO(text).readlines()
+        if list(map(len, lines)) == sizes and text.endswith(b"\n"):
+            return lines, True
         begins = [start - starts[0] for start in starts]
-        return [text[at : at + size] for at, size in zip(begins, sizes, strict=True)]
+        return [text[at : at + size] for at, size in zip(begins, sizes, strict=True)], False
     texts = [
         os.pread(file, size, start) if size <= MAX_LINE_BYTES else b""
         for start, size in zip(starts, sizes, strict=True)
     ]
-    if list(map(len, texts)) == sizes:
-        return texts
-    return [
-        text if len(text) == size or size > MAX_LINE_BYTES else _read_whole(file, start, size)
-        for text, start, size in zip(texts, starts, sizes, strict=True)
-    ]
+    if list(map(len, texts)) != sizes:
+        texts = [
+            text if len(text) == size or size > MAX_LINE_BYTES else _read_whole(file, start, size)
+            for text, start, size in zip(texts, starts, sizes, strict=True)
+        ]
+    return texts, False
 
 
 def _read_whole(file: int, start: int, num_bytes: int) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llada_sft.data.cache import Cache
 from llada_sft.data.draws import draw_files
@@ -134,8 +135,8 @@ class RowStream:
         ]
         try:
             if self._shuffle and len(rows) > 1:
-                for chosen in draw_files(left, self._tickets(epoch, sum(done))):
-                    yield next(rows[chosen])
+                for some in draw_files(left, self._tickets(epoch, sum(done))):
+                    yield from map(next, map(rows.__getitem__, some.tolist()))
             else:
                 yield from chain.from_iterable(rows)
         finally:
@@ -146,13 +147,13 @@ class RowStream:
             return None
         return KeyedPermutation(len(reader), self._seed, epoch, reader.name)
 
-    def _tickets(self, epoch: int, drawn: int) -> Iterator[int]:
+    def _tickets(self, epoch: int, drawn: int) -> Iterator[NDArray[np.uint64]]:
         """Yield a number for each row that is left; modulo the rows left, it says which comes."""
         num_rows = self.num_rows
         (key,) = keys_of(1, self._seed, epoch, *(reader.name for reader in self._readers), "")
         for begin in range(drawn, num_rows, _NUM_TICKETS):
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)
-            yield from hashed(numbers, key).tolist()
+            yield hashed(numbers, key)
 
     def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Pending, Row]]:
         """Read the rows of pending examples again, file after file."""

@@ -8,6 +8,7 @@ loss is divided by, agreed between the ranks beforehand.
     feed.py         local steps -> noisy micro-batches with the weight of each masked token
     interval.py     the numbers of the log that cover several steps
     module.py       the LightningModule: micro-batches through the engine, then one step
+    nonfinite.py    a loss that is NaN or infinite: the step is not made, and its rows are named
     strategy.py     DeepSpeed ZeRO-3 on CUDA and on CPU
     schedule.py     the learning rate as a function of the step
     network.py      the model section -> the network

@@ -13,18 +13,19 @@ No state of a random generator is kept: every random choice of a run is keyed (D
 (seed, epoch, file, line), order by (seed, epoch, file)), so there is none to restore.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llada_sft.data.datamodule import Positions
 from llada_sft.data.stream import FilePosition, Pending
-from llada_sft.errors import CheckpointError
 
 # Lightning's name for the folder of DeepSpeed's shards.
 DEEPSPEED_TAG = "checkpoint"
@@ -146,21 +147,46 @@ def finish(partial: Path, manifest: Mapping[str, Any], data_state: DataState, ke
         keep: Checkpoints to keep, this one among them.
 
     Raises:
-        CheckpointError: A file is missing or has another size than when it was listed.
+        OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
     """
     _write_json(partial / _DATA_STATE, data_state.to_json())
     paths = sorted(path for path in partial.rglob("*") if path.is_file())
     files = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
     _write_json(partial / _MANIFEST, {**manifest, "files": files})
     if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
-        raise CheckpointError(f"{partial}: not every rank's files are there; checkpoint not kept")
-    complete = partial.with_suffix("")
+        raise OSError(errno.EIO, "not every rank's files are there")
+    # The ranks have brought their shards to the disk; this is the rest, and all names.
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    complete, latest = partial.with_suffix(""), partial.parent / _LATEST
+    # Written before the one is whose name it holds: moving it later needs no room.
+    beside = latest.with_name(latest.name + ".partial")
+    _write(beside, complete.name + "\n")
     shutil.rmtree(complete, ignore_errors=True)
     partial.rename(complete)
-    _write_atomically(partial.parent / _LATEST, complete.name + "\n")
-    clean_partial(partial.parent)
-    _prune(partial.parent, keep)
+    # It is complete: what fails from here on is tidied up later.
+    with suppress(OSError):
+        beside.replace(latest)
+        _sync(partial.parent)
+        clean_partial(partial.parent)
+        _prune(partial.parent, keep)
     return complete
+
+
+def abandon(partial: Path, error: OSError, num_bytes: int) -> str:
+    """Remove what was written of a checkpoint that failed, and say so in one line; rank 0 only.
+
+    Args:
+        partial: What `begin` returned, or would have.
+        error: Of the first rank that failed.
+        num_bytes: What all ranks had to write; 0 where that is not known.
+    """
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.with_name(_LATEST + ".partial").unlink(missing_ok=True)
+    found = list_checkpoints(partial.parent)
+    before = f"the checkpoint of step {found[-1][0]} is intact" if found else "it is the first one"
+    room = _room(partial.parent, error, num_bytes)
+    return f"{partial}: cannot be written: {error.strerror or error}{room}: {before}"
 
 
 def clean_partial(folder: Path) -> None:
@@ -177,21 +203,50 @@ def _num_shards(checkpoint: Path) -> int:
 
 
 def _prune(folder: Path, keep: int) -> None:
+    # Only complete ones are counted and removed: the newest of them always stays.
     for _, path in list_checkpoints(folder)[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.
         doomed = path.with_suffix(".partial")
         path.rename(doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _room(folder: Path, error: OSError, num_bytes: int) -> str:
+    """Say how much room there is for so many bytes, where the error is about that."""
+    if not num_bytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    needed = f"; {_megabytes(num_bytes)} needed"
+    if error.errno == errno.EDQUOT:
+        # What a quota leaves is not seen here.
+        return needed
+    return f"{needed}, {_megabytes(shutil.disk_usage(folder).free)} free"
+
+
+def _megabytes(num_bytes: int) -> str:
+    millions = num_bytes / 1e6
+    return f"{millions:,.0f} MB" if millions >= 10 else f"{millions:.1f} MB"
 
 
 def _write_json(path: Path, content: object) -> None:
-    with path.open("w") as file:
-        json.dump(content, file, indent=1)
+    _write(path, json.dumps(content, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text, and wait until it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
-    beside.replace(path)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        # Some file systems cannot do this with a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(file)

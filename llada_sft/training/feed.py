@@ -38,6 +38,7 @@ from llada_sft.diffusion.noise import (
 )
 from llada_sft.errors import LladaSftError
 from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.host import Phase
 
 
 class MicroBatch:
@@ -53,6 +54,7 @@ class MicroBatch:
         targets: int64 [M], the tokens under the masks.
         coefficients: fp32 [M], what the cross-entropy of each is multiplied by.
         sequence_lengths: Tokens of each example of a packed row, else None.
+        rows: File and line of each example.
     """
 
     def __init__(
@@ -63,9 +65,10 @@ class MicroBatch:
         targets: Tensor,
         coefficients: Tensor,
         sequence_lengths: tuple[int, ...] | None = None,
+        rows: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
-        self.sequence_lengths = sequence_lengths
+        self.sequence_lengths, self.rows = sequence_lengths, rows
         self.positions, self.targets, self.coefficients = positions, targets, coefficients
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "MicroBatch":
@@ -79,6 +82,7 @@ class MicroBatch:
             move(self.targets),
             move(self.coefficients),
             self.sequence_lengths,
+            self.rows,
         )
 
 
@@ -145,6 +149,7 @@ def noisy_micro_batch(
         targets=clean[positions],
         coefficients=coefficients[positions].float(),
         sequence_lengths=batch.lengths,
+        rows=tuple((example.file, example.line) for example in batch.examples),
     )
 
 
@@ -215,6 +220,7 @@ class StepFeed(Iterable[StepBatch]):
         num_sources: Sources that are mixed.
         epoch_ended: Called on every rank at the end of an epoch, with its number and what became
             of this rank's rows.
+        pulse: Says what this rank begins to do.
     """
 
     def __init__(
@@ -226,10 +232,12 @@ class StepFeed(Iterable[StepBatch]):
         first_step: int,
         num_sources: int = 0,
         epoch_ended: Callable[[int, RowCounts], None] = lambda epoch, rows: None,
+        pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
         self._stop_requested, self._step = stop_requested, first_step
         self._num_sources, self._epoch_ended = num_sources, epoch_ended
+        self._first_step, self._pulse = first_step, pulse
         # Of this attempt, of this epoch of it, and the seconds that steps waited for data.
         self._rows, self._epoch_rows, self._waited_s = RowCounts(), RowCounts(), 0.0
         # True, on every rank alike, once any rank was told to stop.
@@ -243,6 +251,7 @@ class StepFeed(Iterable[StepBatch]):
         self._waited_s = 0.0
         while local is not None:
             counts = self._agree(local)
+            self._begin("step")
             self.stop_agreed |= counts.stop > 0
             if counts.examples:
                 batches = self._noise.micro_batches(local, counts, self._step)
@@ -256,6 +265,7 @@ class StepFeed(Iterable[StepBatch]):
                 local = self._next(local_steps)
 
     def _next(self, local_steps: Iterator[LocalStep]) -> LocalStep | None:
+        self._begin("data")
         start = time.monotonic()
         try:
             local = next(local_steps, None)
@@ -269,7 +279,14 @@ class StepFeed(Iterable[StepBatch]):
             self._epoch_rows += local.rows
         return local
 
+    def _begin(self, phase: Phase) -> None:
+        # The first step belongs to the start: ranks may take very unequal times to come there.
+        if self._step > self._first_step:
+            # What is fetched now is one step ahead.
+            self._pulse(phase, self._step - 1)
+
     def _agree(self, local: LocalStep) -> Report:
+        self._begin("agreement")
         return self._consensus.agree(
             Report(
                 examples=local.num_examples,

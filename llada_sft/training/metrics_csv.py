@@ -8,6 +8,7 @@ before, or since the attempt began.
 """
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ COLUMNS = (
     "too_long",
     "data_wait",
     "epoch_progress",
+    "skipped_steps",
 )
 
 
@@ -65,8 +67,14 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if not self._ready:
             self._keep_rows()
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow({"step": step, **metrics})
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow({"step": step, **metrics})
+        except OSError:
+            # Half a row would spoil the next one.
+            os.truncate(self._path, size)
+            raise
 
     def _keep_rows(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

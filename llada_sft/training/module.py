@@ -1,17 +1,22 @@
 """The LightningModule: micro-batches through the engine, one optimizer step, its numbers."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.feed import MicroBatch, StepBatch
+from llada_sft.training.host import Phase
 from llada_sft.training.interval import Interval
+from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.nonfinite import spoil
 from llada_sft.training.schedule import learning_rate
 from llada_sft.training.strategy import Zero3Strategy
 
@@ -43,6 +48,9 @@ class DiffusionModule(pl.LightningModule):
         validation_batches: This rank's validation micro-batches, with coefficients that sum the
             mean loss over all ranks; the same number on every rank.
         sources: The names of those that are mixed.
+        left_out: Called on every rank with a step that was not made, because its loss or gradient
+            is not finite: its number, the rank's micro-batches, and the loss of each.
+        pulse: Says what this rank begins to do.
     """
 
     def __init__(
@@ -53,6 +61,8 @@ class DiffusionModule(pl.LightningModule):
         log_every_n_steps: int,
         validation_batches: list[MicroBatch],
         sources: Sequence[str] = (),
+        left_out: Callable[[int, list[MicroBatch], list[Tensor]], None] = lambda *step: None,
+        pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -62,6 +72,7 @@ class DiffusionModule(pl.LightningModule):
         self._validation_batches = validation_batches
         self._validation_loss = torch.zeros(())
         self._sources, self._interval = sources, Interval(sources)
+        self._left_out, self._pulse, self._skipped_steps = left_out, pulse, 0
         # What was logged last, for the progress bar.
         self.last_metrics: dict[str, float] = {}
         self.network: nn.Module | None = None
@@ -98,15 +109,27 @@ class DiffusionModule(pl.LightningModule):
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = torch.zeros((), device=self.device)
-        for number, micro_batch in enumerate(batch.micro_batches, start=1):
-            micro_loss = self._zero3.deepspeed_engine(micro_batch)
-            self._zero3.accumulate(micro_loss, last=number == len(batch.micro_batches))
-            loss += micro_loss.detach()
+        losses = self._accumulate(batch.micro_batches)
         optimizer.step()
+        if not self._zero3.step_applied:
+            self._left_out(step + 1, batch.micro_batches, losses)
+            self._skipped_steps += 1
         self._interval.add(batch.counts)
         if (step + 1) % self._log_every_n_steps == 0:
-            self._log_step(step + 1, loss, rate, batch)
+            self._log_step(step + 1, torch.stack(losses).sum(), rate, batch)
+
+    def _accumulate(self, batches: list[MicroBatch]) -> list[Tensor]:
+        """Add up the gradients of a step; return the loss of each micro-batch."""
+        losses: list[Tensor] = []
+        for batch in batches:
+            self._pulse("step", self.global_step)
+            micro_loss = self._zero3.deepspeed_engine(batch)
+            losses.append(micro_loss.detach())
+            last = batch is batches[-1]
+            if last:
+                micro_loss = spoil(micro_loss, torch.stack(losses).sum())
+            self._zero3.accumulate(micro_loss, last)
+        return losses
 
     def _log_step(self, step: int, loss: Tensor, rate: float, batch: StepBatch) -> None:
         # The mean over ranks of (world size × the rank's part) is the global batch's loss.
@@ -119,15 +142,28 @@ class DiffusionModule(pl.LightningModule):
                 "lr": rate,
                 "gradient_norm": self._zero3.gradient_norm,
                 "examples": batch.counts.examples,
+                "skipped_steps": self._skipped_steps,
                 **self._interval.close(self.trainer.world_size),
             },
         )
+        self._skipped_steps = 0
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Give the numbers of a step to the loggers and to the progress bar."""
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step)
+        for logger in list(self.loggers):
+            try:
+                logger.log_metrics(metrics, step)
+            except OSError as error:
+                self._not_logged(logger, step, error)
         self.last_metrics = metrics
+
+    def _not_logged(self, logger: Logger, step: int, error: OSError) -> None:
+        """Go on: of what a full disk means for the run, `train.on_failed_save` decides."""
+        reason = error.strerror or str(error)
+        print(f"warning: step {step}: {logger.name}: not logged: {reason}", file=sys.stderr)
+        # The thread of TensorBoard's writer has ended: it would fail again, and in the very end.
+        if not isinstance(logger, MetricsCsv):
+            self.trainer.loggers = [one for one in self.trainer.loggers if one is not logger]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run that ended for want of rows may be asked for more epochs later. Lightning would
@@ -144,13 +180,16 @@ class DiffusionModule(pl.LightningModule):
         self._interval = Interval(self._sources)
 
     def on_validation_epoch_start(self) -> None:
+        self._pulse("validation", self.global_step)
         self._interval.pause()
         self._validation_loss = torch.zeros((), device=self.device)
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        self._pulse("validation", self.global_step)
         self._validation_loss += self._zero3.deepspeed_engine(batch)
 
     def on_validation_epoch_end(self) -> None:
         mean = self._zero3.reduce(self._validation_loss, reduce_op="mean")
+        self._pulse("step", self.global_step)
         self.log_metrics(self.global_step, {"validation_loss": float(mean)})
         self._interval.go_on()

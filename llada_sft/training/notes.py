@@ -1,5 +1,6 @@
 """What the training tells the journal: where it went on, its checkpoints, who was told to stop."""
 
+import sys
 import time
 from importlib.metadata import version
 from typing import Any
@@ -71,6 +72,13 @@ class Notes:
             }
         )
         self._last_end, self._longest_s = now, 0.0
+
+    def not_saved(self, step: int, line: str) -> None:
+        """Warn of a checkpoint that could not be written, and measure anew."""
+        if self._rank == 0:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+        self._note({"event": "warning", "step": step, "detail": line})
+        self._last_end = time.monotonic()
 
     def _note(self, entry: dict[str, object]) -> None:
         if self._rank == 0:

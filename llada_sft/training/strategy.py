@@ -9,6 +9,7 @@ micro-batch goes through the engine by itself, which is what DeepSpeed's accumul
 
 import argparse
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
@@ -22,7 +23,9 @@ from torch.optim import Optimizer
 
 from llada_sft.config.schema import DeepSpeedConfig
 from llada_sft.placement import Placement
+from llada_sft.training.checkpoints import DEEPSPEED_TAG
 from llada_sft.training.universal import OptimizerRepair
+from llada_sft.training.writing import ShardWriter
 
 
 class RankEnvironment(ClusterEnvironment):
@@ -99,6 +102,11 @@ def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str,
     }
 
 
+def _write_latest(checkpoint: str) -> None:
+    """Write what DeepSpeed reads first when it loads."""
+    (Path(checkpoint) / "latest").write_text(DEEPSPEED_TAG)
+
+
 class Zero3Strategy(DeepSpeedStrategy):
     """ZeRO-3 on CUDA or CPU, driven micro-batch by micro-batch.
 
@@ -109,6 +117,9 @@ class Zero3Strategy(DeepSpeedStrategy):
         precision: `bf16` keeps fp32 master weights in the partitioned optimizer.
         timeout: Of each collective.
         load_universal: The checkpoint to load is a universal one.
+
+    Attributes:
+        shard_writer: Writes this rank's part of a checkpoint.
     """
 
     def __init__(
@@ -129,6 +140,7 @@ class Zero3Strategy(DeepSpeedStrategy):
             timeout=timeout,
         )
         self._device, self._load_universal = device, load_universal
+        self.shard_writer = ShardWriter()
 
     @property
     def root_device(self) -> torch.device:
@@ -158,7 +170,30 @@ class Zero3Strategy(DeepSpeedStrategy):
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        engine.checkpoint_engine = self.shard_writer
+        # Rank 0 copies scripts of a few kB between DeepSpeed's collectives: private, but they may
+        # fail as well as a shard.
+        engine._copy_recovery_script = self.shard_writer.guard(engine._copy_recovery_script)
         return engine, zero_optimizer
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        """Write this rank's shards; `shard_writer.error` tells afterwards whether they are there.
+
+        As the parent does, but DeepSpeed's `latest`, whose failure would leave the other ranks in
+        a barrier, is written behind that barrier.
+        """
+        states = ("state_dict", "optimizer_states")
+        self.shard_writer.begin()
+        self.deepspeed_engine.save_checkpoint(
+            filepath,
+            client_state={key: value for key, value in checkpoint.items() if key not in states},
+            tag=DEEPSPEED_TAG,
+            save_latest=False,
+        )
+        if self.is_global_zero:
+            self.shard_writer.guard(_write_latest)(filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         if not self._load_universal:
@@ -187,6 +222,11 @@ class Zero3Strategy(DeepSpeedStrategy):
         engine = self.deepspeed_engine
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss, scale_wrt_gas=False)
+
+    @property
+    def step_applied(self) -> bool:
+        """Whether the last step changed weights; a norm that is not finite leaves it out."""
+        return bool(self.deepspeed_engine.was_step_applied())
 
     @property
     def gradient_norm(self) -> float:

@@ -36,6 +36,7 @@ from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
@@ -92,8 +93,11 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     consensus = Consensus()
     network_config = resolve_network(config.model)
     resume = find_resume(run, placement, consensus)
+    host.pulse("start", resume.step)
     dataset = build_dataset(config, network_config, placement, resume, run, consensus)
+    host.pulse("start", resume.step)
     total_steps = count_steps(config, dataset, consensus)
+    host.pulse("start", resume.step)
     row_summary = RowSummary(consensus, placement.rank, resume.step)
     feed = StepFeed(
         step_loader(dataset, config.data.prefetch_steps),
@@ -103,9 +107,13 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         resume.step,
         len(dataset.mixed_sources),
         row_summary.epoch_ended,
+        host.pulse,
     )
     notes = Notes(host, consensus, placement.rank)
-    saver = CheckpointSaver(run, config.train, consensus, feed, dataset.fingerprints(), notes)
+    saver = CheckpointSaver(
+        run, config.train, consensus, feed, dataset.fingerprints(), notes, host.pulse
+    )
+    nonfinite = NonFiniteSteps(config.train.on_nonfinite, consensus, placement.rank, host.note)
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,
@@ -113,6 +121,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         config.log.every_n_steps,
         build_validation(config, network_config, placement, consensus),
         dataset.mixed_sources,
+        nonfinite.left_out,
+        host.pulse,
     )
     trainer = build_trainer(
         config,
@@ -129,6 +139,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         resume.universal,
     )
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
+    host.pulse("end", trainer.global_step)
     return "stopped" if saver.stopped else "finished"
 
 

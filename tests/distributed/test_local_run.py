@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llada_sft.cluster import journal
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 from tests.distributed.training_workers import losses
@@ -84,6 +85,7 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on_to_the_same_losses(project: P
     assert "failed; its log" in problem
     assert rank_processes(killed) == {}
     assert len(losses(killed.path)) < 60
+    assert [e["cause"] for e in journal.read(killed.journal) if e["event"] == "ended"] == ["killed"]
 
     again = start(project, "run.name=killed", *overrides)
     printed, problem = again.communicate()

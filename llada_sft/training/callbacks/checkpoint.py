@@ -1,15 +1,26 @@
-"""Saves checkpoints at step boundaries, and stops the run where the ranks agreed to."""
+"""Saves checkpoints at step boundaries, and stops the run where the ranks agreed to.
 
-from typing import Any
+A checkpoint that cannot be written on any rank is written on none: what there is of it is removed,
+and `train.on_failed_save` says whether the run ends. Where it was told to stop it does so in any
+case, and goes on later from the checkpoint before; the last checkpoint of a run must succeed.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Any, cast
 
 import lightning.pytorch as pl
 
 from llada_sft.config.schema import TrainConfig
+from llada_sft.errors import PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepBatch, StepFeed
+from llada_sft.training.host import Phase
 from llada_sft.training.notes import Notes, versions
+from llada_sft.training.strategy import Zero3Strategy
+from llada_sft.training.writing import write_error
 
 
 class CheckpointSaver(pl.Callback):
@@ -22,6 +33,7 @@ class CheckpointSaver(pl.Callback):
         feed: Knows whether to stop.
         fingerprints: Of this rank's files.
         notes: Tells the journal.
+        pulse: Says what this rank begins to do.
     """
 
     def __init__(
@@ -32,9 +44,11 @@ class CheckpointSaver(pl.Callback):
         feed: StepFeed,
         fingerprints: dict[str, str],
         notes: Notes,
+        pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         self._run, self._config, self._consensus = run, config, consensus
-        self._feed, self._fingerprints, self._notes = feed, fingerprints, notes
+        self._feed, self._fingerprints = feed, fingerprints
+        self._notes, self._pulse = notes, pulse
         # Whether the run ended because it was told to.
         self.stopped = False
 
@@ -56,30 +70,78 @@ class CheckpointSaver(pl.Callback):
         if self.stopped:
             self._notes.told_to_stop(step)
         if last or self.stopped or step % self._config.checkpoint_every_steps == 0:
-            self._save(trainer, step, batch)
+            self._save(trainer, step, batch, last)
         if self.stopped:
             # The time until the job is killed is short: no validation on the way out.
             trainer.limit_val_batches = 0
             trainer.should_stop = True
 
-    def _save(self, trainer: pl.Trainer, step: int, batch: StepBatch) -> None:
-        partial = checkpoints.partial_path(self._run.checkpoints, step)
+    def _save(self, trainer: pl.Trainer, step: int, batch: StepBatch, last: bool) -> None:
+        self._pulse("checkpoint", step)
+        errors, num_bytes = self._write(trainer, step, batch)
+        self._pulse("step", step)
+        first = next((error for error in errors if error is not None), None)
+        if first is None:
+            self._notes.saved(step, num_bytes)
+            return
+        line = ""
         if trainer.is_global_zero:
-            checkpoints.begin(self._run.checkpoints, step)
-        self._consensus.barrier()
-        trainer.save_checkpoint(partial)
-        ranks: Any = self._consensus.gather((batch.positions, self._fingerprints))
-        if trainer.is_global_zero:
-            complete = checkpoints.finish(
-                partial,
-                manifest={
-                    "step": step,
-                    "world_size": trainer.world_size,
-                    "versions": versions(),
-                },
-                data_state=checkpoints.DataState.merge(batch.epoch, ranks),
-                keep=self._config.keep_checkpoints,
+            partial = checkpoints.partial_path(self._run.checkpoints, step)
+            line = checkpoints.abandon(partial, first, num_bytes)
+        line = str(self._consensus.gather(line)[0])
+        if self.stopped or (self._config.on_failed_save == "go_on" and not last):
+            self._notes.not_saved(
+                step, f"{line}; {'stopping' if self.stopped else 'training'} goes on"
             )
-            sizes = checkpoints.read_manifest(complete)["files"]
-            self._notes.saved(step, sum(sizes.values()))
-        self._consensus.barrier()
+            return
+        if errors[trainer.global_rank] is None:
+            raise PeerFailedError(f"step {step}: another rank could not write; see its line")
+        raise SaveError(f"{line}; {_remedy(first)}")
+
+    def _write(
+        self, trainer: pl.Trainer, step: int, batch: StepBatch
+    ) -> tuple[list[OSError | None], int]:
+        """Write a checkpoint; on every rank the errors of all ranks, and the bytes of all shards.
+
+        Between two collectives each rank does what may fail without raising: all of them know of
+        each error before any goes on.
+        """
+        folder, zero = self._run.checkpoints, trainer.is_global_zero
+        errors = self._of_rank_0(zero, lambda: checkpoints.begin(folder, step))
+        if any(errors):
+            return errors, 0
+        partial = checkpoints.partial_path(folder, step)
+        trainer.save_checkpoint(partial)
+        writer = cast(Zero3Strategy, trainer.strategy).shard_writer
+        found: Any = self._consensus.gather(
+            (batch.positions, self._fingerprints, writer.error, writer.num_bytes)
+        )
+        errors = [error for *_, error, _ in found]
+        num_bytes = sum(count for *_, count in found)
+        if any(errors):
+            return errors, num_bytes
+        manifest = {
+            "step": step,
+            "world_size": trainer.world_size,
+            "versions": versions(),
+        }
+        data = checkpoints.DataState.merge(batch.epoch, (one[:2] for one in found))
+        finish = partial, manifest, data, self._config.keep_checkpoints
+        return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
+
+    def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:
+        """Let rank 0 write, and tell all ranks what became of it."""
+        error = None
+        if zero:
+            try:
+                write()
+            except OSError as caught:
+                error = write_error(caught)
+        return cast(list[OSError | None], self._consensus.gather(error))
+
+
+def _remedy(error: OSError) -> str:
+    """Say what to do before the run is started again."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space and start the run again"
+    return "start the run again when that is mended"

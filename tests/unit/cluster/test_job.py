@@ -9,15 +9,23 @@ from types import ModuleType
 
 import pytest
 
-from llada_sft.cluster import failures, job, journal, prepare
+from llada_sft.cluster import failures, job, journal, prepare, status
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.job import placement_from
 from llada_sft.cluster.leaving import Leaving
 from llada_sft.cluster.preemption import Ending, Job
 from llada_sft.cluster.stop_request import StopRequest
+from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config import Config, load_config
-from llada_sft.errors import DataError, LaunchError, PeerFailedError
+from llada_sft.config.schema import TrainConfig
+from llada_sft.errors import (
+    DataError,
+    LaunchError,
+    NonFiniteError,
+    PeerFailedError,
+    SaveError,
+)
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
@@ -131,6 +139,37 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
 
 
+def test_a_loss_that_is_not_finite_has_a_cause_of_its_own(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> str:
+        raise NonFiniteError("step 3: the loss is NaN or infinite")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    assert [one.cause for one in failures.read_all(run)] == ["non-finite loss"]
+    assert status.failure_lines(run) == ["step 3: the loss is NaN or infinite"]
+
+
+def test_the_watchdog_gets_the_timeouts_and_the_pulses(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(Watchdog, "set_timeouts", lambda _, config: seen.append(config))
+    monkeypatch.setattr(Watchdog, "pulse", lambda _, phase, step: seen.append((phase, step)))
+    monkeypatch.setattr(Watchdog, "_watch", lambda _: None)
+
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        host.pulse("step", 5)
+        return "finished"
+
+    stand_in(monkeypatch, train)
+    job.run(str(run.path))
+    assert seen == [TrainConfig(), load_config(run.config).train, ("step", 5)]
+
+
 def test_a_mistake_of_another_rank_is_told_by_that_rank_alone(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +249,77 @@ def test_another_world_than_the_configs(run: RunDir, monkeypatch: pytest.MonkeyP
         f"{run.config}: 1 nodes × 2 ranks = 2 ranks, but 5 were started:"
         " set slurm.nodes and slurm.ranks_per_node to what the job has"
     ]
+
+
+def elastic(run: RunDir, low: int, high: int) -> Config:
+    changes = [f"slurm.elastic=[{low}, {high}]", "slurm.nodes=2", "train.accumulate_grad_batches=3"]
+    config = load_config(run.config, changes)
+    prepare.replace_config(run, config)
+    return config
+
+
+@pytest.mark.parametrize(("world_size", "nodes", "accumulate"), [(2, 1, 6), (4, 2, 3), (6, 3, 2)])
+def test_an_elastic_job_keeps_its_global_batch(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    world_size: int,
+    nodes: int,
+    accumulate: int,
+) -> None:
+    config, seen = elastic(run, 1, 3), []
+
+    def train(config: Config, *_: object) -> str:
+        seen.append(config)
+        return "finished"
+
+    stand_in(monkeypatch, train)
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    job.run(str(run.path))
+    (given,) = seen
+    assert (given.slurm.nodes, given.train.accumulate_grad_batches) == (nodes, accumulate)
+    assert given.world_size == world_size
+    assert given.global_batch_size == config.global_batch_size == 12
+    assert capsys.readouterr().out == (
+        f"elastic          {nodes} of 1 to 3 nodes: {world_size} ranks × {accumulate}"
+        " accumulated; the global batch stays 12 examples\n"
+    )
+
+
+@pytest.mark.parametrize("world_size", [2, 5, 8])
+def test_another_world_than_an_elastic_one(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    elastic(run, 2, 3)
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(SystemExit):
+        job.run(str(run.path))
+    assert [failure.error for failure in failures.read_all(run)] == [
+        f"{run.config}: 2 to 3 nodes × 2 ranks = 4 to 6 ranks, but {world_size} were started:"
+        " set slurm.nodes and slurm.ranks_per_node to what the job has"
+    ]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_full_disk(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object) -> str:
+        raise SaveError("step_40.partial: cannot be written: No space left on device")
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    (failure,) = failures.read_all(run)
+    assert (failure.cause, failure.error) == (
+        "disk full",
+        "step_40.partial: cannot be written: No space left on device",
+    )
+    assert status.failure_lines(run) == [failure.error]
+
+
+def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, lambda *_: "stopped")
 
 
 def told(signals: list[str], whom: str) -> Train:

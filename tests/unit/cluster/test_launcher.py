@@ -191,6 +191,18 @@ def test_local_takes_one_node_unless_told(
     assert (code, local_runs) == (0, [world])
 
 
+def test_local_is_not_elastic(call: Call, project: Path, local_runs: list[tuple[int, int]]) -> None:
+    call("--config", "a.yaml", "--local", "slurm.elastic=[3, 4]", "slurm.nodes=3")
+    assert local_runs == [(1, 2)]
+
+
+def test_what_an_elastic_job_got_is_not_its_batch(call: Call, project: Path) -> None:
+    elastic = ["slurm.elastic=[1, 2]", "slurm.nodes=2", "slurm.ranks_per_node=1"]
+    for nodes in ("1", "2"):
+        assert call("--config", "a.yaml", "--prepare", "--nodes", nodes, *elastic)[0] == 0
+        assert load_config(project / "runs/a/config.yaml").slurm.nodes == 2
+
+
 def test_resume_takes_changes(call: Call, project: Path, local_runs: list[tuple[int, int]]) -> None:
     call("--config", "a.yaml", "--prepare")
     assert call("resume", "runs/a", "--local", "train.max_steps=9")[0] == 0

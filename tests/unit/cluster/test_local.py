@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import failures
+from llada_sft.cluster import failures, journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.local import run_local
@@ -68,6 +68,34 @@ def test_a_rank_that_dies_takes_the_others_with_it(
     assert time.monotonic() - begin < 20
     log = RunDir(tmp_path).rank_log(2)
     assert capfd.readouterr().err == f"rank 2 failed; its log {log} ends:\nline of 2\n"
+
+
+FAILING = """
+from llada_sft.cluster.leaving import Leaving; from llada_sft.run_dir import RunDir
+Leaving(RunDir(pathlib.Path(sys.argv[1])), int(rank)).fail(ValueError('a'))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "cause", "rank", "code"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed", 1, 1),
+        ("sys.exit(3)", "lost", 1, 1),
+        (f"exec({FAILING!r})", "exception", 1, 1),
+        ("", "finished", None, 0),
+    ],
+)
+def test_the_journal_says_how_it_ended(
+    tmp_path: Path, config: Config, script: str, cause: str, rank: int | None, code: int
+) -> None:
+    failing = f"if rank == 1: {script or 'pass'}\nelif {bool(script)}: time.sleep(60)"
+    for attempt in (1, 2):
+        assert run_local(tmp_path, config, command(f"exec({failing!r})")) == code
+        entries = journal.read(RunDir(tmp_path).journal)[-2 if rank is None else -3 :]
+        assert {entry["attempt"] for entry in entries} == {attempt}
+        events = ["started", *(["failed"] if rank is not None else []), "ended"]
+        assert [entry["event"] for entry in entries] == events
+        assert (entries[-1]["cause"], entries[-2].get("rank")) == (cause, rank)
 
 
 def test_a_rank_that_ignores_term_is_killed_with_its_children(

@@ -148,3 +148,11 @@ def test_everything_is_reported_at_once(project: Path) -> None:
         "z/config.json: cannot be read: No such file or directory; set model.path",
         "z/tokenizer.json: cannot be read: No such file or directory; set model.path",
     ]
+
+
+def test_the_shards_must_do_for_the_most_nodes(project: Path) -> None:
+    elastic = ["slurm.elastic=[1, 2]", "train.accumulate_grad_batches=2"]
+    assert problems(project, *elastic) == [
+        "2 shards for 4 ranks in shards: use at most 2 ranks,"
+        " or run  llada-sft shard shards shards_4 --num-shards 4"
+    ]

@@ -53,6 +53,20 @@ def test_a_key_becomes_an_option(override: str, line: str) -> None:
     assert line in text_of(override).splitlines()
 
 
+def test_an_elastic_job_asks_for_a_range_of_nodes() -> None:
+    elastic = ["slurm.elastic=[1, 4]", "train.accumulate_grad_batches=12"]
+    changed = set(text_of(*elastic).splitlines()) ^ set(text_of().splitlines())
+    # --ntasks-per-node would hold a requeued job to the nodes that it had first.
+    assert changed == {
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --nodes=1-4",
+        "#SBATCH --mincpus=64",
+        "export SLURM_NTASKS_PER_NODE=8",
+    }
+
+
 @pytest.mark.parametrize("override", ["slurm.gpus_per_node=0", "train.accelerator=cpu"])
 def test_without_gpus_none_are_asked_for(override: str) -> None:
     assert "gpus" not in text_of(override)

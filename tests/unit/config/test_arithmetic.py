@@ -1,7 +1,7 @@
 """The numbers printed before a run, by hand."""
 
 from llada_sft.config import Config
-from llada_sft.config.arithmetic import RowCount, batch_arithmetic, steps_of
+from llada_sft.config.arithmetic import RowCount, batch_arithmetic, on_nodes, steps_of
 
 
 def config(**train: int) -> Config:
@@ -59,3 +59,14 @@ def test_sources() -> None:
 def test_a_last_step_that_is_not_full_counts() -> None:
     assert steps_of(config(), 9) == 2
     assert steps_of(config(), 8) == 1
+
+
+def test_on_a_range_of_nodes() -> None:
+    fields = config(accumulate_grad_batches=3).model_dump()
+    fields["slurm"] |= {"elastic": (2, 4)}
+    elastic = Config.model_validate(fields)
+    assert batch_arithmetic(elastic)[-1] == (
+        "elastic          2 to 4 nodes: 16 to 32 ranks, 6 to 3 accumulated; the same global batch"
+    )
+    assert {on_nodes(elastic, nodes).global_batch_size for nodes in (2, 3, 4)} == {192}
+    assert elastic.largest_world_size == 32

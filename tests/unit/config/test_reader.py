@@ -1,5 +1,6 @@
 """The reader: a table of bad files with the exact messages, and what YAML 1.2 means."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config.elastic import check_range
 from llada_sft.errors import ConfigError
 
 MINIMAL = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
@@ -335,6 +337,62 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
         "a.yaml:1: train.micro_batch_size: must stay 1 with data.batching: packed, whose "
         "micro-batches are measured in data.max_tokens, got 4"
     )
+
+
+@pytest.mark.parametrize(
+    ("slurm", "accumulate", "problem"),
+    [
+        ("elastic: [1]", 1, "slurm.elastic.1: missing; the list is too short"),
+        ("elastic: [0, 1]", 1, "slurm.elastic.0: must be at least 1, got 0"),
+        (
+            "elastic: [4, 1], nodes: 2",
+            1,
+            "slurm: elastic: must be [least, most] with nodes between them, "
+            "got [4, 1] for nodes: 2",
+        ),
+        (
+            "elastic: [2, 4]",
+            1,
+            "slurm: elastic: must be [least, most] with nodes between them, "
+            "got [2, 4] for nodes: 1",
+        ),
+        (
+            "elastic: [1, 4], nodes: 4",
+            2,
+            "slurm.elastic: 3 nodes cannot share out the global batch, slurm.nodes × "
+            "train.accumulate_grad_batches = 4 × 2, evenly; use "
+            "train.accumulate_grad_batches=3, or slurm.elastic=[4, 4]",
+        ),
+        (
+            "elastic: [1, 5], nodes: 2",
+            6,
+            "slurm.elastic: 5 nodes cannot share out the global batch, slurm.nodes × "
+            "train.accumulate_grad_batches = 2 × 6, evenly; use "
+            "train.accumulate_grad_batches=30, or slurm.elastic=[1, 4]",
+        ),
+    ],
+)
+def test_elastic_nodes_that_cannot_be(slurm: str, accumulate: int, problem: str) -> None:
+    text = (
+        "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+        f"train: {{accumulate_grad_batches: {accumulate}}}\nslurm: {{{slurm}}}\n"
+    )
+    assert problems_of(text).split(": ", 1)[1] == problem
+
+
+@given(nodes=st.integers(1, 6), accumulate=st.integers(1, 40), data=st.data())
+def test_elastic_names_numbers_that_work(nodes: int, accumulate: int, data: st.DataObject) -> None:
+    allowed = range(data.draw(st.integers(1, nodes)), data.draw(st.integers(nodes, 8)) + 1)
+    try:
+        check_range(nodes, accumulate, allowed)
+    except ValueError as error:
+        fitting, least, most = map(int, re.findall(r"\d+", str(error).rpartition("; use")[2]))
+        assert fitting > accumulate
+        check_range(nodes, fitting, allowed)
+        assert nodes in range(least, most + 1)
+        check_range(nodes, accumulate, range(least, most + 1))
+    else:
+        assert all(nodes * accumulate % count == 0 for count in allowed)
 
 
 SWAPPED = "write {field of the format: field of your rows}"

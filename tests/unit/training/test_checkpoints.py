@@ -1,16 +1,20 @@
 """Checkpoints that are whole, and everything that must not be taken for one."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.data.stream import FilePosition, Pending
-from llada_sft.errors import CheckpointError
 from llada_sft.training.checkpoints import (
     DataState,
+    abandon,
     begin,
     clean_partial,
     finish,
@@ -128,12 +132,85 @@ def test_names_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_a_rank_that_wrote_nothing(tmp_path: Path) -> None:
     older = make(tmp_path, 1)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(OSError, match="not every rank's files are there") as caught:
         make(tmp_path, 2, world_size=3, written=2)
     partial = partial_path(tmp_path, 2)
-    assert str(caught.value) == f"{partial}: not every rank's files are there; checkpoint not kept"
+    assert abandon(partial, caught.value, 90) == (
+        f"{partial}: cannot be written: not every rank's files are there:"
+        " the checkpoint of step 1 is intact"
+    )
+    assert not partial.exists()
     assert newest_checkpoint(tmp_path) == older
     assert (tmp_path / "latest").read_text() == "step_1\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "needed", "room"),
+    [
+        (errno.ENOSPC, 812_000_000, "; 812 MB needed, 10 MB free"),
+        (errno.ENOSPC, 1_234_000, "; 1.2 MB needed, 10 MB free"),
+        # Where not even the folder could be made, nobody has counted.
+        (errno.ENOSPC, 0, ""),
+        (errno.EDQUOT, 812_000_000, "; 812 MB needed"),
+        (errno.EIO, 812_000_000, ""),
+    ],
+)
+@pytest.mark.parametrize("steps", [[], [20], [10, 20]])
+def test_one_that_cannot_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[int],
+    number: int,
+    needed: int,
+    room: str,
+) -> None:
+    kept = [make(tmp_path, step) for step in steps]
+    partial = begin(tmp_path, 40)
+    write(partial, world_size=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_400_000))
+    before = f"the checkpoint of step {steps[-1]} is intact" if steps else "it is the first one"
+    assert abandon(partial, OSError(number, "No room"), needed) == (
+        f"{partial}: cannot be written: No room{room}: {before}"
+    )
+    assert [path for _, path in list_checkpoints(tmp_path)] == kept
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == (["latest"] if steps else []) + [path.name for path in kept]
+
+
+# Data state, manifest, what lies in the folder, the folder itself, `latest`; then it is moved.
+@pytest.mark.parametrize("failing", range(1, 9))
+def test_what_fails_last_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    older = make(tmp_path, 1)
+    synced: list[int] = []
+
+    def fsync(file: int) -> None:
+        synced.append(file)
+        if len(synced) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if failing == 8:
+        # It has its name already.
+        made = make(tmp_path, 2)
+        assert len(synced) == 8
+        assert newest_checkpoint(tmp_path) == made
+        return
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path, 2, keep=1)
+    abandon(partial_path(tmp_path, 2), OSError(errno.ENOSPC, "No room"), 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_1"]
+    assert newest_checkpoint(tmp_path) == older
+    assert (tmp_path / "latest").read_text() == "step_1\n"
+
+
+def test_the_only_complete_one_is_never_removed(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    # The newest by its number, and damaged since: it does not count as one of those kept.
+    (make(tmp_path, 9) / "checkpoint.json").unlink()
+    made = make(tmp_path, 2, keep=1)
+    assert [path for _, path in list_checkpoints(tmp_path)] == [made]
 
 
 def test_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:

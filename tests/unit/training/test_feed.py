@@ -461,6 +461,27 @@ def test_a_rank_that_fails_tells_the_others() -> None:
     assert str(found[0]) == "1 other rank(s) stopped; see their lines"
 
 
+def test_the_watchdog_is_told_what_comes_next() -> None:
+    def work(rank: int, consensus: Consensus) -> list[tuple[str, int]]:
+        said: list[tuple[str, int]] = []
+        steps = local_steps(rank, [3], StepSize(1, 1))
+        told = StepFeed(
+            steps,
+            source(),
+            consensus,
+            lambda: False,
+            first_step=40,
+            pulse=lambda phase, step: said.append((phase, step)),
+        )
+        assert len(list(told)) == 3
+        return said
+
+    # The first step belongs to the start; what is fetched is one step ahead of what is made; the
+    # last round finds the end of the epoch.
+    rounds = [(phase, step) for step in (40, 41, 42) for phase in ("data", "agreement", "step")]
+    assert on_ranks(1, work) == [[*rounds, ("data", 42)]]
+
+
 # -- rows -----------------------------------------------------------------------------------------
 
 
@@ -664,6 +685,7 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     moved = vars(batch.to(torch.device("meta")))
     # Numbers of the host: the network plans with them.
     assert moved.pop("sequence_lengths") is None
+    assert moved.pop("rows") == (("a", 1), ("a", 2))
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
     assert len(tensors) == len(moved) == 5
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -1,5 +1,7 @@
 """The metrics file over several attempts, and after a crash in the middle of a line."""
 
+import csv
+import errno
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,24 @@ def test_waiting_is_a_share_of_the_time_of_all_steps(tmp_path: Path) -> None:
     logger.log_metrics(interval(seconds=6, data_wait=0.1), 20)
     assert data_wait(read_metrics(path)) == pytest.approx((2 * 0.5 + 6 * 0.1) / 8)
     assert data_wait([]) == 0
+
+
+def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCsv(path, 0)
+    logger.log_metrics({"loss": 1.5}, 1)
+
+    def half(self: object, row: object) -> None:
+        with path.open("a") as file:
+            file.write("2,0,1.")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerow", half)
+        with pytest.raises(OSError, match="No space left"):
+            logger.log_metrics({"loss": 2.5}, 2)
+    logger.log_metrics({"loss": 3.5}, 3)
+    assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [
+        ("1", "1.5"),
+        ("3", "3.5"),
+    ]

@@ -1,0 +1,101 @@
+"""A loss that is NaN or infinite: no rank makes the step, and the rows are named.
+
+1. Each rank looks at the sum of its own losses, on the device, before its last backward pass; where
+   that is not finite, `spoil` makes the gradient NaN.
+2. DeepSpeed sums the gradients of all ranks, as at every step, and so the NaN reaches all of them.
+3. Before DeepSpeed changes a weight it takes the global gradient norm, waits for it, and leaves a
+   step out whose norm is not finite: gradients dropped, weights and optimizer untouched, counters
+   advanced. The norm is one number for all ranks, and so is the decision.
+
+So nothing is added to a step: no collective, no wait for the device. A gradient that is not finite
+where the loss is goes the same way.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from llada_sft.errors import NonFiniteError
+from llada_sft.training.consensus import Consensus
+from llada_sft.training.feed import MicroBatch
+
+# A message names so many rows; the journal has them all.
+_SHOWN_ROWS = 8
+
+
+def spoil(micro_loss: Tensor, loss: Tensor) -> Tensor:
+    """Make the gradient of a micro-batch NaN where the loss of the step is not finite.
+
+    A loss can be infinite and its gradient finite: where a model gives a token the probability 0.
+
+    Args:
+        micro_loss: Of the last micro-batch.
+        loss: The rank's sum over the step, that one included.
+    """
+    return micro_loss * torch.where(loss.isfinite(), 1.0, math.nan)
+
+
+class NonFiniteSteps:
+    """Says what became of a step that was left out: the run ends, or a note in the journal.
+
+    Args:
+        policy: `train.on_nonfinite`.
+        consensus: The agreement of the ranks.
+        rank: Which one this is.
+        note: Adds to the journal.
+    """
+
+    def __init__(
+        self,
+        policy: Literal["stop", "skip"],
+        consensus: Consensus,
+        rank: int,
+        note: Callable[[Mapping[str, object]], None],
+    ) -> None:
+        self._policy, self._consensus = policy, consensus
+        self._rank, self._note = rank, note
+
+    def left_out(self, step: int, batches: Sequence[MicroBatch], losses: Sequence[Tensor]) -> None:
+        """Name the rows; every rank must call this for the same steps.
+
+        Args:
+            step: The step that was left out, from 1.
+            batches: This rank's micro-batches.
+            losses: The loss of each.
+
+        Raises:
+            NonFiniteError: on every rank alike, where the run is to stop.
+        """
+        where, rows = self._rows(batches, losses)
+        if self._rank == 0:
+            self._note({"event": "nonfinite", "step": step, "detail": where, "rows": rows})
+        named = ", ".join(rows[:_SHOWN_ROWS])
+        more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
+        problem = f"step {step}: {where} is NaN or infinite: rows {named}{more}"
+        if self._policy == "stop":
+            raise NonFiniteError(
+                f"{problem}; look at them, lower optim.lr, "
+                "or leave such steps out with train.on_nonfinite=skip"
+            )
+        if self._rank == 0:
+            print(f"{problem}; the step is left out", flush=True)
+
+    def _rows(
+        self, batches: Sequence[MicroBatch], losses: Sequence[Tensor]
+    ) -> tuple[str, list[str]]:
+        """Give the rows, of all ranks, whose loss is not finite; else those of the whole step."""
+        finite = torch.stack(list(losses)).isfinite().tolist()
+        every = [f"{file}:{line}" for batch in batches for file, line in batch.rows]
+        bad = [
+            f"{file}:{line}"
+            for batch, is_finite in zip(batches, finite, strict=True)
+            if not is_finite
+            for file, line in batch.rows
+        ]
+        ranks: Any = self._consensus.gather((all(finite), bad, every))
+        if all(finite for finite, _, _ in ranks):
+            return "the gradient", [row for _, _, rows in ranks for row in rows]
+        return "the loss", [row for _, rows, _ in ranks for row in rows]

@@ -1,0 +1,100 @@
+"""A rank that stands still in the middle of a training: it is named, and the run ends in time."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from llada_sft.cluster import failures
+from llada_sft.cluster.failures import Failure
+from llada_sft.run_dir import RunDir
+from tests.distributed.test_local_run import ROOT, project, rank_processes, start
+
+__all__ = ["project"]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+TIMEOUT_S = 12
+# Runs in the ranks, as the hook does where no other process prepares the data.
+FAULT = """
+
+import os, re, time
+from pathlib import Path
+
+def stand_still():
+    Path("stands.txt").write_text(str(time.time()))
+    {action}
+
+if os.environ.get("RANK") == "1":
+    from llada_sft.training.module import DiffusionModule
+    whole = DiffusionModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 7:
+            stand_still()
+        return whole(self, batch, batch_idx)
+
+    DiffusionModule.training_step = training_step
+"""
+
+
+def hang(project: Path, action: str) -> tuple[RunDir, list[Failure]]:
+    """Train until rank 1 stands still, and past that; give what is left of it."""
+    hook = (ROOT / "utils/process_data.py").read_text() + FAULT.format(action=action)
+    (project / "hook.py").write_text(hook)
+    launcher = start(
+        project,
+        "run.name=hang",
+        "data.hook=hook.py",
+        "data.prefetch_steps=0",
+        f"train.hang_timeout_s={TIMEOUT_S}",
+        "train.validate_every_steps=1000",
+    )
+    _, problem = launcher.communicate()
+    assert launcher.returncode != 0, problem
+    took_s = time.time() - float((project / "stands.txt").read_text())
+    assert TIMEOUT_S <= took_s <= TIMEOUT_S + 30
+    run = RunDir(project / "runs/hang")
+    assert rank_processes(run) == {}
+    return run, failures.read_all(run)
+
+
+def test_a_rank_that_sleeps_is_named(project: Path) -> None:
+    run, (waiting, named) = hang(project, "time.sleep(1000)")
+    place = r"process_data\.py:\d+ stand_still"
+    assert re.fullmatch(
+        rf"no step for \d+ s in phase step: waiting for rank 1, which stands in {place};"
+        r" see stacks/attempt_1_rank_\*\.txt",
+        waiting.error,
+    )
+    assert re.fullmatch(
+        rf"no step for \d+ s in phase step: it stands in {place}; and the other ranks wait for it;"
+        r" see stacks/attempt_1_rank_\*\.txt",
+        named.error,
+    )
+    assert [(one.cause, one.step, one.consequence) for one in (waiting, named)] == [
+        ("hang", 7, True),
+        ("hang", 7, False),
+    ]
+    assert "in stand_still" in run.rank_stacks(1, 1).read_text()
+    assert "/deepspeed/" in run.rank_stacks(1, 0).read_text()
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("os.kill(os.getpid(), 19)", r"wrote no stack: stopped, or its node is gone"),
+        (
+            're.match(r"(a|a)*b", "a" * 60)',
+            r"stands in __init__\.py:\d+ match, in C code that holds Python's lock",
+        ),
+    ],
+    ids=["stopped", "Python's lock"],
+)
+def test_a_rank_that_cannot_speak_is_named(project: Path, action: str, words: str) -> None:
+    _, (waiting, named) = hang(project, action)
+    assert re.search(f"waiting for rank 1, which {words};", waiting.error)
+    assert re.search(f": it {words}; and the other ranks wait for it;", named.error)
+    assert [(one.rank, one.cause, one.consequence) for one in (waiting, named)] == [
+        (0, "hang", True),
+        (1, "hang", False),
+    ]

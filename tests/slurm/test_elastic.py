@@ -1,0 +1,89 @@
+"""A job that begins on two nodes, loses one, and ends on the other: no row lost or repeated."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import NODES, Cluster
+from conftest import Launched
+from processes import wait_until
+
+from llada_sft.run_dir import RunDir
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+HOOK = Path(__file__).parent / "hooks/note_rows.py"
+TIMEOUT_S = 400
+NUM_SHARDS, ROWS_PER_SHARD = 4, 80
+OVERRIDES = [
+    f"data.hook={HOOK}",
+    "data.validation=null",
+    "slurm.elastic=[1, 2]",
+    "train.epochs=1",
+    "train.micro_batch_size=2",
+    "train.checkpoint_every_steps=20",
+    "log.every_n_steps=1",
+    "log.tensorboard=false",
+]
+
+
+@pytest.fixture
+def only_two_nodes(cluster: Cluster) -> Iterator[None]:
+    """Take two nodes away, and give all of them back at the end."""
+    cluster.run(["scontrol", "update", f"NodeName={','.join(NODES[2:])}", *taken_out("DRAIN")])
+    yield
+    for node in NODES:
+        if "idle" not in cluster.run(["sinfo", "--noheader", f"--nodes={node}", "--format=%T"]):
+            cluster.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"])
+
+
+def taken_out(state: str) -> list[str]:
+    return [f"State={state}", "Reason=test"]
+
+
+def write_shards(folder: Path) -> Path:
+    folder.mkdir()
+    row = json.dumps({"prompt": "reverse abc", "response": "cba"}) + "\n"
+    for shard in range(NUM_SHARDS):
+        (folder / f"{shard}.jsonl").write_text(row * ROWS_PER_SHARD)
+    return folder
+
+
+def trained_rows(run: RunDir, attempt: int, first: int, last: int) -> Counter[tuple[Any, ...]]:
+    """Count the rows of the steps first to last, over all ranks."""
+    found: Counter[tuple[Any, ...]] = Counter()
+    for file in (run.path / "rows").glob(f"{attempt}_*.jsonl"):
+        for line in file.read_text().splitlines():
+            noted = json.loads(line)
+            if first <= noted["step"] <= last:
+                found.update(map(tuple, noted["rows"]))
+    return found
+
+
+@pytest.mark.usefixtures("only_two_nodes")
+def test_the_loss_of_a_node(cluster: Cluster, launched: Launched, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards")
+    run, job = launched("elastic", 400, f"data.train={shards}", *OVERRIDES)
+    checkpoint = run.checkpoints / "step_20/checkpoint.json"
+    assert wait_until(checkpoint.exists, TIMEOUT_S), cluster.job(job)
+    assert cluster.job(job)["NumNodes"] == "2"
+    # The node without the batch script; SLURM itself puts the job back into the queue. Drained
+    # first: the test's slurmd would report back from a node that is down.
+    for state in ("DRAIN", "DOWN"):
+        cluster.run(["scontrol", "update", f"NodeName={NODES[1]}", *taken_out(state)])
+    ended = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S, restarts=1)
+    assert (ended["NumNodes"], ended["Restarts"]) == ("1", "1")
+    said = (run.slurm / f"{job}_0_log.out").read_text()
+    assert "2 of 1 to 2 nodes: 4 ranks × 1 accumulated; the global batch stays 8 examples" in said
+    assert "1 of 1 to 2 nodes: 2 ranks × 2 accumulated; the global batch stays 8 examples" in said
+    assert "converting it from 4 to 2 ranks" in said
+    # SLURM sends TERM first, and there may be time for another checkpoint.
+    (resumed,) = map(int, re.findall(r"^resuming from \S+/step_(\d+)$", said, re.MULTILINE))
+    assert resumed >= 20
+    rows = trained_rows(run, 0, 1, resumed) + trained_rows(run, 1, resumed + 1, 10**6)
+    assert len(rows) == NUM_SHARDS * ROWS_PER_SHARD
+    assert set(rows.values()) == {1}
+    assert (run.checkpoints / "latest").read_text() == "step_40\n"
