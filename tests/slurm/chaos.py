@@ -13,11 +13,12 @@ import argparse
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +27,21 @@ import faults
 from cluster import FINAL_STATES, PROFILES, Cluster, ClusterError, wanted_profile
 from faults import Fault, Planned, Target
 from processes import wait_until
+from project import new_project
 from verdict import Attempt, judge, lost_steps
 from weights import differences
 
 from llada_sft.cluster import journal
-from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 
-ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).with_name("chaos_hook.py")
 CHECKPOINT_EVERY = 6
 # What the run may go on while a fault takes its effect (chaos_hook.py slows it).
-SPARE_STEPS = 25
+SPARE_STEPS = 10
 SPARE_STEPS_TIME_LIMIT = 60
 # For one attempt, on a machine that has other things to do.
-TIMEOUT_S = 400
-LOCAL_TIMEOUT_S = 1200
+TIMEOUT_S = 900
+LOCAL_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ class ChaosRun:
             *("log.every_n_steps=1", "log.tensorboard=false"),
             *("slurm.node_failure_restarts=1000", f"slurm.time_min={faults.TIME_LIMIT_MIN}"),
             f"slurm.signal_lead_s={faults.SIGNAL_LEAD_S}",
+            # A start is slow where several tests run.
+            *("train.hang_timeout_s=60", "train.hang_grace_s=900"),
         ]
 
     @contextmanager
@@ -161,14 +163,13 @@ class ChaosRun:
         for number, planned in enumerate(self.plan):
             self._wait_for_steps(target, number, 1)
             times.append(time.monotonic())
-            if number:
-                faults.mend(target)
+            self._wait_for_steps(target, number, planned.after)
             if planned.fault not in faults.IN_RANK:
-                self._wait_for_steps(target, number, planned.after)
                 faults.inject(target, planned)
+            self._wait_for_requeue(target, number)
+            faults.mend(target)
         self._wait_for_steps(target, len(self.plan), 1)
         times.append(time.monotonic())
-        faults.mend(target)
         return times
 
     def _steps(self, number: int) -> list[int]:
@@ -179,14 +180,22 @@ class ChaosRun:
         def made() -> bool:
             return len(self._steps(number)) >= count
 
+        self._wait(target, made, f"made no {count} steps", number)
+
+    def _wait(self, target: Target, done: Callable[[], bool], problem: str, number: int) -> None:
         def over() -> bool:
-            return made() or target.cluster.job(target.job)["JobState"] in FINAL_STATES
+            return done() or target.cluster.job(target.job)["JobState"] in FINAL_STATES
 
         wait_until(over, TIMEOUT_S)
-        if not made():
+        if not done():
             job = target.cluster.job(target.job)
-            reason = f"attempt {number + 1} made no {count} steps in {TIMEOUT_S} s"
-            raise ClusterError(f"{reason}: {job}\n{self.trace()}")
+            raise ClusterError(f"attempt {number + 1} {problem}: {job}\n{self.trace()}")
+
+    def _wait_for_requeue(self, target: Target, number: int) -> None:
+        def requeued() -> bool:
+            return int(target.cluster.job(target.job)["Restarts"]) > number
+
+        self._wait(target, requeued, "was not requeued", number)
 
     def _attempts(self, times: Sequence[float]) -> list[Attempt]:
         """Put together what the ranks, the log and the journal say of each attempt."""
@@ -210,28 +219,26 @@ class ChaosRun:
         return sorted({file.read_text() for file in files})
 
 
-def new_project(folder: Path) -> Path:
-    """Make a folder to launch from: what a checkout has, and the demo's data."""
-    for name in ("launch.py", "config", "slurm", "utils"):
-        (folder / name).symlink_to(ROOT / name)
-    write_demo(folder / "demo")
-    return folder
-
-
 def main() -> int:
     """Run what the command line asks for, and say how it went."""
+    # Also then the cluster is stopped.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description="Random faults on a run of the test cluster.")
     parser.add_argument("--faults", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", choices=PROFILES, default=wanted_profile())
-    parser.add_argument("--only", choices=[*Fault], action="append", help="these faults alone")
+    names = [fault.value for fault in Fault]
+    parser.add_argument("--only", choices=names, action="append", help="this fault, and such")
     options = parser.parse_args()
     generator = random.Random(options.seed)
-    among = [Fault(one) for one in options.only or Fault]
+    among = [Fault(one) for one in options.only or names]
     chosen = faults.choose_faults(options.faults, generator, among)
     plan = faults.make_plan(chosen, CHECKPOINT_EVERY, generator)
     print(f"{options.faults} faults, seed {options.seed}, profile {options.profile}", flush=True)
-    with tempfile.TemporaryDirectory() as folder, Cluster("chaos", options.profile) as cluster:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Cluster(f"chaos-{options.profile}", options.profile) as cluster,
+    ):
         outcome = ChaosRun(cluster, new_project(Path(folder)), plan).execute()
     print(outcome.table(), *outcome.problems, sep="\n")
     print("not as it should be" if outcome.problems else "as it should be")

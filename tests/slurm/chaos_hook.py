@@ -37,7 +37,7 @@ class Chaos:
         )
         self.made = 0
 
-    def loads(self, checkpoint):
+    def has_loaded(self, checkpoint):
         name = "" if checkpoint is None else Path(checkpoint).name
         (self.folder / f"attempt_{ATTEMPT}_rank_{RANK}.loaded").write_text(name)
 
@@ -84,16 +84,14 @@ def install(chaos):
 
     @functools.wraps(end_step)
     def on_train_batch_end(self, trainer, *arguments):
+        if not chaos.made:
+            # This hook is loaded with the first row, when the checkpoint is loaded already.
+            chaos.has_loaded(trainer.ckpt_path)
         chaos.step_made(trainer.global_step)
         end_step(self, trainer, *arguments)
 
     CheckpointSaver.on_train_batch_end = on_train_batch_end
-    fit, save, rename = pl.Trainer.fit, pl.Trainer.save_checkpoint, Path.rename
-
-    @functools.wraps(fit)
-    def fit_from(self, *arguments, ckpt_path=None, **options):
-        chaos.loads(ckpt_path)
-        fit(self, *arguments, ckpt_path=ckpt_path, **options)
+    save, rename = pl.Trainer.save_checkpoint, Path.rename
 
     @functools.wraps(save)
     def save_checkpoint(self, path, *arguments, **options):
@@ -107,7 +105,6 @@ def install(chaos):
             chaos.renamed(self, target)
         return renamed
 
-    pl.Trainer.fit = fit_from
     pl.Trainer.save_checkpoint = save_checkpoint
     Path.rename = rename_path
 

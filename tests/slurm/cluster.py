@@ -149,16 +149,6 @@ class Cluster:
         """Start a node's slurmd, at first or after it was killed."""
         self.run(["slurmd", "-N", node, "-f", f"{self.state_dir}/slurm.conf"])
 
-    def slurmd_pid(self, node: str) -> int:
-        """Return the process of a node's slurmd."""
-        return int((self.state_dir / "pids" / f"slurmd-{node}").read_text())
-
-    def start_killed_nodes(self) -> None:
-        """Start the slurmd of every node that has none, as a node that boots does."""
-        for node in NODES:
-            if not Path(f"/proc/{self.slurmd_pid(node)}/cmdline").exists():
-                self.start_node(node)
-
     def run(self, args: Sequence[str], cwd: Path | None = None, user: str | None = None) -> str:
         """Run a command against this cluster and return what it printed.
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Profile, wanted_profile
+from project import new_project
 
-from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 
-ROOT = Path(__file__).parents[2]
 # Launches the demo under a name, with overrides; gives the run directory and the job's id.
 Launched = Callable[..., tuple[RunDir, str]]
 
@@ -69,11 +68,7 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder to launch from: what a checkout has, and the demo's data."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("launch.py", "config", "slurm", "utils"):
-        (folder / name).symlink_to(ROOT / name)
-    write_demo(folder / "demo")
-    return folder
+    return new_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import math
 import os
 import random
 import signal
+import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-from cluster import Cluster
-from processes import find_processes, read_words
+from cluster import NODES, Cluster
+from processes import find_processes, read_words, wait_until
 
 from llada_sft.cluster.causes import Cause
 
@@ -55,6 +56,7 @@ SIGNAL_LEAD_S = 60
 TIME_LIMIT_MIN = 30
 # SLURM looks at time limits that often, and sends the signal by so much too early.
 TIME_LIMIT_POLL_S = 30
+MEND_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -148,15 +150,31 @@ def inject(target: Target, planned: Planned) -> None:
 
 
 def mend(target: Target) -> None:
-    """Take back what a fault has changed in the cluster, when the next attempt is there."""
-    target.cluster.run(["scontrol", "update", f"JobId={target.job}", f"TimeLimit={TIME_LIMIT_MIN}"])
-    target.cluster.start_killed_nodes()
+    """Take back what a fault has changed in the cluster, when the job is requeued."""
+    limit = ["scontrol", "update", f"JobId={target.job}", f"TimeLimit={TIME_LIMIT_MIN}"]
+
+    def is_set() -> bool:  # Not while SLURM still ends the attempt before.
+        return subprocess.run(limit, env=target.cluster.env, capture_output=True).returncode == 0
+
+    if not wait_until(is_set, MEND_TIMEOUT_S):
+        target.cluster.run(limit)
+    for node in NODES:
+        if not is_alive(slurmd_pid(target.cluster, node)):
+            target.cluster.start_node(node)
+
+
+def slurmd_pid(cluster: Cluster, node: str) -> int:
+    return int((cluster.state_dir / "pids" / f"slurmd-{node}").read_text())
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that is dead and not buried yet has no command line."""
+    return bool(read_words(Path(f"/proc/{pid}/cmdline"))[0])
 
 
 def kill_node(target: Target, node: str) -> None:
     """Kill all that a node runs: slurmd, what watches the steps, and the steps themselves."""
-    slurmd = target.cluster.slurmd_pid(node)
-    os.kill(slurmd, signal.SIGKILL)
+    os.kill(slurmd_pid(target.cluster, node), signal.SIGKILL)
     for _ in range(2):  # What was started meanwhile too.
         pids = [
             pid
@@ -183,9 +201,7 @@ def parent(pid: int) -> int | None:
 
 
 def is_slurmstepd(pid: int) -> bool:
-    return read_words(Path(f"/proc/{pid}/cmdline"))[:1] != [] and read_words(
-        Path(f"/proc/{pid}/cmdline")
-    )[0].startswith("slurmstepd")
+    return read_words(Path(f"/proc/{pid}/cmdline"))[0].startswith("slurmstepd")
 
 
 def _let_time_run_out(target: Target) -> None:

@@ -25,17 +25,17 @@ def wait_until(done: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def read_words(file: Path) -> list[str]:
-    """Read the NUL-separated words of a /proc file; none when the process is gone or not ours."""
+    """Read the NUL-separated words of a /proc file: "" alone when the process is gone."""
     try:
         return file.read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        return []
+        return [""]
 
 
 def belongs_to(state_dir: Path, process: Path) -> bool:
     """Say whether a process (its folder in /proc) is a daemon or a job of this cluster."""
     command = read_words(process / "cmdline")
-    if Path(command[0] if command else "").name in ("munged", "slurmctld", "slurmd", "mariadbd"):
+    if Path(command[0]).name in ("munged", "slurmctld", "slurmd", "mariadbd"):
         return any(f"{state_dir}/" in word for word in command)
     environment = read_words(process / "environ")
     if f"SLURM_CONF={state_dir}/slurm.conf" not in environment:
