@@ -11,7 +11,8 @@ demo: $(VENV)/package
 	PATH="$(BIN):$$PATH" $(BIN)/python -m llada_sft.demo
 
 test: $(VENV)/dev
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/unit
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/distributed tests/slurm tests/gpu
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

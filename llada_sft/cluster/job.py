@@ -9,6 +9,7 @@ but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a 
 (`leaving.py`). What follows from either is decided around the ranks (`supervisor.py`).
 """
 
+import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -156,9 +157,14 @@ def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
         # DeepSpeed looks for an accelerator when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
 
+    # The imports make millions of objects that stay: looking for garbage among them takes a second.
+    gc.disable()
     from llada_sft.training.host import Host
     from llada_sft.training.ranks import leave_ranks
     from llada_sft.training.trainer import train
+
+    gc.freeze()
+    gc.enable()
 
     def note(entry: Mapping[str, object]) -> None:
         noted.note(cast(Entry, entry))

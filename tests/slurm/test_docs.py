@@ -87,6 +87,9 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     assert '"event": "started"' in shell(JOURNAL)
 
     shell(SIGNAL)
+    # These come while the ranks agree and save, and say nothing new.
+    for name in ("TERM", "USR2"):
+        cluster.run(["scancel", f"--signal={name}", job])
     cluster.wait_job(job, ["RUNNING"], TIMEOUT_S, restarts=1)
     assert wait_until(has_stepped(run, 2), TIMEOUT_S)
     shell(CANCEL)
@@ -101,6 +104,15 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     attempts = journal.attempts(journal.read(run.journal))
     resumed = [e["step"] for own in attempts for e in own if e["event"] == "resumed"]
     assert resumed[1:] == [e["step"] for e in ended[:2]]
+    # The signal is noted before the save that it asks for.
+    signal, checkpoint, told = attempts[0][-3:]
+    assert [e["event"] for e in attempts[0][-3:]] == ["signal", "checkpoint", "ended"]
+    assert (signal["cause"], signal["detail"]) == ("told to stop", "all ranks")
+    assert (told["exit_code"], told["step"]) == (0, checkpoint["step"])
+    assert checkpoint["num_bytes"] > 0
+    owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.stop_request, SIGTERM llada_sft"
+    logs = [(run.slurm / f"{job}_{rank}_log.out").read_text() for rank in range(4)]
+    assert [log.count(owners) for log in logs] == [2, 0, 0, 0]
     shown = shell(STATUS)
     assert all(f"{e['cause']}" in shown for e in ended)
     shutil.rmtree(run.path)

@@ -20,7 +20,6 @@ OVERRIDES = ["train.checkpoint_every_steps=2", "log.every_n_steps=1", "log.tenso
 # At step 3, the one after the first checkpoint.
 HOOK = """
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -44,9 +43,6 @@ def process_data(record, tokenizer, max_length):
     return encode_record(record, tokenizer)
 """
 RAISE = '(RUN / "faults").open("a").write(f"{time.time()}\\n"); raise ValueError("of the test")'
-KILL_ONCE = (
-    '(RUN / "killed").exists() or [(RUN / "killed").touch(), os.kill(os.getpid(), signal.SIGKILL)]'
-)
 
 
 @pytest.fixture
@@ -81,26 +77,3 @@ def test_the_same_exception_twice_ends_the_job(
     ends = [datetime.fromisoformat(e["time"]).timestamp() for e in entries(run, "ended")]
     # srun has come back: no rank is left.
     assert [end - begin < 15 for begin, end in zip(times, ends, strict=True)] == [True, True]
-
-
-def test_a_killed_rank_goes_on_without_its_node(
-    cluster: Cluster, launched: Launched, hook: Path
-) -> None:
-    hook.write_text(HOOK.replace("FAULT", KILL_ONCE))
-    run, job = launched("killed", 6, f"data.hook={hook}", *OVERRIDES)
-    fields = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S, restarts=1)
-    assert (fields["ExcNodeList"], fields["Restarts"]) == ("node2", "1")
-    (failed,) = entries(run, "failed")
-    assert (failed["rank"], failed["node"], failed["cause"]) == (3, "node2", "killed")
-    assert failed["error"] == "rank 3: ended by a signal: Killed"
-    assert [entry["node"] for entry in entries(run, "excluded")] == ["node2"]
-    assert "node2 is excluded" in (run.slurm / f"{job}_0_log.out").read_text()
-    first, second = (
-        cluster.run(["scontrol", "show", "hostnames", entry["nodes"]]).split()
-        for entry in entries(run, "started")
-    )
-    assert (first, len(second)) == (["node1", "node2"], 2)
-    assert "node2" not in second
-    assert [entry["cause"] for entry in entries(run, "ended")] == ["killed", "finished"]
-    assert "task 3: Killed" in run.srun_log(job, 0).read_text()
-    assert (run.checkpoints / "latest").read_text() == "step_6\n"

@@ -12,11 +12,29 @@ from cluster import Cluster
 from faults import GRACEFUL, KILLS, make_plan
 from project import new_project
 
+from llada_sft.cluster import journal
+
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 
 def test_every_fault_once(accounting_cluster: Cluster, tmp_path: Path) -> None:
     plan = make_plan([*GRACEFUL, *KILLS], CHECKPOINT_EVERY, Random(0))
-    outcome = ChaosRun(accounting_cluster, new_project(tmp_path), plan).execute()
+    chaos = ChaosRun(accounting_cluster, new_project(tmp_path), plan)
+    outcome = chaos.execute()
     print(outcome.table())
     assert outcome.problems == []
+    assert_suspects_are_left_out(accounting_cluster, journal.read(chaos.run.journal))
+
+
+def assert_suspects_are_left_out(cluster: Cluster, entries: list[journal.Entry]) -> None:
+    """Of four nodes two can be spared: the first two where a rank was killed are left out."""
+    excluded: list[str] = []
+    for entry in entries:
+        if entry["event"] == "started":
+            nodes = cluster.run(["scontrol", "show", "hostnames", entry["nodes"]]).split()
+            assert not set(nodes) & set(excluded)
+        elif entry["event"] == "excluded":
+            excluded.append(entry["node"])
+    assert len(excluded) == len(set(excluded)) == 2
+    refused = [e["detail"] for e in entries if e["event"] == "warning"]
+    assert any("is not excluded: the job needs 2 nodes" in detail for detail in refused)
