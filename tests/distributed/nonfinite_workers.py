@@ -68,8 +68,8 @@ def spoiled_run(
 
     Returns:
         `states`: a digest of weights, moments and step counts after each step, the first before
-        any; `notes`: the journal's of such steps; `error`: what was raised, if anything; `rows`: those of the
-        rank's micro-batches in the bad step.
+        any; `notes`: the journal's of such steps; `error`: what was raised, if anything; `rows`:
+        those of the rank's micro-batches in the bad step.
     """
     config, run = load_config(config_file, overrides), RunDir(Path(folder))
     seen: dict[str, Any] = {"states": [], "notes": [], "error": None, "rows": []}
