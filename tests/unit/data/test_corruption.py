@@ -225,7 +225,7 @@ def test_a_response_longer_than_the_maximum(
 
 
 TEXT = b"".join(good("abc") + b"%d\n" % number for number in range(3000))
-GZ, ZST = gzip.compress(TEXT), zstd.compress(TEXT)
+GZ, ZST = gzip.compress(TEXT, mtime=0), zstd.compress(TEXT)
 ENDED = "Compressed file ended before the end-of-stream marker was reached; copy it again"
 NAMELESS = ", which its name does not say; name it"
 

