@@ -1,4 +1,4 @@
-"""The demo's tokenizer, small and with LLaDA's special tokens; the tests' own cache and rights."""
+"""The demo's tokenizer with LLaDA's special tokens, or none; the tests' own cache and rights."""
 
 import os
 import shutil
@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 
-from llada_sft.data import cache
+from llada_sft.data import cache, datamodule
 from llada_sft.demo.data import make_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def no_tokenizer() -> Iterator[None]:
+    """For hooks that need none: to load one takes most of such tests' time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datamodule, "load_tokenizer", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

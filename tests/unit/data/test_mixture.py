@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig, SourceConfig
-from llada_sft.data import datamodule
 from llada_sft.data.datamodule import LocalStep, Positions, StepDataset, StepSize, TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.training.checkpoints import DataState
+
+pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
 IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
 # A record is {"id": n, "length": l, "parts": p}: p examples of l tokens, EOS among them.
@@ -27,13 +28,6 @@ def process_data(record, tokenizer, max_length):
 """
 Seen = tuple[int, str, int, int]
 Files = list[int]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_tokenizer() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule, "load_tokenizer", lambda *_: None)
-        yield
 
 
 def write(

@@ -28,6 +28,8 @@ from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.stream import FilePosition, Pending
 from llada_sft.data.validation import validation_batches
 
+pytestmark = pytest.mark.usefixtures("no_tokenizer")
+
 IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
 MAX_TOKENS = 12
 # A record is {"id": n, "lengths": [...]}: an example of each length, EOS among it.
@@ -40,13 +42,6 @@ def process_data(record, tokenizer, max_length):
 """
 # One packed micro-batch: (id, part, tokens) of each example.
 Seen = list[tuple[int, int, int]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_tokenizer() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule, "load_tokenizer", lambda *_: None)
-        yield
 
 
 def example(length: int, line: int = 1) -> Example:
