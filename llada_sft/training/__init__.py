@@ -5,16 +5,23 @@ loss is divided by, agreed between the ranks beforehand.
 
     ranks.py        a rank's device, and the process group
     consensus.py    the one small all-reduce per step: counts, "no more rows", "stop", "failed"
-    feed.py         local steps -> noisy micro-batches with the weight of each masked token
+    feed.py         local steps -> steps that all ranks have agreed on
+    noising.py      a step -> noisy micro-batches with the weight of each masked token
     interval.py     the numbers of the log that cover several steps
     module.py       the LightningModule: micro-batches through the engine, then one step
+    host.py         what the job gives the training: told to stop, the journal, the watchdog
+    notes.py        what the training tells the journal
     nonfinite.py    a loss that is NaN or infinite: the step is not made, and its rows are named
     strategy.py     DeepSpeed ZeRO-3 on CUDA and on CPU
     schedule.py     the learning rate as a function of the step
     network.py      the model section -> the network
     checkpoints.py  partial, verified, renamed; the newest complete one wins
+    writing.py      a rank's shards, so that a full disk on one leaves no other one waiting
+    universal.py    a checkpoint for another number of ranks
+    record_format.py the format of the rows, told by the first rank for all
     changed.py      shards that changed or are gone since the checkpoint: refused, or begun anew
     export.py       a checkpoint -> a model directory
+    callbacks/      between steps: checkpoints, progress, counts of rows, signals, failures
     metrics_csv.py  the log of a run, continued by every attempt
     trainer.py      config -> Trainer -> fit
 """

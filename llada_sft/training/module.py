@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
 from llada_sft.diffusion.objective import masked_cross_entropy
-from llada_sft.training.feed import MicroBatch, StepBatch
 from llada_sft.training.host import Phase
 from llada_sft.training.interval import Interval
 from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.noising import MicroBatch, StepBatch
 from llada_sft.training.nonfinite import spoil
 from llada_sft.training.schedule import learning_rate
 from llada_sft.training.strategy import Zero3Strategy

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llada_sft.errors import NonFiniteError
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.feed import MicroBatch
+from llada_sft.training.noising import MicroBatch
 
 # A message names so many rows; the journal has them all.
 _SHOWN_ROWS = 8

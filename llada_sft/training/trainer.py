@@ -30,12 +30,13 @@ from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.changed import files_to_restart
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.feed import MicroBatch, NoiseSource, StepFeed, validation_micro_batches
+from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
 from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.noising import MicroBatch, NoiseSource, validation_micro_batches
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries

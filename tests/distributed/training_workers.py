@@ -26,11 +26,12 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
 from llada_sft.training.checkpoints import newest_checkpoint, read_manifest
 from llada_sft.training.consensus import Consensus, Report
-from llada_sft.training.feed import NoiseSource, StepFeed
+from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
 from llada_sft.training.metrics_csv import read_metrics
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
+from llada_sft.training.noising import NoiseSource
 from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks

@@ -16,8 +16,9 @@ from llada_sft.errors import PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.feed import StepBatch, StepFeed
+from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Phase
+from llada_sft.training.noising import StepBatch
 from llada_sft.training.notes import Notes, versions
 from llada_sft.training.strategy import Zero3Strategy
 from llada_sft.training.writing import write_error

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from llada_sft.data.counts import RowCounts
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.feed import StepBatch
+from llada_sft.training.noising import StepBatch
 
 
 class RowSummary(pl.Callback):

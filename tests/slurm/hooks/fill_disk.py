@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from llada_sft.data.records import encode_record
-from llada_sft.training.feed import NoiseSource
+from llada_sft.training.noising import NoiseSource
 
 RUN = Path(__file__).parents[1]
 FILLER = RUN.parent / "filler"

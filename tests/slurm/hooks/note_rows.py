@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from llada_sft.data.records import encode_record
-from llada_sft.training.feed import NoiseSource
+from llada_sft.training.noising import NoiseSource
 
 ATTEMPT = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 RANK = int(os.environ["SLURM_PROCID"])

@@ -17,7 +17,7 @@ from llada_sft.data.encode import Encoded
 from llada_sft.data.file_reader import Row
 from llada_sft.data.hook import check_hook
 from llada_sft.training.consensus import Report
-from llada_sft.training.feed import NoiseSource
+from llada_sft.training.noising import NoiseSource
 
 DOCS = Path(__file__).parents[3] / "docs" / "hook.md"
 SECTIONS = {

@@ -14,7 +14,7 @@ from llada_sft.data.encode import Example
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
 from llada_sft.training.consensus import Report
-from llada_sft.training.feed import MicroBatch, NoiseSource
+from llada_sft.training.noising import MicroBatch, NoiseSource
 
 EOS, MASK = 99, 100
 
