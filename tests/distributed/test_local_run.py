@@ -104,26 +104,11 @@ def _line_that_is_not_json(project: Path) -> str:
     return "shard_001.jsonl:"
 
 
-def _record_without_a_response(project: Path) -> str:
-    shard = project / "demo/data/train/shard_000.jsonl"
-    shard.write_text('{"prompt": "reverse ab"}\n' * 9)
-    return ": not prompt_response: no 'response'; its fields are 'prompt'"
-
-
-def _hook(project: Path, body: str) -> None:
-    (project / "hook.py").write_text(
-        f"def process_data(record, tokenizer, max_length):\n    {body}\n"
-    )
-
-
 def _hook_that_raises(project: Path) -> str:
-    _hook(project, "return record['nothing']")
+    (project / "hook.py").write_text(
+        "def process_data(record, tokenizer, max_length):\n    return record['nothing']\n"
+    )
     return "hook raised KeyError: 'nothing' (process_data.py line 2)"
-
-
-def _hook_that_returns_nonsense(project: Path) -> str:
-    _hook(project, "return 'text'")
-    return "hook returned str; return a dict, a list of dicts, or None"
 
 
 def _checkpoint_without_a_tensor(project: Path) -> str:
@@ -146,9 +131,7 @@ def _checkpoint_without_a_tensor(project: Path) -> str:
     ("make", "overrides"),
     [
         (_line_that_is_not_json, ["slurm.ranks_per_node=2"]),
-        (_record_without_a_response, []),
         (_hook_that_raises, ["data.hook=hook.py"]),
-        (_hook_that_returns_nonsense, ["data.hook=hook.py"]),
         (
             _checkpoint_without_a_tensor,
             ["model.path=model", "model.init=pretrained", "model.size=null"],

@@ -37,8 +37,8 @@ from llada_sft.run_dir import RunDir
 HOOK = Path(__file__).with_name("chaos_hook.py")
 CHECKPOINT_EVERY = 6
 # What the run may go on while a fault takes its effect (chaos_hook.py slows it).
-SPARE_STEPS = 10
-SPARE_STEPS_TIME_LIMIT = 60
+SPARE_STEPS = 5
+SPARE_STEPS_TIME_LIMIT = 35
 # For one attempt, on a machine that has other things to do.
 TIMEOUT_S = 900
 LOCAL_TIMEOUT_S = 1800

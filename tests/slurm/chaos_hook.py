@@ -53,7 +53,7 @@ class Chaos:
         late = self.made - self.planned["after"]
         if late >= 0 and RANK == 0:
             # Slower and slower: SLURM may take its time, and the run must not end meanwhile.
-            time.sleep(0.1 if late < 10 else 0.4 if late < 40 else 1)
+            time.sleep(0.1 if late < 3 else 1 if late < 10 else 3)
 
     def is_due(self, fault):
         planned = self.planned

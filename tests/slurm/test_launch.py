@@ -27,6 +27,7 @@ def test_a_mistake_ends_the_job_without_a_requeue(cluster: Cluster, launched: La
     fields = cluster.wait_job(job, ["FAILED"], TIMEOUT_S)
     assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
     assert causes(run) == ["mistake"]
+    assert "--kill-on-bad-exit=1" in run.sbatch.read_text()
     lines = [failure.error for failure in failures.read_all(run) if not failure.consequence]
     assert lines
     assert all("train.epochs: must be a whole number, got 'x'" in line for line in lines)

@@ -1,11 +1,13 @@
-"""One config, three ways to start it on two nodes of two ranks, the same losses."""
+"""One config by hand and on this machine, two nodes of two ranks: the same losses.
+
+That a job of `launch.py` has them too, to the last bit of its weights, test_faults.py shows.
+"""
 
 import sys
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from conftest import Launched
 
 from llada_sft.run_dir import RunDir
 from llada_sft.training.metrics_csv import read_metrics
@@ -28,7 +30,7 @@ def losses(run: RunDir, column: str = "loss") -> list[float]:
 
 @pytest.fixture(scope="module")
 def local(cluster: Cluster, project: Path) -> RunDir:
-    """All four ranks on this machine: what the other two ways are compared with."""
+    """All four ranks on this machine: what the other way is compared with."""
     command = [sys.executable, "launch.py", "--config", "config/demo.yaml", "--local", "--nodes=2"]
     cluster.run([*command, "run.name=local", f"train.max_steps={STEPS}", *OVERRIDES], cwd=project)
     run = RunDir(project / "runs/local")
@@ -43,13 +45,6 @@ def assert_same_losses(run: RunDir, local: RunDir) -> None:
     for column in ("loss", "validation_loss"):
         assert losses(run, column) == pytest.approx(losses(local, column), rel=1e-6)
     assert (run.checkpoints / "latest").read_text() == f"step_{STEPS}\n"
-
-
-def test_launched_through_submitit(cluster: Cluster, launched: Launched, local: RunDir) -> None:
-    run, job = launched("submitted", STEPS, *OVERRIDES)
-    cluster.wait_job(job, ["COMPLETED"], timeout_s=300)
-    assert_same_losses(run, local)
-    assert "--kill-on-bad-exit=1" in run.sbatch.read_text()
 
 
 def test_submitted_by_hand(cluster: Cluster, project: Path, local: RunDir) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from llada_sft.cli import main
 from llada_sft.config import Config
 from llada_sft.data.check.findings import find
 from llada_sft.data.check.reading import Worker
@@ -285,25 +286,41 @@ def test_problems_are_exit_code_1_and_json_is_alone_on_standard_output(project: 
     assert "of the hook" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("row", "arguments", "problem"),
-    [
-        ({"kill": 1, **words("abc")[0]}, [], "a reading process was killed by SIGKILL; "),
-        ({}, ["--ranks", "0"], "--ranks: must be at least 1, got 0\n"),
-        ({}, ["data.trian=a"], "override 'data.trian=a': data.trian: unknown key; "),
-        ({}, ["data.train=nothing"], "/nothing: no such folder or file\n"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(
-    project: Path, row: dict[str, Any], arguments: list[str], problem: str
-) -> None:
-    write(project / "train", a=[row])
-    done = command(project, *arguments)
+def test_a_killed_process_is_one_line_and_exit_code_2(project: Path) -> None:
+    write(project / "train", a=[{"kill": 1, **words("abc")[0]}])
+    done = command(project)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     *_, last = done.stderr.removeprefix("of the hook\n").splitlines(keepends=True)
-    assert problem in last
+    assert "a reading process was killed by SIGKILL; " in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--ranks", "0"], "--ranks: must be at least 1, got 0\n"),
+        (["data.trian=a"], "override 'data.trian=a': data.trian: unknown key; "),
+        (["data.train=nothing"], "/nothing: no such folder or file\n"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    problem: str,
+) -> None:
+    write(project / "train", a=[{}])
+    (project / "config.yaml").write_text(CONFIG)
+    (project / "hook.py").write_text(HOOK)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["llada-sft", "check", "config.yaml", *arguments])
+    assert main() == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert problem in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("no_color", [False, True])
