@@ -4,8 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# Python compiles what is used when it is used: a tenth of all that the packages have.
-QUIETLY := --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test check clean
 
@@ -29,11 +27,11 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/package: pyproject.toml constraints.txt | $(VENV)/created
-	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/created
-	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/package
 
 clean:
