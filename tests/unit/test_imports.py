@@ -104,13 +104,15 @@ def test_a_login_node_never_imports_torch(script: str) -> None:
     assert done.stderr == "False"
 
 
-def test_a_dry_run_answers_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Half a second of CPU is the promise; twice that allows for a slow machine under load."""
-    command = [sys.executable, "launch.py", "--config", "config/zero3.yaml", "--nodes", "4"]
+def test_a_dry_run_answers_at_once() -> None:
+    """Much sooner than torch alone would be imported, on any machine and under any load."""
+    dry_run = ["launch.py", "--config", "config/zero3.yaml", "--nodes", "4", "--dry-run"]
+    assert cpu_s(*dry_run) < 0.5 * cpu_s("-c", "import torch")
+
+
+def cpu_s(*arguments: str) -> float:
+    """Measure the seconds of CPU that a command of Python takes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([*command, "--dry-run"], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    with capsys.disabled():
-        print(f" [dry run: {seconds:.2f} s of CPU] ", end="")
-    assert seconds < 1.0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

