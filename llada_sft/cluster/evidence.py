@@ -73,7 +73,8 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
         started: The attempt's entry.
         srun_code: srun's exit code; None where its batch script was killed.
     """
-    deaths, lost = read_srun(srun_messages(run, started))
+    messages = srun_messages(run, started)
+    deaths, lost = read_srun(messages or "")
     nodes: list[str] = []
     with suppress(LaunchError):
         nodes = slurm.hostnames(started.get("nodes", ""))
@@ -86,6 +87,7 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
         nodes,
         started.get("world_size", 1),
         _stopped(run, started, job),
+        silent_srun=srun_code is None and messages is not None and not messages.strip(),
     )
 
 
@@ -96,10 +98,10 @@ def of_another_job(run: RunDir, started: Entry) -> Evidence:
     return Evidence(failures=failures.read_all(run), stopped=_CAUSE_OF_STATE.get(state))
 
 
-def srun_messages(run: RunDir, started: Entry) -> str:
-    """Give what srun itself said of an attempt."""
+def srun_messages(run: RunDir, started: Entry) -> str | None:
+    """Give what srun itself said of an attempt; None if it was not started."""
     log = run.srun_log(started.get("job_id", ""), started.get("restarts", 0))
-    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else None
 
 
 def job_fields(job_id: str) -> dict[str, str]:

@@ -61,6 +61,8 @@ class Evidence:
         nodes: The attempt's nodes, in the order of their ranks.
         world_size: Its ranks; as many on each node.
         stopped: What SLURM itself did to the job, if anything.
+        silent_srun: srun ran, nobody saw it end, and it said nothing: not that it was told to end
+            the ranks, as it always does where SLURM ends a job.
     """
 
     exit_code: int | None = None
@@ -70,6 +72,7 @@ class Evidence:
     nodes: Sequence[str] = ()
     world_size: int = 1
     stopped: Cause | None = None
+    silent_srun: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def judge(evidence: Evidence) -> Verdict:
         or _told(evidence.failures)
         or _died(evidence, [one for one in evidence.deaths if one.first])
         or _silent_node(evidence)
+        or _lost_batch_host(evidence)
         or _stopped(evidence)
         or _died(evidence, evidence.deaths)
         or _without_a_word(evidence)
@@ -199,6 +203,17 @@ def _silent_node(evidence: Evidence) -> Verdict | None:
     if len(silent) != 1 or not rest <= {one.rank for one in evidence.failures}:
         return None
     return _of_node(evidence, silent[0], f"no rank of node {silent[0]} was heard of again")
+
+
+def _lost_batch_host(evidence: Evidence) -> Verdict | None:
+    """Find that the node of the batch script and of srun is gone, and SLURM requeued the job.
+
+    Without srun, SLURM kills the ranks of the other nodes, often before they can say a word.
+    """
+    if evidence.stopped != Cause.REQUEUED or not evidence.silent_srun or not evidence.nodes:
+        return None
+    node = evidence.nodes[0]
+    return _of_node(evidence, node, f"node {node}, which ran the batch script, was lost")
 
 
 def _stopped(evidence: Evidence) -> Verdict | None:

@@ -71,7 +71,7 @@ def end(run: RunDir, job: Job, srun_code: int) -> int:
     if started is None:
         # Rank 0 has said why, and has requeued the job if it was to be.
         return srun_code
-    print(evidence.srun_messages(run, started), end="")
+    print(evidence.srun_messages(run, started) or "", end="")
     found = evidence.of_this_job(run, job, started, srun_code)
     verdict = judge(found)
     decision = _write(run, started, verdict)

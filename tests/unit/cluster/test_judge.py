@@ -112,6 +112,26 @@ def test_sruns_messages() -> None:
             id="SLURM killed all ranks",
         ),
         pytest.param(
+            replace(after("", stopped=Cause.REQUEUED), silent_srun=True),
+            Cause.NODE_FAILURE, 0, "node1", "node node1, which ran the batch script, was lost",
+            id="the node of srun, and nobody could say a word",
+        ),
+        pytest.param(
+            replace(after("", peer(2), stopped=Cause.REQUEUED), silent_srun=True),
+            Cause.NODE_FAILURE, 0, "node1", "node node1, which ran the batch script, was lost",
+            id="the node of srun, and one rank of the other spoke",
+        ),
+        pytest.param(
+            after(STOPPED, stopped=Cause.REQUEUED),
+            Cause.REQUEUED, None, "", "the ranks were ended before they had saved",
+            id="requeued by somebody: srun was told",
+        ),
+        pytest.param(
+            replace(after("", stopped=Cause.PREEMPTED), silent_srun=True),
+            Cause.PREEMPTED, None, "", "the ranks were ended before they had saved",
+            id="a rank noted why SLURM stopped the job",
+        ),
+        pytest.param(
             after(KILLED, stopped=Cause.CANCELLED),
             Cause.KILLED, 3, "node2", "rank 3: ended by a signal: Killed",
             id="cancelled while a rank was dying",

@@ -232,7 +232,8 @@ def test_a_requeue_that_fails_is_said(run: RunDir, calls: FakeSlurm) -> None:
 @pytest.mark.parametrize(
     ("signal_cause", "node2", "srun", "cause", "node"),
     [
-        (None, "mixed", "", "requeued", None),
+        (None, "mixed", "srun: forcing job termination\n", "requeued", None),
+        (None, "mixed", "", "node failure", "node1"),
         ("preempted", "mixed", "", "preempted", None),
         (None, "down*", "", "node failure", "node2"),
         (None, "mixed", "srun: error: Node failure on node2\n", "node failure", "node2"),
