@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,9 +90,7 @@ def test_without_term_a_failure_of_another_rank_is_not_its_own(run: RunDir) -> N
 
 
 def test_a_rank_leaves_without_a_clean_up(run: RunDir) -> None:
-    rank = start(
-        run,
-        """
+    script = """
 import atexit, threading
 atexit.register(time.sleep, 60)
 threading.Thread(target=time.sleep, args=(60,)).start()
@@ -102,12 +99,14 @@ try:
     raise ValueError("a\\nb")
 except ValueError as error:
     leaving.fail(error)
-""",
-    )
-    begin = time.monotonic()
-    output, errors = rank.communicate(timeout=50)
-    assert time.monotonic() - begin < 50
-    assert (rank.returncode, output) == (1, "said before")
+"""
+    with start(run, script) as rank:
+        assert rank.wait(50) == 1
+        assert rank.stdout
+        assert rank.stderr
+        # Not `communicate`, which leaves out what came together with "ready".
+        output, errors = rank.stdout.read(), rank.stderr.read()
+    assert output == "said before"
     (failure,) = failures.read_all(run)
     assert (failure.cause, failure.error, failure.step) == ("exception", "ValueError: a", 7)
     assert failure.traceback in errors
