@@ -7,7 +7,6 @@ seen on the terminal; every rank has its log.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import BinaryIO
 from llada_sft.cluster import restarts, status, supervisor
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.judge import Death
+from llada_sft.cluster.ports import free_port
 from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
@@ -68,7 +68,7 @@ class _Ranks:
         self._shown = threading.Thread()
 
     def start(self, run: RunDir, config: Config, command: list[str]) -> None:
-        port = _free_port()
+        port = free_port()
         for rank in range(config.world_size):
             environment = _environment(run, config, rank, port)
             self.processes.append(_start(command, environment, run.rank_log(rank), rank))
@@ -151,13 +151,6 @@ def _environment(run: RunDir, config: Config, rank: int, port: int) -> dict[str,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _show(output: BinaryIO, log: Path) -> None:

@@ -23,7 +23,6 @@ TAKEN_OPTIONS = frozenset(
 )
 # `RunDir.srun_log`, in the shell's words.
 _SRUN_LOG = '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"'
-_FREE_PORT = 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 
 
 def check_extra(config: Config) -> None:
@@ -161,7 +160,7 @@ def _setup_lines(run: RunDir, python: str, has_setup: bool) -> list[str]:
         # The batch script runs on the job's first node, where rank 0 is. A requeued job runs it
         # again: on other nodes, and with a port that is free there and then.
         'export MASTER_ADDR="${SLURMD_NODENAME:-$(hostname)}"',
-        f'export MASTER_PORT="$({shlex.quote(python)} -c {shlex.quote(_FREE_PORT)})"',
+        f'export MASTER_PORT="$({shlex.quote(python)} -m llada_sft.cluster.ports)"',
         # TERM comes with scancel, a requeue and the time limit, and must not end this script before
         # the lines after srun. A handler, unlike '', is not inherited by srun and the ranks.
         "trap : TERM USR2",

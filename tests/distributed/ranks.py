@@ -16,7 +16,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from llada_sft.cluster.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 _PRELOADED = [
@@ -106,7 +107,7 @@ def started_ranks(
     function_path: str, world_size: int, accelerator: str = "cpu", **kwargs: Any
 ) -> Iterator[Ranks]:
     """Start all ranks; those that are left are killed at the end."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as name:
         ranks = Ranks([], Path(name))
         try:
@@ -154,13 +155,6 @@ def _log(folder: Path, rank: int) -> Path:
 
 def _result(folder: Path, rank: int) -> Path:
     return folder / f"result_{rank}.json"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _main(

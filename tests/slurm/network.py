@@ -1,9 +1,10 @@
 """Ports and host names for the daemons of a test cluster."""
 
 import random
-import socket
 from collections.abc import Sequence
 from pathlib import Path
+
+from llada_sft.cluster.ports import is_free
 
 # Below the ephemeral ports: no outgoing connection takes one between the probe and the bind.
 PORT_RANGE = range(20_000, 29_000)
@@ -16,16 +17,6 @@ def find_free_ports(count: int) -> int:
         if all(is_free(port) for port in range(first, first + count)):
             return first
     raise OSError(f"no {count} consecutive free ports in {PORT_RANGE}")
-
-
-def is_free(port: int) -> bool:
-    """Say whether a TCP port can be bound on all addresses."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def add_host_names(names: Sequence[str], file: Path = Path("/etc/hosts")) -> None:

@@ -115,9 +115,10 @@ def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
 def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config = load_config(ROOT / "config/zero3.yaml", ["slurm.setup=null"])
-    # Stands in for the supervisor's Python; what finds the port is Python itself.
+    # Stands in for the supervisor's Python; what finds the port is ours.
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || exec {sys.executable} "$@"\n')
+    ours = "llada_sft.cluster.ports"
+    python.write_text(f'#!/bin/sh\n[ "$2" != {ours} ] || exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     script = sbatch_text(config, run, str(python))
     shown = 'srun() { echo "$MASTER_ADDR" "$MASTER_PORT" "$PYTHONSAFEPATH"; }\n'

@@ -1,0 +1,68 @@
+"""Where the ranks meet: a port that nobody gets by chance.
+
+    python -m llada_sft.cluster.ports     prints one that is free, for a batch script
+
+Rank 0 listens at it only seconds after it was chosen, and who asks the kernel for any free port
+meanwhile must not get this one. srun asks: then rank 0 fails, the other ranks talk to srun, and
+srun waits for the rest of what it takes for a message instead of ending them (seen: four minutes).
+So it is none of those that the kernel gives.
+"""
+
+import random
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llada_sft.entry import exit_code
+from llada_sft.errors import LaunchError
+
+# First and last of the ports that the kernel gives.
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_EPHEMERAL = (32_768, 60_999)
+# Below are the well-known services, which may start later.
+_PORTS = range(10_000, 65_536)
+
+
+def free_port(ephemeral: Path = _EPHEMERAL) -> int:
+    """Choose a free port of this machine at random.
+
+    Args:
+        ephemeral: Where the kernel says which ports it gives.
+
+    Raises:
+        LaunchError: There is none.
+    """
+    ports = _not_ephemeral(ephemeral)
+    for port in random.sample(ports, len(ports)):
+        if is_free(port):
+            return port
+    raise LaunchError("no free TCP port for the ranks to meet at; end what holds them all")
+
+
+def is_free(port: int) -> bool:
+    """Tell whether a TCP port can be bound on all addresses."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _not_ephemeral(file: Path) -> Sequence[int]:
+    try:
+        first, last = map(int, file.read_text().split())
+    except (OSError, ValueError):
+        first, last = _USUAL_EPHEMERAL
+    # Where the kernel gives all of them, one of those must do.
+    return [port for port in _PORTS if not first <= port <= last] or _PORTS
+
+
+def _main() -> int:
+    print(free_port())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(_main))
