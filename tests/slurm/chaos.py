@@ -184,6 +184,7 @@ class ChaosRun:
 
     def _wait(self, target: Target, done: Callable[[], bool], problem: str, number: int) -> None:
         def over() -> bool:
+            faults.wake_rested(target)
             return done() or target.cluster.job(target.job)["JobState"] in FINAL_STATES
 
         wait_until(over, TIMEOUT_S)

@@ -9,7 +9,8 @@ import os
 import random
 import signal
 import subprocess
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -57,6 +58,8 @@ TIME_LIMIT_MIN = 30
 # SLURM looks at time limits that often, and sends the signal by so much too early.
 TIME_LIMIT_POLL_S = 30
 MEND_TIMEOUT_S = 60
+# What SLURM could not tell a node it tells it a minute later.
+RETRY_S = 70
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,15 @@ class Planned:
 
 @dataclass(frozen=True)
 class Target:
-    """The job that a fault befalls."""
+    """The job that a fault befalls.
+
+    Attributes:
+        resting: Nodes that get no job, and until when.
+    """
 
     cluster: Cluster
     job: str
+    resting: dict[str, float] = field(default_factory=dict)
 
     def ranks(self) -> dict[int, int]:
         """Find the ranks' processes: pid by rank."""
@@ -146,11 +154,19 @@ def inject(target: Target, planned: Planned) -> None:
         case Fault.KILL_RANK:
             os.kill(target.ranks()[planned.rank], signal.SIGKILL)
         case Fault.KILL_NODE:
-            kill_node(target, target.node_of(planned.rank))
+            node = target.node_of(planned.rank)
+            if node != cluster.job(job)["BatchHost"]:
+                target.resting[node] = math.inf
+            kill_node(target, node)
 
 
 def mend(target: Target) -> None:
-    """Take back what a fault has changed in the cluster, when the job is requeued."""
+    """Take back what a fault has changed in the cluster, when the job is requeued.
+
+    A node that was killed rests first. Its srun has asked SLURM to end the step on all nodes; SLURM
+    asks this one again when it is back, and would end the ranks of the next attempt there: their
+    step has the same number (seen on 22.05.8).
+    """
     limit = ["scontrol", "update", f"JobId={target.job}", f"TimeLimit={TIME_LIMIT_MIN}"]
 
     def is_set() -> bool:  # Not while SLURM still ends the attempt before.
@@ -160,7 +176,23 @@ def mend(target: Target) -> None:
         target.cluster.run(limit)
     for node in NODES:
         if not is_alive(slurmd_pid(target.cluster, node)):
+            if node in target.resting:
+                set_state(target, node, "DRAIN")
+                target.resting[node] = time.monotonic() + RETRY_S
             target.cluster.start_node(node)
+
+
+def wake_rested(target: Target) -> None:
+    """Let the nodes have jobs that have rested long enough."""
+    for node, until in list(target.resting.items()):
+        if time.monotonic() > until:
+            set_state(target, node, "RESUME")
+            del target.resting[node]
+
+
+def set_state(target: Target, node: str, state: str) -> None:
+    command = ["scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=chaos"]
+    target.cluster.run(command)
 
 
 def slurmd_pid(cluster: Cluster, node: str) -> int:
