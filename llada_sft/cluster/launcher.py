@@ -166,7 +166,7 @@ def _print_config(config: Config, base: Path) -> int:
 
 def _dry_run(config: Config, base: Path) -> int:
     final = prepare.resolved(config, base)
-    print(submit.sbatch_text(final, prepare.run_dir_of(final)), end="")
+    print(submit.sbatch_text(final, prepare.run_dir_of(final)))
     for problem in preflight.find_problems(resolve_paths(config, base)):
         print(problem, file=sys.stderr)
     return 0
