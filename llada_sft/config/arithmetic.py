@@ -112,4 +112,16 @@ def _length(config: Config, rows: RowCount) -> list[str]:
         lines += ["steps per epoch  as the tokens have it; estimated where training begins"]
     if config.train.max_steps is not None:
         lines.append(f"                 stops after {config.train.max_steps:,} (train.max_steps)")
-    return lines
+    known = [] if packed else [steps if rows.by_source else steps * config.train.epochs]
+    return lines + _warmup(config, [*known, *filter(None, [config.train.max_steps])])
+
+
+def _warmup(config: Config, ends: list[int]) -> list[str]:
+    """Warn of a warm-up that is as long as the training; `ends`: known last steps."""
+    warmup = config.optim.warmup_steps
+    if not ends or warmup < min(ends):
+        return []
+    return [
+        f"warning          optim.warmup_steps, {warmup:,}, is not below the {min(ends):,} steps"
+        " of the training: optim.lr is not reached, or never kept"
+    ]

@@ -6,6 +6,9 @@ whole number for every n of the range, the training is the same optimization on 
 
 from math import gcd, lcm
 
+# The factors of a wide range have a product of thousands of digits.
+MAX_ACCUMULATION = 1_000_000
+
 
 def check_range(nodes: int, accumulate: int, allowed: range) -> None:
     """Check that each number of nodes can share out the batch of `nodes` × `accumulate`.
@@ -17,17 +20,22 @@ def check_range(nodes: int, accumulate: int, allowed: range) -> None:
     if unfit is None:
         return
     least, most = _fitting_range(nodes, accumulate, allowed)
+    fitting = _fitting_accumulation(nodes, accumulate, allowed)
+    other = f"train.accumulate_grad_batches={fitting}, or " if fitting else ""
     raise ValueError(
         f"slurm.elastic: {unfit} nodes cannot share out the global batch, slurm.nodes × "
         f"train.accumulate_grad_batches = {nodes} × {accumulate}, evenly; use "
-        f"train.accumulate_grad_batches={_fitting_accumulation(nodes, accumulate, allowed)}, "
-        f"or slurm.elastic=[{least}, {most}]"
+        f"{other}slurm.elastic=[{least}, {most}]"
     )
 
 
-def _fitting_accumulation(nodes: int, accumulate: int, allowed: range) -> int:
-    """Give the next larger accumulation that all of them can share out."""
-    whole = lcm(*allowed)
+def _fitting_accumulation(nodes: int, accumulate: int, allowed: range) -> int | None:
+    """Give the next larger accumulation that all of them can share out, if it is of any use."""
+    whole = 1
+    for count in allowed:
+        whole = lcm(whole, count)
+        if whole > MAX_ACCUMULATION * nodes:
+            return None
     unit = whole // gcd(whole, nodes)
     return -(-accumulate // unit) * unit
 

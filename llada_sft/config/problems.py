@@ -21,12 +21,13 @@ class Problem(NamedTuple):
     text: str
 
 
-def describe(error: ValidationError, data: dict[str, Any]) -> list[Problem]:
-    """Give one problem for each key that does not fit."""
+def describe(error: ValidationError, data: dict[str, Any]) -> Iterator[Problem]:
+    """Yield one problem for each key that does not fit."""
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_path.setdefault(_key_path(detail, data), []).append(detail)
-    return [Problem(path, _text(path, details)) for path, details in by_path.items()]
+    for path, details in by_path.items():
+        yield Problem(path, _text(path, details))
 
 
 def shown(value: Any) -> str:
@@ -95,13 +96,13 @@ def _expected(detail: ErrorDetails) -> str:
         case "literal_error":
             return str(context["expected"])
         case "greater_than_equal":
-            return f"at least {context['ge']:g}"
+            return f"at least {_number(context['ge'])}"
         case "greater_than":
-            return f"greater than {context['gt']:g}"
+            return f"greater than {_number(context['gt'])}"
         case "less_than_equal":
-            return f"at most {context['le']:g}"
+            return f"at most {_number(context['le'])}"
         case "less_than":
-            return f"less than {context['lt']:g}"
+            return f"less than {_number(context['lt'])}"
         case "string_too_short":
             return "a string that is not empty"
         case "string_too_long":
@@ -123,6 +124,10 @@ def _expected(detail: ErrorDetails) -> str:
         case other:
             # A kind of pydantic error that the schema has not needed yet: its own words.
             return f"valid ({other}: {detail['msg']})"
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _suggestion(path: KeyPath) -> str:

@@ -10,6 +10,7 @@ import json
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
+# Far more than any config, and read in a moment. An alias costs as much as what it stands for: nine
+# lines of nine aliases each would be a billion values.
+MAX_BYTES = 1 << 18
+MAX_VALUES = 10_000
+MAX_DEPTH = 32
+SHOWN_PROBLEMS = 50
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -49,11 +56,12 @@ class _Source:
     problems: list[tuple[int, str]] = field(default_factory=list)
     # Keys whose value already is a problem; None stands in for it.
     unreadable: set[KeyPath] = field(default_factory=set)
+    num_values: int = 0
 
     def read(self) -> dict[str, Any]:
         """Read the file into plain data; without a mapping there is nothing more to check."""
         try:
-            self.root = yaml12.compose(Path(self.path).read_text(encoding="utf-8"))
+            self.root = yaml12.compose(self._text())
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -101,19 +109,46 @@ class _Source:
         try:
             config = Config.model_validate_json(json.dumps(data))
         except ValidationError as error:
-            for problem in describe(error, data):
+            for problem in islice(describe(error, data), SHOWN_PROBLEMS + 1):
                 if problem.path not in self.unreadable:
                     self._add(problem.path, problem.text)
         if self.problems:
             self.problems.sort(key=lambda problem: problem[0])
-            raise ConfigError("\n".join(dict.fromkeys(text for _, text in self.problems)))
+            lines = list(dict.fromkeys(text for _, text in self.problems))
+            more = ["further problems are not shown"] if len(lines) > SHOWN_PROBLEMS else []
+            raise ConfigError("\n".join([*lines[:SHOWN_PROBLEMS], *more]))
         return config
 
+    def _text(self) -> str:
+        """Return the file's text.
+
+        Raises:
+            ConfigError: It is far larger than a config.
+            OSError: It cannot be read.
+            UnicodeDecodeError: It is not UTF-8.
+        """
+        with Path(self.path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigError(f"{self.path}: not a config: larger than {MAX_BYTES:,} bytes")
+        return content.decode("utf-8")
+
     def _plain(self, node: yaml.Node, path: KeyPath, above: tuple[yaml.Node, ...]) -> Any:
+        """Return the value of a node, and add what is wrong with it to the problems.
+
+        Raises:
+            ConfigError: The values are too many, or nested too deeply, to go on.
+        """
+        self.num_values += 1
+        where = self._override(path) or self.path
+        if self.num_values > MAX_VALUES:
+            raise ConfigError(f"{where}: not a config: more than {MAX_VALUES:,} values")
         if any(node is one for one in above):
             self._add(path, "an alias to itself is not allowed")
             self.unreadable.add(path)
             return None
+        if len(above) > MAX_DEPTH:
+            raise ConfigError(f"{where}: not a config: nested too deeply")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, (*above, node))
         if isinstance(node, yaml.SequenceNode):
@@ -138,6 +173,9 @@ class _Source:
                 self._add(path, "a key must be one word", line)
                 continue
             key = key_node.value
+            if key == "<<":
+                self._add(path, "a merge key (<<) is not allowed; write the keys themselves", line)
+                continue
             if key in values:
                 self._add((*path, key), f"given twice, first on line {lines[key]}; keep one", line)
             lines.setdefault(key, line)
@@ -146,14 +184,18 @@ class _Source:
 
     def _add(self, path: KeyPath, text: str, line: int | None = None) -> None:
         name = ".".join(map(str, path))
-        for length in range(len(path), 0, -1):
-            if where := self.overridden.get(path[:length]):
-                self._add_last(f"{where}: {name}: {text}")
-                return
+        if where := self._override(path):
+            self._add_last(f"{where}: {name}: {text}")
+            return
         line = line or self._line(path)
         # Without a name it concerns several sections, and its text names them.
         what = f"{name}: {text}" if name else text
         self.problems.append((line, f"{self.path}:{line}: {what}"))
+
+    def _override(self, path: KeyPath) -> str | None:
+        """Name the override that gave the value at a path; None if the file did."""
+        lengths = range(len(path), 0, -1)
+        return next(filter(None, (self.overridden.get(path[:length]) for length in lengths)), None)
 
     def _add_last(self, text: str) -> None:
         self.problems.append((1 << 60, text))

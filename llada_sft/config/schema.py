@@ -26,9 +26,19 @@ from llada_sft.config.record_formats import MultiTurn, RecordFormat, check_field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+# A larger number is infinite in fp32.
+PositiveFloat = Annotated[float, Field(gt=0, le=1e37)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e37)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# Of an average that forgets: 1 would never move, and Adam divides by 1 - beta.
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# Waits of more than a year overflow what they are handed to.
+Seconds = Annotated[int, Field(le=366 * 24 * 3600)]
+Minutes = Annotated[int, Field(ge=1, le=366 * 24 * 60)]
+# More nodes, ranks or threads than any cluster has.
+Count = Annotated[int, Field(ge=1, le=100_000)]
+# Elements of a buffer: more than any GPU holds.
+Elements = Annotated[int, Field(le=10**12)]
 # What may stand in an `#SBATCH --key=value` line: no blanks, quotes or line ends.
 SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!*\[\]()-]+$")]
 SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
@@ -248,8 +258,9 @@ class ObjectiveConfig(Section):
 class OptimConfig(Section):
     lr: PositiveFloat = 2.5e-5
     final_lr: NonNegativeFloat = 2.5e-6
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    # Below 1e-37 it is 0 in fp32, and 0 / 0 is NaN.
+    eps: Annotated[float, Field(ge=1e-37, le=1)] = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     # warmup_constant_decay: linear warm-up, constant, linear to final_lr over the last part;
     # cosine: linear warm-up, then half a cosine to final_lr.
@@ -270,7 +281,7 @@ class TrainConfig(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     accelerator: Literal["auto", "cuda", "cpu"] = "auto"
     # CPU threads of each rank.
-    threads_per_rank: PositiveInt = 1
+    threads_per_rank: Annotated[int, Field(ge=1, le=1024)] = 1
     # Optimizer steps between two validations, and rows of data.validation that are used.
     validate_every_steps: PositiveInt = 500
     validation_max_rows: PositiveInt = 1024
@@ -283,9 +294,9 @@ class TrainConfig(Section):
     # the step out; both name the rows.
     on_nonfinite: Literal["stop", "skip"] = "stop"
     # No progress for so long: the ranks write their stacks, and the attempt ends.
-    hang_timeout_s: PositiveInt = 900
+    hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
     # So much more for the start, a checkpoint and a validation.
-    hang_grace_s: NonNegativeInt = 1800
+    hang_grace_s: Annotated[Seconds, Field(ge=0)] = 1800
 
 
 class DeepSpeedConfig(Section):
@@ -293,24 +304,24 @@ class DeepSpeedConfig(Section):
 
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_param: Literal["none", "cpu"] = "none"
-    reduce_bucket_size: PositiveInt = 200_000_000
-    stage3_prefetch_bucket_size: NonNegativeInt = 50_000_000
-    stage3_param_persistence_threshold: NonNegativeInt = 100_000
-    stage3_max_live_parameters: PositiveInt = 1_000_000_000
+    reduce_bucket_size: Annotated[Elements, Field(ge=1)] = 200_000_000
+    stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
+    stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
+    stage3_max_live_parameters: Annotated[Elements, Field(ge=1)] = 1_000_000_000
     # A collective that takes longer than this is an error.
-    timeout_min: PositiveInt = 30
+    timeout_min: Minutes = 30
 
 
 class SlurmConfig(Section):
-    nodes: PositiveInt = 1
+    nodes: Count = 1
     # Ranks on each node: one per GPU; on CPU as many as you like.
-    ranks_per_node: PositiveInt = 8
+    ranks_per_node: Count = 8
     # GPUs asked for on each node; null = one per rank, 0 = none.
     gpus_per_node: NonNegativeInt | None = None
-    cpus_per_rank: PositiveInt = 8
+    cpus_per_rank: Count = 8
     # null = the partition's default.
     mem_gb_per_node: PositiveInt | None = None
-    time_min: PositiveInt = 1440
+    time_min: Minutes = 1440
     partition: SbatchValue | None = None
     account: SbatchValue | None = None
     qos: SbatchValue | None = None
@@ -320,7 +331,7 @@ class SlurmConfig(Section):
     signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
     # [1, 4]: start on as many nodes as SLURM has free, at least 1 and at most 4; null = on `nodes`.
     # The global batch stays what it is on `nodes`.
-    elastic: tuple[PositiveInt, PositiveInt] | None = None
+    elastic: tuple[Count, Count] | None = None
     # Restarts after the loss of a node or a rank that was killed; preemptions and time limits are
     # not counted.
     node_failure_restarts: NonNegativeInt = 10
@@ -397,6 +408,17 @@ class Config(Section):
             raise ValueError(
                 "train.micro_batch_size: must stay 1 with data.batching: packed, whose "
                 f"micro-batches are measured in data.max_tokens, got {size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _examples_fit_the_network(self) -> "Config":
+        # That of a checkpoint stands in its config.json, which preflight reads.
+        size = self.model.size
+        if size is not None and self.data.max_length > size.max_sequence_length:
+            raise ValueError(
+                "data.max_length: must be at most model.size.max_sequence_length, "
+                f"{size.max_sequence_length}, got {self.data.max_length}"
             )
         return self
 

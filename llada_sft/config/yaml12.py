@@ -24,6 +24,8 @@ _CORE_SCHEMA = (
         list("-+.0123456789"),
     ),
 )
+# 64 bits with a sign, in the longest of these ways to write it: octal, and some leading zeros.
+_MAX_INT_CHARACTERS = 32
 _PATTERNS = {tag: re.compile(f"^{pattern}$") for tag, pattern, _ in _CORE_SCHEMA}
 
 
@@ -47,7 +49,12 @@ Loader.yaml_implicit_resolvers = Dumper.yaml_implicit_resolvers = _resolvers()
 
 
 def _int(text: str) -> int:
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    # Python refuses, slowly, to read thousands of digits; no library takes more than 64 bits.
+    if len(text) <= _MAX_INT_CHARACTERS:
+        value = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if -(2**63) <= value < 2**63:
+            return value
+    raise ValueError("a whole number must fit into 64 bits")
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {

@@ -76,11 +76,11 @@ def test_a_machine_without_slurm_writes_nothing(call: Call, project: Path) -> No
 
 def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) -> None:
     before = files(project)
-    code, out, err = call("--config", "a.yaml", "--print-config", "train.epochs=2")
+    code, out, err = call("--config", "a.yaml", "--print-config", "train.epochs=20")
     assert (code, err, files(project)) == (0, "", before)
     (project / "printed.yaml").write_text(out)
     printed = load_config("printed.yaml")
-    assert (printed.train.epochs, printed.model.path) == (2, f"{project}/model")
+    assert (printed.train.epochs, printed.model.path) == (20, f"{project}/model")
     assert out.splitlines()[-7:] == [
         "# records          raw, no known format (7 of the first 7 rows)",
         "# world size       2 = 1 nodes × 2 ranks",
@@ -88,7 +88,7 @@ def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) ->
         "# tokens per step  at most 8,192 = 2 × 4,096",
         "# rows per epoch   7",
         "# steps per epoch  4, until the busiest rank has read its 4 rows",
-        "# steps in all     8 = 2 epochs × 4",
+        "# steps in all     80 = 20 epochs × 4",
     ]
 
 

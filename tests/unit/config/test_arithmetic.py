@@ -1,5 +1,7 @@
 """The numbers printed before a run, by hand."""
 
+import pytest
+
 from llada_sft.config import Config
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, on_nodes, steps_of
 
@@ -54,6 +56,18 @@ def test_sources() -> None:
         "steps in all     75, until the busiest rank has read its 600 rows",
     ]
     assert batch_arithmetic(config(), rows)[3:] == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"), [({}, 30), ({"max_steps": 20}, 20), ({"epochs": 5}, 50), ({"epochs": 6}, 0)]
+)
+def test_a_warm_up_that_is_as_long_as_the_training(train: dict[str, int], steps: int) -> None:
+    lines = batch_arithmetic(config(**train), RowCount(total=800, busiest_rank=80))
+    warning = (
+        f"warning          optim.warmup_steps, 50, is not below the {steps} steps of the training:"
+        " optim.lr is not reached, or never kept"
+    )
+    assert [line for line in lines if line.startswith("warning")] == ([warning] if steps else [])
 
 
 def test_a_last_step_that_is_not_full_counts() -> None:

@@ -11,6 +11,7 @@ from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.elastic import check_range
 from llada_sft.errors import ConfigError
 
+INT_64 = st.integers(-(2**63), 2**63 - 1)
 MINIMAL = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
 # Lines 1 to 3 are MINIMAL; the mistake begins on line 4.
 BAD_FILES = {
@@ -52,6 +53,34 @@ BAD_FILES = {
         "a.yaml:4: optim.decay_fraction: must be at most 1, got 2",
     ),
     "not below": ("objective: {eps: 1}", "a.yaml:4: objective.eps: must be less than 1, got 1"),
+    "more than fp32 has": (
+        "optim: {gradient_clip: 1e39}",
+        "a.yaml:4: optim.gradient_clip: must be at most 1e+37, got 1e+39",
+    ),
+    "0 in fp32": (
+        "optim: {eps: 1e-50}",
+        "a.yaml:4: optim.eps: must be at least 1e-37, got 1e-50",
+    ),
+    "first beta of 1": (
+        "optim: {betas: [1.0, 0.95]}",
+        "a.yaml:4: optim.betas.0: must be less than 1, got 1.0",
+    ),
+    "second beta of 1": (
+        "optim: {betas: [0.9, 1]}",
+        "a.yaml:4: optim.betas.1: must be less than 1, got 1",
+    ),
+    "threads": (
+        "train: {threads_per_rank: 100000}",
+        "a.yaml:4: train.threads_per_rank: must be at most 1024, got 100000",
+    ),
+    "a wait past all clocks": (
+        "deepspeed: {timeout_min: 9000000000}",
+        "a.yaml:4: deepspeed.timeout_min: must be at most 527040, got 9000000000",
+    ),
+    "a buffer past all memory": (
+        "deepspeed: {reduce_bucket_size: 9000000000000}",
+        "a.yaml:4: deepspeed.reduce_bucket_size: must be at most 1000000000000, got 9000000000000",
+    ),
     "infinite": ("optim: {lr: .inf}", "a.yaml:4: optim.lr: must be a finite number, got inf"),
     "empty string": (
         "log: {wandb_project: ''}",
@@ -116,6 +145,22 @@ BAD_FILES = {
         "train: [1, 2",
         "a.yaml:5: not YAML: while parsing a flow sequence expected ',' or ']',"
         " but got '<stream end>'",
+    ),
+    "merge key": (
+        "log: &a {}\ntrain:\n  <<: *a",
+        "a.yaml:6: train: a merge key (<<) is not allowed; write the keys themselves",
+    ),
+    "more than 64 bits": (
+        "train: {epochs: 9223372036854775808}",
+        "a.yaml:4: train.epochs: a whole number must fit into 64 bits",
+    ),
+    "thousands of digits": (
+        f"train: {{epochs: {'9' * 5000}}}",
+        "a.yaml:4: train.epochs: a whole number must fit into 64 bits",
+    ),
+    "thousands of hexadecimal digits": (
+        f"train: {{epochs: 0x{'f' * 5000}}}",
+        "a.yaml:4: train.epochs: a whole number must fit into 64 bits",
     ),
     "two documents": (
         "---\na: 1",
@@ -208,10 +253,53 @@ def test_every_mistake_is_reported_at_once_in_the_order_of_the_file() -> None:
             "a.yaml: not YAML: unacceptable character #x0001: special characters are not allowed",
         ),
         ("[" * 5000, "a.yaml: not a config: nested too deeply"),
+        ("[" * 40 + "]" * 40, "a.yaml: not a config: nested too deeply"),
+        ("- " * 5000 + "a", "a.yaml: not a config: nested too deeply"),
+        # Deep by its aliases alone.
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 900)),
+            "a.yaml: not a config: nested too deeply",
+        ),
+        # Nine lines, a billion values.
+        (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)),
+            "a.yaml: not a config: more than 10,000 values",
+        ),
+        (
+            "a0: &a0 {x: y}\n"
+            + "".join(f"a{i}: &a{i} {{b: *a{i - 1}, c: *a{i - 1}}}\n" for i in range(1, 30)),
+            "a.yaml: not a config: more than 10,000 values",
+        ),
+        ("a: [" + "1, " * 10_000 + "]", "a.yaml: not a config: more than 10,000 values"),
+        ("#" * 262_145, "a.yaml: not a config: larger than 262,144 bytes"),
     ],
 )
 def test_a_file_that_is_no_config(text: str, message: str) -> None:
     assert problems_of(text) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=" + "[" * 5000, "the value is not YAML; quote it"),
+        ("data.train=" + "[" * 40 + "]" * 40, "not a config: nested too deeply"),
+        ("data.train=[" + "a, " * 10_000 + "]", "not a config: more than 10,000 values"),
+        ("run.seed=" + "9" * 100_000, "run.seed: a whole number must fit into 64 bits"),
+    ],
+)
+def test_a_value_without_measure_in_an_override(override: str, message: str) -> None:
+    assert problems_of(MINIMAL, override) == f"override {override!r}: {message}"
+
+
+def test_an_endless_file_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigError, match=r"^/dev/zero: not a config: larger than"):
+        load_config("/dev/zero")
+
+
+def test_no_more_than_some_problems_are_shown() -> None:
+    *lines, last = problems_of(MINIMAL + "".join(f"k{i}: 1\n" for i in range(9000))).splitlines()
+    assert (len(lines), last) == (50, "further problems are not shown")
 
 
 def test_a_file_that_cannot_be_read() -> None:
@@ -370,6 +458,13 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
             "train.accumulate_grad_batches = 2 × 6, evenly; use "
             "train.accumulate_grad_batches=30, or slurm.elastic=[1, 4]",
         ),
+        # What all of them could share out has thousands of digits.
+        (
+            "elastic: [1, 20000]",
+            1,
+            "slurm.elastic: 2 nodes cannot share out the global batch, slurm.nodes × "
+            "train.accumulate_grad_batches = 1 × 1, evenly; use slurm.elastic=[1, 1]",
+        ),
     ],
 )
 def test_elastic_nodes_that_cannot_be(slurm: str, accumulate: int, problem: str) -> None:
@@ -471,9 +566,9 @@ tricky = words | st.sampled_from(
 @given(
     path=tricky,
     train=tricky,
-    lr=st.floats(min_value=1e-300, allow_infinity=False),
+    lr=st.floats(min_value=1e-30, max_value=1e30),
     tail=st.integers(1, 4095) | st.just("batch_max"),
-    extra=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]*", fullmatch=True), st.integers()),
+    extra=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]*", fullmatch=True), INT_64),
 )
 def test_a_dumped_config_reads_back_equal(
     path: str, train: str, lr: float, tail: int | str, extra: dict[str, int]
