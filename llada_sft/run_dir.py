@@ -6,7 +6,7 @@ runs/<name>/
   job.sbatch        the exact text given to sbatch (SLURM only)
   versions.json     package versions of the launching environment
   code/             the package, the hook and git's state at launch; ranks run from here
-  slurm/            submitit's files: the pickled job, the log of each rank; srun's own messages
+  slurm/            the submitted script, the log of each rank; srun's own messages
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
   quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason

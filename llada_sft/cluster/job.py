@@ -1,12 +1,9 @@
-"""What runs on each rank: `run(run_dir)`, the same under submitit, sbatch and --local.
-
-    python -m llada_sft.cluster.job RUN_DIR      (with SLURM's or --local's rank variables)
+"""What runs on each rank: `run(run_dir)`, with SLURM's or --local's rank variables.
 
 Signals first, then the rank's place and the watchdog, then the config from the run directory; only
 then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
-`SystemExit` passes through submitit, which keeps a traceback only of an `Exception`, and any code
-but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves at once
-(`leaving.py`). What follows from either is decided around the ranks (`supervisor.py`).
+any code but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves
+at once (`leaving.py`). What follows from either is decided around the ranks (`supervisor.py`).
 """
 
 import gc
@@ -71,7 +68,6 @@ def run(run_dir: str) -> None:
         placement = placement_from(os.environ)
         leaving = Leaving(run_path, placement.rank)
         leaving.follow_others()
-        _clear_submitit_leftover(run_path, placement.rank)
         node = os.environ.get("SLURMD_NODENAME", "")
         with Watchdog(run_path, placement, node) as watchdog:
             _attempt(_Rank(run_path, placement, stop, leaving, watchdog))
@@ -212,22 +208,3 @@ def _of_this_attempt(config: Config, placement: Placement, run_path: RunDir) -> 
     if config.slurm.elastic is not None and placement.rank == 0:
         print(attempt_line(config, nodes), flush=True)
     return on_nodes(config, nodes)
-
-
-def _clear_submitit_leftover(run_path: RunDir, rank: int) -> None:
-    # submitit writes its result through this file and refuses to if one is there: a rank killed
-    # in that moment would fail all later attempts at their very end.
-    job_id = os.environ.get("SLURM_JOB_ID")
-    (run_path.slurm / f"{job_id}_{rank}_result.pkl.save_tmp").unlink(missing_ok=True)
-
-
-def main() -> None:
-    """Run as the rank that the environment says."""
-    if len(sys.argv) != 2:
-        print("usage: python -m llada_sft.cluster.job RUN_DIR", file=sys.stderr)
-        raise SystemExit(EXIT_CODE)
-    run(sys.argv[1])
-
-
-if __name__ == "__main__":
-    main()

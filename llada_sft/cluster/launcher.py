@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llada_sft.cluster import journal, preflight, prepare, status, submit
+from llada_sft.cluster import door, journal, preflight, prepare, status, submit
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic
 from llada_sft.errors import ConfigError, LaunchError, LladaSftError
@@ -85,6 +85,7 @@ def resume(run: RunDir, overrides: Sequence[str], local: bool, follow: bool) -> 
     Raises:
         LladaSftError: a change is a mistake, or the run is not to be started.
     """
+    door.require(run)
     config = load_config(run.config, overrides)
     if changed := {"run.name", "run.root", "data.hook"} & set(_changed(run, config)):
         raise ConfigError(

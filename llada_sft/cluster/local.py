@@ -24,7 +24,7 @@ from llada_sft.cluster.ports import free_port
 from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
-RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster.job")
+RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster", "rank")
 # How long the ranks that are left have between TERM and KILL.
 GRACE_S = 5.0
 POLL_S = 0.1

@@ -15,7 +15,7 @@ ASK_SLURM_EVERY_S = 15.0
 
 
 def log_file(run: RunDir, rank: int) -> Path:
-    """Name the log of a rank: submitit's of the last job, or that of a local run."""
+    """Name the log of a rank: that of the last job, or of a local run."""
     job_id = journal.last_job_id(run.journal)
     if job_id is None:
         return run.rank_log(rank)

@@ -1,7 +1,5 @@
 """Where the ranks meet: a port that nobody gets by chance.
 
-    python -m llada_sft.cluster.ports     prints one that is free, for a batch script
-
 Rank 0 listens at it only seconds after it was chosen, and who asks the kernel for any free port
 meanwhile must not get this one. srun asks: then rank 0 fails, the other ranks talk to srun, and
 srun waits for the rest of what it takes for a message instead of ending them (seen: four minutes).
@@ -10,11 +8,9 @@ So it is none of those that the kernel gives.
 
 import random
 import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llada_sft.entry import exit_code
 from llada_sft.errors import LaunchError
 
 # First and last of the ports that the kernel gives.
@@ -57,12 +53,3 @@ def _not_ephemeral(file: Path) -> Sequence[int]:
         first, last = _USUAL_EPHEMERAL
     # Where the kernel gives all of them, one of those must do.
     return [port for port in _PORTS if not first <= port <= last] or _PORTS
-
-
-def _main() -> int:
-    print(free_port())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code(_main))

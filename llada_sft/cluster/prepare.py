@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from llada_sft.cluster import door
 from llada_sft.cluster.snapshot import redact, take_snapshot
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.errors import ConfigError
@@ -62,11 +63,13 @@ def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, 
 
     Raises:
         ConfigError: the directory belongs to something else.
+        LaunchError: it was launched by a version that this one cannot start.
     """
     sources, final = resolve_paths(config, base), resolved(config, base)
     run = run_dir_of(final)
     found = run.config.exists()
     if found:
+        door.require(run)
         _check_same_run(run, final, Path(sources.data.hook))
         if sources.slurm.setup is not None:
             shutil.copyfile(sources.slurm.setup, run.setup)

@@ -32,14 +32,13 @@ class StopRequest:
         return sorted(one.name for one in self.signals.copy())
 
     def install(self) -> None:
-        """Take the signals over from submitit; to be called first thing, in the main thread.
+        """Handle the job's signals; to be called first thing, in the main thread.
 
         USR2 reaches every process of the step, and would end a data worker. Children inherit what
         is blocked, also through exec, but no handler: so it is blocked here, and a thread waits for
         it. The handler is for threads that started before us (numpy's) and do not block it.
         """
         signal.signal(signal.SIGUSR2, self._note)
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         threading.Thread(target=self._await_usr2, name="await-usr2", daemon=True).start()
         signal.signal(signal.SIGTERM, self._note)

@@ -1,15 +1,16 @@
 """A run directory -> one SLURM job, by submitit: the sbatch text, and its submission.
 
-submitit has no public dry run: `_make_sbatch_string` is private and used here only, with a test
-that what it says is what is submitted. The pickled job is `llada_sft.cluster.job.run` by reference
-and the path of the run directory; submitit's own requeueing is never reached (`preemption.py`).
+submitit writes the options and submits. What the job runs is `batch_script.py`, whose ranks are
+plain commands: nothing is pickled, and submitit is not there when a job runs. It has no public dry
+run and no public way to submit a command: `_make_sbatch_string` and `_submit_command` are private
+and used here only, with a test that what the dry run says is what is submitted.
 """
 
-import shlex
 import shutil
 import sys
 from typing import Any
 
+from llada_sft.cluster import batch_script
 from llada_sft.config import Config
 from llada_sft.config.schema import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
@@ -21,8 +22,6 @@ TAKEN_OPTIONS = frozenset(
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
 )
-# `RunDir.srun_log`, in the shell's words.
-_SRUN_LOG = '"${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"'
 
 
 def check_extra(config: Config) -> None:
@@ -46,10 +45,8 @@ def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> st
     """Write the batch script that `submit` hands to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{shlex.quote(python)} -u -m submitit.core._submit {shlex.quote(str(run.slurm))}"
-    text: str = _make_sbatch_string(
-        command=command, folder=run.slurm, **_parameters(config, run, python)
-    )
+    command = batch_script.script(config, run, python)
+    text: str = _make_sbatch_string(command=command, folder=run.slurm, **_parameters(config))
     return text
 
 
@@ -63,12 +60,10 @@ def submit(config: Config, run: RunDir) -> str:
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    from llada_sft.cluster import job
-
     executor = SlurmExecutor(folder=run.slurm)
-    executor.update_parameters(**_parameters(config, run, sys.executable))
+    executor.update_parameters(**_parameters(config))
     try:
-        submitted = executor.submit(job.run, str(run.path))
+        submitted = executor._submit_command(batch_script.script(config, run, sys.executable))
     except FailedJobError as error:
         raise LaunchError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
     shutil.copyfile(submitted.paths.submission_file, run.sbatch)
@@ -88,7 +83,7 @@ def require_sbatch() -> None:
             )
 
 
-def _parameters(config: Config, run: RunDir, python: str) -> dict[str, Any]:
+def _parameters(config: Config) -> dict[str, Any]:
     """Say the job in submitit's names."""
     slurm = config.slurm
     parameters: dict[str, Any] = {
@@ -109,15 +104,9 @@ def _parameters(config: Config, run: RunDir, python: str) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # submitit's default, "submitit", is refused where keys are checked.
         "wckey": "",
-        "setup": _setup_lines(run, python, has_setup=slurm.setup is not None),
-        "teardown": _teardown_lines(run, python),
         "additional_parameters": {"requeue": True, **slurm.extra},
-        # srun does not inherit --cpus-per-task since 22.05.
-        "srun_args": [
-            "--kill-on-bad-exit=1",
-            f"--cpus-per-task={slurm.cpus_per_rank}",
-            "--open-mode=append",
-        ],
+        # The ranks are started by our own script.
+        "use_srun": False,
     }
     if slurm.elastic is not None:
         _ask_for_a_range(parameters, slurm)
@@ -138,8 +127,6 @@ def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
         "nodes": f"{least}-{most}",
         "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
     }
-    # As sbatch would set it, had it been given the option: for srun, and for what counts the ranks.
-    parameters["setup"].insert(0, f"export SLURM_NTASKS_PER_NODE={slurm.ranks_per_node}")
 
 
 def gpus_per_node(config: Config) -> int:
@@ -147,39 +134,3 @@ def gpus_per_node(config: Config) -> int:
     if config.slurm.gpus_per_node is not None:
         return config.slurm.gpus_per_node
     return 0 if config.train.accelerator == "cpu" else config.slurm.ranks_per_node
-
-
-def _setup_lines(run: RunDir, python: str, has_setup: bool) -> list[str]:
-    source = [f"source {shlex.quote(str(run.setup))}"] if has_setup else []
-    return [
-        *source,
-        # The run's own copy of the code goes before what setup.sh may have set; and `python -m`
-        # would put the current folder first of all, where the working tree often is.
-        f'export PYTHONPATH={shlex.quote(str(run.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-        "export PYTHONSAFEPATH=1",
-        # The batch script runs on the job's first node, where rank 0 is. A requeued job runs it
-        # again: on other nodes, and with a port that is free there and then.
-        'export MASTER_ADDR="${SLURMD_NODENAME:-$(hostname)}"',
-        f'export MASTER_PORT="$({shlex.quote(python)} -m llada_sft.cluster.ports)"',
-        # TERM comes with scancel, a requeue and the time limit, and must not end this script before
-        # the lines after srun. A handler, unlike '', is not inherited by srun and the ranks.
-        "trap : TERM USR2",
-        f"{_supervisor(run, python, 'begin')} || exit",
-        # srun's own words tell which rank was killed. The ranks' logs are not in here.
-        f"exec 2>> {shlex.quote(str(run.slurm))}/{_SRUN_LOG}",
-    ]
-
-
-def _teardown_lines(run: RunDir, python: str) -> list[str]:
-    return [
-        "status=$?",
-        # From here on inherited: a requeue sends TERM to this script and to what it runs.
-        "trap '' TERM USR2",
-        # Its exit code is the script's, and so the job's.
-        f'{_supervisor(run, python, "end")} "$status"',
-    ]
-
-
-def _supervisor(run: RunDir, python: str, action: str) -> str:
-    module = "llada_sft.cluster.supervisor"
-    return f"{shlex.quote(python)} -m {module} {action} {shlex.quote(str(run.path))}"

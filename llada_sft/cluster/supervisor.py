@@ -1,10 +1,8 @@
 """What stands around the ranks of an attempt, on the node of rank 0: it begins and ends them.
 
-    python -m llada_sft.cluster.supervisor begin RUN_DIR             before srun
-    python -m llada_sft.cluster.supervisor end RUN_DIR EXIT_CODE     after it, with srun's exit code
-
-`begin` closes an attempt before it that ended without a word, and notes the new one. `end` says why
-the attempt ended, if rank 0 has not, and restarts the job or not; its exit code is the job's:
+`begin` runs before srun: it closes an attempt before it that ended without a word, and notes the
+new one. `end` runs after srun: it says why the attempt ended, if rank 0 has not, and restarts the
+job or not; its exit code is the job's:
 
     0   finished, or stopped as asked        2    a user's mistake
     1   a failure                            70   the restart budget is used up
@@ -14,23 +12,18 @@ the attempt ended, if rank 0 has not, and restarts the job or not; its exit code
 before and after each attempt, and inside the seconds that SLURM leaves to a job that it has ended.
 """
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llada_sft.cluster import evidence, failures, journal, restarts, slurm, suspects
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
+from llada_sft.cluster.door import OLDER_LAUNCHER
 from llada_sft.cluster.evidence import Job
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.judge import Death, Evidence, Verdict, judge
 from llada_sft.cluster.restarts import Decision
-from llada_sft.entry import exit_code
 from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
-
-USAGE = "usage: python -m llada_sft.cluster.supervisor begin RUN_DIR | end RUN_DIR EXIT_CODE"
 
 
 def begin(run: RunDir, job: Job | None, world_size: int) -> int:
@@ -184,24 +177,7 @@ def _warn(run: RunDir, started: Entry, detail: str) -> None:
     journal.append(run.journal, {"event": "warning", "attempt": attempt, "detail": detail})
 
 
-def _ignore_signals() -> None:
-    # scontrol requeue sends TERM to the batch script too, and kills it KillWait seconds later.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Do what a batch script asks for, and give the exit code."""
-    _ignore_signals()
-    match arguments:
-        case ["begin", path]:
-            job = Job.of(os.environ)
-            return begin(RunDir(Path(path)), job, job.world_size)
-        case ["end", path, code] if code.isdecimal():
-            return end(RunDir(Path(path)), Job.of(os.environ), int(code))
-    print(USAGE, file=sys.stderr)
-    return EXIT_CODE
-
-
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: main(sys.argv[1:])))
+    # As a launcher calls it that is older than `python -m llada_sft.cluster`.
+    print(OLDER_LAUNCHER, file=sys.stderr)
+    raise SystemExit(EXIT_CODE)

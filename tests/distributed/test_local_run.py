@@ -50,7 +50,7 @@ def rank_processes(run: RunDir) -> dict[int, int]:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if b"llada_sft.cluster.job" in arguments and str(run.path).encode() in arguments:
+        if b"llada_sft.cluster" in arguments and str(run.path).encode() in arguments:
             found[int(folder.name)] = parent
     return found
 

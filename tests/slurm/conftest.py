@@ -46,7 +46,7 @@ def accounting_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cluster(slurm_installed: None) -> Iterator[Cluster]:
-    """Yield a running cluster that sbatch, srun and submitit of this process talk to."""
+    """Yield a running cluster that sbatch and srun of this process talk to."""
     with Cluster(profile=wanted_profile()) as running, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", running.env["SLURM_CONF"])
         patch.setenv("PATH", running.env["PATH"])

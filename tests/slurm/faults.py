@@ -53,6 +53,8 @@ OTHERS = {Fault.EXCEPTION: Cause.EXCEPTION, Fault.HANG: Cause.HANG}
 CAUSES = GRACEFUL | KILLS | OTHERS
 IN_RANK = (Fault.KILL_IN_SAVE, Fault.KILL_BEFORE_LATEST, Fault.EXCEPTION, Fault.HANG)
 NUM_NODES, RANKS_PER_NODE = 2, 2
+# Of a rank's command line.
+RANK_WORDS = {"llada_sft.cluster", "rank"}
 SIGNAL_LEAD_S = 60
 TIME_LIMIT_MIN = 30
 # SLURM looks at time limits that often, and sends the signal by so much too early.
@@ -97,7 +99,7 @@ class Target:
             # srun and the batch script have a SLURM_PROCID too, but belong to no step.
             if environment.get("SLURM_JOB_ID") == self.job and "SLURM_STEP_ID" in environment:
                 words = read_words(Path(f"/proc/{pid}/cmdline"))
-                if any("submitit" in word for word in words) and "srun" not in words[0]:
+                if set(words) >= RANK_WORDS and "srun" not in words[0]:
                     found[int(environment["SLURM_PROCID"])] = pid
         return found
 

@@ -1,7 +1,6 @@
 """The test cluster behaves like the SLURM that the other tests here take it for."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import processes
 import pytest
-import submitit
 from cluster import NODES, Cluster, ClusterError
 from network import add_host_names
 
@@ -146,24 +144,6 @@ def test_high_partition_preempts_low(cluster: Cluster, tmp_path: Path) -> None:
     cluster.run(["scancel", low])
     lines = (tmp_path / "out").read_text().splitlines()
     assert [line for line in lines if line.startswith(("run", "USR2"))] == ["run ", "USR2", "run 1"]
-
-
-def test_submitit_runs_a_function_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    def rank_and_nodes() -> tuple[int, int]:  # Local: pickled by value, a test is no package.
-        environment = submitit.JobEnvironment()
-        return environment.global_rank, environment.num_nodes
-
-    executor = submitit.SlurmExecutor(folder=tmp_path, python=sys.executable)
-    executor.update_parameters(
-        nodes=2, ntasks_per_node=2, gpus_per_node=2, cpus_per_task=1, time=5, wckey=""
-    )
-    job = executor.submit(rank_and_nodes)
-    cluster.wait_job(job.job_id, ["COMPLETED"], timeout_s=120)
-    # Without sacct submitit does not see the end of a job: read the files.
-    results = [job.task(rank).paths.result_pickle for rank in range(4)]
-    assert [pickle.loads(file.read_bytes()) for file in results] == [
-        ("success", (rank, 2)) for rank in range(4)
-    ]
 
 
 def test_start_clears_what_a_crash_left(shell_cluster: Cluster, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a rank does around the training, with a stand-in for the training."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -389,41 +388,3 @@ def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatc
     stand_in(monkeypatch, lambda *_: "stopped")
     job.run(str(run.path))
     assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
-
-
-def test_a_leftover_of_submitit_does_not_fail_the_next_attempt(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "42")
-    leftover = run.slurm / "42_0_result.pkl.save_tmp"
-    leftover.touch()
-    stand_in(monkeypatch, lambda *_: "finished")
-    job.run(str(run.path))
-    assert not leftover.exists()
-
-
-def test_submitit_ends_with_our_exit_code_and_no_traceback(run: RunDir) -> None:
-    """A world that does not fit, through submitit's own entry as srun calls it."""
-    from submitit.core.utils import DelayedSubmission
-
-    DelayedSubmission(job.run, str(run.path)).dump(run.slurm / "42_submitted.pkl")
-    done = subprocess.run(
-        [sys.executable, "-m", "submitit.core._submit", str(run.slurm)],
-        env={**os.environ, **SLURM, "SLURM_JOB_ID": "42", "SUBMITIT_EXECUTOR": "slurm"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.splitlines()[-1] == failures.read_all(run)[0].error
-
-
-def test_the_entry_needs_a_run_directory() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "llada_sft.cluster.job"], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (
-        2,
-        "usage: python -m llada_sft.cluster.job RUN_DIR\n",
-    )

@@ -61,5 +61,5 @@ def test_one_that_is_taken_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_batch_script_gets_it_printed() -> None:
-    command = [sys.executable, "-m", "llada_sft.cluster.ports"]
+    command = [sys.executable, "-m", "llada_sft.cluster", "port"]
     assert int(subprocess.check_output(command)) in range(10_000, 65_536)

@@ -2,7 +2,7 @@
 
 import inspect
 import os
-import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster import prepare
+from llada_sft.cluster.batch_script import BODY
 from llada_sft.cluster.submit import check_extra, require_sbatch, sbatch_text, submit
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
@@ -20,6 +21,7 @@ from llada_sft.run_dir import RunDir
 FakeTool = Callable[[str, str], None]
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/zero3.sbatch"
+TRAIN_SBATCH = ROOT / "slurm/train.sbatch"
 PYTHON = "/shared/env/bin/python"
 
 
@@ -63,7 +65,6 @@ def test_an_elastic_job_asks_for_a_range_of_nodes() -> None:
         "#SBATCH --cpus-per-task=8",
         "#SBATCH --nodes=1-4",
         "#SBATCH --mincpus=64",
-        "export SLURM_NTASKS_PER_NODE=8",
     }
 
 
@@ -105,9 +106,10 @@ def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert output[-3:-1] == [str(run.slurm), "yes"]
+    assert output[-3:-1] == [str(run.path), "yes"]
     assert output[-1].split(":")[0] == str(run.code)
     assert str(python) in output
+    assert f"--output={run.slurm}/%j_%t_log.out" in output
     assert list(run.slurm.iterdir()) == [run.srun_log("42", 3)]
     assert not list(tmp_path.rglob("pwned"))
 
@@ -115,10 +117,10 @@ def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
 def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config = load_config(ROOT / "config/zero3.yaml", ["slurm.setup=null"])
-    # Stands in for the supervisor's Python; what finds the port is ours.
+    run.slurm.mkdir()
+    # Stands in for `begin` and `end`; what finds the port is ours.
     python = tmp_path / "python"
-    ours = "llada_sft.cluster.ports"
-    python.write_text(f'#!/bin/sh\n[ "$2" != {ours} ] || exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\n[ "$3" != port ] || exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     script = sbatch_text(config, run, str(python))
     shown = 'srun() { echo "$MASTER_ADDR" "$MASTER_PORT" "$PYTHONSAFEPATH"; }\n'
@@ -141,7 +143,7 @@ def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -
         (70, 0, 70, "begin\n"),
     ],
 )
-def test_the_supervisor_stands_around_srun(
+def test_the_ranks_are_between_begin_and_end(
     tmp_path: Path, begins: int, ends: int, code: int, said: str
 ) -> None:
     run = RunDir(tmp_path)
@@ -176,16 +178,16 @@ def test_what_is_submitted_is_what_the_dry_run_says(project: Path, fake_tool: Fa
     assert (project / "seen").read_text() == sbatch_text(config, run) == run.sbatch.read_text()
 
 
-def test_the_pickle_holds_a_name_and_the_path_only(project: Path, fake_tool: FakeTool) -> None:
+def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
+    """What a rank runs is a command: no file that somebody else could have written is loaded."""
     config, run = prepared(project)
     fake_tool("srun", "exit 1")
     fake_tool("sbatch", "echo Submitted batch job 42")
     submit(config, run)
-    content = (run.slurm / "42_submitted.pkl").read_bytes()
-    assert len(content) < 1000
-    job = pickle.loads(content)
-    assert (job.function.__module__, job.function.__name__) == ("llada_sft.cluster.job", "run")
-    assert (job.args, job.kwargs) == ((str(run.path),), {})
+    assert not list(run.path.rglob("*.pkl"))
+    assert "submitit." not in run.sbatch.read_text()
+    rank = '"$python" -u -m llada_sft.cluster rank "$run_dir"'
+    assert rank in run.sbatch.read_text()
 
 
 def test_a_refusal_of_sbatch_is_one_line(project: Path, fake_tool: FakeTool) -> None:
@@ -206,10 +208,40 @@ def test_a_machine_without_slurm() -> None:
     )
 
 
-def test_submitits_private_function_is_where_we_think() -> None:
+def test_submitits_private_functions_are_where_we_think() -> None:
+    from submitit.core.core import PicklingExecutor
     from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
     parameters = inspect.signature(_make_sbatch_string).parameters
     assert list(parameters)[:2] == ["command", "folder"]
     source = inspect.getsource(SlurmExecutor._make_submission_file_text)
     assert "_make_sbatch_string(command=command, folder=self.folder, **self.parameters)" in source
+    assert SlurmExecutor._submit_command is PicklingExecutor._submit_command
+    assert list(inspect.signature(SlurmExecutor._submit_command).parameters) == ["self", "command"]
+
+
+def test_both_batch_scripts_agree_on_every_line_that_they_share() -> None:
+    by_hand, rendered = TRAIN_SBATCH.read_text(), text_of()
+    assert by_hand.endswith(BODY)
+    assert rendered.endswith(BODY)
+    # What the body takes from the lines before it is said by both.
+    names = set(re.findall(r"\$\{?([a-z_]+)\b", BODY)) - {"status"}
+    for script in (by_hand, rendered):
+        head = script[: script.index(BODY.strip("\n"))]
+        assert {name for name in names if re.search(rf"^{name}=", head, re.MULTILINE)} == names
+
+
+def test_batch_scripts_know_nothing_of_the_package_but_the_door() -> None:
+    for script in (TRAIN_SBATCH.read_text(), text_of()):
+        called = re.findall(r"-m (\S+) (\S+)", "\n".join(without_comments(script)))
+        assert sorted({action.rstrip(")") for _, action in called}) == [
+            "begin",
+            "end",
+            "port",
+            "rank",
+        ]
+        assert {module for module, _ in called} == {"llada_sft.cluster"}
+
+
+def without_comments(script: str) -> list[str]:
+    return [line for line in script.splitlines() if not line.lstrip().startswith("#")]

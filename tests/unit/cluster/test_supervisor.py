@@ -19,12 +19,6 @@ from llada_sft.run_dir import RunDir
 
 FakeTool = Callable[[str, str], None]
 JOB = Job("42", 0, "node[1-2]", 4)
-ENVIRONMENT = {
-    "SLURM_JOB_ID": "42",
-    "SLURM_JOB_NODELIST": "node[1-2]",
-    "SLURM_JOB_NUM_NODES": "2",
-    "SLURM_NTASKS_PER_NODE": "2",
-}
 KILLED = "srun: error: node2: task 3: Killed\n"
 # The excluded nodes are kept in a file; the rest is said by the test.
 SCONTROL = """
@@ -284,22 +278,6 @@ def test_too_many_lost_nodes_end_the_job_at_its_next_start(run: RunDir, calls: F
     supervisor.begin(run, JOB, 4)
     assert supervisor.begin(run, Job("42", 1, "node[1,3]", 4), 4) == 70
     assert events(run) == ["started", "failed", "ended", "given_up"]
-
-
-def test_as_the_batch_script_calls_it(run: RunDir, calls: FakeSlurm) -> None:
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "llada_sft.cluster.supervisor", *arguments]
-        environment = {**os.environ, **ENVIRONMENT}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-    assert call("begin", str(run.path)).returncode == 0
-    assert last(run, "started")["world_size"] == 4
-    failures.write(run, raised())
-    assert call("end", str(run.path), "1").returncode == 1
-    assert calls.requeues == 1
-    for arguments in (("end", str(run.path)), ("end", str(run.path), "x"), ()):
-        done = call(*arguments)
-        assert (done.returncode, done.stderr) == (2, f"{supervisor.USAGE}\n")
 
 
 def test_outside_of_slurm(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

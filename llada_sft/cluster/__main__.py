@@ -1,0 +1,74 @@
+"""The one door for batch scripts and for `--local`.
+
+    python -m llada_sft.cluster port                     print a free port for the ranks to meet at
+    python -m llada_sft.cluster begin RUN_DIR            before srun: note the attempt
+    python -m llada_sft.cluster rank RUN_DIR             one rank, as SLURM's variables describe it
+    python -m llada_sft.cluster end RUN_DIR EXIT_CODE    after srun, with its exit code
+
+What these take and print is numbered: `llada_sft.cluster.DOOR`.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llada_sft.cluster import run_rank
+from llada_sft.entry import exit_code
+from llada_sft.errors import EXIT_CODE
+from llada_sft.run_dir import RunDir
+
+USAGE = (
+    "usage: python -m llada_sft.cluster rank RUN_DIR | begin RUN_DIR | end RUN_DIR EXIT_CODE | port"
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what a batch script asks for, and give the exit code."""
+    match arguments:
+        case ["rank", path]:
+            run_rank(path)
+            return 0
+        case ["begin", path]:
+            return _begin(RunDir(Path(path)))
+        case ["end", path, code] if code.isdecimal():
+            return _end(RunDir(Path(path)), int(code))
+        case ["port"]:
+            return _port()
+    print(USAGE, file=sys.stderr)
+    return EXIT_CODE
+
+
+def _begin(run: RunDir) -> int:
+    from llada_sft.cluster import supervisor
+    from llada_sft.cluster.evidence import Job
+
+    _ignore_signals()
+    job = Job.of(os.environ)
+    return supervisor.begin(run, job, job.world_size)
+
+
+def _end(run: RunDir, srun_code: int) -> int:
+    from llada_sft.cluster import supervisor
+    from llada_sft.cluster.evidence import Job
+
+    _ignore_signals()
+    return supervisor.end(run, Job.of(os.environ), srun_code)
+
+
+def _port() -> int:
+    from llada_sft.cluster.ports import free_port
+
+    print(free_port())
+    return 0
+
+
+def _ignore_signals() -> None:
+    # scontrol requeue sends TERM to the batch script too, and kills it KillWait seconds later.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -1,0 +1,58 @@
+"""The batch script of a job: what stands around the ranks, in bash.
+
+`BODY` is the same, character by character, in slurm/train.sbatch, where a person may read and
+change it; a test compares the two. What differs comes before it: run_dir, python, ranks_per_node,
+cpus_per_rank and srun_options are set by the launcher (`script`), or by train.sbatch.
+"""
+
+import shlex
+
+from llada_sft.config import Config
+from llada_sft.run_dir import RunDir
+
+BODY = r"""
+# The run's own copy of the code goes first; `python -m` alone would put the current folder first,
+# where the working tree is.
+export PYTHONPATH="$run_dir/code${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1
+# This script runs on the job's first node, where rank 0 is. A requeued job runs it again: on other
+# nodes, and with a port that is free there and then.
+export MASTER_ADDR="${SLURMD_NODENAME:-$(hostname)}"
+MASTER_PORT=$("$python" -m llada_sft.cluster port) || exit
+export MASTER_PORT
+# For what counts the ranks.
+export SLURM_NTASKS_PER_NODE="$ranks_per_node"
+
+# TERM comes with scancel, a requeue and the time limit, and must not end this script before `end`.
+# A handler, unlike '', is not inherited by srun and the ranks.
+trap : TERM USR2
+# `begin` notes the attempt, and ends the job if its restarts are used up.
+"$python" -m llada_sft.cluster begin "$run_dir" || exit
+
+# What srun itself says goes to a file of this attempt: it tells which rank was killed.
+srun --unbuffered --kill-on-bad-exit=1 --open-mode=append "${srun_options[@]}" \
+    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" \
+    --output="$run_dir/slurm/%j_%t_log.out" \
+    "$python" -u -m llada_sft.cluster rank "$run_dir" \
+    2>> "$run_dir/slurm/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"
+status=$?
+# From here on inherited: a requeue sends TERM to this script and to what it runs.
+trap '' TERM USR2
+# `end` says why the ranks ended, and requeues the job or not; its exit code is the job's.
+"$python" -m llada_sft.cluster end "$run_dir" "$status"
+"""
+
+
+def script(config: Config, run: RunDir, python: str) -> str:
+    """Write everything of a batch script but its `#SBATCH` lines."""
+    return "\n".join(
+        [
+            f"run_dir={shlex.quote(str(run.path))}",
+            f"python={shlex.quote(python)}",
+            f"ranks_per_node={config.slurm.ranks_per_node}",
+            f"cpus_per_rank={config.slurm.cpus_per_rank}",
+            "srun_options=()",
+            *([f"source {shlex.quote(str(run.setup))}"] if config.slurm.setup is not None else []),
+            BODY.rstrip("\n"),
+        ]
+    )
