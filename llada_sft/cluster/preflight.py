@@ -1,17 +1,21 @@
 """Looking before leaping: what would end the job on its nodes is found here, on the login node.
 
-Only reads, only small files, never torch. Every check adds its problems to one list, so that a user
-sees all of them in one go instead of one per hour in the queue.
+Only reads: small files, the headers of weights, shards up to their first row; never torch. Every
+check adds its problems to one list, so that a user sees all of them in one go instead of one per
+hour in the queue.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError, LladaSftError
+
+if TYPE_CHECKING:
+    from llada_sft.data.files import Shard
 
 
 def require(config: Config) -> None:
@@ -50,6 +54,8 @@ def _training_files(config: Config) -> Iterator[str]:
             source.of_rank(0, config.largest_world_size)
         except LladaSftError as error:
             yield str(error)
+        where = f"data.train.{source.name}: " if source.name else ""
+        yield from _without_rows(f"{where}{source.path}", [one.shard for one in source.shards])
 
 
 def _validation_files(config: Config) -> Iterator[str]:
@@ -58,7 +64,21 @@ def _validation_files(config: Config) -> Iterator[str]:
     if config.data.validation is None:
         return
     try:
-        list_shards(config.data.validation)
+        shards = list_shards(config.data.validation)
+    except LladaSftError as error:
+        yield str(error)
+        return
+    advice = ": fill it, or set data.validation=null"
+    for problem in _without_rows(config.data.validation, shards):
+        yield problem + advice
+
+
+def _without_rows(path: str, shards: "Sequence[Shard]") -> Iterator[str]:
+    from llada_sft.data.row_count import has_rows
+
+    try:
+        if not has_rows(shards):
+            yield f"{path}: no rows in {len(shards)} files"
     except LladaSftError as error:
         yield str(error)
 
@@ -78,35 +98,32 @@ def _setup_script(config: Config) -> Iterator[str]:
 
 
 def _checkpoint(config: Config) -> Iterator[str]:
-    """Check that config.json names a mask token and that the weights are all there."""
+    """Check what loading would refuse: the keys of config.json, names and shapes of all tensors."""
+    from llada_sft.model.index import check_tensors, read_index
+    from llada_sft.model.settings import read_settings, require_eos, sizes_of
+
     if config.model.init == "random":
         return
     model = Path(config.model.path)
-    settings = _read_json(model / "config.json")
-    if isinstance(settings, str):
-        yield settings
-    elif not isinstance(settings.get("mask_token_id"), int):
+    try:
+        settings = read_settings(model)
+    except LladaSftError as error:
+        yield str(error)
+        return
+    longest = settings["max_sequence_length"]
+    if config.data.max_length > longest:
         yield (
-            f"{model / 'config.json'}: mask_token_id must be a whole number,"
-            f" got {settings.get('mask_token_id')!r}: is this a LLaDA checkpoint?"
+            f"data.max_length: must be at most max_sequence_length of {model / 'config.json'},"
+            f" {longest}, got {config.data.max_length}"
         )
-    yield from _weights(model)
-
-
-def _weights(model: Path) -> Iterator[str]:
-    index = model / "model.safetensors.index.json"
-    if not index.exists():
-        if model.is_dir() and not (model / "model.safetensors").exists():
-            yield f"{model}: no model.safetensors and no {index.name}"
-        return
-    content = _read_json(index)
-    if isinstance(content, str):
-        yield content
-        return
-    names = sorted(set(content.get("weight_map", {}).values()))
-    missing = [name for name in names if not (model / name).exists()]
-    if missing:
-        yield f"{index}: {len(missing)} of {len(names)} files are missing, first {missing[0]}"
+    try:
+        require_eos(model, settings.get("eos_token_id"))
+    except LladaSftError as error:
+        yield str(error)
+    try:
+        check_tensors(sizes_of(settings).parameter_shapes(), read_index(model), model)
+    except LladaSftError as error:
+        yield str(error)
 
 
 def _tokenizer(config: Config) -> Iterator[str]:
@@ -121,8 +138,14 @@ def _tokenizer(config: Config) -> Iterator[str]:
         names = _read_json(model / "tokenizer_config.json")
         if isinstance(names, str):
             yield names
-        elif not names.get("mask_token"):
+            return
+        if not names.get("mask_token"):
             yield f"{no_mask}; add it as mask_token to tokenizer_config.json"
+        if not names.get("eos_token") and not (model / "special_tokens_map.json").exists():
+            yield (
+                f"{model}: tokenizer has no EOS token; "
+                "name it in tokenizer_config.json ('eos_token')"
+            )
         return
     settings = _read_json(model / "config.json")
     mask = settings.get("mask_token_id") if isinstance(settings, dict) else None

@@ -40,6 +40,15 @@ def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
     return [round(size * rows / max(1, num_bytes)) for size in sizes], True
 
 
+def has_rows(files: Sequence[Shard]) -> bool:
+    """Tell whether any of the files has a row; of those that are remote it is assumed.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    return any(not isinstance(file, Path) or _rows_in(file, max_bytes=0)[0] for file in files)
+
+
 def count_sources(sources: Sequence[Source], world_size: int) -> RowCount | None:
     """Count the rows of sources, and those of the rank that reads most of them.
 
@@ -73,7 +82,10 @@ def _text_bytes(file: Path) -> int:
 
 
 def _rows_in(file: Path, max_bytes: int | None) -> tuple[int, int]:
-    """Count the rows that begin in the first `max_bytes` of the text, and the bytes they take."""
+    """Count the rows that begin in the first `max_bytes` of the text, and the bytes they take.
+
+    One at least, if there is one.
+    """
     rows = num_bytes = 0
     is_row = False
     with open_text(file) as text:
@@ -82,6 +94,6 @@ def _rows_in(file: Path, max_bytes: int | None) -> tuple[int, int]:
             num_bytes += len(piece)
             if piece.endswith(b"\n"):
                 rows, is_row = rows + is_row, False
-                if max_bytes is not None and num_bytes >= max_bytes:
+                if max_bytes is not None and rows and num_bytes >= max_bytes:
                     break
     return rows + is_row, num_bytes

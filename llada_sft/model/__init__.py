@@ -1,7 +1,28 @@
-"""The network: the official LLaDA architecture, its checkpoints in, our checkpoints out."""
+"""The network: the official LLaDA architecture, its checkpoints in, our checkpoints out.
 
-from llada_sft.model.configuration import LLaDAConfig
-from llada_sft.model.llada import LLaDAModelLM
-from llada_sft.model.loading import build_model, load_model
+`settings` and `index` describe a model directory without torch: the login node checks one with
+them before a job is submitted. Therefore the names below are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llada_sft.model.configuration import LLaDAConfig
+    from llada_sft.model.llada import LLaDAModelLM
+    from llada_sft.model.loading import build_model, load_model
 
 __all__ = ["LLaDAConfig", "LLaDAModelLM", "build_model", "load_model"]
+
+_MODULES = {
+    "LLaDAConfig": "configuration",
+    "LLaDAModelLM": "llada",
+    "build_model": "loading",
+    "load_model": "loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

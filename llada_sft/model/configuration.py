@@ -5,15 +5,13 @@ save is what the official code expects to read. Values that would ask for anothe
 biases, tied weights, ...) are refused: ignoring them would compute something else in silence.
 """
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from transformers import PretrainedConfig, __version__
 
-from llada_sft.errors import CheckpointError
+from llada_sft.model.settings import Sizes, read_settings
 
 HUB_AUTO_MAP = {
     "AutoConfig": "GSAI-ML/LLaDA-8B-Base--configuration_llada.LLaDAConfig",
@@ -21,31 +19,8 @@ HUB_AUTO_MAP = {
     "AutoModelForCausalLM": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
 }
 
-# What the network implements. None is the official default and means the same as the first value.
-_IMPLEMENTED: dict[str, tuple[object, ...]] = {
-    "activation_type": ("silu",),
-    "alibi": (False,),
-    "attention_dropout": (0.0,),
-    "attention_layer_norm": (False,),
-    "bias_for_layer_norm": (False, None),
-    "block_group_size": (1,),
-    "block_type": ("llama",),
-    "embedding_dropout": (0.0,),
-    "include_bias": (False,),
-    "include_qkv_bias": (False, None),
-    "input_emb_norm": (False,),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "residual_dropout": (0.0,),
-    "rope": (True,),
-    "rope_full_precision": (True,),
-    "scale_logits": (False,),
-    "weight_tying": (False,),
-}
-_SIZES = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "vocab_size")
 
-
-class LLaDAConfig(PretrainedConfig):  # type: ignore[misc]
+class LLaDAConfig(PretrainedConfig, Sizes):  # type: ignore[misc]
     """The official keys; the defaults are LLaDA-8B's.
 
     `embedding_size` is the vocabulary padded to a round number (None: `vocab_size`): the rows of
@@ -128,30 +103,9 @@ class LLaDAConfig(PretrainedConfig):  # type: ignore[misc]
         )
 
     @property
-    def num_kv_heads(self) -> int:
-        """Key and value heads; several query heads may share one."""
-        if self.n_kv_heads is not None:
-            return self.n_kv_heads
-        return 1 if self.multi_query_attention else self.n_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.n_heads
-
-    @property
     def hidden_size(self) -> int:
         """Width of the residual stream, by the name that other libraries ask for."""
         return self.d_model
-
-    @property
-    def mlp_size(self) -> int:
-        """Width inside the MLP."""
-        return self.mlp_hidden_size or self.mlp_ratio * self.d_model
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the embedding and of the head, padding included."""
-        return self.embedding_size or self.vocab_size
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the whole file under its official keys: transformers saves what this returns."""
@@ -174,50 +128,5 @@ def read_config(model_dir: Path) -> LLaDAConfig:
         CheckpointError: The file is missing or not JSON, or describes a network that is not LLaDA
             as it is implemented here; one line per key.
     """
-    path = model_dir / "config.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
-        )
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}; download the file again") from None
-    if problems := list(_problems(values)):
-        raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
-    config: LLaDAConfig = LLaDAConfig.from_dict(values)
-    if problems := list(_contradictions(config)):
-        raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
+    config: LLaDAConfig = LLaDAConfig.from_dict(read_settings(model_dir))
     return config
-
-
-def _problems(values: dict[str, Any]) -> Iterator[str]:
-    if values.get("model_type") != "llada":
-        yield f"model_type: expected 'llada', got {values.get('model_type')!r}"
-        return
-    for key, implemented in _IMPLEMENTED.items():
-        if values.get(key, implemented[0]) not in implemented:
-            yield (
-                f"{key}: only {json.dumps(implemented[0])} is implemented, "
-                f"got {json.dumps(values[key])}"
-            )
-    for key in (*_SIZES, "mask_token_id"):
-        value = values.get(key)
-        if not (key == "mlp_hidden_size" and value is None) and not isinstance(value, int):
-            yield f"{key}: must be a whole number, got {json.dumps(value)}"
-    if not isinstance(values.get("rope_theta"), int | float):
-        yield f"rope_theta: must be a number, got {json.dumps(values.get('rope_theta'))}"
-
-
-def _contradictions(config: LLaDAConfig) -> Iterator[str]:
-    if config.d_model % config.n_heads or config.head_dim % 2:
-        yield (
-            "d_model / n_heads: must be an even whole number, "
-            f"got {config.d_model} / {config.n_heads}"
-        )
-    if config.n_heads % config.num_kv_heads:
-        yield f"n_kv_heads: must divide n_heads, {config.n_heads}, got {config.num_kv_heads}"
-    for key in ("vocab_size", "mask_token_id"):
-        value, rows = getattr(config, key), config.num_embeddings
-        if value > rows or (value == rows and key == "mask_token_id"):
-            yield f"{key}: does not fit embedding_size, {rows}, got {value}"

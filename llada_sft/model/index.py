@@ -2,7 +2,8 @@
 
 A safetensors file is an 8-byte little-endian length, a JSON header of that length, and the bytes
 of the tensors. Knowing the offsets, a rank reads the bytes of its own slice and nothing else,
-which the safetensors library cannot do for a slice that does not follow the rows.
+which the safetensors library cannot do for a slice that does not follow the rows. Without torch:
+preflight reads the headers, too.
 """
 
 import json
@@ -12,17 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llada_sft.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+# safetensors' names of the dtypes that weights may have, and their bytes.
+_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# What JSON of another shape raises while it is taken apart.
+_NOT_THIS_FORMAT = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -31,17 +28,22 @@ class TensorSlot:
 
     Attributes:
         file: The safetensors file.
-        dtype: Its dtype in the file.
+        dtype: Its dtype in the file, by safetensors' name: F64, F32, F16 or BF16.
         shape: Its shape.
         offset: First byte, counted from the beginning of the file.
         num_bytes: Length of its data.
     """
 
     file: Path
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return _DTYPE_BYTES[self.dtype]
 
 
 def read_index(model_dir: Path) -> dict[str, TensorSlot]:
@@ -105,9 +107,11 @@ def _weight_files(model_dir: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError):
+            return [model_dir / name for name in names]
+        except OSError as error:
+            raise CheckpointError(f"{index}: cannot be read: {error.strerror}") from None
+        except _NOT_THIS_FORMAT:
             raise CheckpointError(f"{index}: not a safetensors index; download it again") from None
-        return [model_dir / name for name in names]
     if files := sorted(model_dir.glob("*.safetensors")):
         return files
     raise CheckpointError(f"{model_dir}: no *.safetensors files; other formats are not read")
@@ -116,6 +120,13 @@ def _weight_files(model_dir: Path) -> list[Path]:
 def _read_header(file: Path) -> dict[str, TensorSlot]:
     if not file.is_file():
         raise CheckpointError(f"{file}: missing, though {INDEX_NAME} names it; download it")
+    try:
+        return _read_slots(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _read_slots(file: Path) -> dict[str, TensorSlot]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -127,7 +138,7 @@ def _read_header(file: Path) -> dict[str, TensorSlot]:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             slots = {name: _slot(file, name, entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except _NOT_THIS_FORMAT:
             raise CheckpointError(f"{file}: not a safetensors file; download it again") from None
     end = max((slot.offset + slot.num_bytes for slot in slots.values()), default=0)
     if end > size:
@@ -138,13 +149,13 @@ def _read_header(file: Path) -> dict[str, TensorSlot]:
 
 
 def _slot(file: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorSlot:
-    dtype = _DTYPES.get(entry["dtype"])
-    if dtype is None:
+    dtype = entry["dtype"]
+    if dtype not in _DTYPE_BYTES:
         raise CheckpointError(
-            f"{file}: {name}: dtype must be one of {', '.join(_DTYPES)}, got {entry['dtype']}"
+            f"{file}: {name}: dtype must be one of {', '.join(_DTYPE_BYTES)}, got {dtype}"
         )
     begin, end = entry["data_offsets"]
     shape = tuple(int(size) for size in entry["shape"])
-    if end - begin != math.prod(shape) * dtype.itemsize:
+    if begin < 0 or end - begin != math.prod(shape) * _DTYPE_BYTES[dtype]:
         raise ValueError("offsets contradict the shape")
     return TensorSlot(file, dtype, shape, data_start + begin, end - begin)

@@ -26,6 +26,12 @@ from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.partition import full_shape, owned_slice
 
 BUFFER_BYTES = 16 << 20
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,16 @@ def _read_elements(slot: TensorSlot, start: int, values: Tensor, buffer: bytearr
     Returns:
         Bytes read.
     """
-    itemsize = slot.dtype.itemsize
+    itemsize = slot.itemsize
     per_piece = len(buffer) // itemsize
     with slot.file.open("rb", buffering=0) as file:
         for low in range(0, len(values), per_piece):
             count = min(per_piece, len(values) - low)
             piece = memoryview(buffer)[: count * itemsize]
             _read_fully(file.fileno(), piece, slot.offset + (start + low) * itemsize, slot.file)
-            values[low : low + count].copy_(torch.frombuffer(piece, dtype=slot.dtype))
+            values[low : low + count].copy_(
+                torch.frombuffer(piece, dtype=_TORCH_DTYPES[slot.dtype])
+            )
     return len(values) * itemsize
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from llada_sft.config.schema import ModelConfig
 from llada_sft.data.datamodule import TokenIds
 from llada_sft.data.tokenizer import load_tokenizer
-from llada_sft.errors import CheckpointError, DataError
+from llada_sft.errors import DataError
 from llada_sft.model.configuration import LLaDAConfig, read_config
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import build_model
+from llada_sft.model.settings import require_eos
 
 
 def resolve_network(config: ModelConfig) -> LLaDAConfig:
@@ -20,8 +21,7 @@ def resolve_network(config: ModelConfig) -> LLaDAConfig:
     directory = Path(config.path)
     if config.size is None:
         network = read_config(directory)
-        if network.eos_token_id is None:
-            raise CheckpointError(f"{directory}/config.json: eos_token_id: must be given, got null")
+        require_eos(directory, network.eos_token_id)
         return network
     tokenizer = load_tokenizer(directory)
     if tokenizer.eos_token_id is None:

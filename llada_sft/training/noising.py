@@ -28,6 +28,7 @@ from llada_sft.diffusion.noise import (
     noise_key,
     step_shift,
 )
+from llada_sft.errors import DataError
 from llada_sft.training.consensus import Consensus, Report
 
 
@@ -212,8 +213,16 @@ def validation_micro_batches(
     Returns:
         As many micro-batches on every rank, whose losses, averaged over ranks, sum to the mean of
         (1 / L_i) (L_i / l) Σ_masked CE over all examples.
+
+    Raises:
+        DataError: No rank has an example; the same on every rank.
     """
     counts = consensus.agree(Report(examples=sum(len(batch.examples) for batch in batches)))
+    if counts.examples == 0:
+        raise DataError(
+            "data.validation: none of its rows makes an example (the files are empty, or the hook"
+            " drops every row): fix it, or set data.validation=null"
+        )
     missing = consensus.largest(len(batches)) - len(batches)
     padded = batches + [pad([], ids.eos_token_id)] * missing
     made = []

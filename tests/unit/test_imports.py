@@ -20,7 +20,7 @@ MAY_KNOW = {
     "entry": {"errors"},
     "sampling": {"model", "diffusion", "data", "errors"},
     "demo": GROUND | {"sampling", "training", "data", "model"},
-    "cluster": GROUND | {"entry", "training", "data"},
+    "cluster": GROUND | {"entry", "training", "data", "model"},
     "training": GROUND | {"data", "model", "diffusion"},
     "data": GROUND,
     "model": GROUND | {"diffusion"},
@@ -88,6 +88,7 @@ def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
         "import launch",
         "from llada_sft.cli import main; sys.argv = ['llada-sft', 'status', '--help']; main()",
         "from llada_sft.data.sharding import csv_rows, json_array, parquet, shuffle",
+        "from llada_sft.model import index, settings",
         "from llada_sft.cluster import job, launcher, local, logs, status, submit, supervisor;"
         " import submitit",
     ],

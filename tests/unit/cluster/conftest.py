@@ -1,11 +1,14 @@
 """A small project that passes preflight, and stand-ins for SLURM's commands."""
 
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+from llada_sft.model.settings import sizes_of
 
 CONFIG = """\
 run: {name: a}
@@ -13,7 +16,30 @@ model: {path: model}
 data: {train: shards, hook: hook.py}
 slurm: {ranks_per_node: 2, setup: setup.sh}
 """
+MODEL = {
+    "model_type": "llada",
+    "d_model": 4,
+    "n_layers": 1,
+    "n_heads": 2,
+    "mlp_hidden_size": 8,
+    "max_sequence_length": 4096,
+    "vocab_size": 8,
+    "mask_token_id": 7,
+    "eos_token_id": 6,
+    "rope_theta": 10000.0,
+}
 FakeTool = Callable[[str, str], None]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def write_weights(file: Path, shapes: Shapes, dtype: str = "F32") -> None:
+    """Write a safetensors file of zeros, of four bytes each."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
 
 
 @pytest.fixture
@@ -26,8 +52,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "hook.py").write_text("def process_data(record, tokenizer, max_length): ...\n")
     (folder / "setup.sh").write_text("export FROM_SETUP=1\n")
     (folder / "model").mkdir()
-    (folder / "model/config.json").write_text('{"mask_token_id": 7}')
-    (folder / "model/model.safetensors").touch()
+    (folder / "model/config.json").write_text(json.dumps(MODEL))
+    write_weights(folder / "model/model.safetensors", sizes_of(MODEL).parameter_shapes())
     (folder / "model/tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 7}]}))
     (folder / "a.yaml").write_text(CONFIG)
     monkeypatch.chdir(folder)

@@ -1,5 +1,6 @@
 """Each thing that preflight finds, with its exact message; and all of them at once."""
 
+import json
 from pathlib import Path
 
 import fsspec
@@ -9,6 +10,8 @@ from llada_sft.cluster.launcher import count_rows
 from llada_sft.cluster.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
+from llada_sft.model.settings import sizes_of
+from tests.unit.cluster.conftest import MODEL, write_weights
 
 SIZE = "model.size={d_model: 8, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}"
 RANDOM = ("model.init=random", SIZE)
@@ -48,23 +51,54 @@ BROKEN = {
         ("setup.sh", None),
         "setup.sh: no such file; set slurm.setup, or slurm.setup=null",
     ),
-    "no mask id": (
+    "no settings": (
         ("model/config.json", "{}"),
-        "model/config.json: mask_token_id must be a whole number, got None:"
-        " is this a LLaDA checkpoint?",
+        "model/config.json: model_type: expected 'llada', got None",
     ),
     "no JSON": (
         ("model/tokenizer.json", "{\n  x"),
         "model/tokenizer.json:2: not JSON: unexpected character, expected a string key",
     ),
     "no object": (("model/tokenizer.json", "[]"), "model/tokenizer.json: must be a JSON object"),
+    "a network of another kind": (
+        ("model/config.json", json.dumps(MODEL | {"alibi": True, "n_heads": 4})),
+        "model/config.json: alibi: only false is implemented, got true",
+    ),
+    "odd heads": (
+        ("model/config.json", json.dumps(MODEL | {"n_heads": 4})),
+        "model/config.json: d_model / n_heads: must be an even whole number, got 4 / 4",
+    ),
+    "no end of sequence": (
+        ("model/config.json", json.dumps(MODEL | {"eos_token_id": None})),
+        "model/config.json: eos_token_id: must be given, got null",
+    ),
+    "a network of another size": (
+        ("model/config.json", json.dumps(MODEL | {"embedding_size": 9})),
+        "model: model.transformer.wte.weight: config.json asks for shape [9, 4], got [8, 4] in"
+        " model.safetensors\n"
+        "model: model.transformer.ff_out.weight: config.json asks for shape [9, 4], got [8, 4] in"
+        " model.safetensors",
+    ),
+    "examples longer than the network": (
+        ("model/config.json", json.dumps(MODEL | {"max_sequence_length": 2048})),
+        "data.max_length: must be at most max_sequence_length of model/config.json, 2048, got 4096",
+    ),
+    "weights of another format": (
+        ("model/model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+        "model/model.safetensors: truncated: 43 bytes do not hold its header; download it again",
+    ),
+    "an index of something else": (
+        ("model/model.safetensors.index.json", '{"weight_map": {"a": 1}}'),
+        "model/model.safetensors.index.json: not a safetensors index; download it again",
+    ),
     "no weights": (
         ("model/model.safetensors", None),
-        "model: no model.safetensors and no model.safetensors.index.json",
+        "model: no *.safetensors files; other formats are not read",
     ),
     "a weight file is missing": (
         ("model/model.safetensors.index.json", '{"weight_map": {"a": "1.st", "b": "2.st"}}'),
-        "model/model.safetensors.index.json: 2 of 2 files are missing, first 1.st",
+        "model/1.st: missing, though model.safetensors.index.json names it; download it\n"
+        "model/2.st: missing, though model.safetensors.index.json names it; download it",
     ),
     "no tokenizer": (
         ("model/tokenizer.json", None),
@@ -97,18 +131,65 @@ def test_a_mask_token_of_the_vocabulary_counts(project: Path, tokenizer: str) ->
     assert problems(project) == []
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        (
+            "more.safetensors",
+            {"lm_head.weight": (1,)},
+            "lm_head.weight: unexpected, in more.safetensors; the network has no such parameter",
+        ),
+        (
+            "model.safetensors",
+            {"model.transformer.ln_f.weight": None},
+            "model.transformer.ln_f.weight: missing; config.json asks for shape [4]",
+        ),
+    ],
+)
+def test_stray_and_missing_tensors(
+    project: Path, file: str, change: dict[str, tuple[int, ...] | None], problem: str
+) -> None:
+    shapes = sizes_of(MODEL).parameter_shapes() if file == "model.safetensors" else {}
+    wanted = {name: shape for name, shape in (shapes | change).items() if shape is not None}
+    write_weights(project / "model" / file, wanted)
+    assert problems(project) == [f"model: {problem}"]
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n\t\n"])
+def test_data_without_rows(project: Path, text: str) -> None:
+    for folder in ("shards", "held_out"):
+        (project / folder).mkdir(exist_ok=True)
+        for i in range(2):
+            (project / folder / f"{i}.jsonl").write_text(text)
+    named = "data.train={a: {path: shards}, b: {path: held_out}}"
+    held_out = "held_out: no rows in 2 files: fill it, or set data.validation=null"
+    assert problems(project, "data.validation=held_out") == ["shards: no rows in 2 files", held_out]
+    assert problems(project, named) == [
+        "data.train.a: shards: no rows in 2 files",
+        "data.train.b: held_out: no rows in 2 files",
+    ]
+    # One row of any file will do.
+    for folder in ("shards", "held_out"):
+        (project / folder / "1.jsonl").write_text(text + '\n{"prompt": "a"}')
+    assert problems(project, "data.validation=held_out") == []
+
+
 def test_random_weights_need_the_tokenizer_only(project: Path) -> None:
     (project / "model/config.json").unlink()
     (project / "model/model.safetensors").unlink()
     settings = project / "model/tokenizer_config.json"
     missing = "model/tokenizer_config.json: cannot be read: No such file or directory"
     assert problems(project, *RANDOM) == [f"{missing}; set model.path"]
-    settings.write_text("{}")
+    settings.write_text('{"eos_token": "<eos>"}')
     assert problems(project, *RANDOM) == [
         "model/tokenizer.json: tokenizer has no mask token;"
         " add it as mask_token to tokenizer_config.json"
     ]
     settings.write_text('{"mask_token": "<mask>"}')
+    assert problems(project, *RANDOM) == [
+        "model: tokenizer has no EOS token; name it in tokenizer_config.json ('eos_token')"
+    ]
+    settings.write_text('{"mask_token": "<mask>", "eos_token": "<eos>"}')
     assert problems(project, *RANDOM) == []
 
 
@@ -145,7 +226,7 @@ def test_everything_is_reported_at_once(project: Path) -> None:
         "x: no such folder or file",
         "y: cannot be read: No such file or directory; set data.hook",
         "w: no such file; set slurm.setup, or slurm.setup=null",
-        "z/config.json: cannot be read: No such file or directory; set model.path",
+        "z: no config.json; a model is a directory in Hugging Face's layout",
         "z/tokenizer.json: cannot be read: No such file or directory; set model.path",
     ]
 

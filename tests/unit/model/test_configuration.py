@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llada_sft.errors import CheckpointError
 from llada_sft.model.configuration import LLaDAConfig, read_config
+from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.settings import read_settings, sizes_of
 
 
 def write(directory: Path, values: dict[str, Any]) -> Path:
@@ -102,6 +105,55 @@ def test_contradictions_are_named(golden_config: dict[str, Any], tmp_path: Path)
         f"{file}: n_kv_heads: must divide n_heads, 5, got 3",
         f"{file}: mask_token_id: does not fit embedding_size, 512, got 512",
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("n_heads", 0, "must be at least 1, got 0"),
+        ("d_model", -64, "must be at least 1, got -64"),
+        ("d_model", True, "must be a whole number, got true"),
+        ("n_kv_heads", 0, "must be at least 1, got 0"),
+        ("n_kv_heads", "4", 'must be a whole number, got "4"'),
+        ("mlp_ratio", 1.5, "must be a whole number, got 1.5"),
+        ("embedding_size", "512", 'must be a whole number, got "512"'),
+        ("embedding_size", 256, None),
+        ("mask_token_id", -1, "must be at least 0, got -1"),
+        ("eos_token_id", [505], "must be a whole number, got [505]"),
+        ("eos_token_id", 512, "does not fit embedding_size, 512, got 512"),
+        ("rope_theta", 0, "must be a positive number, got 0"),
+        ("rope_theta", float("nan"), "must be a positive number, got NaN"),
+        ("rms_norm_eps", "small", 'must be a number, got "small"'),
+    ],
+)
+def test_values_that_no_network_can_have(
+    golden_config: dict[str, Any], tmp_path: Path, key: str, value: object, problem: str | None
+) -> None:
+    lines = refusal(write(tmp_path, golden_config | {key: value}))
+    assert problem is None or lines == [f"{tmp_path}/config.json: {key}: {problem}"]
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "[" * 100_000])
+def test_json_that_is_not_a_config(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (line,) = refusal(tmp_path)
+    assert line.startswith(f"{tmp_path}/config.json: ")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"n_kv_heads": 2}, {"mlp_hidden_size": None, "n_kv_heads": None}, {"embedding_size": 513}],
+)
+def test_shapes_are_those_of_the_network(
+    golden_config: dict[str, Any], tmp_path: Path, more: dict[str, Any]
+) -> None:
+    write(tmp_path, golden_config | more)
+    with torch.device("meta"):
+        network = LLaDAModelLM(read_config(tmp_path))
+    shapes = {name: tuple(one.shape) for name, one in network.named_parameters()}
+    assert list(sizes_of(read_settings(tmp_path)).parameter_shapes().items()) == list(
+        shapes.items()
+    )
 
 
 def test_another_architecture(tmp_path: Path) -> None:

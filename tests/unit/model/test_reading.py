@@ -1,6 +1,5 @@
 """Reading checkpoints: exact values, and a named reason for everything that is wrong."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,10 +134,39 @@ def test_no_weights(copied: Path) -> None:
     assert refusal(copied) == [f"{copied}: no *.safetensors files; other formats are not read"]
 
 
-def test_a_damaged_index(copied: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ['{"weights": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": []}', "[]", "[" * 100_000],
+)
+def test_a_damaged_index(copied: Path, text: str) -> None:
     index = copied / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weights": {}}))
+    index.write_text(text)
     assert refusal(copied) == [f"{index}: not a safetensors index; download it again"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        '{"a": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}',
+        '{"a": []}',
+        "[]",
+        "[" * 100_000,
+    ],
+)
+def test_a_header_of_something_else(copied: Path, header: str) -> None:
+    (copied / SECOND).write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    assert refusal(copied) == [f"{copied / SECOND}: not a safetensors file; download it again"]
+
+
+def test_a_folder_instead_of_a_file(copied: Path) -> None:
+    index = copied / "model.safetensors.index.json"
+    index.unlink()
+    (copied / "config.json").rename(copied / "kept")
+    (copied / "config.json").mkdir()
+    (line,) = refusal(copied)
+    assert "config.json" in line
 
 
 def test_a_tensor_twice(copied: Path) -> None:

@@ -16,6 +16,7 @@ from llada_sft.data.collate import pad
 from llada_sft.data.datamodule import LocalStep, StepSize, TokenIds
 from llada_sft.data.encode import Example
 from llada_sft.diffusion.objective import diffusion_loss, masked_cross_entropy
+from llada_sft.errors import DataError
 from llada_sft.training import noising
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.noising import MicroBatch, NoiseSource, StepBatch, validation_micro_batches
@@ -270,6 +271,18 @@ def test_validation_batches_have_the_mean_loss_and_are_the_same_each_time() -> N
     # 6 examples in all, each with 1/6 of the mean; averaged over 2 ranks.
     sums = [sum(float(batch.coefficients.sum()) for batch in batches) / 2 for batches in first]
     assert sums == pytest.approx([5 / 6, 1 / 6])
+
+
+def test_validation_without_an_example_is_refused_by_all_ranks() -> None:
+    def work(rank: int, consensus: Consensus) -> str:
+        with pytest.raises(DataError) as caught:
+            validation_micro_batches([], TokenIds(VOCAB, EOS, MASK), 2, consensus)
+        return str(caught.value)
+
+    assert set(on_ranks(2, work)) == {
+        "data.validation: none of its rows makes an example (the files are empty, or the hook"
+        " drops every row): fix it, or set data.validation=null"
+    }
 
 
 def test_lightning_leaves_the_coefficients_in_fp32() -> None:
