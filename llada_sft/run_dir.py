@@ -11,8 +11,9 @@ runs/<name>/
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
   quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
-  failures/         rank_N.json: the last words of a rank that could not go on
-  stacks/           attempt_K_rank_N.txt: where each rank stood when the watchdog found a hang
+  failures/         rank_N.json: the failure report of a rank that could not go on
+  stacks/           attempt_K_rank_N.txt: where each rank stood when the watchdog found a hang;
+                    attempt_K_call.txt: by it, the rank that finds a hang asks the others
 """
 
 from dataclasses import dataclass
@@ -98,3 +99,7 @@ class RunDir:
 
     def rank_stacks(self, attempt: int, rank: int) -> Path:
         return self.stacks / f"attempt_{attempt}_rank_{rank}.txt"
+
+    def hang_call(self, attempt: int) -> Path:
+        """Name what the rank that finds a hang writes first, and all others look for."""
+        return self.stacks / f"attempt_{attempt}_call.txt"

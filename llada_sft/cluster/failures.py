@@ -1,12 +1,20 @@
-"""What a rank that cannot go on leaves behind: `failures/rank_N.json`, whole or not there.
+"""What a rank that cannot go on leaves behind: its failure report `failures/rank_N.json`.
 
 Each rank writes its own, so that no two nodes ever append to one file over the network; who judges
-the attempt (`supervisor.py`) reads them all. A rank that is killed leaves none.
+the attempt (`supervisor.py`) reads them all. A rank that is killed leaves none, and a file that is
+empty, torn or foreign counts as none.
+
+A rank has one report, whatever the order in which things happen: its own first one, and until it
+speaks for itself what another rank has written for it.
 """
 
 import json
+import os
+import shutil
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 from llada_sft.cluster.causes import Cause
 from llada_sft.run_dir import RunDir
@@ -14,7 +22,7 @@ from llada_sft.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's last words.
+    """A rank's failure report.
 
     Attributes:
         rank: Which one.
@@ -25,6 +33,7 @@ class Failure:
         traceback: Python's, empty for a user's mistake.
         consequence: It failed only because another rank did.
         time: Seconds since 1970, of the rank's own clock.
+        witness: The rank that wrote it, where the rank itself could not.
     """
 
     rank: int
@@ -35,29 +44,73 @@ class Failure:
     traceback: str = ""
     consequence: bool = False
     time: float = 0.0
+    witness: int | None = None
+
+
+# What a field of a report may be: `Failure` itself takes anything.
+_KINDS = get_type_hints(Failure)
 
 
 def write(run: RunDir, failure: Failure) -> None:
-    """Leave a rank's last words."""
+    """Leave a failure report, unless the rank has one that says more.
+
+    The rank's own first report stays. It replaces what another rank wrote for it; but "another rank
+    failed" replaces nothing.
+    """
     path = run.failure(failure.rank)
+    there = _read(path)
+    yields = failure.consequence or failure.witness is not None
+    if there is not None and (yields or there.witness is None):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(asdict(failure)) + "\n", encoding="utf-8")
-    beside.replace(path)
+    writer = failure.rank if failure.witness is None else failure.witness
+    partial = path.with_suffix(f".{writer}.{threading.get_ident()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(failure)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        if not (yields and there is None and _link(partial, path)):
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_all(run: RunDir) -> list[Failure]:
-    """Read the last words of all ranks, in their order."""
-    found = [_read(path) for path in run.failures.glob("rank_*.json")]
+    """Read the failure reports of all ranks, in their order."""
+    found = [failure for path in run.failures.glob("rank_*.json") if (failure := _read(path))]
     return sorted(found, key=lambda failure: failure.rank)
 
 
 def clear(run: RunDir) -> None:
     """Forget those of the attempt before."""
     for path in run.failures.glob("rank_*"):
-        path.unlink(missing_ok=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Failure:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    return Failure(**{**fields, "cause": Cause(fields["cause"])})
+def _read(path: Path) -> Failure | None:
+    """Read one report; None for whatever else may be in its place."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        parsed = {"cause": Cause(fields["cause"]), "time": float(fields.get("time", 0.0))}
+        failure = Failure(**{**fields, **parsed})
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+    fits = all(isinstance(getattr(failure, name), kinds) for name, kinds in _KINDS.items())
+    return failure if fits and path.name == f"rank_{failure.rank}.json" else None
+
+
+def _link(partial: Path, path: Path) -> bool:
+    """Put a report in place if there is none; say whether there is one now."""
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        # Of the rank itself, in this very moment; else what is there is no report.
+        return _read(path) is not None
+    except OSError:
+        # A file system without links.
+        return False
+    return True

@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.leaving import Leaving
+from llada_sft.cluster.leaving import Leaving, exit_in_time
 from llada_sft.cluster.preemption import Job, after_stop
 from llada_sft.cluster.rank_journal import RankJournal
 from llada_sft.cluster.stop_request import StopRequest
@@ -55,11 +55,20 @@ class _Rank(NamedTuple):
 
 
 def run(run_dir: str) -> None:
-    """Train as one rank until the end, or until told to stop.
+    """Train as one rank until the end, or until told to stop; then this process ends in time.
 
     Raises:
-        SystemExit: with code 2, after a mistake of the user's was written to `failures/`.
+        SystemExit: With code 2, after a mistake of the user's was written to `failures/`.
     """
+    try:
+        _run(run_dir)
+    except SystemExit as end:
+        exit_in_time(end.code if isinstance(end.code, int) else 1)
+        raise
+    exit_in_time(0)
+
+
+def _run(run_dir: str) -> None:
     stop = StopRequest()
     stop.install()
     run_path = RunDir(Path(run_dir))
@@ -70,6 +79,7 @@ def run(run_dir: str) -> None:
         leaving.follow_others()
         node = os.environ.get("SLURMD_NODENAME", "")
         with Watchdog(run_path, placement, node) as watchdog:
+            leaving.answer_hang = watchdog.answer
             _attempt(_Rank(run_path, placement, stop, leaving, watchdog))
     except PeerFailedError as error:
         # The rank that it happened on has said what it is.

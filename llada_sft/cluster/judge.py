@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.peers import is_time_out
 
 # "srun: error: node2: tasks 2-3: Killed"
 _DEATH = re.compile(r"^srun: error: (\S+): tasks? ([\d,\- ]+): (.+)$")
@@ -235,6 +236,9 @@ def _without_a_word(evidence: Evidence) -> Verdict:
         return Verdict(Cause.LOST, error, death.rank, death.node, step)
     if evidence.failures:
         first = min(evidence.failures, key=lambda failure: failure.time)
+        if is_time_out(first.error):
+            error = f"a collective timed out, and no rank said why; rank {first.rank}: "
+            return Verdict(Cause.HANG, error + first.error, step=step)
         error = f"a rank vanished; what rank {first.rank} saw of it: {first.error}"
         return Verdict(Cause.LOST, error, step=step)
     code = "" if evidence.exit_code is None else f": srun's exit code is {evidence.exit_code}"

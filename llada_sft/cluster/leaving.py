@@ -1,35 +1,35 @@
-"""How a rank that cannot go on leaves: its last words on disk, then gone, without a clean-up.
+"""How a rank that cannot go on leaves: its failure report on disk, then gone, without a clean-up.
 
 A clean-up could wait for ever. Lightning's moves the network off the GPU, behind collectives that
-the other ranks will never join; NCCL's and gloo's wait for their peers. What was not said before is
-lost anyway: the next attempt goes on from the last checkpoint.
+the other ranks will never join; NCCL's and gloo's wait for their peers. What was not saved before
+is lost anyway: the next attempt resumes from the last checkpoint.
 
-Who waits for a rank that has left is told by TERM (`srun --kill-on-bad-exit`, or the launcher of a
-local run). TERM alone means "save and stop"; with another rank's last words there it means "leave".
+Ranks that wait for one that has left receive TERM: from `srun --kill-on-bad-exit`, from SLURM
+itself (since 26.05), or from the launcher of a local run. TERM alone means "save and stop". TERM
+with another rank's failure report, there already or seconds later, means "exit now"; and where that
+report says that the attempt hangs, "say first where you stand" (`Watchdog.answer`).
 """
 
 import os
-import re
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from llada_sft.cluster import failures
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.peers import is_of_peer
 from llada_sft.run_dir import RunDir
 
 EXCEPTION_EXIT_CODE = 1
+# How long an interpreter may take to shut down once its rank is done.
+EXIT_S = 30.0
 FOLLOWED_EXIT_CODE = 128 + signal.SIGTERM
 POLL_S = 0.2
-# What gloo, NCCL and their store say when the process at the other end is gone.
-_PEER_IS_GONE = re.compile(
-    r"Connection (?:was )?(?:closed|reset|refused)|Broken pipe|recvValue|sendBytes"
-    r"|ncclRemoteError|remote process exited"
-)
 
 
 class Leaving:
@@ -46,22 +46,26 @@ class Leaving:
         self._lock = threading.Lock()
         # Optimizer steps that were made; None before the training begins.
         self.step: int | None = None
+        # Where another rank found a hang: reports where this one stands, and does not return.
+        self.answer_hang: Callable[[], None] = lambda: None
 
     def say(self, cause: Cause, error: str, traceback: str = "", consequence: bool = False) -> None:
-        """Leave this rank's last words for who judges the attempt."""
-        failures.write(
-            self._run,
-            Failure(
-                self._rank,
-                self._node,
-                cause,
-                error,
-                self.step,
-                traceback,
-                consequence,
-                time.time(),
-            ),
+        """Leave this rank's failure report; where the disk takes none, it leaves all the same."""
+        failure = Failure(
+            rank=self._rank,
+            node=self._node,
+            cause=cause,
+            error=error,
+            step=self.step,
+            traceback=traceback,
+            consequence=consequence,
+            time=time.time(),
         )
+        try:
+            failures.write(self._run, failure)
+        except OSError as problem:
+            path = self._run.failure(self._rank)
+            print(f"{path}: cannot be written: {problem.strerror}", file=sys.stderr, flush=True)
 
     def fail(self, error: Exception) -> None:
         """Leave with an exception; does not return."""
@@ -91,24 +95,32 @@ class Leaving:
             continue
         while not self._others_left():
             time.sleep(POLL_S)
-        # Not while this rank writes its own last words.
+        self.answer_hang()
+        # Not while this rank writes a failure report of its own, which stays.
         with self._lock:
-            # The watchdog may have said more.
-            if not self._run.failure(self._rank).exists():
-                self.say(Cause.EXCEPTION, "another rank failed", consequence=True)
+            self.say(Cause.EXCEPTION, "another rank failed", consequence=True)
             _exit(FOLLOWED_EXIT_CODE)
 
     def _others_left(self) -> bool:
-        own = self._run.failure(self._rank)
-        return any(path != own for path in self._run.failures.glob("rank_*.json"))
+        return any(failure.rank != self._rank for failure in failures.read_all(self._run))
 
 
-def is_of_peer(error: BaseException) -> bool:
-    """Tell whether an exception says only that another rank's process is gone.
+def exit_in_time(code: int) -> None:
+    """End this process with its exit code even if the interpreter cannot shut down.
 
-    A hook's own broken connection is an `OSError`; those of torch are `RuntimeError`.
+    It waits for every thread of a library or a hook, and for every child process: for one that a
+    file system keeps, for ever. Nothing is left to lose then.
     """
-    return isinstance(error, RuntimeError) and _PEER_IS_GONE.search(str(error)) is not None
+
+    def end() -> None:
+        # It is over as soon as the interpreter begins to shut down.
+        threading.main_thread().join()
+        time.sleep(EXIT_S)
+        # Not `print`: the main thread may hold the lock of the stream.
+        os.write(2, f"still not shut down after {EXIT_S:g} s: exiting\n".encode())
+        os._exit(code)
+
+    threading.Thread(target=end, name="exit-in-time", daemon=True).start()
 
 
 def last_line(error: BaseException) -> str:

@@ -25,8 +25,8 @@ from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
 RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster", "rank")
-# How long the ranks that are left have between TERM and KILL.
-GRACE_S = 5.0
+# How long the ranks that are left have between TERM and KILL: enough to say where they stand.
+GRACE_S = 10.0
 POLL_S = 0.1
 SHOWN_LOG_LINES = 20
 

@@ -7,6 +7,11 @@
 A file that ends after its first line is that of a rank that wrote no stack. One that goes on with
 faulthandler's `Timeout` instead of the second line is that of a rank whose watchdog could not run:
 C code held Python's lock.
+
+Ranks find a hang at different times: their last signs of life differ, and some phases may take
+longer than others. So the first that finds it calls all others through `stacks/attempt_K_call.txt`.
+That file is there, empty, from the start on: what a node knows to be missing it may believe to be
+missing for a minute (NFS), while a file that is opened again is looked at again.
 """
 
 import json
@@ -73,6 +78,32 @@ def header(stand: Stand) -> str:
     return json.dumps(told) + "\n"
 
 
+def prepare_call(run: RunDir, attempt: int, rank: int) -> None:
+    """Make the file of the call; rank 0 removes those of attempts that were killed."""
+    own = run.hang_call(attempt)
+    if rank == 0:
+        own.write_bytes(b"")
+        others = [path for path in run.stacks.glob("attempt_*_call.txt") if path != own]
+        for path in others:
+            if path.stat().st_size == 0:
+                path.unlink()
+    own.touch()
+
+
+def call(run: RunDir, attempt: int, rank: int) -> None:
+    """Ask all ranks where they stand."""
+    with run.hang_call(attempt).open("a") as file:
+        file.write(f"rank {rank} found a hang\n")
+
+
+def is_called(run: RunDir, attempt: int) -> bool:
+    """Tell whether a rank has asked."""
+    try:
+        return run.hang_call(attempt).read_bytes() != b""
+    except OSError:
+        return False
+
+
 def read_all(run: RunDir, attempt: int, world_size: int) -> list[Stand]:
     """Read where all ranks stood, also those that said nothing."""
     return [_read(run, attempt, rank) for rank in range(world_size)]
@@ -95,7 +126,7 @@ def waited_for(stands: Sequence[Stand]) -> list[Stand]:
 
 
 def judge(run: RunDir, attempt: int, stands: Sequence[Stand], seconds: float) -> list[Failure]:
-    """Give the last words of all ranks of an attempt that hung.
+    """Give the failure reports of all ranks of an attempt that hung.
 
     Args:
         run: The run directory.

@@ -1,14 +1,17 @@
 """Ends a rank that makes no progress, and says who is waited for.
 
-One thread of each rank looks at the time since its last `pulse`. When that is too long, all ranks
-find it so at about the same time, each by itself: each writes where it stands (`stacks.py`), reads
-what the others wrote, leaves its last words in `failures/`, and exits with HANG_EXIT_CODE.
+One thread of each rank looks at the time since its last `pulse`. The first rank for which that is
+too long calls the others (`stacks.call`), which look for a call once they are silent for a while
+themselves. Each then writes where it stands (`stacks.py`), reads what the others wrote, leaves its
+failure report in `failures/`, and exits with HANG_EXIT_CODE. A rank that missed the call is told by
+the TERM that follows the first exit, and reports then (`answer`): whoever is named is named by its
+own report, in whatever order the ranks find the hang.
 
-Two things must not keep a rank from ending. A file system that does not answer: whatever touches
-files in a hang runs in a thread that is waited for only so long, and stacks are taken in memory.
-C code that holds Python's lock, so that no thread of Python runs: faulthandler's timer is one of C,
-which the watchdog sets anew as long as it lives, and which else writes the stacks and ends the
-process, with exit code 1.
+Two situations must not keep a rank from exiting. A file system that does not answer: whatever
+touches files runs in a thread that is waited for only so long, and stacks are taken in memory. C
+code that holds Python's lock, so that no thread of Python runs: faulthandler's timer is in C. The
+watchdog keeps setting it again; when it no longer does, the timer writes the stacks and ends the
+process with exit code 1.
 """
 
 import faulthandler
@@ -17,11 +20,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from llada_sft.cluster import failures, journal, stacks
-from llada_sft.cluster.causes import HANG_EXIT_CODE
+from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.stacks import Stand
 from llada_sft.config.schema import TrainConfig
 from llada_sft.placement import Placement
@@ -36,6 +40,8 @@ _TIMER_S = 3.0
 # with their reports it must end within the 30 s that a hang may take beyond its timeout.
 _OTHERS_S = 10.0
 _REPORT_S = 20.0
+# A rank looks for a call of the others when it is silent for this part of its timeout.
+_LISTENS_AFTER = 0.1
 # Each rank reads the files of all: seldom where they are many.
 _POLL_S_PER_RANK = 0.05
 
@@ -56,6 +62,8 @@ class Watchdog:
         self._last = (time.monotonic(), "start", 0)
         self._attempt, self._file = 1, sys.__stderr__.fileno() if sys.__stderr__ else 2
         self._over, self._ending = threading.Event(), False
+        # Another rank has found a hang; and it has left: there is no time to wait for more stacks.
+        self._called, self._late = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Self:
@@ -81,6 +89,16 @@ class Watchdog:
             self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
+    def answer(self) -> None:
+        """Report where this rank stands, and exit, if another one has reported a hang and left."""
+        hang = any(failure.cause == Cause.HANG for failure in failures.read_all(self._run))
+        if hang:
+            self._late.set()
+            self._called.set()
+        # What has begun already is a report of its own.
+        if hang or self._over.is_set() or self._ending:
+            self._thread.join()
+
     def set_timeouts(self, config: TrainConfig) -> None:
         self._timeout_s, self._grace_s = config.hang_timeout_s, config.hang_grace_s
 
@@ -91,12 +109,27 @@ class Watchdog:
     def _watch(self) -> None:
         self._set_timer(self._left_s())
         self._open()
-        while not self._over.wait(min(_TICK_S, self._timeout_s / 10)):
+        threading.Thread(target=self._listen, name="hang-call", daemon=True).start()
+        while not self._over.wait(self._tick_s):
             left_s = self._left_s()
-            if left_s < 0:
+            if left_s < 0 or self._called.is_set():
                 self._end()
             self._set_timer(left_s)
         self._close()
+
+    def _listen(self) -> None:
+        # A thread of its own: the file system may not answer.
+        while not self._over.wait(self._tick_s):
+            silent_s = time.monotonic() - self._last[0]
+            if silent_s > _LISTENS_AFTER * self._timeout_s and stacks.is_called(
+                self._run, self._attempt
+            ):
+                self._called.set()
+                return
+
+    @property
+    def _tick_s(self) -> float:
+        return min(_TICK_S, self._timeout_s / 10)
 
     def _left_s(self) -> float:
         since, phase, _ = self._last
@@ -117,6 +150,7 @@ class Watchdog:
             path = self._run.rank_stacks(self._attempt, rank)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             _write(self._file, stacks.title(rank, self._placement.world_size, self._node))
+            stacks.prepare_call(self._run, self._attempt, rank)
         except OSError as error:
             print(f"watchdog: stacks would go here, not to a file: {error}", file=sys.stderr)
 
@@ -124,6 +158,8 @@ class Watchdog:
         """Leave nothing of an attempt that did not hang."""
         with suppress(OSError):
             self._run.rank_stacks(self._attempt, self._placement.rank).unlink()
+        with suppress(OSError):
+            self._run.hang_call(self._attempt).unlink()
 
     def _end(self) -> None:
         """Report, if that can be done in time, and exit at any rate."""
@@ -140,18 +176,20 @@ class Watchdog:
         seconds = time.monotonic() - since
         own = self._stand(phase, step, seconds)
         with suppress(OSError):
+            stacks.call(self._run, self._attempt, own.rank)
+        with suppress(OSError):
             _write(self._file, stacks.header(own) + _all_stacks())
         stands = self._wait_for_others()
         # Its own file may be what cannot be written.
         stands[own.rank] = own
-        last_words = stacks.judge(self._run, self._attempt, stands, seconds)
-        print(last_words[own.rank].error, file=sys.stderr, flush=True)
-        failures.write(self._run, last_words[own.rank])
+        reports = stacks.judge(self._run, self._attempt, stands, seconds)
+        print(reports[own.rank].error, file=sys.stderr, flush=True)
+        failures.write(self._run, reports[own.rank])
         # For those who cannot, the first who can writes them.
         if own.rank == min(one.rank for one in stands if one.phase):
-            for failure, stand in zip(last_words, stands, strict=True):
-                if not stand.phase and not self._run.failure(failure.rank).exists():
-                    failures.write(self._run, failure)
+            for report, stand in zip(reports, stands, strict=True):
+                if not stand.phase:
+                    failures.write(self._run, replace(report, witness=own.rank))
 
     def _stand(self, phase: str, step: int, seconds: float) -> Stand:
         frames = sys._current_frames()
@@ -169,10 +207,16 @@ class Watchdog:
     def _wait_for_others(self) -> list[Stand]:
         """Read the stacks of all ranks, when they are there or time is up."""
         deadline = time.monotonic() + _OTHERS_S
+        before: list[Stand] = []
         while True:
             stands = stacks.read_all(self._run, self._attempt, self._placement.world_size)
-            if all(one.place for one in stands) or time.monotonic() > deadline:
+            # faulthandler writes bit by bit, the main thread last: its stack stands still then.
+            whole = all(one.place for one in stands) and (
+                all(one.phase for one in stands) or stands == before
+            )
+            if whole or self._late.is_set() or time.monotonic() > deadline:
                 return stands
+            before = stands
             time.sleep(_POLL_S_PER_RANK * self._placement.world_size)
 
 

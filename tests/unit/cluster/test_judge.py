@@ -40,6 +40,11 @@ def peer(rank: int) -> Failure:
     return said(rank, "RuntimeError: Connection closed by peer", consequence=True)
 
 
+def timed_out(rank: int) -> Failure:
+    words = "RuntimeError: Timed out waiting 1800000ms for recv operation to complete"
+    return said(rank, words, consequence=True)
+
+
 def after(srun: str, *failures: Failure, stopped: Cause | None = None) -> Evidence:
     deaths, lost = read_srun(srun)
     return replace(FOUR, deaths=deaths, lost_nodes=lost, failures=failures, stopped=stopped)
@@ -105,6 +110,18 @@ def test_sruns_messages() -> None:
             Cause.LOST, None, "",
             "a rank vanished; what rank 0 saw of it: RuntimeError: Connection closed by peer",
             id="one rank is silent, not a node",
+        ),
+        pytest.param(
+            after("", timed_out(0), timed_out(1), timed_out(2), timed_out(3)),
+            Cause.HANG, None, "",
+            "a collective timed out, and no rank said why; rank 0: RuntimeError: Timed out waiting"
+            " 1800000ms for recv operation to complete",
+            id="collectives timed out, and nobody knows why",
+        ),
+        pytest.param(
+            after("", timed_out(0), timed_out(1), said(3, "rank 3 hangs", time=9)),
+            Cause.EXCEPTION, 3, "node2", "rank 3 hangs",
+            id="collectives timed out, and a rank knows why",
         ),
         pytest.param(
             after(STOPPED, stopped=Cause.PREEMPTED),

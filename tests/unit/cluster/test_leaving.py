@@ -1,5 +1,6 @@
 """A rank leaves at once, and follows another one that has left; each in a process of its own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from llada_sft.cluster import failures
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.leaving import last_line
+from llada_sft.cluster.peers import is_of_peer
 from llada_sft.run_dir import RunDir
 
 # As in a rank: TERM sets a flag. What follows stands for the training.
@@ -81,6 +83,79 @@ def test_term_alone_lets_it_save_until_another_rank_leaves(run: RunDir) -> None:
             rank.wait(1)
         another_left(run)
         assert rank.wait(100) == 143
+
+
+def test_a_torn_report_of_another_rank_does_not_keep_it_from_saving(run: RunDir) -> None:
+    run.failure(1).write_text("{")
+    with start(run, WAIT) as rank:
+        rank.send_signal(signal.SIGTERM)
+        assert rank.stdout
+        assert rank.stdout.readline() == "saves\n"
+        assert rank.poll() is None
+        rank.kill()
+        rank.wait(100)
+    assert failures.read_all(run) == []
+
+
+BUSY = """
+import atexit, threading
+from llada_sft.cluster import leaving as module
+module.EXIT_S = 0.2
+{hold}
+module.exit_in_time(2)
+raise SystemExit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        "",
+        "threading.Thread(target=time.sleep, args=(500,)).start()",
+        "atexit.register(time.sleep, 500)",
+        # As multiprocessing does for each child that is left.
+        "atexit.register(os.waitpid, os.posix_spawn('/bin/sleep', ['sleep', '30'], {}), 0)",
+    ],
+    ids=["nothing", "a thread", "a handler", "a child"],
+)
+def test_a_rank_that_is_done_exits_in_time_with_its_code(run: RunDir, hold: str) -> None:
+    with start(run, BUSY.format(hold=hold)) as rank:
+        assert rank.wait(20) == 2
+        assert rank.stderr
+        said = "still not shut down after 0.2 s: exiting\n"
+        assert (said in os.read(rank.stderr.fileno(), 1000).decode()) is (hold != "")
+
+
+@pytest.mark.parametrize(
+    ("error", "of_peer"),
+    [
+        (
+            RuntimeError("[unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation"),
+            True,
+        ),
+        (RuntimeError("[unbound_buffer.cc:81] Timed out waiting 10ms for send operation"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (RuntimeError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"), True),
+        (
+            RuntimeError("Some NCCL operations have failed or timed out. Due to the asynchronous"),
+            True,
+        ),
+        (RuntimeError("wait timeout after 300000ms, keys: /default_pg/0//cpu//0/0"), True),
+        (
+            RuntimeError("Timed out after 601 seconds waiting for clients. 1/2 clients joined."),
+            True,
+        ),
+        (RuntimeError("The client socket has timed out after 600000ms while trying to"), True),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:4321"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 0."), True),
+        (RuntimeError("the service timed out after 5 s"), False),
+        (ConnectionResetError("Connection reset by peer"), False),
+        (TimeoutError("Timed out waiting 10ms for a lock"), False),
+        (ValueError("a"), False),
+    ],
+)
+def test_what_a_collective_says_of_a_peer_is_a_consequence(error: Exception, of_peer: bool) -> None:
+    assert is_of_peer(error) is of_peer
 
 
 def test_without_term_a_failure_of_another_rank_is_not_its_own(run: RunDir) -> None:

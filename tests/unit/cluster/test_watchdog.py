@@ -2,31 +2,38 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import failures, journal
-from llada_sft.cluster.causes import HANG_EXIT_CODE
+from llada_sft.cluster import failures, journal, stacks, watchdog
+from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
+from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.leaving import FOLLOWED_EXIT_CODE
+from llada_sft.cluster.stacks import Stand
 from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config.schema import TrainConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
-# A rank whose main thread does what `hang` says.
+# A rank whose main thread does what `hang` says, once it has said so itself.
 RANK = """
-import os, re, sys, time
+import os, re, signal, sys, time
 from pathlib import Path
-from llada_sft.cluster import watchdog
+from llada_sft.cluster import stacks, watchdog
+from llada_sft.cluster.leaving import Leaving
 from llada_sft.config.schema import TrainConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
 run, rank, hang = RunDir(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
-world_size = int(sys.argv[4])
+world_size, timeout_s = map(int, sys.argv[4:])
 
 def sleeps_for_ever():
     time.sleep(1000)
@@ -47,17 +54,38 @@ def a_file_system_that_does_not_answer():
     time.sleep(1000)
 
 def fails_while_it_is_reported():
-    time.sleep(1.5)
+    while not dog._ending:
+        time.sleep(0.01)
     raise RuntimeError("a peer is gone")
 
-watchdog._OTHERS_S = 6.0
+def hears_no_call():
+    stacks.is_called = lambda run, attempt: False
+    time.sleep(1000)
+
+def says_when_it_reports():
+    while not dog._ending:
+        time.sleep(0.01)
+    print("reports", flush=True)
+    time.sleep(1000)
+
+watchdog._TICK_S, watchdog._TIMER_S, watchdog._OTHERS_S = 0.1, 1.0, 2.0
+if hang == "says_when_it_reports":
+    # There is no second rank; so long it is waited for.
+    watchdog._OTHERS_S = watchdog._REPORT_S = 500.0
+flags = []
+signal.signal(signal.SIGTERM, lambda number, frame: flags.append(number))
+leaving = Leaving(run, rank)
+leaving.follow_others()
 placement = Placement(rank, world_size, 0, 0, "", 0)
 with watchdog.Watchdog(run, placement, f"node{rank}") as dog:
-    dog.set_timeouts(TrainConfig(hang_timeout_s=1, hang_grace_s=0))
+    leaving.answer_hang = dog.answer
+    dog.set_timeouts(TrainConfig(hang_timeout_s=timeout_s, hang_grace_s=0))
     # Until the watchdog has looked once more, the time of the start counts.
-    for _ in range(20):
+    for _ in range(4):
         dog.pulse("step", 5)
         time.sleep(0.1)
+    print("ready", flush=True)
+    dog.pulse("step", 5)
     globals()[hang]()
 """
 PLACEMENT = Placement(0, 1, 0, 0, "", 0)
@@ -68,9 +96,29 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path)
 
 
-def start(run: RunDir, hang: str, rank: int = 0, world_size: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RANK, str(run.path), str(rank), hang, str(world_size)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def start(
+    run: RunDir, hang: str, rank: int = 0, world_size: int = 1, timeout_s: int = 1
+) -> subprocess.Popen[str]:
+    """Start a rank, and come back when it begins to hang."""
+    numbers = [str(world_size), str(timeout_s)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RANK, str(run.path), str(rank), hang, *numbers],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@contextmanager
+def killed_at_last(rank: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    try:
+        yield rank
+    finally:
+        rank.kill()
+        rank.communicate()
 
 
 def test_a_rank_that_sleeps_is_ended_with_its_stack(run: RunDir) -> None:
@@ -116,9 +164,8 @@ def test_c_code_that_holds_the_lock_is_ended_too(run: RunDir) -> None:
 def test_a_rank_that_cannot_speak_has_its_last_words_written(
     run: RunDir, hang: str, words: str
 ) -> None:
-    mute = start(run, hang, rank=1, world_size=2)
-    other = start(run, "waits_for_others", rank=0, world_size=2)
-    try:
+    with killed_at_last(start(run, hang, rank=1, world_size=2)):
+        other = start(run, "waits_for_others", rank=0, world_size=2)
         other.communicate(timeout=60)
         assert other.returncode == HANG_EXIT_CODE
         first, second = failures.read_all(run)
@@ -127,9 +174,77 @@ def test_a_rank_that_cannot_speak_has_its_last_words_written(
         assert re.search(rf"waiting for rank 1 \(node1\), which {words};", first.error)
         assert re.search(rf": it {words}; and the other ranks wait for it; see", second.error)
         assert (first.consequence, second.consequence) == (True, False)
-    finally:
-        mute.kill()
-        mute.communicate()
+        assert (first.witness, second.witness) == (None, 0)
+
+
+STANDS = r"stands in <string>:\d+ {}; and the other ranks wait for it;"
+
+
+def test_who_finds_the_hang_calls_the_others(run: RunDir) -> None:
+    """The rank that is named would have found it much later."""
+    late = start(run, "sleeps_for_ever", rank=1, world_size=2, timeout_s=30)
+    with killed_at_last(late):
+        first = start(run, "waits_for_others", rank=0, world_size=2)
+        first.communicate(timeout=60)
+        late.communicate(timeout=20)
+        assert (first.returncode, late.returncode) == (HANG_EXIT_CODE, HANG_EXIT_CODE)
+    waiting, named = failures.read_all(run)
+    assert re.search(STANDS.format("sleeps_for_ever"), named.error)
+    assert "waiting for rank 1 (node1), which stands in <string>" in waiting.error
+    assert (waiting.consequence, named.consequence, named.witness) == (True, False, None)
+
+
+def test_a_rank_that_missed_the_call_reports_when_the_first_has_left(run: RunDir) -> None:
+    late = start(run, "hears_no_call", rank=1, world_size=2, timeout_s=500)
+    with killed_at_last(late):
+        first = start(run, "waits_for_others", rank=0, world_size=2)
+        first.communicate(timeout=60)
+        assert first.returncode == HANG_EXIT_CODE
+        # Rank 0 could only say that rank 1 has said nothing; this is replaced.
+        assert "wrote no stack" in failures.read_all(run)[1].error
+        late.send_signal(signal.SIGTERM)
+        late.communicate(timeout=60)
+        assert late.returncode == HANG_EXIT_CODE
+    named = failures.read_all(run)[1]
+    assert re.search(STANDS.format("hears_no_call"), named.error)
+    assert (named.cause, named.consequence, named.witness) == ("hang", False, None)
+
+
+def test_term_in_the_middle_of_a_report_does_not_cut_it_off(run: RunDir) -> None:
+    rank = start(run, "says_when_it_reports", rank=1, world_size=2)
+    with killed_at_last(rank):
+        assert rank.stdout
+        assert rank.stdout.readline() == "reports\n"
+        others = Failure(0, "node0", Cause.HANG, "waiting for rank 1", consequence=True)
+        failures.write(run, others)
+        rank.send_signal(signal.SIGTERM)
+        # Nor does it wait on for stacks: who sent TERM will kill it soon.
+        rank.communicate(timeout=60)
+        assert rank.returncode == HANG_EXIT_CODE
+    named = failures.read_all(run)[1]
+    assert re.search(STANDS.format("says_when_it_reports"), named.error)
+
+
+def test_term_after_another_failure_is_no_hang(run: RunDir) -> None:
+    rank = start(run, "hears_no_call", rank=1, world_size=2, timeout_s=500)
+    with killed_at_last(rank):
+        failures.write(run, Failure(0, "node0", Cause.EXCEPTION, "KeyError: a"))
+        rank.send_signal(signal.SIGTERM)
+        rank.communicate(timeout=60)
+        assert rank.returncode == FOLLOWED_EXIT_CODE
+    own = failures.read_all(run)[1]
+    assert (own.error, own.consequence) == ("another rank failed", True)
+
+
+def test_stacks_are_read_when_they_are_whole(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """faulthandler writes the main thread last: before, another thread seems to be it."""
+    own = Stand(0, "", "a.py:1 f", "step", 5, 1.0, waits=True)
+    torn, whole = Stand(1, "", "watchdog.py:9 wait"), Stand(1, "", "hook.py:3 match")
+    told = iter([Stand(1), torn, whole, whole])
+    monkeypatch.setattr(watchdog, "_POLL_S_PER_RANK", 0.0)
+    monkeypatch.setattr(stacks, "read_all", lambda *_: [own, next(told)])
+    dog = Watchdog(run, Placement(0, 2, 0, 0, "", 0), "")
+    assert dog._wait_for_others() == [own, whole]
 
 
 def test_a_file_system_that_does_not_answer_delays_nothing(run: RunDir) -> None:
@@ -149,22 +264,22 @@ def test_a_peer_that_goes_first_does_not_hide_the_hang(run: RunDir) -> None:
 
 
 def test_a_rank_that_works_is_left_alone(run: RunDir) -> None:
-    with Watchdog(run, PLACEMENT, "") as watchdog:
-        watchdog.set_timeouts(TrainConfig(hang_timeout_s=1, hang_grace_s=60))
+    with Watchdog(run, PLACEMENT, "") as dog:
+        dog.set_timeouts(TrainConfig(hang_timeout_s=1, hang_grace_s=60))
         for step in range(15):
-            watchdog.pulse("step", step)
+            dog.pulse("step", step)
             time.sleep(0.1)
         assert run.rank_stacks(1, 0).read_text() == "rank 0 of 1\n"
         # A long phase is longer than a step may be.
-        watchdog.pulse("checkpoint", 15)
+        dog.pulse("checkpoint", 15)
         time.sleep(1.5)
     assert list(run.stacks.iterdir()) == []
     assert failures.read_all(run) == []
 
 
 def test_the_start_has_the_default_time(run: RunDir) -> None:
-    with Watchdog(run, PLACEMENT, "") as watchdog:
-        assert 2690 < watchdog._left_s() <= 2700
+    with Watchdog(run, PLACEMENT, "") as dog:
+        assert 2690 < dog._left_s() <= 2700
 
 
 def test_a_folder_that_cannot_be_written_is_said(

@@ -1,0 +1,36 @@
+"""What gloo, NCCL and their store say where the fault is another rank's: words of a consequence.
+
+A rank that hears of a peer only through a collective cannot know what became of it. The peer's own
+failure report, or srun, says that.
+"""
+
+import re
+
+_GONE = re.compile(
+    r"Connection (?:was )?(?:closed|reset|refused)|Broken pipe|recvValue|sendBytes"
+    r"|ncclRemoteError|remote process exited|NCCL communicator was aborted"
+)
+_TIMED_OUT = re.compile(
+    # gloo
+    r"Timed out waiting \d+ ?ms for|Application timeout caused pair closure|Connect timeout \["
+    r"|failed to pass monitoredBarrier"
+    # NCCL
+    r"|collective operation timeout|NCCL operations have failed or timed out"
+    # the store
+    r"|wait timeout after \d+ ?ms, keys|client socket has timed out after|Socket Timeout"
+    r"|Timed out after \d+ seconds waiting for clients"
+)
+
+
+def is_of_peer(error: BaseException) -> bool:
+    """Tell whether an exception says only that another rank is gone, or did not come.
+
+    A hook's own broken connection is an `OSError`; those of torch are `RuntimeError`.
+    """
+    text = str(error)
+    return isinstance(error, RuntimeError) and (_GONE.search(text) is not None or is_time_out(text))
+
+
+def is_time_out(text: str) -> bool:
+    """Tell whether an error says that a collective has waited in vain."""
+    return _TIMED_OUT.search(text) is not None
