@@ -91,6 +91,10 @@ class RunDir:
         """Name what srun itself said of one attempt of a job."""
         return self.slurm / f"{job_id}_{restarts}_srun.log"
 
+    def setup_log(self, job_id: str, restarts: int) -> Path:
+        """Name what setup.sh said at one attempt of a job."""
+        return self.slurm / f"{job_id}_{restarts}_setup.log"
+
     def rank_quarantine(self, rank: int) -> Path:
         return self.quarantine / f"rank_{rank}.jsonl"
 

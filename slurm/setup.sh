@@ -1,6 +1,9 @@
 #!/bin/bash
-# The environment of a job, sourced by the batch script before the ranks start. The file is copied
-# into the run directory when a run is launched, so that a requeued job gets the same one.
+# The environment of a job, sourced before the ranks start, by a bash of its own. What it exports
+# reaches the ranks, also its `ulimit` and `umask`; its options, traps, functions and its folder do
+# not. An `exit 3` here, or a command that fails after `set -e`, ends the job, and `llada-sft status`
+# shows what was said. The file is copied into the run directory when a run is launched, so that a
+# requeued job gets the same one.
 #
 # The ranks run the Python that ran launch.py: launch from the environment that shall train, and
 # load here only what that Python needs. Put no passwords or tokens here: this file is copied.

@@ -1,9 +1,13 @@
 """The one door for batch scripts and for `--local`.
 
-    python -m llada_sft.cluster port                     print a free port for the ranks to meet at
-    python -m llada_sft.cluster begin RUN_DIR            before srun: note the attempt
-    python -m llada_sft.cluster rank RUN_DIR             one rank, as SLURM's variables describe it
-    python -m llada_sft.cluster end RUN_DIR EXIT_CODE    after srun, with its exit code
+    python -m llada_sft.cluster port
+        print a free port for the ranks to meet at
+    python -m llada_sft.cluster begin RUN_DIR
+        before srun: note the attempt, source setup.sh, and print what that exports, as bash
+    python -m llada_sft.cluster rank RUN_DIR
+        train as one rank, as SLURM's variables, or those of --local, describe it
+    python -m llada_sft.cluster end RUN_DIR EXIT_CODE
+        after srun, with its exit code: say why the ranks ended, requeue the job or not
 
 What these take and print is numbered: `llada_sft.cluster.DOOR`.
 """
@@ -12,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from llada_sft.cluster import run_rank
@@ -46,7 +51,13 @@ def _begin(run: RunDir) -> int:
 
     _ignore_signals()
     job = Job.of(os.environ)
-    return supervisor.begin(run, job, job.world_size)
+    # The batch script evaluates what is printed: what is meant for people goes to its log.
+    with redirect_stdout(sys.stderr):
+        if code := supervisor.begin(run, job, job.world_size):
+            return code
+        code, environment = supervisor.set_up(run, job)
+    sys.stdout.buffer.write(os.fsencode(environment))
+    return code
 
 
 def _end(run: RunDir, srun_code: int) -> int:

@@ -26,14 +26,20 @@ export SLURM_NTASKS_PER_NODE="$ranks_per_node"
 # TERM comes with scancel, a requeue and the time limit, and must not end this script before `end`.
 # A handler, unlike '', is not inherited by srun and the ranks.
 trap : TERM USR2
-# `begin` notes the attempt, and ends the job if its restarts are used up.
-"$python" -m llada_sft.cluster begin "$run_dir" || exit
+# `begin` notes the attempt, and ends the job if its restarts are used up. It sources setup.sh in a
+# bash of its own, and prints what that exports: for the ranks alone, not for this script.
+environment=$("$python" -m llada_sft.cluster begin "$run_dir") || exit
 
-# What srun itself says goes to a file of this attempt: it tells which rank was killed.
-srun --unbuffered --kill-on-bad-exit=1 --open-mode=append "${srun_options[@]}" \
-    --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" \
-    --output="$run_dir/slurm/%j_%t_log.out" \
-    "$python" -u -m llada_sft.cluster rank "$run_dir" \
+# Every option is given, whatever variables srun would take it from. What srun itself says goes to
+# a file of this attempt: it tells which rank was killed.
+set -- --jobid="$SLURM_JOB_ID" --nodes="$SLURM_JOB_NUM_NODES" \
+    --ntasks="$((SLURM_JOB_NUM_NODES * ranks_per_node))" --ntasks-per-node="$ranks_per_node" \
+    --cpus-per-task="$cpus_per_rank" --export=ALL --unbuffered --kill-on-bad-exit=1 \
+    --open-mode=append --output="$run_dir/slurm/%j_%t_log.out" \
+    "${srun_options[@]}" "$python" -u -m llada_sft.cluster rank "$run_dir"
+set -- "$(type -P srun || echo srun)" "$@"
+# The arguments are complete before any variable may change.
+(eval "$environment" && exec "$@") \
     2>> "$run_dir/slurm/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"
 status=$?
 # From here on inherited: a requeue sends TERM to this script and to what it runs.
@@ -52,7 +58,6 @@ def script(config: Config, run: RunDir, python: str) -> str:
             f"ranks_per_node={config.slurm.ranks_per_node}",
             f"cpus_per_rank={config.slurm.cpus_per_rank}",
             "srun_options=()",
-            *([f"source {shlex.quote(str(run.setup))}"] if config.slurm.setup is not None else []),
             BODY.rstrip("\n"),
         ]
     )

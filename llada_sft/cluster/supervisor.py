@@ -12,13 +12,16 @@ job or not; its exit code is the job's:
 before and after each attempt, and inside the seconds that SLURM leaves to a job that it has ended.
 """
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 
 from llada_sft.cluster import evidence, failures, journal, restarts, slurm, suspects
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.door import OLDER_LAUNCHER
 from llada_sft.cluster.evidence import Job
+from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.judge import Death, Evidence, Verdict, judge
 from llada_sft.cluster.restarts import Decision
@@ -47,6 +50,23 @@ def begin(run: RunDir, job: Job | None, world_size: int) -> int:
         entry |= {"job_id": job.job_id, "nodes": job.nodes, "restarts": job.restarts}
     journal.append(run.journal, {**entry, "world_size": world_size})
     return 0
+
+
+def set_up(run: RunDir, job: Job) -> tuple[int, str]:
+    """Run the job's setup.sh; where that fails, the attempt ends with it.
+
+    Returns:
+        The exit code of the job, 0 if it is to go on, and what setup.sh changes, as lines for bash.
+    """
+    from llada_sft.cluster.setup_script import run_setup
+
+    try:
+        return 0, run_setup(run, run.setup_log(job.job_id, job.restarts))
+    except LaunchError as error:
+        node = os.environ.get("SLURMD_NODENAME", "")
+        failures.write(run, Failure(0, node, Cause.MISTAKE, str(error), time=time.time()))
+    started = evidence.open_attempt(run) or Entry()
+    return _write(run, started, judge(Evidence(failures=failures.read_all(run)))).exit_code, ""
 
 
 def end(run: RunDir, job: Job, srun_code: int) -> int:

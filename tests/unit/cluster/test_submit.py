@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests/golden/zero3.sbatch"
 TRAIN_SBATCH = ROOT / "slurm/train.sbatch"
 PYTHON = "/shared/env/bin/python"
+JOB = {"SLURM_JOB_ID": "42", "SLURM_JOB_NUM_NODES": "4"}
 
 
 def text_of(*overrides: str) -> str:
@@ -73,10 +74,6 @@ def test_without_gpus_none_are_asked_for(override: str) -> None:
     assert "gpus" not in text_of(override)
 
 
-def test_without_a_setup_script_none_is_sourced() -> None:
-    assert "source" not in text_of("slurm.setup=null")
-
-
 def test_options_of_the_launcher_are_not_for_extra() -> None:
     config = load_config(ROOT / "config/zero3.yaml", ["slurm.extra={nodes: 2, signal: x, nice: 1}"])
     with pytest.raises(ConfigError) as caught:
@@ -88,20 +85,20 @@ def test_options_of_the_launcher_are_not_for_extra() -> None:
     ]
 
 
-def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
+def test_no_path_reaches_the_shell_unquoted(tmp_path: Path, fake_tool: FakeTool) -> None:
     run = RunDir(tmp_path / "a b; touch pwned $(touch pwned) `touch pwned`")
     run.code.mkdir(parents=True)
     run.slurm.mkdir()
-    run.setup.write_text("export FROM_SETUP=yes\n")
     python = tmp_path / "such; python"
-    python.write_text("#!/bin/sh\n")
+    # What `begin` prints is evaluated: for the ranks.
+    python.write_text("""#!/bin/sh\n[ "$3" != begin ] || echo "export FROM_SETUP=yes"\n""")
     python.chmod(0o755)
     script = sbatch_text(load_config(ROOT / "config/zero3.yaml"), run, str(python))
-    shown = 'srun() { printf "%s\\n" "$@" "$FROM_SETUP" "$PYTHONPATH"; }\n'
+    fake_tool("srun", 'printf "%s\\n" "$@" "$FROM_SETUP" "$PYTHONPATH"')
     output = subprocess.run(
-        ["bash", "-c", shown + script],
+        ["bash", "-c", script],
         cwd=tmp_path,
-        env={**os.environ, "SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "3"},
+        env={**os.environ, **JOB, "SLURM_RESTART_COUNT": "3"},
         capture_output=True,
         text=True,
         check=True,
@@ -110,11 +107,14 @@ def test_no_path_reaches_the_shell_unquoted(tmp_path: Path) -> None:
     assert output[-1].split(":")[0] == str(run.code)
     assert str(python) in output
     assert f"--output={run.slurm}/%j_%t_log.out" in output
+    assert output[:4] == ["--jobid=42", "--nodes=4", "--ntasks=32", "--ntasks-per-node=8"]
     assert list(run.slurm.iterdir()) == [run.srun_log("42", 3)]
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -> None:
+def test_the_batch_script_meets_at_a_free_port_of_its_own_host(
+    tmp_path: Path, fake_tool: FakeTool
+) -> None:
     run = RunDir(tmp_path)
     config = load_config(ROOT / "config/zero3.yaml", ["slurm.setup=null"])
     run.slurm.mkdir()
@@ -123,10 +123,10 @@ def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -
     python.write_text(f'#!/bin/sh\n[ "$3" != port ] || exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     script = sbatch_text(config, run, str(python))
-    shown = 'srun() { echo "$MASTER_ADDR" "$MASTER_PORT" "$PYTHONSAFEPATH"; }\n'
+    fake_tool("srun", 'echo "$MASTER_ADDR" "$MASTER_PORT" "$PYTHONSAFEPATH"')
     address, port, safe = subprocess.run(
-        ["bash", "-c", shown + script],
-        env={"SLURMD_NODENAME": "node7", "PATH": "/usr/bin:/bin"},
+        ["bash", "-c", script],
+        env={**JOB, "SLURMD_NODENAME": "node7", "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
         check=True,
@@ -144,7 +144,7 @@ def test_the_batch_script_meets_at_a_free_port_of_its_own_host(tmp_path: Path) -
     ],
 )
 def test_the_ranks_are_between_begin_and_end(
-    tmp_path: Path, begins: int, ends: int, code: int, said: str
+    tmp_path: Path, fake_tool: FakeTool, begins: int, ends: int, code: int, said: str
 ) -> None:
     run = RunDir(tmp_path)
     run.slurm.mkdir()
@@ -157,11 +157,11 @@ esac
 """)
     python.chmod(0o755)
     # TERM before and after srun's end does not keep the script from its own.
-    srun = f"srun() {{ kill -TERM $$; echo srun >> {said_in}; return 9; }}\n"
+    fake_tool("srun", f"kill -TERM $PPID; echo srun >> {said_in}; exit 9")
     config = load_config(ROOT / "config/demo.yaml", ["slurm.setup=null"])
     script = tmp_path / "job.sh"
-    script.write_text(srun + sbatch_text(config, run, str(python)))
-    done = subprocess.run(["bash", str(script)], check=False)
+    script.write_text(sbatch_text(config, run, str(python)))
+    done = subprocess.run(["bash", str(script)], env={**os.environ, **JOB}, check=False)
     assert (done.returncode, said_in.read_text()) == (code, said)
 
 
@@ -225,7 +225,7 @@ def test_both_batch_scripts_agree_on_every_line_that_they_share() -> None:
     assert by_hand.endswith(BODY)
     assert rendered.endswith(BODY)
     # What the body takes from the lines before it is said by both.
-    names = set(re.findall(r"\$\{?([a-z_]+)\b", BODY)) - {"status"}
+    names = set(re.findall(r"\$\{?([a-z_]+)\b", BODY)) - {"status", "environment"}
     for script in (by_hand, rendered):
         head = script[: script.index(BODY.strip("\n"))]
         assert {name for name in names if re.search(rf"^{name}=", head, re.MULTILINE)} == names
