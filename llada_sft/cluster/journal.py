@@ -11,6 +11,7 @@ left of the one before, it begins on a line of its own.
     checkpoint  one was written: its step, seconds and bytes
     signal      ranks were told to stop, and all agreed: which, by what, and why; before the save
     nonfinite   a loss was NaN or infinite: its step and rows
+    damaged     a checkpoint was not used when the run resumed: which, and why
     warning     anything that a person should look at
     failed      the first rank that failed, its node, error and traceback
     ended       the attempt is over: cause, step, exit code
@@ -34,6 +35,7 @@ Event = Literal[
     "checkpoint",
     "signal",
     "nonfinite",
+    "damaged",
     "warning",
     "failed",
     "ended",

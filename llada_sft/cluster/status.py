@@ -106,10 +106,12 @@ def _job(run: RunDir) -> str:
 def _checkpoints(run: RunDir) -> str:
     found = (path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal())
     paths = sorted(found, key=lambda path: int(path.name[5:]))
+    damaged = ", ".join(path.name for path in sorted(run.checkpoints.glob("step_*.damaged*")))
+    ending = f"; damaged: {damaged}" if damaged else ""
     if not paths:
-        return "none"
+        return f"none{ending}"
     steps = ", ".join(f"step {path.name[5:]}" for path in paths)
-    return f"{steps} ({age(time.time() - paths[-1].stat().st_mtime)} ago)"
+    return f"{steps} ({age(time.time() - paths[-1].stat().st_mtime)} ago){ending}"
 
 
 def age(seconds: float) -> str:

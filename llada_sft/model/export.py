@@ -9,6 +9,7 @@ and only then renamed.
 import contextlib
 import copy
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -21,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llada_sft.errors import CheckpointError
+from llada_sft.model import safe_load
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.model.index import INDEX_NAME, check_tensors, read_index
-from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.llada import LLaDAModelLM, parameter_shapes
 
 # The LightningModule's attribute that holds the network.
 CHECKPOINT_PREFIX = "network."
@@ -68,7 +70,7 @@ def zero3_tensors(checkpoint_dir: Path, tag: str = "checkpoint") -> dict[str, La
         tag: DeepSpeed's name for the shards' directory.
 
     Raises:
-        CheckpointError: There are no shards.
+        CheckpointError: There are no shards, or a file holds more than tensors and plain values.
     """
     # Here, not above: importing DeepSpeed takes seconds, and only this function needs it.
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -76,8 +78,14 @@ def zero3_tensors(checkpoint_dir: Path, tag: str = "checkpoint") -> dict[str, La
     if not (checkpoint_dir / tag).is_dir():
         raise CheckpointError(f"{checkpoint_dir}: not a training checkpoint: no directory {tag!r}")
     # DeepSpeed prints its progress; stdout belongs to the command that called us.
-    with contextlib.redirect_stdout(sys.stderr):
-        state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, lazy_mode=True)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), safe_load.weights_only():
+            state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag, lazy_mode=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{checkpoint_dir}: holds {safe_load.what_is_held(error)}; "
+            "nothing of it was run: export a checkpoint that this training wrote"
+        ) from None
     return {
         name.removeprefix(CHECKPOINT_PREFIX): LazyTensor(tuple(value.shape), value.contiguous)
         for name, value in state.items()
@@ -150,7 +158,4 @@ def _copy_files(source_dir: Path, out_dir: Path) -> None:
 
 def _verify(config: LLaDAConfig, out_dir: Path) -> None:
     """Read back what was written; a checkpoint of another network is noticed here."""
-    with torch.device("meta"):
-        network = LLaDAModelLM(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-    check_tensors(shapes, read_index(out_dir), out_dir)
+    check_tensors(parameter_shapes(config), read_index(out_dir), out_dir)

@@ -4,8 +4,9 @@
       step_200/            complete
         checkpoint/        DeepSpeed's shards, with Lightning's loop state in them
         data_state.json    for each shard its fingerprint and what of it is done: one for all ranks
-        checkpoint.json    step, number of ranks, versions, and the size of every file
+        checkpoint.json    step, number of ranks, versions, and size and checksum of every file
       step_300.partial/    being written, or left by a crash: never read, cleaned at the next start
+      step_100.damaged/    found damaged when a run resumed: never read, counted or removed
       step_200.universal/  made of step_200 for another number of ranks, for as long as it is needed
       latest               the name of the newest
 
@@ -26,10 +27,12 @@ from typing import Any
 
 from llada_sft.data.datamodule import Positions
 from llada_sft.data.stream import FilePosition, Pending
+from llada_sft.training.checksums import FileRecord
+from llada_sft.training.manifest import MANIFEST, read_manifest, sealed
 
 # Lightning's name for the folder of DeepSpeed's shards.
 DEEPSPEED_TAG = "checkpoint"
-_MANIFEST, _DATA_STATE, _LATEST = "checkpoint.json", "data_state.json", "latest"
+DATA_STATE, _LATEST = "data_state.json", "latest"
 _COMPLETE = re.compile(r"step_(\d+)")
 
 
@@ -87,12 +90,38 @@ def _position(at: Mapping[str, Any]) -> FilePosition:
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return the complete checkpoints of a run, oldest first, with their steps."""
+    return [(step, path) for step, path in list_named(folder) if is_complete(path)]
+
+
+def list_named(folder: Path) -> list[tuple[int, Path]]:
+    """Return everything that has the name of a checkpoint, oldest first, whole or not."""
     found = []
     for path in folder.glob("step_*"):
         match = _COMPLETE.fullmatch(path.name)
-        if match and is_complete(path):
+        if match and path.is_dir():
             found.append((int(match[1]), path))
     return sorted(found)
+
+
+def list_damaged(folder: Path) -> list[Path]:
+    """Return what `set_aside` left."""
+    return sorted(folder.glob("step_*.damaged*"))
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that it never counts as one again; rank 0 only.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    number = 2
+    while aside.exists():
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged.{number}")
+        number += 1
+    checkpoint.rename(aside)
+    _sync(checkpoint.parent)
+    return aside
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -101,13 +130,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return checkpoints[-1][1] if checkpoints else None
 
 
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((checkpoint / _MANIFEST).read_text())
-    return manifest
-
-
 def read_data_state(checkpoint: Path) -> DataState:
-    return DataState.from_json(json.loads((checkpoint / _DATA_STATE).read_text()))
+    return DataState.from_json(json.loads((checkpoint / DATA_STATE).read_text()))
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -137,22 +161,32 @@ def partial_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step}.partial"
 
 
-def finish(partial: Path, manifest: Mapping[str, Any], data_state: DataState, keep: int) -> Path:
+def finish(
+    partial: Path,
+    manifest: Mapping[str, Any],
+    data_state: DataState,
+    records: Mapping[str, FileRecord],
+    keep: int,
+) -> Path:
     """Verify a checkpoint that all ranks have written, and make it the newest; rank 0 only.
 
     Args:
         partial: What `begin` returned.
         manifest: Step, number of ranks, versions.
         data_state: Of all ranks.
+        records: What all ranks have written, by the path within `partial`.
         keep: Checkpoints to keep, this one among them.
 
     Raises:
         OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
     """
-    _write_json(partial / _DATA_STATE, data_state.to_json())
-    paths = sorted(path for path in partial.rglob("*") if path.is_file())
-    files = {str(path.relative_to(partial)): path.stat().st_size for path in paths}
-    _write_json(partial / _MANIFEST, {**manifest, "files": files})
+    text = json.dumps(data_state.to_json(), indent=1)
+    _write(partial / DATA_STATE, text)
+    records = {**records, DATA_STATE: FileRecord.of(text.encode())}
+    there = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
+    if unknown := sorted(there - records.keys()):
+        raise OSError(errno.EIO, f"no rank has written {', '.join(unknown)}")
+    _write(partial / MANIFEST, sealed(manifest, records))
     if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
         raise OSError(errno.EIO, "not every rank's files are there")
     # The ranks have brought their shards to the disk; this is the rest, and all names.
@@ -162,7 +196,11 @@ def finish(partial: Path, manifest: Mapping[str, Any], data_state: DataState, ke
     # Written before the one is whose name it holds: moving it later needs no room.
     beside = latest.with_name(latest.name + ".partial")
     _write(beside, complete.name + "\n")
-    shutil.rmtree(complete, ignore_errors=True)
+    if complete.exists():
+        # Out of the way by one rename: what a crash leaves of it must not look damaged.
+        replaced = partial.with_suffix(".replaced.partial")
+        shutil.rmtree(replaced, ignore_errors=True)
+        complete.rename(replaced)
     partial.rename(complete)
     # It is complete: what fails from here on is tidied up later.
     with suppress(OSError):
@@ -185,7 +223,7 @@ def abandon(partial: Path, error: OSError, num_bytes: int) -> str:
     partial.with_name(_LATEST + ".partial").unlink(missing_ok=True)
     found = list_checkpoints(partial.parent)
     before = f"the checkpoint of step {found[-1][0]} is intact" if found else "it is the first one"
-    room = _room(partial.parent, error, num_bytes)
+    room = room_for(partial.parent, error, num_bytes)
     return f"{partial}: cannot be written: {error.strerror or error}{room}: {before}"
 
 
@@ -211,7 +249,7 @@ def _prune(folder: Path, keep: int) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _room(folder: Path, error: OSError, num_bytes: int) -> str:
+def room_for(folder: Path, error: OSError, num_bytes: int) -> str:
     """Say how much room there is for so many bytes, where the error is about that."""
     if not num_bytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
@@ -225,10 +263,6 @@ def _room(folder: Path, error: OSError, num_bytes: int) -> str:
 def _megabytes(num_bytes: int) -> str:
     millions = num_bytes / 1e6
     return f"{millions:,.0f} MB" if millions >= 10 else f"{millions:.1f} MB"
-
-
-def _write_json(path: Path, content: object) -> None:
-    _write(path, json.dumps(content, indent=1))
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,9 +7,11 @@ import torch
 from llada_sft.config import load_config
 from llada_sft.errors import CheckpointError
 from llada_sft.model.export import export_checkpoint, zero3_tensors
+from llada_sft.model.llada import parameter_shapes
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoints import list_checkpoints
+from llada_sft.training import checkpoints
 from llada_sft.training.network import resolve_network
+from llada_sft.training.verify import Shapes, Share, examine, summary
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -27,14 +29,15 @@ def export_run(run_dir: Path, out: Path, dtype: str | None, step: int | None) ->
         The checkpoint that was exported.
 
     Raises:
-        CheckpointError: There is no such checkpoint, or `out` is in use.
+        CheckpointError: There is no such checkpoint, it is damaged, or `out` is in use.
     """
     run = RunDir(run_dir)
     config = load_config(run.config)
-    checkpoint = _choose(run, step)
+    network = resolve_network(config.model)
+    checkpoint = _choose(run, step, parameter_shapes(network))
     export_checkpoint(
         zero3_tensors(checkpoint),
-        resolve_network(config.model),
+        network,
         Path(config.model.path),
         out,
         _DTYPES[dtype or config.train.precision],
@@ -42,13 +45,38 @@ def export_run(run_dir: Path, out: Path, dtype: str | None, step: int | None) ->
     return checkpoint
 
 
-def _choose(run: RunDir, step: int | None) -> Path:
-    checkpoints = dict(list_checkpoints(run.checkpoints))
-    if not checkpoints:
+def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
+    """Return the checkpoint that was asked for, once it is proved to be what was written.
+
+    Raises:
+        CheckpointError: It is not: another one is named, but never taken instead.
+    """
+    named = dict(checkpoints.list_named(run.checkpoints))
+    damaged = {
+        int(path.name.split(".")[0].removeprefix("step_")): path
+        for path in checkpoints.list_damaged(run.checkpoints)
+    }
+    if not named and not damaged:
         raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-    if step is None:
-        return checkpoints[max(checkpoints)]
-    if step not in checkpoints:
-        steps = ", ".join(map(str, sorted(checkpoints)))
-        raise CheckpointError(f"{run.checkpoints}: no checkpoint of step {step}; there are {steps}")
-    return checkpoints[step]
+    chosen = max(named | damaged) if step is None else step
+    if chosen in named:
+        line = _problem(named[chosen], network)
+        if not line:
+            return named[chosen]
+    elif chosen in damaged:
+        line = f"{damaged[chosen]}: was found damaged when the run resumed"
+    else:
+        steps = ", ".join(map(str, sorted(named)))
+        raise CheckpointError(
+            f"{run.checkpoints}: no checkpoint of step {step}; there are {steps or 'none'}"
+        )
+    others = [one for one in sorted(named, reverse=True) if one != chosen]
+    good = next((one for one in others if not _problem(named[one], network)), None)
+    do = "there is no other" if good is None else f"export another one with  --step {good}"
+    raise CheckpointError(f"{line}: not exported; {do}")
+
+
+def _problem(checkpoint: Path, network: Shapes) -> str:
+    """Examine all files of a checkpoint; say in one line what is wrong."""
+    found = examine(checkpoint, Share(0, 1), network)
+    return f"{checkpoint}: {summary(found)}" if found else ""

@@ -8,6 +8,7 @@ micro-batch goes through the engine by itself, which is what DeepSpeed's accumul
 """
 
 import argparse
+import pickle
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.errors import CheckpointError
+from llada_sft.model import safe_load
 from llada_sft.placement import Placement
 from llada_sft.training.checkpoints import DEEPSPEED_TAG
 from llada_sft.training.universal import OptimizerRepair
@@ -102,11 +105,6 @@ def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str,
     }
 
 
-def _write_latest(checkpoint: str) -> None:
-    """Write what DeepSpeed reads first when it loads."""
-    (Path(checkpoint) / "latest").write_text(DEEPSPEED_TAG)
-
-
 class Zero3Strategy(DeepSpeedStrategy):
     """ZeRO-3 on CUDA or CPU, driven micro-batch by micro-batch.
 
@@ -171,9 +169,9 @@ class Zero3Strategy(DeepSpeedStrategy):
             dist_init_required=False,
         )
         engine.checkpoint_engine = self.shard_writer
-        # Rank 0 copies scripts of a few kB between DeepSpeed's collectives: private, but they may
-        # fail as well as a shard.
-        engine._copy_recovery_script = self.shard_writer.guard(engine._copy_recovery_script)
+        # Rank 0 would copy two scripts of DeepSpeed's into each checkpoint: private, but a
+        # checkpoint holds no code.
+        engine._copy_recovery_script = lambda save_path: None
         return engine, zero_optimizer
 
     def save_checkpoint(
@@ -193,13 +191,29 @@ class Zero3Strategy(DeepSpeedStrategy):
             save_latest=False,
         )
         if self.is_global_zero:
-            self.shard_writer.guard(_write_latest)(filepath)
+            # DeepSpeed reads it first when it loads.
+            self.shard_writer.save_text(DEEPSPEED_TAG, Path(filepath) / "latest")
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """Load this rank's part of a checkpoint, without running code from it.
+
+        Raises:
+            CheckpointError: It holds more than tensors and plain values.
+        """
+        try:
+            with safe_load.weights_only():
+                return self._load(checkpoint_path)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{checkpoint_path}: holds {safe_load.what_is_held(error)}; "
+                "nothing of it was run: use a checkpoint that this training wrote"
+            ) from None
+
+    def _load(self, checkpoint_path: Any) -> Any:
         if not self._load_universal:
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            return super().load_checkpoint(checkpoint_path)
         repair = OptimizerRepair(self.deepspeed_engine.optimizer.optimizer)
-        state = super().load_checkpoint(checkpoint_path, weights_only)
+        state = super().load_checkpoint(checkpoint_path)
         repair.apply()
         return state
 

@@ -5,7 +5,6 @@ ranks before anything is built. Then the network is born partitioned, inside Lig
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -16,13 +15,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from llada_sft.config.schema import Config
 from llada_sft.data.background import step_loader
-from llada_sft.data.datamodule import Positions, StepDataset, StepSize, build_encoder
+from llada_sft.data.datamodule import StepDataset, StepSize, build_encoder
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.validation import validation_batches
 from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.llada import parameter_shapes
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training import checkpoints
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
 from llada_sft.training.callbacks.failure import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
@@ -42,34 +41,10 @@ from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
+from llada_sft.training.resume import Resume, find_resume
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
-from llada_sft.training.universal import convert
 
 Outcome = Literal["finished", "stopped"]
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Where a run goes on; a fresh run goes on from step 0.
-
-    Attributes:
-        checkpoint: What to load, if anything.
-        step: Optimizer steps that were made.
-        data: What of the data was trained.
-        universal: `checkpoint` was written by another number of ranks, and converted.
-    """
-
-    checkpoint: Path | None
-    step: int
-    data: checkpoints.DataState | None
-    universal: bool = False
-
-    @property
-    def positions(self) -> Positions | None:
-        """Where the data goes on; other ranks begin to share it out anew."""
-        if self.data is None or not self.universal:
-            return None if self.data is None else self.data.positions
-        return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
 
 
 def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outcome:
@@ -93,8 +68,12 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     init_ranks(placement, device, timedelta(minutes=config.deepspeed.timeout_min))
     consensus = Consensus()
     network_config = resolve_network(config.model)
-    resume = find_resume(run, placement, consensus)
+    notes = Notes(host, consensus, placement.rank)
+    resume = find_resume(run, placement, consensus, host, parameter_shapes(network_config))
     host.pulse("start", resume.step)
+    if resume.stopped:
+        notes.told_to_stop(resume.step)
+        return "stopped"
     dataset = build_dataset(config, network_config, placement, resume, run, consensus)
     host.pulse("start", resume.step)
     total_steps = count_steps(config, dataset, consensus)
@@ -110,7 +89,6 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         row_summary.epoch_ended,
         host.pulse,
     )
-    notes = Notes(host, consensus, placement.rank)
     saver = CheckpointSaver(
         run, config.train, consensus, feed, dataset.fingerprints(), notes, host.pulse
     )
@@ -177,27 +155,6 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def find_resume(run: RunDir, placement: Placement, consensus: Consensus) -> Resume:
-    """Find the newest complete checkpoint; all ranks take the one that rank 0 sees."""
-    if placement.rank == 0:
-        checkpoints.clean_partial(run.checkpoints)
-    newest = checkpoints.newest_checkpoint(run.checkpoints)
-    checkpoint = consensus.gather(newest)[0]
-    if checkpoint is None:
-        return Resume(None, 0, None)
-    assert isinstance(checkpoint, Path)
-    manifest, data = checkpoints.read_manifest(checkpoint), checkpoints.read_data_state(checkpoint)
-    if placement.rank == 0:
-        print(f"resuming from {checkpoint}", flush=True)
-    if manifest["world_size"] == placement.world_size:
-        return Resume(checkpoint, manifest["step"], data)
-    if placement.rank == 0:
-        print(f"converting it from {manifest['world_size']} to {placement.world_size} ranks")
-        convert(checkpoint)
-    consensus.barrier()
-    return Resume(checkpoints.universal_path(checkpoint), manifest["step"], data, universal=True)
 
 
 def build_dataset(

@@ -9,55 +9,122 @@ DeepSpeed gives every rank rank 0's state of the loop, which is the same on all 
 leaves the optimizer wrong in two ways, which `OptimizerRepair` undoes.
 """
 
+import errno
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llada_sft.errors import CheckpointError
-from llada_sft.training.checkpoints import DEEPSPEED_TAG, universal_path
+import llada_sft
+from llada_sft.errors import CheckpointError, SaveError
+from llada_sft.training.checkpoints import DEEPSPEED_TAG, room_for, universal_path
 
 _MAX_WORKERS = 8
+# SLURM sends them to every process of the step; only the ranks may act on them.
+_OF_THE_JOB = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
-def convert(checkpoint: Path) -> Path:
-    """Write the universal form of a checkpoint beside it; rank 0 only.
+class Conversion:
+    """The conversion of a checkpoint, by a process of its own; rank 0 only.
 
-    DeepSpeed's converter runs in a process of its own: it forks workers, which a process that
-    holds CUDA and gloo must not.
-
-    Returns:
-        The folder to load from.
-
-    Raises:
-        CheckpointError: The conversion failed; the checkpoint is untouched.
+    Args:
+        checkpoint: Stays as it is; the universal form is written next to it.
     """
-    folder = universal_path(checkpoint)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    workers = str(min(_MAX_WORKERS, os.cpu_count() or 1))
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    folders = ["--input_folder", str(checkpoint / DEEPSPEED_TAG)]
-    folders += ["--output_folder", str(folder / DEEPSPEED_TAG)]
-    parallel = ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    done = subprocess.run(
-        [*command, *folders, *parallel],
-        env=os.environ | {"DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckpointError(
-            f"{checkpoint}: cannot be converted for another number of ranks: {last}; "
-            "resume with as many ranks as wrote it"
-        )
-    return folder
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint, self._folder = checkpoint, universal_path(checkpoint)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        package = str(Path(llada_sft.__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        workers = str(min(_MAX_WORKERS, os.cpu_count() or 1))
+        folders = [str(one / DEEPSPEED_TAG) for one in (checkpoint, self._folder)]
+        # The process inherits what is blocked, and never unblocks it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_JOB)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "llada_sft.training.universal_process", *folders, workers],
+                env=os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._over = False
+
+    def ended(self, seconds: float) -> bool:
+        """Wait so long for the end; say whether it has come."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def cancel(self) -> None:
+        """End the process and its workers, and remove what they wrote, unless it is over."""
+        if self._over:
+            return
+        self._over = True
+        # It may have ended by itself.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def error(self) -> Exception | None:
+        """Say why it failed, once it has ended; what it wrote is removed then.
+
+        Returns:
+            SaveError where the disk is full, CheckpointError where the checkpoint cannot be used,
+            RuntimeError where the process was killed; None where all went well.
+        """
+        self._over = True
+        said, told = self._process.communicate()
+        code = self._process.returncode
+        if code == 0:
+            return None
+        # First: how much is free without it is part of the message.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return self._failure(code, said, told.decode(errors="replace"))
+
+    def _failure(self, code: int, said: bytes, told: str) -> Exception:
+        where = f"{self._checkpoint}: cannot be converted for another number of ranks"
+        found = json.loads(said) if said else {}
+        if code < 0:
+            found["killed"] = f"the process was killed by {signal.Signals(-code).name}"
+        if "killed" in found:
+            return RuntimeError(f"{where}: {found['killed']} (out of memory?)")
+        if found.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+            full = OSError(found["errno"], found["text"])
+            needed = room_for(self._checkpoint.parent, full, self._num_bytes())
+            return SaveError(
+                f"{where}: {found['text']}{needed}: the checkpoint is intact; "
+                "free space and start the run again, or resume with as many ranks as wrote it"
+            )
+        if "code" in found:
+            return CheckpointError(
+                f"{where}: holds {found['code']}; nothing of it was run: "
+                "use a checkpoint that this training wrote"
+            )
+        last = (told.strip().splitlines() or ["no message"])[-1]
+        why = found.get("text") or found.get("other") or last
+        return CheckpointError(f"{where}: {why}; resume with as many ranks as wrote it")
+
+    def _num_bytes(self) -> int:
+        """Count what is written: slices, whole tensors, one rank's state, and the rest copied."""
+        files = [(path.name, path.stat().st_size) for path in self._shards()]
+        optimizer = [size for name, size in files if name.endswith("_optim_states.pt")]
+        return sum(size for _, size in files) + sum(optimizer) + max(optimizer, default=0)
+
+    def _shards(self) -> list[Path]:
+        return sorted((self._checkpoint / DEEPSPEED_TAG).glob("*_states.pt"))
 
 
 class OptimizerRepair:

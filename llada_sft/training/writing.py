@@ -5,30 +5,36 @@ and has a barrier. A rank that raises while it writes never comes to them, and t
 it there. So nothing raises while DeepSpeed saves: what fails is kept in `ShardWriter.error`, no
 more is written, and `callbacks/checkpoint.py` asks for it when DeepSpeed is done.
 
+The checksum of a file is taken from the bytes that torch hands over, so that no file is read again.
+
 torch.save leaves its bytes in the page cache. Each rank brings its own to the disk (fsync), which
 is also where a file system that writes later says that it is full.
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from llada_sft.model.safe_load import load_data
+from llada_sft.training.checksums import FileRecord, HashingFile
 
 # What torch's zip writer says when it was cut short; it does not always say why.
 _CUT_SHORT = ("inline_container.cc", "PytorchStreamWriter")
 
 
 class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's writer of torch files; keeps the first error of a checkpoint for later.
+    """DeepSpeed's reader and writer of torch files; keeps the first error of a save for later.
 
     Attributes:
         error: Why this rank's shards are not there; None when they are.
         num_bytes: Bytes of its tensors, written or not.
+        written: Size and checksum of each file that it has written.
     """
 
     def __init__(self) -> None:
@@ -39,6 +45,7 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
         """Forget the checkpoint before."""
         self.error: OSError | None = None
         self.num_bytes = 0
+        self.written: dict[Path, FileRecord] = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         with self._kept():
@@ -48,17 +55,21 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
         self.num_bytes += tensor_bytes(state_dict)
         with self._kept():
             if self.error is None:
-                write_shard(state_dict, Path(path))
+                self.written[Path(path)] = write_shard(state_dict, Path(path))
 
-    def guard(self, write: Callable[[str], None]) -> Callable[[str], None]:
-        """Wrap what else writes among DeepSpeed's collectives."""
+    def save_text(self, text: str, path: Path) -> None:
+        """Write a small file next to the shards."""
+        with self._kept():
+            if self.error is None:
+                path.write_text(text)
+                self.written[path] = FileRecord.of(text.encode())
 
-        def guarded(path: str) -> None:
-            with self._kept():
-                if self.error is None:
-                    write(path)
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return load_data(Path(path), map_location)
 
-        return guarded
+    def records(self, checkpoint: Path) -> dict[str, FileRecord]:
+        """Return size and checksum of what was written, by the path within the checkpoint."""
+        return {str(path.relative_to(checkpoint)): one for path, one in self.written.items()}
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -71,13 +82,15 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
             self.error = self.error or found
 
 
-def write_shard(state: Mapping[str, Any], path: Path) -> None:
-    """Write a torch file, and wait until it is on the disk."""
+def write_shard(state: object, path: Path) -> FileRecord:
+    """Write a torch file, wait until it is on the disk, and return its size and checksum."""
     # A file of Python's: torch's own does not say why it cannot be written.
     with path.open("wb") as file:
-        torch.save(state, file)
+        hashing = HashingFile(file)
+        torch.save(state, cast(IO[bytes], hashing))
         file.flush()
         os.fsync(file.fileno())
+    return hashing.record
 
 
 def write_error(error: BaseException) -> OSError | None:

@@ -113,11 +113,16 @@ def _shard_of(rank: int, when: int) -> Callable[[pytest.MonkeyPatch, int], None]
     return fault
 
 
-def _script(patch: pytest.MonkeyPatch, rank: int) -> None:
-    # DeepSpeed copies two of them to each checkpoint, on rank 0, between its collectives.
-    import deepspeed.runtime.engine as engine
+def _latest(patch: pytest.MonkeyPatch, rank: int) -> None:
+    # Rank 0 alone writes it, after DeepSpeed's barrier.
+    failing = _fails_once(Path.write_text, 2)
+    write = Path.write_text
 
-    patch.setattr(engine, "copyfile", _fails_once(engine.copyfile, 3))
+    def write_text(path: Path, *args: Any, **kwargs: Any) -> int:
+        is_deepspeeds = path.name == "latest" and path.parent.suffix == ".partial"
+        return int((failing if is_deepspeeds else write)(path, *args, **kwargs))
+
+    patch.setattr(Path, "write_text", write_text)
 
 
 def _manifest(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -133,7 +138,7 @@ _FAULTS: dict[str, Callable[[pytest.MonkeyPatch, int], None]] = {
     "model_on_rank_1": _shard_of(1, 3),
     "optimizer_on_rank_1": _shard_of(1, 4),
     "model_on_rank_0": _shard_of(0, 3),
-    "script": _script,
+    "latest": _latest,
     "manifest": _manifest,
     "folder": _folder,
 }

@@ -24,10 +24,11 @@ from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
-from llada_sft.training.checkpoints import newest_checkpoint, read_manifest
+from llada_sft.training.checkpoints import newest_checkpoint
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
+from llada_sft.training.manifest import read_manifest
 from llada_sft.training.metrics_csv import read_metrics
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
@@ -36,7 +37,8 @@ from llada_sft.training.notes import Notes
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
-from llada_sft.training.trainer import build_trainer, find_resume, train
+from llada_sft.training.resume import find_resume
+from llada_sft.training.trainer import build_trainer, train
 
 
 def placement() -> Placement:

@@ -115,7 +115,13 @@ class CheckpointSaver(pl.Callback):
         trainer.save_checkpoint(partial)
         writer = cast(Zero3Strategy, trainer.strategy).shard_writer
         found: Any = self._consensus.gather(
-            (batch.positions, self._fingerprints, writer.error, writer.num_bytes)
+            (
+                batch.positions,
+                self._fingerprints,
+                writer.records(partial),
+                writer.error,
+                writer.num_bytes,
+            )
         )
         errors = [error for *_, error, _ in found]
         num_bytes = sum(count for *_, count in found)
@@ -127,7 +133,8 @@ class CheckpointSaver(pl.Callback):
             "versions": versions(),
         }
         data = checkpoints.DataState.merge(batch.epoch, (one[:2] for one in found))
-        finish = partial, manifest, data, self._config.keep_checkpoints
+        records = {name: record for one in found for name, record in one[2].items()}
+        finish = partial, manifest, data, records, self._config.keep_checkpoints
         return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
 
     def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:

@@ -71,6 +71,16 @@ def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> N
     ]
 
 
+def test_status_names_damaged_checkpoints(run: RunDir) -> None:
+    for name in ("step_20", "step_30.damaged", "step_40.damaged.2"):
+        (run.checkpoints / name).mkdir(parents=True)
+    lines = status.status_lines(*status.open_run("runs/a"))
+    assert "; damaged: step_30.damaged, step_40.damaged.2" in lines[7]
+    (run.checkpoints / "step_20").rmdir()
+    lines = status.status_lines(*status.open_run("runs/a"))
+    assert lines[7] == "checkpoints  none; damaged: step_30.damaged, step_40.damaged.2"
+
+
 def test_status_of_a_run_with_a_history(run: RunDir) -> None:
     stopped = {"cause": "told to stop", "detail": "SIGUSR2 on rank 3"}
     history: list[dict[str, object]] = [

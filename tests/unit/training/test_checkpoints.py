@@ -23,9 +23,10 @@ from llada_sft.training.checkpoints import (
     newest_checkpoint,
     partial_path,
     read_data_state,
-    read_manifest,
     universal_path,
 )
+from llada_sft.training.checksums import FileRecord, read_record
+from llada_sft.training.manifest import read_manifest
 
 STATE = DataState(
     epoch=1,
@@ -37,19 +38,23 @@ STATE = DataState(
 )
 
 
-def write(partial: Path, world_size: int) -> None:
+def write(partial: Path, world_size: int) -> dict[str, FileRecord]:
     """What DeepSpeed leaves behind."""
     shards = partial / "checkpoint"
     shards.mkdir()
+    records = {}
     for rank in range(world_size):
-        (shards / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt").write_bytes(b"m" * 10)
-        (shards / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"o" * 20)
+        for kind, content in (("model", b"m" * 10), ("optim", b"o" * 20)):
+            path = shards / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt"
+            path.write_bytes(content)
+            records[f"checkpoint/{path.name}"] = FileRecord.of(content)
+    return records
 
 
 def make(folder: Path, step: int, keep: int = 9, world_size: int = 2, written: int = 2) -> Path:
     partial = begin(folder, step)
-    write(partial, written)
-    return finish(partial, {"step": step, "world_size": world_size}, STATE, keep)
+    records = write(partial, written)
+    return finish(partial, {"step": step, "world_size": world_size}, STATE, records, keep)
 
 
 def test_a_finished_checkpoint(tmp_path: Path) -> None:
@@ -67,6 +72,9 @@ def test_a_finished_checkpoint(tmp_path: Path) -> None:
         "checkpoint/zero_pp_rank_1_mp_rank_00_optim_states.pt": 20,
         "data_state.json": (made / "data_state.json").stat().st_size,
     }
+    for name, checksum in manifest["checksums"].items():
+        assert read_record(made / name)[0] == (manifest["files"][name], checksum)
+    assert manifest["checksums"].keys() == manifest["files"].keys()
     assert read_data_state(made) == STATE
     assert is_complete(made)
     assert newest_checkpoint(folder) == made
@@ -216,6 +224,32 @@ def test_the_only_complete_one_is_never_removed(tmp_path: Path) -> None:
 def test_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     (make(tmp_path, 1) / "old").touch()
     assert not (make(tmp_path, 1) / "old").exists()
+
+
+def test_a_crash_while_one_is_replaced_leaves_nothing_that_looks_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, rename = make(tmp_path, 2), Path.rename
+
+    def crash(path: Path, target: Path) -> Path:
+        if path == partial_path(tmp_path, 2):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, 2)
+    assert not made.exists()
+    clean_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "latest.partial"]
+
+
+def test_a_file_that_no_rank_has_written_is_in_no_checkpoint(tmp_path: Path) -> None:
+    partial = begin(tmp_path, 2)
+    records = write(partial, 2)
+    (partial / "zero_to_fp32.py").write_text("import os")
+    with pytest.raises(OSError, match=r"no rank has written zero_to_fp32\.py"):
+        finish(partial, {"step": 2, "world_size": 2}, STATE, records, 9)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llada_sft.training import writing
+from llada_sft.training.checksums import read_record
 from llada_sft.training.writing import ShardWriter, tensor_bytes, write_error, write_shard
 
 STATE = {"module": {"a": torch.arange(10.0)}, "groups": [torch.zeros(3, dtype=torch.bfloat16)]}
@@ -44,8 +45,10 @@ def test_the_first_error_is_kept_and_no_more_is_written(
     monkeypatch.setattr(writing, "write_shard", full)
     for name in ("a", "b"):
         writer.save(STATE, str(tmp_path / name))
-    writer.guard(lambda path: tried.append(path))("script")
+    writer.save_text("text", tmp_path / "c")
     assert tried == ["a"]
+    assert list(tmp_path.iterdir()) == []
+    assert writer.records(tmp_path) == {}
     assert isinstance(writer.error, OSError)
     assert (writer.error.errno, writer.error.strerror) == (28, "No space left on device")
     # Both count for what is needed.
@@ -62,12 +65,36 @@ def test_a_folder_that_cannot_be_made_is_an_error_to_keep(tmp_path: Path) -> Non
     assert writer.error.strerror == "Not a directory"
 
 
-def test_a_defect_is_none_of_the_disk(tmp_path: Path) -> None:
-    def defect(path: str) -> None:
+def test_a_defect_is_none_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(state: object, path: Path) -> None:
         raise RuntimeError("a tensor of the wrong shape")
 
+    monkeypatch.setattr(writing, "write_shard", defect)
     with pytest.raises(RuntimeError, match="wrong shape"):
-        ShardWriter().guard(defect)("script")
+        ShardWriter().save(STATE, str(tmp_path / "one.pt"))
+
+
+def test_all_that_was_written_is_recorded(tmp_path: Path) -> None:
+    writer = ShardWriter()
+    writer.makedirs(str(tmp_path / "shards"))
+    writer.save(STATE, str(tmp_path / "shards/one.pt"))
+    writer.save_text("text", tmp_path / "latest")
+    assert writer.records(tmp_path) == {
+        name: read_record(tmp_path / name)[0] for name in ("shards/one.pt", "latest")
+    }
+    writer.begin()
+    assert writer.records(tmp_path) == {}
+
+
+def test_what_would_run_code_is_not_read(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> object:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"a": Hostile()}, tmp_path / "one.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        ShardWriter().load(str(tmp_path / "one.pt"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_torch_says_why_on_a_full_device() -> None:

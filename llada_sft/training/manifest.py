@@ -1,0 +1,88 @@
+"""checkpoint.json: what a checkpoint is, and the size and the checksum of each of its files.
+
+    {"step": …, "world_size": …, "versions": …,
+     "files": {name: size}, "checksums": {name: xxh3_128},
+     "checksum": of checkpoint.json itself, with zeros in this place}
+
+Versions before checksums wrote neither `checksums` nor `checksum`; their checkpoints are accepted.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xxhash import xxh3_128_hexdigest
+
+from llada_sft.training.checksums import FileRecord
+
+MANIFEST = "checkpoint.json"
+_BLANK = "0" * 32
+# Always the last characters of the file.
+_SEAL = re.compile(rb'"checksum": "([0-9a-f]{32})"\n\}\Z')
+_OLDER_KEYS = frozenset({"step", "world_size", "versions", "files", "schedule"})
+
+
+class ManifestError(ValueError):
+    """checkpoint.json is not what was written; the text says why."""
+
+
+def sealed(content: Mapping[str, Any], records: Mapping[str, FileRecord]) -> str:
+    """Return the text of checkpoint.json.
+
+    Args:
+        content: Step, number of ranks, versions, and whatever else is known of the checkpoint.
+        records: Of every file of the checkpoint, by its path within it.
+    """
+    whole = {
+        **content,
+        "files": {name: records[name].size for name in sorted(records)},
+        "checksums": {name: records[name].checksum for name in sorted(records)},
+        "checksum": _BLANK,
+    }
+    blank = json.dumps(whole, indent=1)
+    seal = xxh3_128_hexdigest(blank.encode())
+    return f'{blank.removesuffix(_BLANK + chr(34) + chr(10) + "}")}{seal}"\n}}'
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Read checkpoint.json, and compare it with its own checksum.
+
+    Raises:
+        OSError: It cannot be read.
+        ManifestError: It is not what was written.
+    """
+    raw = (checkpoint / MANIFEST).read_bytes()
+    try:
+        content: dict[str, Any] = json.loads(raw)
+    except ValueError:
+        raise ManifestError(_not_json(raw)) from None
+    if not _is_checkpoints(content):
+        raise ManifestError("is not a checkpoint's")
+    found = _SEAL.search(raw)
+    if found is None:
+        if not content.keys() <= _OLDER_KEYS:
+            raise ManifestError("is not what was written: its own checksum is missing")
+    elif xxh3_128_hexdigest(raw[: found.start(1)] + _BLANK.encode() + b'"\n}') != found[1].decode():
+        raise ManifestError("is not what was written: its own checksum differs")
+    return content
+
+
+def _is_checkpoints(content: object) -> bool:
+    if not isinstance(content, dict) or not isinstance(files := content.get("files"), dict):
+        return False
+    numbers = [content.get("step"), content.get("world_size"), *files.values()]
+    return all(type(number) is int for number in numbers)
+
+
+def records_of(content: Mapping[str, Any]) -> dict[str, tuple[int, str | None]]:
+    """Return size and checksum of every file; an older version wrote no checksums."""
+    checksums = content.get("checksums", {})
+    return {name: (size, checksums.get(name)) for name, size in content["files"].items()}
+
+
+def _not_json(raw: bytes) -> str:
+    if not raw:
+        return "is empty"
+    return "holds nothing but zeros" if not raw.strip(b"\0") else "is not JSON: torn or changed"

@@ -1,0 +1,206 @@
+"""Which checkpoint a run resumes from: chosen by all ranks together, and proved before it is used.
+
+Every rank examines the files that it reads (`verify.py`). If any rank finds damage, all ranks take
+the checkpoint before; the damaged one is named, noted in the journal, and renamed, so that no later
+attempt examines it again. A run whose checkpoints are all damaged stops: it never starts again from
+step 0 by itself.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from llada_sft.data.datamodule import Positions
+from llada_sft.errors import CheckpointError, PeerFailedError
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+from llada_sft.training import checkpoints
+from llada_sft.training.consensus import Consensus
+from llada_sft.training.host import Host
+from llada_sft.training.manifest import read_manifest
+from llada_sft.training.universal import Conversion
+from llada_sft.training.verify import Finding, Shapes, Share, examine, has_checksums, summary
+
+# How often the ranks tell each other how a conversion goes.
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on; a fresh run goes on from step 0.
+
+    Attributes:
+        checkpoint: What to load, if anything.
+        step: Optimizer steps that were made.
+        data: What of the data was trained.
+        universal: `checkpoint` was written by another number of ranks, and converted.
+        stopped: The ranks were told to stop while it was converted: there is nothing to load.
+    """
+
+    checkpoint: Path | None
+    step: int
+    data: checkpoints.DataState | None
+    universal: bool = False
+    stopped: bool = False
+
+    @property
+    def positions(self) -> Positions | None:
+        """Where the data goes on; other ranks begin to share it out anew."""
+        if self.data is None or not self.universal:
+            return None if self.data is None else self.data.positions
+        return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
+
+
+def find_resume(
+    run: RunDir,
+    placement: Placement,
+    consensus: Consensus,
+    host: Host | None = None,
+    network: Shapes | None = None,
+) -> Resume:
+    """Find the newest checkpoint that is what was written; every rank must call this.
+
+    Args:
+        run: The run directory.
+        placement: This rank.
+        consensus: The agreement of the ranks.
+        host: Keeps the journal, and knows whether to stop.
+        network: Shape of each parameter of the network to train; None if they do not matter.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none can be used; or one holds code.
+        PeerFailedError: Rank 0 could not convert it.
+    """
+    host = host or Host()
+    if placement.rank == 0:
+        checkpoints.clean_partial(run.checkpoints)
+    checkpoint = _choose(run.checkpoints, placement, consensus, host, network or {})
+    if checkpoint is None:
+        return Resume(None, 0, None)
+    manifest, data = read_manifest(checkpoint), checkpoints.read_data_state(checkpoint)
+    if placement.rank == 0:
+        print(f"resuming from {checkpoint}", flush=True)
+    if manifest["world_size"] == placement.world_size:
+        return Resume(checkpoint, manifest["step"], data)
+    if placement.rank == 0:
+        print(
+            f"converting it from {manifest['world_size']} to {placement.world_size} ranks",
+            flush=True,
+        )
+    pulse = lambda: host.pulse("start", manifest["step"])  # noqa: E731
+    if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
+        return Resume(None, manifest["step"], data, stopped=True)
+    return Resume(checkpoints.universal_path(checkpoint), manifest["step"], data, universal=True)
+
+
+def _choose(
+    folder: Path, placement: Placement, consensus: Consensus, host: Host, network: Shapes
+) -> Path | None:
+    """Return the newest checkpoint that no rank finds anything wrong with."""
+    there = [path for _, path in reversed(checkpoints.list_named(folder))]
+    of_rank_0 = consensus.gather((there, checkpoints.list_damaged(folder)))[0]
+    named, damaged = cast(tuple[list[Path], list[Path]], of_rank_0)
+    share = Share(placement.rank, placement.world_size)
+    lines = [f"{path}: was found damaged before" for path in damaged]
+    for checkpoint, before in zip(named, [*named, None][1:], strict=True):
+        mine = examine(checkpoint, share, network, lambda: host.pulse("start", 0))
+        of_ranks = cast(list[list[Finding]], consensus.gather(mine))
+        if not any(of_ranks):
+            if placement.rank == 0 and not has_checksums(checkpoint):
+                print(f"{checkpoint}: of an older version, without checksums: only sizes are known")
+            return checkpoint
+        lines.append(_judge(checkpoint, of_ranks))
+        if placement.rank == 0:
+            _pass_over(checkpoint, of_ranks, before, lines[-1], host)
+    if lines:
+        raise CheckpointError(
+            "\n".join(lines) + f"\n{folder}: no checkpoint can be used, and a run does not start"
+            " again from step 0 by itself: put back a copy of one under its name step_N (or the"
+            " network that it was trained with), start a new run,"
+            f" or remove {folder} to train from step 0"
+        )
+    return None
+
+
+def _judge(checkpoint: Path, of_ranks: list[list[Finding]]) -> str:
+    """Say in one line what is wrong with a checkpoint.
+
+    Raises:
+        CheckpointError: It would run code: nobody should go on without having looked at it.
+    """
+    findings = [finding for of_rank in of_ranks for finding in of_rank]
+    if hostile := [finding for finding in findings if finding.kind == "code"]:
+        raise CheckpointError(
+            f"{checkpoint}: {summary(hostile)}: not loaded, and nothing of it was run;"
+            " find out who wrote it, then remove it to resume from the one before"
+        )
+    return f"{checkpoint}: {'damaged' if is_damaged(of_ranks) else 'passed over'}: " + summary(
+        findings
+    )
+
+
+def is_damaged(of_ranks: list[list[Finding]]) -> bool:
+    """Whether findings are of the checkpoint itself, so that it will never be of use.
+
+    A file of another network is damage where other files are of the right one. Where all are of
+    another network, it is the config that does not fit.
+    """
+    kinds = [{finding.kind for finding in of_rank} for of_rank in of_ranks]
+    return any("damaged" in one for one in kinds) or (
+        any("network" in one for one in kinds) and any("network" not in one for one in kinds)
+    )
+
+
+def _pass_over(
+    checkpoint: Path, of_ranks: list[list[Finding]], before: Path | None, line: str, host: Host
+) -> None:
+    """Name a checkpoint that cannot be used; rank 0 only."""
+    if is_damaged(of_ranks):
+        # Where it cannot be renamed it is found again by the next attempt.
+        with suppress(OSError):
+            line = f"{line}; renamed to {checkpoints.set_aside(checkpoint).name}"
+    if before is not None:
+        line = f"{line}; the one before is {before.name}"
+    print(line, flush=True)
+    host.note({"event": "damaged", "detail": line})
+
+
+def _convert(
+    checkpoint: Path,
+    placement: Placement,
+    consensus: Consensus,
+    stop_requested: Callable[[], bool],
+    pulse: Callable[[], None],
+) -> bool:
+    """Let rank 0 convert a checkpoint, while all ranks listen for a signal.
+
+    Returns:
+        Whether it is done; False where a rank was told to stop.
+
+    Raises:
+        LladaSftError: It failed; on other ranks than 0 a PeerFailedError.
+    """
+    conversion = Conversion(checkpoint) if placement.rank == 0 else None
+    try:
+        while True:
+            ended = conversion is not None and conversion.ended(_POLL_S)
+            error = conversion.error() if conversion is not None and ended else None
+            said: Any = consensus.gather((ended, error is not None, stop_requested()))
+            pulse()
+            ended, failed, _ = said[0]
+            if error is not None:
+                raise error
+            if failed:
+                raise PeerFailedError(f"{checkpoint}: rank 0 could not convert it; see its line")
+            if ended:
+                return True
+            if any(stop for *_, stop in said):
+                if conversion is not None:
+                    conversion.cancel()
+                return False
+    except BaseException:
+        if conversion is not None:
+            conversion.cancel()
+        raise

@@ -1,0 +1,217 @@
+"""Is a checkpoint what was written? Each rank examines what it reads, before anything is loaded.
+
+1. checkpoint.json is compared with its own checksum.
+2. Size and checksum of a rank's files are compared with it. A checkpoint of an older version has
+   sizes only.
+3. Each torch file is opened without running code: it must belong to this many ranks, and to this
+   network.
+
+What is damaged is passed over and set aside. What cannot be read now may be readable later, and is
+only passed over. What holds code was made by somebody, and is refused.
+"""
+
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, prod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llada_sft.model.safe_load import load_data, what_is_held
+from llada_sft.training.checkpoints import DATA_STATE, DEEPSPEED_TAG
+from llada_sft.training.checksums import read_record
+from llada_sft.training.manifest import MANIFEST, ManifestError, read_manifest, records_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+_OF_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(model|optim)_states\.pt$")
+_MOST_NAMED = 3
+_THREADS = 8
+
+
+class Finding(NamedTuple):
+    """Something wrong with one file.
+
+    Attributes:
+        kind: `damaged`; `unreadable`, perhaps only now; `network`, of another network than the
+            config's; `code`, it would run code.
+        text: The file within the checkpoint, and what is wrong, in one line.
+    """
+
+    kind: Literal["damaged", "unreadable", "network", "code"]
+    text: str
+
+
+class Share(NamedTuple):
+    """The part of the files that one of several ranks examines."""
+
+    rank: int
+    world_size: int
+
+    def has(self, name: str) -> bool:
+        """Whether this rank examines a file; the small common ones are read by every rank."""
+        found = _OF_RANK.search(name)
+        return found is None or int(found[1]) % self.world_size == self.rank
+
+
+def examine(
+    checkpoint: Path,
+    share: Share,
+    network: Shapes,
+    pulse: Callable[[], None] = lambda: None,
+) -> list[Finding]:
+    """Examine the files that one rank reads.
+
+    Args:
+        checkpoint: `step_N`.
+        share: Which files.
+        network: Shape of each parameter of the config's network; empty if they do not matter.
+        pulse: Called now and then: it may take long.
+    """
+    try:
+        manifest = read_manifest(checkpoint)
+    except FileNotFoundError:
+        return [_missing(MANIFEST, share)]
+    except OSError as error:
+        return [Finding("unreadable", f"{MANIFEST} cannot be read: {error.strerror}")]
+    except ManifestError as error:
+        return [Finding("damaged", f"{MANIFEST} {error}")]
+    records = records_of(manifest)
+    found = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
+    mine = [name for name in records if share.has(name)]
+    part = _Part(checkpoint, share, manifest["world_size"], network, pulse)
+    # A name that is missing on any rank would otherwise be said twice by rank 0.
+    known = {finding.text for finding in found}
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(mine)))) as pool:
+        changed = pool.map(lambda name: part.bytes_of(name, *records[name]), mine)
+        wrong = dict(zip(mine, changed, strict=True))
+    # One after the other: torch's list of allowed types belongs to the process.
+    for name in mine:
+        finding = wrong[name] or part.content(name, records[name][1] is not None)
+        if finding is not None and finding.text not in known:
+            found.append(finding)
+    return found
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written by a version that takes checksums."""
+    return "checksums" in read_manifest(checkpoint)
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Put findings into one line; many are counted."""
+    texts = list(dict.fromkeys(finding.text for finding in findings))
+    more = [f"and {len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
+    return "; ".join([*texts[:_MOST_NAMED], *more])
+
+
+class _Part(NamedTuple):
+    """What every file of a rank's share is compared with."""
+
+    checkpoint: Path
+    share: Share
+    world_size: int
+    network: Shapes
+    pulse: Callable[[], None]
+
+    def bytes_of(self, name: str, size: int, checksum: str | None) -> Finding | None:
+        """Compare size and checksum of one file."""
+        path = self.checkpoint / name
+        try:
+            if (there := path.stat().st_size) != size:
+                return Finding("damaged", f"{name} has {there} bytes, {size} were written")
+            if checksum is not None and (text := self._changed(path, checksum)):
+                return Finding("damaged", f"{name} {text}")
+        except FileNotFoundError:
+            return _missing(name, self.share)
+        except OSError as error:
+            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+        return None
+
+    def _changed(self, path: Path, checksum: str) -> str:
+        record, zeros = read_record(path, self.pulse)
+        if record.checksum == checksum:
+            return ""
+        return (
+            "holds nothing but zeros" if zeros else "is not what was written: its checksum differs"
+        )
+
+    def content(self, name: str, proved: bool) -> Finding | None:
+        """Open a torch file without running code, and ask to whom it belongs.
+
+        Args:
+            name: The file.
+            proved: Its checksum is right.
+        """
+        if not (of_rank := _OF_RANK.search(name)):
+            return None
+        look = _look_at_model if of_rank[2] == "model" else _look_at_optimizer
+        try:
+            wrong = look(load_data(self.checkpoint / name, "cpu", mmap=True), self)
+        except pickle.UnpicklingError as error:
+            return Finding("code", f"{name} holds {what_is_held(error)}")
+        except OSError as error:
+            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0]
+            # With the right checksum it was not damaged: somebody made it.
+            kind: Literal["code", "damaged"] = "code" if proved else "damaged"
+            return Finding(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
+        return None if wrong is None else Finding(wrong.kind, f"{name} {wrong.text}")
+
+
+def _look_at_model(state: Any, part: _Part) -> Finding | None:
+    if (ranks := state["dp_world_size"]) != part.world_size:
+        return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+    shapes = {
+        name.partition(".")[2]: tuple(shape)
+        for group in state["param_shapes"]
+        for name, shape in group.items()
+    }
+    if part.network and (text := _difference(shapes, part.network)):
+        return Finding("network", f"is of another network: {text}")
+    return None
+
+
+def _difference(there: Shapes, here: Shapes) -> str:
+    """Say in which parameter two networks differ first; empty where they do not."""
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            shapes = (list(one[name]) if name in one else "nothing" for one in (there, here))
+            return "{} is {} there, {} here".format(name, *shapes)
+    return ""
+
+
+def _look_at_optimizer(state: Any, part: _Part) -> Finding | None:
+    zero = state["optimizer_state_dict"]
+    if (ranks := zero["partition_count"]) != part.world_size:
+        return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+    held = sum(flat.numel() for flat in zero["fp32_flat_groups"])
+    # Each rank holds an equal slice of each parameter, the last ones padded.
+    due = sum(ceil(prod(shape) / part.world_size) for shape in part.network.values())
+    if part.network and held != due:
+        return Finding("network", f"is of another network: {held} weights there, {due} here")
+    return None
+
+
+def _whole(checkpoint: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Examine what is not in any one file: which files there are; rank 0 only."""
+    if checkpoint.name != f"step_{manifest['step']}":
+        yield Finding("damaged", f"{MANIFEST} is that of step {manifest['step']}")
+    names = manifest["files"].keys()
+    for name in sorted(names):
+        if not (checkpoint / name).exists():
+            yield Finding("damaged", f"{name} is gone")
+    shards = [name for name in names if _OF_RANK.search(name)]
+    if len(shards) != 2 * manifest["world_size"] or DATA_STATE not in names:
+        yield Finding("damaged", f"{MANIFEST} does not name two files of each rank")
+    for path in sorted((checkpoint / DEEPSPEED_TAG).glob("*.pt")):
+        if (name := f"{DEEPSPEED_TAG}/{path.name}") not in names:
+            yield Finding("damaged", f"{name} is not of this checkpoint")
+
+
+def _missing(name: str, share: Share) -> Finding:
+    # Another node may see a new file late: only rank 0, which has listed the folder, calls it gone.
+    if share.rank == 0:
+        return Finding("damaged", f"{name} is gone")
+    return Finding("unreadable", f"{name} cannot be found on rank {share.rank}'s node")
