@@ -85,7 +85,7 @@ class Cache:
         name = _key(shard.url, shard.size, shard.version)
         target = self.folder / "fetched" / (name + Path(shard.url).suffix)
         if _size(target) != shard.size:
-            self._write(target, lambda partial: fetch(shard, partial))
+            self._write(target, lambda partial: _fetch(shard, partial))
         return target
 
     def _text_path(self, path: Path, fingerprint: str) -> Path:
@@ -164,6 +164,12 @@ class Cache:
         if self._shared_place and self.folder.stat().st_uid != os.geteuid():
             raise DataError(f"{self.folder}: belongs to another user; set data.cache_dir")
         folder.mkdir(exist_ok=True)
+
+
+def _fetch(shard: RemoteFile, target: Path) -> None:
+    fetch(shard, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _decompress(path: Path, target: Path, shown: str) -> None:

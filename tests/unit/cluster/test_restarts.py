@@ -143,6 +143,23 @@ def test_a_first_end(config: Config, cause: Cause, decision: Decision) -> None:
             id="the same checkpoint again",
         ),
         pytest.param([stop(Cause.PREEMPTED)] * 50, "", id="fifty preemptions"),
+        pytest.param(
+            [
+                fault(E, 0),
+                *[stop(Cause.PREEMPTED)] * 3,
+                fault(E, 1),
+                stop(Cause.TIME_LIMIT),
+                fault(E, 2),
+            ],
+            "",
+            id="preemptions between failures are no failures",
+        ),
+        pytest.param(
+            [fault(E, 0), *[stop(Cause.REQUEUED)] * 3, *(fault(E, n) for n in (1, 2, 3))],
+            "4 failed attempts in a row without a new checkpoint"
+            " (slurm.attempts_without_progress); the last: ValueError: a",
+            id="four failures with stops between",
+        ),
     ],
 )
 def test_the_budget(config: Config, attempts: list[Told], why: str) -> None:

@@ -147,8 +147,14 @@ SOURCES = st.dictionaries(
     min_size=1,
 )
 BATCHING = st.sampled_from(
-    [{}, {"batching": "packed", "max_tokens": 50, "pack_buffer": 3}, {"shuffle": False}]
+    [
+        {},
+        {"batching": "packed", "max_tokens": 50, "pack_buffer": 3},
+        {"shuffle": False},
+        {"mix_by": "tokens"},
+    ]
 )
+LENGTHS = {"a": 3, "b": 5, "c": 9}
 
 
 @given(sources=SOURCES, stops=st.lists(st.integers(0, 6), max_size=3), more=BATCHING)
@@ -157,7 +163,7 @@ def test_going_on_gives_the_same_steps(
     sources: dict[str, tuple[Files, float, int]], stops: list[int], more: dict[str, Any]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = write(Path(folder), sources, parts=2, **more)
+        config = write(Path(folder), sources, LENGTHS, parts=2, **more)
         whole = list(dataset(config))
         found: list[LocalStep] = []
         positions: Positions | None = None
@@ -170,6 +176,10 @@ def test_going_on_gives_the_same_steps(
     assert examples(kept) == examples(whole)
     assert [step.positions for step in kept] == [s.positions for s in whole if s.num_examples]
     assert sorted(examples(whole)) == expected(sources, parts=2)
+    # Each row counts once in each epoch of its source, also where its epoch or an attempt ends.
+    rows = sum(sum(files) * epochs for files, _, epochs in sources.values())
+    assert sum(step.rows.rows for step in whole) == rows
+    assert sum(step.rows.rows for step in found) == rows
 
 
 @given(

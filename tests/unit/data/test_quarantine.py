@@ -206,6 +206,9 @@ def test_a_resumed_run_judges_what_lies_before_its_checkpoint(tmp_path: Path) ->
         first.add(bad(line), 0, 10 * line)
     resumed = quarantine(path, limit=0.01, epoch=0, done=50)
     resumed.judge(200)
+    # Exactly at the checkpoint's row, or just before it.
+    quarantine(path, limit=0.01, epoch=0, done=60).judge(200)
+    assert ": 3 of 200 rows" in stopped(quarantine(path, limit=0.01, epoch=0, done=61), 200)
     assert stopped(resumed, 199).splitlines()[0].startswith(f"{path}: 2 of 199 rows are bad")
     resumed.add(bad(6), 0, 60)
     resumed.judge(300)

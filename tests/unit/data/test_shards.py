@@ -39,6 +39,8 @@ def test_every_file_has_one_rank() -> None:
     owned = [assign_files(files, rank, 3) for rank in range(3)]
     assert owned[1] == [files[1], files[4]]
     assert sorted(file for one in owned for file in one) == files
+    # As many files as ranks: one each.
+    assert [assign_files(files, rank, 7) for rank in range(7)] == [[file] for file in files]
 
 
 def test_fewer_files_than_ranks() -> None:

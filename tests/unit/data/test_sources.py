@@ -73,6 +73,14 @@ def test_sources_by_name(data: Path) -> None:
     assert (code.weight, code.epochs) == (0.3, 5)
 
 
+def test_a_source_owns_its_files_alone(data: Path) -> None:
+    a, ab = (Source(name, ()) for name in ("a", "ab"))
+    assert a.owns("a/1.jsonl") and not a.owns("ab/1.jsonl") and not a.owns("a")
+    assert ab.owns("ab/1.jsonl") and not ab.owns("a/1.jsonl")
+    # One dataset without a name has no prefix.
+    assert Source("", ()).owns("a/1.jsonl")
+
+
 def test_the_shards_of_a_rank(data: Path) -> None:
     (source,) = list_sources(DataConfig(train=f"{data}/chat"), epochs=1)
     assert names(source.of_rank(1, 2)) == ["b.jsonl"]

@@ -351,6 +351,17 @@ def test_a_file_that_the_positions_do_not_know_is_done_for_this_epoch() -> None:
         assert len(one_epoch(rows, epoch=1)) == 10
 
 
+def test_a_file_that_was_added_joins_those_that_are_behind() -> None:
+    with shards([4, 6, 5]) as (root, paths):
+        rows = RowStream(name_shards(paths, root), seed=0, shuffle=True)
+        known = {
+            "0.jsonl": FilePosition(3, 1, epoch=2),
+            "1.jsonl": FilePosition(2, 0, epoch=1),
+        }
+        added = {"2.jsonl": FilePosition(5, 0, epoch=1)}
+        assert rows.known_positions(known) == known | added
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,6 +1,7 @@
 """Steps that all ranks agree on: epochs that end on all at once, and whoever stops or fails."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -100,6 +101,26 @@ def test_a_rank_that_fails_tells_the_others() -> None:
     assert [type(one) for one in found] == [PeerFailedError, DataError, PeerFailedError]
     assert str(found[1]) == "a.jsonl:2 (byte 9): bad"
     assert str(found[0]) == "1 other rank(s) stopped; see their lines"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bad_row_on_one_rank_of_a_mixture_ends_all_ranks(first: bool) -> None:
+    """What a rank says when it fails is as long as what the others say: one number a source."""
+
+    def work(rank: int, consensus: Consensus) -> int:
+        def failing() -> Iterator[LocalStep]:
+            for number, step in enumerate(local_steps(rank, [3], StepSize(1, 1))):
+                if rank == 0 and (first or number == 1):
+                    raise DataError("chat/a.jsonl:2 (byte 9): bad")
+                yield replace(step, by_source=(step.num_examples, 0))
+
+        noise = source(rank, 2)
+        return len(list(StepFeed(failing(), noise, consensus, lambda: False, 0, num_sources=2)))
+
+    failed, other = on_ranks(2, work)
+    assert isinstance(failed, DataError) and str(failed) == "chat/a.jsonl:2 (byte 9): bad"
+    assert isinstance(other, PeerFailedError)
+    assert str(other) == "1 other rank(s) stopped; see their lines"
 
 
 def test_the_watchdog_is_told_what_comes_next() -> None:

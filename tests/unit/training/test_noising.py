@@ -15,6 +15,8 @@ from torch import Tensor
 from llada_sft.data.collate import pad
 from llada_sft.data.datamodule import LocalStep, StepSize, TokenIds
 from llada_sft.data.encode import Example
+from llada_sft.diffusion.likelihood import validation_noise
+from llada_sft.diffusion.noise import noise_key
 from llada_sft.diffusion.objective import diffusion_loss, masked_cross_entropy
 from llada_sft.errors import DataError
 from llada_sft.training import noising
@@ -283,6 +285,28 @@ def test_validation_without_an_example_is_refused_by_all_ranks() -> None:
         "data.validation: none of its rows makes an example (the files are empty, or the hook"
         " drops every row): fix it, or set data.validation=null"
     }
+
+
+def test_validation_masks_each_example_by_its_own_key() -> None:
+    """Examples of one row, of two rows and of two files; the run's seed is no part of it."""
+    places = [("a", 1, 0), ("a", 1, 1), ("a", 2, 0), ("b", 1, 0)]
+    examples = [
+        replace(example(2, 64), file=file, line=line, part=part) for file, line, part in places
+    ]
+
+    def work(rank: int, consensus: Consensus) -> list[MicroBatch]:
+        ids = TokenIds(VOCAB, EOS, MASK)
+        return validation_micro_batches([pad(examples, EOS)], ids, 1, consensus)
+
+    ((batch,),) = on_ranks(1, work)
+    masked = torch.zeros(batch.noisy_ids.shape, dtype=torch.bool).flatten()
+    masked[batch.positions] = True
+    rows = masked.view(4, -1)
+    assert len({tuple(row.tolist()) for row in rows}) == 4
+    for row, (file, line, part) in zip(rows, places, strict=True):
+        key = noise_key(0, 0, file, line, part)
+        noise = validation_noise(torch.arange(66) >= 2, key, draw=0, num_draws=1)
+        assert torch.equal(row, noise.masked)
 
 
 def test_lightning_leaves_the_coefficients_in_fp32() -> None:
