@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on from the last checkpoint")
     resume.add_argument("--local", action="store_true", help="run all ranks on this machine")
     resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
+    resume.add_argument(
+        "--update-code", action="store_true", help="take the present hook, setup.sh and package"
+    )
     resume.set_defaults(handler=_resume)
 
     export = commands.add_parser("export", help="write a checkpoint as safetensors")
@@ -123,10 +126,11 @@ def _cancel(arguments: argparse.Namespace) -> None:
 
 def _resume(arguments: argparse.Namespace) -> int:
     from llada_sft.cluster.launcher import resume
-    from llada_sft.cluster.status import open_run
+    from llada_sft.cluster.status import find_run
 
-    run, _ = open_run(arguments.run)
-    return resume(run, arguments.overrides, arguments.local, arguments.follow)
+    run = find_run(arguments.run)
+    local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
+    return resume(run, arguments.overrides, local, follow, update_code)
 
 
 def _export(arguments: argparse.Namespace) -> None:

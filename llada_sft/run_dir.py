@@ -6,6 +6,8 @@ runs/<name>/
   job.sbatch        the exact text given to sbatch (SLURM only)
   versions.json     package versions of the launching environment
   code/             the package, the hook and git's state at launch; ranks run from here
+  code.N/           what code/ was before the N-th `llada-sft resume RUN --update-code`
+  update/           such an update, decided and not finished: the next resume or launch finishes it
   slurm/            the submitted script, the log of each rank; srun's own messages
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
@@ -51,6 +53,15 @@ class RunDir:
     @property
     def setup(self) -> Path:
         return self.code / "setup.sh"
+
+    @property
+    def origin(self) -> Path:
+        """Where hook and setup.sh were copied from."""
+        return self.code / "origin.json"
+
+    @property
+    def update(self) -> Path:
+        return self.path / "update"
 
     @property
     def slurm(self) -> Path:

@@ -6,6 +6,7 @@ appended with one write and is on the disk when `append` returns; whatever a cra
 left of the one before, it begins on a line of its own.
 
     launched    the job was submitted, or a local run begun
+    changed     the run was resumed with other values or other code, or was moved
     started     an attempt begins: its nodes and ranks
     resumed     rank 0 has loaded: the step that the attempt goes on from, and the versions
     checkpoint  one was written: its step, seconds and bytes
@@ -30,6 +31,7 @@ from typing import Literal, TypedDict, cast
 
 Event = Literal[
     "launched",
+    "changed",
     "started",
     "resumed",
     "checkpoint",
@@ -74,6 +76,12 @@ class Entry(TypedDict, total=False):
     exit_code: int
     # "file:line" of each.
     rows: list[str]
+    # What a resume changed: each key of the config with its old and its new value.
+    keys: dict[str, list[object]]
+    # What `--update-code` changed: commit and version before and after, and the files.
+    code: dict[str, object]
+    # The directory that the run was moved or copied from: jobs before this are not its own.
+    moved_from: str
 
 
 def append(journal: Path, entry: Entry) -> None:
@@ -123,6 +131,8 @@ def last_job_id(journal: Path) -> str | None:
     for entry in reversed(read(journal)):
         if entry.get("event") in ("launched", "started"):
             return entry.get("job_id")
+        if "moved_from" in entry:
+            return None
     return None
 
 

@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llada_sft.cluster import door, journal, preflight, prepare, status, submit
+from llada_sft.cluster import changing, door, journal, preflight, prepare, status, submit
+from llada_sft.cluster import update_code as update
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic
-from llada_sft.errors import ConfigError, LaunchError, LladaSftError
+from llada_sft.errors import LaunchError, LladaSftError
 from llada_sft.run_dir import RunDir
 
 
@@ -79,25 +80,25 @@ def _is_elastic(options: LaunchOptions) -> bool:
     return load_config(options.config, options.overrides).slurm.elastic is not None
 
 
-def resume(run: RunDir, overrides: Sequence[str], local: bool, follow: bool) -> int:
+def resume(
+    run: RunDir, overrides: Sequence[str], local: bool, follow: bool, update_code: bool = False
+) -> int:
     """Start a run again from its own directory, with the changes that are asked for.
 
     Raises:
         LladaSftError: a change is a mistake, or the run is not to be started.
     """
-    door.require(run)
-    config = load_config(run.config, overrides)
-    if changed := {"run.name", "run.root", "data.hook"} & set(_changed(run, config)):
-        raise ConfigError(
-            f"{', '.join(sorted(changed))}: cannot change within a run; launch a new one"
-        )
-    submit.check_extra(config)
+    _refuse_if_running(run)
+    update.finish(run)
+    if not update_code:
+        door.require(run)
+    plan = changing.plan(run, overrides, Path.cwd(), update_code)
+    submit.check_extra(plan.config)
     if not local:
         submit.require_sbatch()
-    preflight.require(config)
-    _refuse_if_running(run)
-    prepare.replace_config(run, config)
-    return start(run, config, local, follow)
+    preflight.require(plan.sources)
+    changing.apply(run, plan)
+    return start(run, plan.config, local, follow)
 
 
 def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
@@ -179,7 +180,3 @@ def _refuse_if_running(run: RunDir) -> None:
             f"{run.path}: its job {job_id} is still in the queue: "
             f"wait for it, or stop it with  scancel {job_id}"
         )
-
-
-def _changed(run: RunDir, config: Config) -> list[str]:
-    return prepare.differing_keys(load_config(run.config), config)

@@ -4,20 +4,26 @@
     create(...)           a new run directory, or the one that is there if it is this same run
 
 The directory is built beside its place and renamed: an interrupted launch leaves no half run. Code
-and hook are those of the first launch for all of a run's life; the sections `slurm` and `log` may
-change from launch to launch.
+and hook are those of the first launch, until `llada-sft resume RUN --update-code`; the sections
+`slurm` and `log` may change from launch to launch. A run that never started, because sbatch refused
+it, is built again by the next launch from the files of then.
 """
 
+import json
 import re
 import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from llada_sft.cluster import door
+from llada_sft.cluster import door, journal, moved, status, update_code
+from llada_sft.cluster.changing import is_trained, journal_values, replace_config, take_setup
+from llada_sft.cluster.code_diff import compare
 from llada_sft.cluster.snapshot import redact, take_snapshot
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config.changes import change_lines, find_changes, refuse_changes
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
@@ -59,7 +65,7 @@ def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, 
         command: How the run was launched, kept in `command.txt`.
 
     Returns:
-        The run directory, and whether it was there already.
+        The run directory, and whether it has started before.
 
     Raises:
         ConfigError: the directory belongs to something else.
@@ -69,23 +75,12 @@ def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, 
     run = run_dir_of(final)
     found = run.config.exists()
     if found:
-        door.require(run)
-        _check_same_run(run, final, Path(sources.data.hook))
-        if sources.slurm.setup is not None:
-            shutil.copyfile(sources.slurm.setup, run.setup)
-        replace_config(run, final)
+        found = _take_up(run, sources, final, base)
     else:
         _build(run, sources, final, base)
     with run.command.open("a", encoding="utf-8") as commands:
         commands.write(redact(f"cd {shlex.quote(str(base))} && {shlex.join(command)}\n"))
     return run, found
-
-
-def replace_config(run: RunDir, config: Config) -> None:
-    """Write `config.yaml` in one move: a rank that starts now reads the old or the new one."""
-    beside = run.config.with_suffix(".yaml.partial")
-    beside.write_text(dump_config(config), encoding="utf-8")
-    beside.replace(run.config)
 
 
 def _build(run: RunDir, sources: Config, final: Config, base: Path) -> None:
@@ -112,24 +107,70 @@ def _move_into_place(partial: Path, run: RunDir) -> None:
         ) from None
 
 
-def _check_same_run(run: RunDir, config: Config, hook: Path) -> None:
-    differing = differing_keys(load_config(run.config), config)
-    if run.hook.exists() and run.hook.read_bytes() != hook.read_bytes():
-        differing.append("data.hook (its text)")
-    if differing:
-        raise ConfigError(
-            f"{run.path}: is a run with another config: {', '.join(differing)} differ:"
-            " choose another run.name, or launch with the values it has"
-        )
+def _take_up(run: RunDir, sources: Config, final: Config, base: Path) -> bool:
+    """Take up a run directory that is there; one that never started is built again.
+
+    Returns:
+        Whether the run has started before.
+    """
+    update_code.finish(run)
+    moved.check_links(run)
+    if not has_started(run):
+        _rebuild(run, sources, final, base)
+        return False
+    door.require(run)
+    before = moved.rebase(load_config(run.config), run)
+    _check_same_run(run, before, final, Path(sources.data.hook))
+    changes = find_changes(before, final)
+    for line in [*moved.note_move(run), *change_lines(changes, trained=True)]:
+        # Not among what --prepare prints: that is read by a script.
+        print(redact(line), file=sys.stderr)
+    take_setup(run, sources.slurm.setup)
+    replace_config(run, final)
+    if changes:
+        journal.append(run.journal, {"event": "changed", "keys": journal_values(changes)})
+    return True
 
 
-def differing_keys(one: Config, other: Config) -> list[str]:
-    """Name the keys that make two configs two runs."""
-    a, b = one.model_dump(), other.model_dump()
-    return [
-        f"{section}.{key}"
-        for section in a
-        if section not in CHANGEABLE_SECTIONS
-        for key in a[section]
-        if a[section][key] != b[section][key]
+def has_started(run: RunDir) -> bool:
+    """Tell whether an attempt of the run has begun, or its job is in the queue."""
+    started = any(entry.get("event") == "started" for entry in journal.read(run.journal))
+    return started or is_trained(run) or status.running_job(run) is not None
+
+
+def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
+    """Build a run again that never started, from the present files and config."""
+    building = update_code.build(run, sources.data.hook, sources.slurm.setup, base)
+    text = dump_config(final)
+    if not compare(run, building) and text == run.config.read_text(encoding="utf-8"):
+        update_code.discard(building)
+        return
+    detail = "it had never started: built again from the present files"
+    print(f"{run.path}: {detail}", file=sys.stderr)
+    update_code.commit(run, building, text, {"event": "changed", "detail": detail}, keep=False)
+
+
+def _check_same_run(run: RunDir, before: Config, config: Config, hook: Path) -> None:
+    changes = [
+        change
+        for change in find_changes(before, config)
+        if change.key.partition(".")[0] not in CHANGEABLE_SECTIONS
     ]
+    differing = [change.key for change in changes]
+    has_hook = run.hook.exists()
+    if other_hook := has_hook and run.hook.read_bytes() != hook.read_bytes():
+        differing.append("data.hook (its text)")
+    if not differing:
+        return
+    command = shlex.join(
+        ["llada-sft", "resume", str(run.path)]
+        + (["--update-code"] if other_hook else [])
+        + [f"{change.key}={json.dumps(change.new)}" for change in changes]
+    )
+    where = f"{run.path}: is a run with another config: {', '.join(differing)} differ:"
+    do = "choose another run.name, or launch with the values it has"
+    try:
+        refuse_changes(changes, is_trained(run))
+    except ConfigError:
+        raise ConfigError(f"{where} {do}") from None
+    raise ConfigError(f"{where} {do}, or change the run:  {redact(command)}")

@@ -6,10 +6,12 @@ import platform
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import llada_sft
+from llada_sft.cluster.origin import Origin
 from llada_sft.run_dir import RunDir
 
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "submitit", "llada-sft")
@@ -18,13 +20,25 @@ _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL", re.IGN
 _MIN_SECRET_LENGTH = 8
 
 
-def take_snapshot(run: RunDir, hook: str, setup: str | None, launched_from: Path) -> None:
-    """Copy the package, the hook and the setup script, and note versions and git's state."""
+def take_snapshot(
+    run: RunDir, hook: str, setup: str | None, launched_from: Path, origin: Origin | None = None
+) -> None:
+    """Copy the package, the hook and the setup script, and note versions and git's state.
+
+    Args:
+        run: Its code/ is filled.
+        hook: The file to copy.
+        setup: The file to copy, if any.
+        launched_from: The folder whose git state is noted.
+        origin: What to note as the place of both, if they are not taken from there.
+    """
     package = Path(llada_sft.__file__).parent
     shutil.copytree(package, run.code / package.name, ignore=_all_but_python)
     shutil.copyfile(hook, run.hook)
     if setup is not None:
         shutil.copyfile(setup, run.setup)
+    places = asdict(origin or Origin(hook, setup))
+    run.origin.write_text(json.dumps(places, indent=2) + "\n", encoding="utf-8")
     run.versions.write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
     for name, text in git_state(launched_from).items():
         (run.code / name).write_text(redact(text), encoding="utf-8")
@@ -39,6 +53,18 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def code_version(run: RunDir) -> dict[str, str | None]:
+    """Give the commit and the package's version that a run's code is of, as far as it is known."""
+    try:
+        known = json.loads(run.versions.read_text(encoding="utf-8"))
+        version = known.get("llada-sft")
+    except (OSError, ValueError, AttributeError):
+        version = None
+    commit = run.code / "commit.txt"
+    text = commit.read_text(encoding="utf-8").strip() if commit.exists() else None
+    return {"version": version, "commit": text}
 
 
 def git_state(folder: Path) -> dict[str, str]:

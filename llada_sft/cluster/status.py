@@ -8,6 +8,7 @@ from pathlib import Path
 from llada_sft.cluster import failures, journal, slurm, suspects
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.moved import own_job_id, rebase
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -18,7 +19,17 @@ _MENDED_BY_THE_USER = (Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE)
 
 
 def open_run(path: str) -> tuple[RunDir, Config]:
-    """Take up a run directory.
+    """Take up a run directory and its config.
+
+    Raises:
+        ConfigError: the path is none.
+    """
+    run = find_run(path)
+    return run, rebase(load_config(run.config), run)
+
+
+def find_run(path: str) -> RunDir:
+    """Take up a run directory, whose config may be of another version.
 
     Raises:
         ConfigError: the path is none.
@@ -26,7 +37,7 @@ def open_run(path: str) -> tuple[RunDir, Config]:
     run = RunDir(Path(path).absolute())
     if not run.config.exists():
         raise ConfigError(f"{path}: not a run directory: it has no config.yaml")
-    return run, load_config(run.config)
+    return run
 
 
 def status_lines(run: RunDir, config: Config) -> list[str]:
@@ -70,7 +81,7 @@ def failure_lines(run: RunDir) -> list[str]:
 
 def running_job(run: RunDir) -> str | None:
     """Give the id of the run's job if SLURM still has it, queued or running."""
-    job_id = journal.last_job_id(run.journal)
+    job_id = own_job_id(run)
     if job_id is None or shutil.which("scontrol") is None or slurm.has_ended(job_id):
         return None
     return job_id
@@ -82,7 +93,7 @@ def cancel_run(run: RunDir) -> str:
     Raises:
         LaunchError: the run has no job.
     """
-    job_id = journal.last_job_id(run.journal)
+    job_id = own_job_id(run)
     if job_id is None:
         raise LaunchError(f"{run.path}: has no SLURM job; stop a local run with Ctrl-C")
     slurm.cancel(job_id)
@@ -94,7 +105,7 @@ def _nodes(config: Config) -> str:
 
 
 def _job(run: RunDir) -> str:
-    job_id = journal.last_job_id(run.journal)
+    job_id = own_job_id(run)
     if job_id is None:
         return "none (local, or not launched yet)"
     try:

@@ -8,7 +8,7 @@ file. The YAML is read as 1.2 (`yaml12.py`); the words for what pydantic finds a
 
 import json
 import os.path
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -43,6 +43,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         source.override(data, text)
     return source.validate(data)
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """Read a config file of any version into plain data: nothing is checked against the schema.
+
+    Raises:
+        ConfigError: it is not YAML, or not a mapping.
+    """
+    source = _Source(str(path))
+    data = source.read()
+    source.raise_problems()
+    return data
 
 
 @dataclass
@@ -112,12 +124,16 @@ class _Source:
             for problem in islice(describe(error, data), SHOWN_PROBLEMS + 1):
                 if problem.path not in self.unreadable:
                     self._add(problem.path, problem.text)
+        self.raise_problems()
+        return config
+
+    def raise_problems(self) -> None:
+        """Raise all problems that were found, in the order of the file."""
         if self.problems:
             self.problems.sort(key=lambda problem: problem[0])
             lines = list(dict.fromkeys(text for _, text in self.problems))
             more = ["further problems are not shown"] if len(lines) > SHOWN_PROBLEMS else []
             raise ConfigError("\n".join([*lines[:SHOWN_PROBLEMS], *more]))
-        return config
 
     def _text(self) -> str:
         """Return the file's text.
@@ -234,22 +250,31 @@ def dump_config(config: Config) -> str:
 def resolve_paths(config: Config, base: str | Path) -> Config:
     """Make every path of a config absolute; the relative ones start at `base`, URLs stay."""
 
-    def absolute(path: Any) -> Any:
-        # data.train may be a list, or sources by name.
-        if isinstance(path, tuple):
-            return tuple(map(absolute, path))
-        if isinstance(path, dict):
-            return {name: absolute(source) for name, source in path.items()}
-        if isinstance(path, SourceConfig):
-            return path.model_copy(update={"path": absolute(path.path)})
+    def absolute(path: str) -> str:
         if is_url(path):
             return path
         # Not resolve(): a cluster's links (/home, automounts) mean the same on every node.
         return os.path.normpath(Path.cwd() / base / Path(path).expanduser())
 
+    return map_paths(config, absolute)
+
+
+def map_paths(config: Config, change: Callable[[str], str]) -> Config:
+    """Return a config with every path changed by a function, which is given URLs, too."""
+
+    def changed(path: Any) -> Any:
+        # data.train may be a list, or sources by name.
+        if isinstance(path, tuple):
+            return tuple(map(changed, path))
+        if isinstance(path, dict):
+            return {name: changed(source) for name, source in path.items()}
+        if isinstance(path, SourceConfig):
+            return path.model_copy(update={"path": changed(path.path)})
+        return change(path)
+
     def section(name: str, *keys: str) -> Any:
         values = {key: getattr(getattr(config, name), key) for key in keys}
-        paths = {key: absolute(value) for key, value in values.items() if value is not None}
+        paths = {key: changed(value) for key, value in values.items() if value is not None}
         return getattr(config, name).model_copy(update=paths)
 
     return config.model_copy(

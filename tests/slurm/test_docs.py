@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/slurm-jobs.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-LAUNCH, STATUS, LOGS, JOURNAL, SIGNAL, CANCEL, RESUME = "".join(BLOCKS).splitlines()
+LAUNCH, STATUS, LOGS, JOURNAL, SIGNAL, CANCEL, RESUME, UPDATE = "".join(BLOCKS).splitlines()
 TIMEOUT_S = 240
 Shell = Callable[[str], str]
 

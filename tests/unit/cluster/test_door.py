@@ -53,6 +53,8 @@ def older(run: RunDir) -> RunDir:
         package.extractall(run.code, filter="data")
     (run.code / "commit.txt").write_text("50266b43a77b8ed3a809c775e1d40aa713de2592\n")
     run.versions.write_text('{"llada-sft": "0.1.0"}')
+    # One that never started is built again from the present files.
+    journal.append(run.journal, {"event": "started", "attempt": 1})
     return run
 
 

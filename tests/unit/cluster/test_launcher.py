@@ -1,5 +1,6 @@
 """`launch.py` and `llada-sft` as a user calls them: what they print, write and refuse."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 import launch
 from llada_sft import cli
-from llada_sft.cluster import local
+from llada_sft.cluster import journal, local
 from llada_sft.config import load_config
 
 FakeTool = Callable[[str, str], None]
@@ -151,6 +152,7 @@ def test_a_launch_says_how_to_go_on(call: Call, project: Path, fake_tool: FakeTo
         "stop          scancel 42",
         f"resume        llada-sft resume {run}",
     ]
+    journal.append(run / "journal.jsonl", {"event": "started", "attempt": 1})
     code, out, _ = call("--config", "a.yaml")
     assert code == 0
     assert f"continuing    {run} from its last checkpoint, with its own copy of the code" in out
@@ -207,10 +209,15 @@ def test_resume_takes_changes(call: Call, project: Path, local_runs: list[tuple[
     call("--config", "a.yaml", "--prepare")
     assert call("resume", "runs/a", "--local", "train.max_steps=9")[0] == 0
     assert load_config("runs/a/config.yaml").train.max_steps == 9
+    copy = json.dumps(f"{project}/runs/a/code/process_data.py")
+    other = json.dumps(f"{project}/x")
     assert call("resume", "runs/a", "--local", "run.name=b", "data.hook=x") == (
         2,
         "",
-        "data.hook, run.name: cannot change within a run; launch a new one\n",
+        'run.name: "a" -> "b": cannot change within a run: it is the name of the run directory;'
+        " rename the directory\n"
+        f"data.hook: {copy} -> {other}: cannot change within a run: the run has its own copy of the"
+        " hook; llada-sft resume RUN --update-code data.hook=FILE\n",
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import prepare, snapshot
+from llada_sft.cluster import journal, prepare, snapshot
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
@@ -16,6 +16,13 @@ COMMAND = ["python", "launch.py", "--config", "a.yaml", "run.name=a b"]
 
 def create(project: Path, *overrides: str) -> tuple[RunDir, bool]:
     return prepare.create(load_config("a.yaml", overrides), project, COMMAND)
+
+
+def started(project: Path) -> RunDir:
+    """Make a run that an attempt was made of: it keeps its code and its config."""
+    run, _ = create(project)
+    journal.append(run.journal, {"event": "started", "attempt": 1})
+    return run
 
 
 def refusal(project: Path, *overrides: str) -> str:
@@ -57,7 +64,7 @@ def test_nothing_is_left_of_an_attempt_that_failed(
 
 
 def test_the_same_config_continues_the_run(project: Path) -> None:
-    run, _ = create(project)
+    run = started(project)
     (project / "setup.sh").write_text("# changed\n")
     again, found = create(project, "slurm.nodes=1", "slurm.time_min=7", "log.csv=false")
     assert (again, found) == (run, True)
@@ -65,14 +72,50 @@ def test_the_same_config_continues_the_run(project: Path) -> None:
     assert (config.slurm.time_min, config.log.csv) == (7, False)
     assert run.setup.read_text() == "# changed\n"
     assert len(run.command.read_text().splitlines()) == 2
+    assert journal.read(run.journal)[-1]["keys"] == {
+        "slurm.time_min": [1440, 7],
+        "log.csv": [True, False],
+    }
+
+
+def test_a_run_that_never_started_is_built_again_from_the_present_files(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = create(project)
+    assert create(project) == (run, False)
+    assert capsys.readouterr().err == ""
+    (project / "hook.py").write_text("# fixed\ndef process_data(record, tokenizer, n): ...\n")
+    (run.code / "llada_sft/left.py").touch()
+    assert create(project, "optim.lr=1", "slurm.setup=null") == (run, False)
+    said = f"{run.path}: it had never started: built again from the present files\n"
+    assert capsys.readouterr().err == said
+    assert run.hook.read_text() == (project / "hook.py").read_text()
+    assert load_config(run.config).optim.lr == 1
+    assert not run.setup.exists()
+    assert not (run.code / "llada_sft/left.py").exists()
+    # Nothing of the code that never ran is kept.
+    assert not [path for path in run.path.iterdir() if path.name[:5] in ("code.", "updat")]
+
+
+def test_setup_sh_goes_when_the_config_has_none(project: Path) -> None:
+    run = started(project)
+    create(project, "slurm.setup=null")
+    assert not run.setup.exists()
 
 
 def test_another_config_is_another_run(project: Path) -> None:
-    run, _ = create(project)
+    run = started(project)
     before = run.config.read_text()
     (project / "hook.py").write_text("# other\n")
     assert refusal(project, "optim.lr=1", "train.epochs=9") == (
         f"{run.path}: is a run with another config: optim.lr, train.epochs, data.hook (its text)"
+        " differ: choose another run.name, or launch with the values it has, or change the run: "
+        f" llada-sft resume {run.path} --update-code optim.lr=1.0 train.epochs=9"
+    )
+    (run.checkpoints / "step_3").mkdir(parents=True)
+    # No resume can change this.
+    assert refusal(project, "run.seed=1") == (
+        f"{run.path}: is a run with another config: run.seed, data.hook (its text)"
         " differ: choose another run.name, or launch with the values it has"
     )
     assert run.config.read_text() == before

@@ -1,0 +1,56 @@
+"""Two copies of a run's code, compared: files with line counts, and the hook's diff."""
+
+import difflib
+from pathlib import Path
+from typing import NamedTuple
+
+from llada_sft.run_dir import RunDir
+
+
+class FileChange(NamedTuple):
+    """A file that is not the same in both; one of the counts is 0 where it is new or gone."""
+
+    name: str
+    what: str
+    added: int
+    removed: int
+
+    def __str__(self) -> str:
+        return f"{self.what:<8} {self.name} (+{self.added} -{self.removed} lines)"
+
+
+def compare(old: RunDir, new: RunDir) -> list[FileChange]:
+    """List the files of `code/` that differ: the package, the hook and setup.sh."""
+    before, after = _files(old), _files(new)
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        a, b = before.get(name), after.get(name)
+        if a != b:
+            what = "added" if a is None else "removed" if b is None else "changed"
+            found.append(FileChange(name, what, *_count(a or b"", b or b"")))
+    return found
+
+
+def hook_diff(old: RunDir, new: RunDir) -> str:
+    """Return the unified diff of the hook; empty where it is the same."""
+    a, b = (_read(run.hook).decode(errors="replace").splitlines() for run in (old, new))
+    name = old.hook.name
+    return "\n".join(difflib.unified_diff(a, b, f"{name} (before)", f"{name} (now)", lineterm=""))
+
+
+def _files(run: RunDir) -> dict[str, bytes]:
+    """Read what ranks run: Python and shell; not the notes of git's state, not bytecode."""
+    paths = [path for path in run.code.rglob("*") if path.suffix in (".py", ".sh")]
+    return {str(path.relative_to(run.code)): _read(path) for path in paths if path.is_file()}
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _count(old: bytes, new: bytes) -> tuple[int, int]:
+    """Count the lines that were added and removed."""
+    a, b = old.splitlines(), new.splitlines()
+    blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+    same = sum(block.size for block in blocks)
+    return len(b) - same, len(a) - same

@@ -1,0 +1,119 @@
+"""A run directory that was moved or copied: its paths, and the jobs that are not its own.
+
+config.yaml holds the absolute path of the directory that the run was launched in, in `data.hook`.
+Where it names another directory, this one was moved; or copied, if the other one is still a run:
+then it is a run of its own, and the jobs in its journal are the original's. Paths into the old
+directory are replaced when the run is opened; nothing there is read or written.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from llada_sft.cluster import journal
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.evidence import open_attempt
+from llada_sft.cluster.journal import Entry
+from llada_sft.config import Config
+from llada_sft.config.reader import map_paths
+from llada_sft.config.urls import is_url
+from llada_sft.errors import LaunchError
+from llada_sft.run_dir import RunDir
+
+# As `run.name` in the schema.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+
+
+def old_place(run: RunDir) -> Path | None:
+    """Return the directory that the run was moved or copied from; None if it is where it was.
+
+    Reads no more of config.yaml than it needs: it may be of another version, or damaged.
+    """
+    try:
+        hook = yaml.safe_load(run.config.read_bytes())["data"]["hook"]
+        home = Path(hook).parent.parent
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
+        return None
+    if home == run.path or not home.is_absolute() or RunDir(home).hook != Path(hook):
+        return None
+    return None if _same(home, run.path) else home
+
+
+def is_copy(run: RunDir) -> bool:
+    """Tell whether the run that this directory was made from is still there."""
+    home = old_place(run)
+    return home is not None and RunDir(home).config.exists()
+
+
+def own_job_id(run: RunDir) -> str | None:
+    """Return the run's last SLURM job; never that of a run which it was copied from."""
+    return None if is_copy(run) else journal.last_job_id(run.journal)
+
+
+def rebase(config: Config, run: RunDir) -> Config:
+    """Return the config with its run's present place instead of the old one."""
+    home = old_place(run)
+    if home is None:
+        return config
+
+    def at_new_place(path: str) -> str:
+        if is_url(path) or not Path(path).is_relative_to(home):
+            return path
+        return str(run.path / Path(path).relative_to(home))
+
+    name = run.path.name if _NAME.fullmatch(run.path.name) else config.run.name
+    where = {"root": str(run.path.parent), "name": name}
+    config = map_paths(config, at_new_place)
+    return config.model_copy(update={"run": config.run.model_copy(update=where)})
+
+
+def check_links(run: RunDir) -> None:
+    """Check what a move or a copy does to links inside the run directory.
+
+    Raises:
+        LaunchError: One leads nowhere, or into the directory of the original.
+    """
+    home = old_place(run)
+    lines = []
+    for path in sorted(run.path.iterdir()):
+        if not path.is_symlink():
+            continue
+        target = path.resolve()
+        if not target.exists():
+            lines.append(f"{path}: a link to {path.readlink()}, which does not exist; restore it")
+        elif home is not None and _is_shared(path, home, target):
+            lines.append(f"{path}: a link to {target}, which is of the run {home}; make it a copy")
+    if lines:
+        raise LaunchError("\n".join(lines))
+
+
+def note_move(run: RunDir) -> list[str]:
+    """Note in the journal that this is another directory than before, before config.yaml says so.
+
+    Returns:
+        What to print.
+    """
+    home = old_place(run)
+    if home is None:
+        return []
+    how = "copied" if is_copy(run) else "moved"
+    detail = f"the run was {how} from {home} to {run.path}"
+    started = open_attempt(run)
+    if started is not None and how == "copied":
+        ended: Entry = {"event": "ended", "attempt": started.get("attempt", 0), "exit_code": 1}
+        journal.append(run.journal, {**ended, "cause": Cause.LOST, "detail": detail})
+    journal.append(run.journal, {"event": "changed", "moved_from": str(home), "detail": detail})
+    return [f"{how:<16} from {home}: nothing there is used"]
+
+
+def _is_shared(path: Path, home: Path, target: Path) -> bool:
+    """Tell whether a link's target is of the old directory, or used by the original, too."""
+    return target.is_relative_to(home.resolve()) or _same(home / path.name, target)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -1,0 +1,118 @@
+"""The config of a run, as the version that launched it reads it: its values and its defaults.
+
+Needed when a run gets other code: a default that has changed since must not change the run, a key
+that is no longer known must not end it, and both are told.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llada_sft.config.reader import read_values
+from llada_sft.config.schema import Config
+from llada_sft.errors import ConfigError
+from llada_sft.run_dir import RunDir
+
+TIMEOUT_S = 60
+# Runs with the old package alone: nothing here may be imported from the new one.
+_PROGRAM = """
+import json, sys
+from llada_sft.config.reader import load_config
+from llada_sft.config.schema import Config
+config = load_config(sys.argv[1])
+defaults = {}
+for section, field in Config.model_fields.items():
+    inside = type(getattr(config, section)).model_fields
+    defaults[section] = {
+        key: one.default for key, one in inside.items() if not one.is_required()
+    }
+print(json.dumps({"values": config.model_dump(mode="json"), "defaults": defaults}, default=str))
+"""
+
+
+@dataclass(frozen=True)
+class OldConfig:
+    """What config.yaml means to the version that the run has.
+
+    Attributes:
+        values: Of each section, every key of that version.
+        defaults: Of each section, the keys that have one; empty where that could not be asked.
+    """
+
+    values: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def read_old(run: RunDir) -> OldConfig:
+    """Ask the run's own code for its config; where that fails, read the file alone.
+
+    Raises:
+        ConfigError: The file cannot be read either.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(run.code), "PYTHONSAFEPATH": "1"}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, str(run.config)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+        return OldConfig(found["values"], found["defaults"])
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError):
+        return OldConfig(_read_file(run))
+
+
+def carry_over(old: OldConfig) -> tuple[dict[str, Any], list[str]]:
+    """Write the old version's values with the keys of this one.
+
+    Returns:
+        The data of a config.yaml, and one line for each key that this version reads differently.
+    """
+    data: dict[str, Any] = {}
+    lines: list[str] = []
+    for section, field_of_section in Config.model_fields.items():
+        model: Any = field_of_section.annotation
+        values, defaults = old.values.get(section, {}), old.defaults.get(section, {})
+        data[section] = {key: values[key] for key in model.model_fields if key in values}
+        for key, one in model.model_fields.items():
+            new = None if one.is_required() else _plain(one.default)
+            lines += _difference(f"{section}.{key}", key, values, defaults, new)
+        gone = [key for key in values if key not in model.model_fields]
+        lines += [f"{section}.{key}: is no longer a key; was {_shown(values[key])}" for key in gone]
+    unknown = [section for section in old.values if section not in Config.model_fields]
+    lines += [f"{section}: is no longer a section" for section in unknown]
+    return data, lines
+
+
+def _difference(
+    name: str, key: str, values: Mapping[str, Any], defaults: Mapping[str, Any], new: Any
+) -> list[str]:
+    if key not in values:
+        return [f"{name}: is new: {_shown(new)}"]
+    if key not in defaults or _plain(defaults[key]) == new:
+        return []
+    return [f"{name}: stays {_shown(values[key])}; the default is now {_shown(new)}"]
+
+
+def _read_file(run: RunDir) -> Mapping[str, Mapping[str, Any]]:
+    data = read_values(run.config)
+    if bad := [name for name, section in data.items() if not isinstance(section, dict)]:
+        raise ConfigError(f"{run.config}: {bad[0]}: must be a section")
+    return data
+
+
+def _plain(value: object) -> Any:
+    """Bring a default into the form that it has in JSON."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=str)

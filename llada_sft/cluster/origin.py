@@ -1,0 +1,63 @@
+"""Where a run's hook and setup.sh were copied from: recorded at launch, in code/origin.json.
+
+A run of an older version has no record. There the command that launched it, in command.txt, is read
+again: it names the config.
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from llada_sft.config import load_config, resolve_paths
+from llada_sft.errors import LladaSftError
+from llada_sft.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Absolute paths.
+
+    Attributes:
+        hook: None where it is not known.
+        setup: None where it is not known, or the run has none.
+    """
+
+    hook: str | None = None
+    setup: str | None = None
+
+
+def origin_of(run: RunDir) -> Origin:
+    """Return where hook and setup.sh come from, as far as that is known."""
+    try:
+        recorded = json.loads(run.origin.read_text(encoding="utf-8"))
+        return Origin(_text(recorded["hook"]), _text(recorded["setup"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return _from_command(run)
+
+
+def _from_command(run: RunDir) -> Origin:
+    try:
+        first = run.command.read_text(encoding="utf-8").splitlines()[0]
+        # cd FOLDER && python launch.py --config FILE [section.key=value ...]
+        cd, folder, then, *words = shlex.split(first)
+        config = _value_of(words, "--config")
+    except (OSError, ValueError, LookupError):
+        return Origin()
+    if (cd, then) != ("cd", "&&"):
+        return Origin()
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    try:
+        read = resolve_paths(load_config(Path(folder) / config, overrides), folder)
+    except LladaSftError:
+        return Origin()
+    return Origin(read.data.hook, read.slurm.setup)
+
+
+def _value_of(words: list[str], option: str) -> str:
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return joined[-1] if joined else words[words.index(option) + 1]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,194 @@
+"""What may change when a run is resumed: a rule for each key, and the changes of a config.
+
+    free      applies from the next step on
+    stated    applies from the next step on, with a consequence that is printed
+    trained   refused once the run has a checkpoint; before that it is free
+    fixed     refused at any time
+
+The table in docs/slurm-jobs.md says the same; a test compares the two.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from llada_sft.config.schema import Config
+from llada_sft.errors import ConfigError
+
+Kind = Literal["free", "stated", "trained", "fixed"]
+_SHOWN_CHARACTERS = 120
+_NEW_RUN = (
+    "launch a new run; to keep what was learned, export this one (llada-sft export RUN OUT)"
+    " and give the new run model.path=OUT"
+)
+
+
+class Rule(NamedTuple):
+    """What happens when a key changes.
+
+    Attributes:
+        kind: See above.
+        why: The consequence, or the reason for the refusal.
+        do: What to do instead, where it is refused.
+    """
+
+    kind: Kind
+    why: str = ""
+    do: str = _NEW_RUN
+
+
+class Change(NamedTuple):
+    """A key with two values, as they are in YAML; `rule` is the key of RULES."""
+
+    key: str
+    old: Any
+    new: Any
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def _free(section: str, *keys: str) -> dict[str, Rule]:
+    return {f"{section}.{key}": Rule("free") for key in keys}
+
+
+def _stated(why: str, section: str, *keys: str) -> dict[str, Rule]:
+    return {f"{section}.{key}": Rule("stated", why) for key in keys}
+
+
+def _trained(why: str, section: str, *keys: str) -> dict[str, Rule]:
+    return {f"{section}.{key}": Rule("trained", why) for key in keys}
+
+
+_OWN_COPY = "the run has its own copy of the hook"
+_LOSS = "losses before and after could not be compared"
+_POSITIONS = "the checkpoint's positions in the data depend on it"
+_EXAMPLES = "rows from here on are encoded with it; rows that are half done begin again"
+_FILES = "files are compared with the checkpoint's by name and content"
+_SHARES = "the shares of everything trained so far move to it"
+_LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
+
+RULES: Mapping[str, Rule] = {
+    "run.name": Rule("fixed", "it is the name of the run directory", "rename the directory"),
+    "run.root": Rule("fixed", "it is where the run directory is", "move the directory"),
+    **_trained("it keys the noise and the order of the rows", "run", "seed"),
+    **_stated(
+        "it must be the same model: config.json and the tokenizer are read from it, the weights"
+        " come from the checkpoint",
+        "model",
+        "path",
+    ),
+    **_trained("the checkpoint's weights belong to this network", "model", "init", "size"),
+    **_free("model", "activation_checkpointing"),
+    **_stated(_FILES, "data", "train", "train.path"),
+    **_trained("the checkpoint's positions belong to these sources", "data", "train.name"),
+    **_stated(_SHARES, "data", "train.weight", "mix_by"),
+    **_free("data", "train.epochs"),
+    **_trained(_POSITIONS, "data", "train.format", "train.fields"),
+    **_stated("validation losses before and after are of other rows", "data", "validation"),
+    **_trained(_POSITIONS, "data", "format", "fields", "multi_turn", "batching", "shuffle"),
+    "data.hook": Rule("fixed", _OWN_COPY, "llada-sft resume RUN --update-code data.hook=FILE"),
+    **_stated(_EXAMPLES, "data", "max_length", "on_too_long", "eos_tail"),
+    **_stated("the global batch changes", "data", "max_tokens"),
+    **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
+    **_free("data", "prefetch_steps"),
+    **_trained(_LOSS, "objective", "masking", "t_sampling", "normalization", "eps"),
+    **_free("optim", "lr", "final_lr", "betas", "eps", "weight_decay", "schedule"),
+    **_free("optim", "warmup_steps", "decay_fraction", "gradient_clip"),
+    **_stated("the global batch changes", "train", "micro_batch_size", "accumulate_grad_batches"),
+    **_free("train", "epochs", "max_steps"),
+    **_trained("the checkpoint's optimizer states are of this precision", "train", "precision"),
+    **_stated(_LAST_BITS, "train", "accelerator", "threads_per_rank"),
+    **_free("train", "validate_every_steps", "validation_max_rows", "checkpoint_every_steps"),
+    **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite"),
+    **_free("train", "hang_timeout_s", "hang_grace_s"),
+    **_stated(_LAST_BITS, "deepspeed", "offload_optimizer", "offload_param", "reduce_bucket_size"),
+    **_free("deepspeed", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+    **_free("deepspeed", "stage3_max_live_parameters", "timeout_min"),
+    **_free("slurm", "nodes", "ranks_per_node", "gpus_per_node", "cpus_per_rank"),
+    **_free("slurm", "mem_gb_per_node", "time_min", "partition", "account", "qos", "constraint"),
+    **_free("slurm", "exclude", "signal_lead_s", "elastic", "node_failure_restarts"),
+    **_free("slurm", "attempts_without_progress", "setup", "extra"),
+    **_free("log", "every_n_steps", "tensorboard", "csv", "wandb_project"),
+}
+
+
+def find_changes(old: Config, new: Config) -> list[Change]:
+    """List the keys whose values differ, in the order of the schema; paths must be absolute."""
+    a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
+    return [
+        change
+        for section in a
+        for key in a[section]
+        for change in _changes(f"{section}.{key}", a[section][key], b[section][key])
+    ]
+
+
+def refuse_changes(changes: Sequence[Change], trained: bool) -> None:
+    """Check that a run may go on with these changes.
+
+    Args:
+        changes: What `find_changes` found.
+        trained: Whether the run has a checkpoint.
+
+    Raises:
+        ConfigError: One line for each key that may not change.
+    """
+    refused = ("fixed", "trained") if trained else ("fixed",)
+    lines = [
+        f"{change}: cannot change within a run: {rule.why}; {rule.do}"
+        for change in changes
+        if (rule := RULES[change.rule]).kind in refused
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def change_lines(changes: Sequence[Change], trained: bool) -> list[str]:
+    """Say what changes, one line for each key, with its consequence."""
+    return [f"changed          {change}{_consequence(change, trained)}" for change in changes]
+
+
+def _consequence(change: Change, trained: bool) -> str:
+    rule = RULES[change.rule]
+    return f": {rule.why}" if trained and rule.kind == "stated" else ""
+
+
+def _changes(key: str, old: Any, new: Any) -> Iterator[Change]:
+    if key == "data.train":
+        yield from _changes_of_train(old, new)
+    elif key == "model.size" and isinstance(old, dict) and isinstance(new, dict):
+        for name in old:
+            if old[name] != new[name]:
+                yield Change(f"{key}.{name}", old[name], new[name], key)
+    elif old != new:
+        yield Change(key, old, new, key)
+
+
+def _changes_of_train(old: Any, new: Any) -> Iterator[Change]:
+    """Compare one dataset by its paths, and sources by name key by key."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if isinstance(old, dict) or isinstance(new, dict):
+            yield Change("data.train", old, new, "data.train.name")
+        elif _as_list(old) != _as_list(new):
+            yield Change("data.train", old, new, "data.train")
+        return
+    # Their order decides which of two sources that are equally far behind comes first.
+    if list(old) != list(new):
+        yield Change("data.train", list(old), list(new), "data.train.name")
+        return
+    for name, source in old.items():
+        for key in source:
+            if source[key] != new[name][key]:
+                where = f"data.train.{name}.{key}"
+                yield Change(where, source[key], new[name][key], f"data.train.{key}")
+
+
+def _as_list(paths: str | list[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else paths
