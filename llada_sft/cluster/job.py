@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from llada_sft.cluster import journal
-from llada_sft.cluster.causes import Cause
+from llada_sft.cluster import journal, restarts
+from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.leaving import Leaving, exit_in_time
 from llada_sft.cluster.preemption import Job, after_stop
@@ -127,21 +127,32 @@ def _attempt(rank: _Rank) -> None:
     if outcome == "finished":
         noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
     else:
-        _stopped(rank.run, noted, rank.stop)
+        _stopped(rank.run, noted, rank.stop, config)
 
 
-def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest) -> None:
+def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Config) -> None:
     """Note why all ranks were told to stop, and requeue the job where that is wanted.
 
     Raises:
-        SystemExit: The job should go on, but could not be requeued. With code 0 SLURM would call it
-            COMPLETED, and nobody would learn that it is not.
+        SystemExit: The job should go on, but could not be requeued: with code 0 SLURM would call it
+            COMPLETED, and nobody would learn that it is not. Or it is given up.
     """
     # What came since the ranks agreed is known of this one alone: it may say what it was.
     told = sorted({*noted.told, *stop.names()})
-    ending = after_stop(told, noted.job, noted.cause)
+
+    def given_up(cause: Cause) -> str:
+        now: Entry = {"event": "ended", "attempt": noted.attempt, "cause": cause}
+        return restarts.decide([*journal.read(run_path.journal), now], config).given_up
+
+    ending = after_stop(told, noted.job, noted.cause, given_up)
     ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
     ended["detail"] = f"{' and '.join(told)} on {noted.told_whom}"
+    if ending.given_up:
+        noted.note(ended)
+        code = GIVEN_UP_EXIT_CODE
+        noted.note({"event": "given_up", "detail": ending.given_up, "exit_code": code})
+        print(f"given up: {ending.given_up}", flush=True)
+        raise SystemExit(code)
     if not ending.error:
         noted.note(ended)
         return

@@ -19,7 +19,7 @@ consequence, not a new event. It works as well while the job is COMPLETING after
 
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -66,10 +66,12 @@ class Ending:
     Attributes:
         cause: In the journal's words.
         error: Why the job, which should go on, could not be requeued; else empty.
+        given_up: Why it shall not go on, though nobody cancelled it; else empty.
     """
 
     cause: Cause
     error: str = ""
+    given_up: str = ""
 
 
 def before_save(told: Collection[str], job: Job | None) -> Cause | None:
@@ -86,13 +88,19 @@ def before_save(told: Collection[str], job: Job | None) -> Cause | None:
         return None
 
 
-def after_stop(told: Collection[str], job: Job | None, cause: Cause | None = None) -> Ending:
+def after_stop(
+    told: Collection[str],
+    job: Job | None,
+    cause: Cause | None = None,
+    given_up: Callable[[Cause], str] = lambda cause: "",
+) -> Ending:
     """Requeue the job unless it was cancelled or is requeued already; rank 0 only, after the save.
 
     Args:
         told: The names of the signals that any rank got.
         job: None for a local run, which nobody requeues.
         cause: What `before_save` has found.
+        given_up: Says why the job is not to run again after this cause; empty if it is.
     """
     if job is None:
         return Ending(_of_local(told))
@@ -105,6 +113,8 @@ def after_stop(told: Collection[str], job: Job | None, cause: Cause | None = Non
                 now = cause_of(told, fields, job)
                 # What happened since (it is requeued) does not change the cause; a scancel does.
                 cause = now if cause is None or now == Cause.CANCELLED else cause
+                if why := given_up(cause):
+                    return Ending(cause, given_up=why)
                 if cause != Cause.CANCELLED and not is_requeued(fields, job):
                     slurm.requeue(job.job_id)
                 return Ending(cause)

@@ -33,6 +33,11 @@ class RankJournal:
         self.told_whom = ""
         self.cause: Cause | None = None
 
+    @property
+    def attempt(self) -> int:
+        """The attempt's number."""
+        return self._attempt.get("attempt", 0)
+
     def note(self, entry: Entry) -> None:
         """Add one entry."""
         self._step = entry.get("step", self._step)

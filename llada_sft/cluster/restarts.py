@@ -1,11 +1,15 @@
 """Restart or not? A pure function of the journal and the config, asked when an attempt has ended.
 
     finished, cancelled, mistake, disk full, non-finite loss     over
-    preempted, time limit, requeued, told to stop                again, as often as it happens
+    preempted, time limit, requeued, told to stop                again, as often as it happens with
+                                       progress
     node failure, killed, lost         again, at most `slurm.node_failure_restarts` times
     exception, hang, out of memory     again, unless it is the same at the same step twice in a row
-    any failure                        not after `slurm.attempts_without_progress` in a row without
-                                       a new checkpoint
+    preempted, time limit, any failure
+                                       not after `slurm.attempts_without_progress` in a row without
+                                       progress: a preemption or time limit came before
+                                       `slurm.min_steps_per_attempt` new steps were saved, a failure
+                                       before a new checkpoint
 
 What counts are the attempts of one SLURM job: who launches or resumes a run by hand gets a new job,
 and with it a new budget.
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
 
 # Told by somebody, and saved or not: nobody's fault.
 STOPS = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.REQUEUED, Cause.TOLD_TO_STOP})
+# SLURM's, not a person's: they come again by themselves, however little was done between.
+_BY_SLURM = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT})
 OVER = frozenset({Cause.FINISHED, Cause.CANCELLED, Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE})
 OF_THE_MACHINE = frozenset({Cause.NODE_FAILURE, Cause.KILLED, Cause.LOST})
 EXIT_CODES = {
@@ -58,14 +64,20 @@ class Attempt:
     """What counts of an attempt.
 
     Attributes:
-        progress: It left a checkpoint that is newer than all before.
+        new_steps: How much newer its newest checkpoint is than all before; 0 if it left none.
     """
 
     number: int
     cause: Cause | None
     error: str
     step: int | None
-    progress: bool
+    new_steps: int
+
+    def without_progress(self, least_steps: int) -> bool:
+        """Tell whether it counts as one that came no further."""
+        if self.cause in _BY_SLURM:
+            return self.new_steps < least_steps
+        return self.cause is not None and self.cause not in STOPS and self.new_steps == 0
 
 
 def exit_code(cause: Cause) -> int:
@@ -86,8 +98,11 @@ def decide(entries: Sequence[Entry], config: "Config") -> Decision:
     if cause is None:
         return Decision(restart=False, exit_code=1)
     code = exit_code(cause)
-    if cause in OVER or cause in STOPS:
+    if cause in OVER or cause in STOPS - _BY_SLURM:
         return Decision(cause in STOPS, code)
+    if cause in _BY_SLURM:
+        why = _standstill(attempts, config)
+        return Decision(not why, GIVEN_UP_EXIT_CODE if why else code, why)
     failed = [one for one in attempts if one.cause is not None and one.cause not in STOPS]
     if why := _twice(failed) or _machine(failed, config) or _standstill(attempts, config):
         return Decision(restart=False, exit_code=GIVEN_UP_EXIT_CODE, given_up=why)
@@ -100,13 +115,13 @@ def attempts_of_last_job(entries: Sequence[Entry]) -> list[Attempt]:
     if not started:
         return []
     job_id = started[-1].get("job_id")
-    found, newest = [], -1
+    found, newest = [], 0
     for one in started:
         number = one.get("attempt", 0)
         own = [entry for entry in entries if entry.get("attempt") == number]
-        saved = max((e.get("step", 0) for e in own if e.get("event") == "checkpoint"), default=-1)
+        saved = max((e.get("step", 0) for e in own if e.get("event") == "checkpoint"), default=0)
         if one.get("job_id") == job_id:
-            found.append(_attempt(number, own, progress=saved > newest))
+            found.append(_attempt(number, own, new_steps=max(0, saved - newest)))
         newest = max(newest, saved)
     return found
 
@@ -117,13 +132,13 @@ def given_up(entries: Sequence[Entry], job_id: str) -> str:
     return last[-1].get("detail", "") if last else ""
 
 
-def _attempt(number: int, own: Sequence[Entry], progress: bool) -> Attempt:
+def _attempt(number: int, own: Sequence[Entry], new_steps: int) -> Attempt:
     failed = next((entry for entry in own if entry.get("event") == "failed"), Entry())
     ended = [entry for entry in own if entry.get("event") == "ended"]
     word = ended[-1].get("cause") if ended else None
     step = failed.get("step", ended[-1].get("step") if ended else None)
     cause = Cause(word) if word in _WORDS else None
-    return Attempt(number, cause, failed.get("error", ""), step, progress)
+    return Attempt(number, cause, failed.get("error", ""), step, new_steps)
 
 
 def _twice(failed: Sequence[Attempt]) -> str:
@@ -155,15 +170,28 @@ def _machine(failed: Sequence[Attempt], config: "Config") -> str:
 
 
 def _standstill(attempts: Sequence[Attempt], config: "Config") -> str:
-    allowed = config.slurm.attempts_without_progress
-    count = 0
+    allowed, least_steps = (
+        config.slurm.attempts_without_progress,
+        config.slurm.min_steps_per_attempt,
+    )
+    stood: list[Attempt] = []
     for one in reversed(attempts):
-        if one.progress:
+        if one.without_progress(least_steps):
+            stood.append(one)
+        elif one.new_steps:
             break
-        count += one.cause is not None and one.cause not in STOPS
-    if count < allowed:
+    if len(stood) < allowed:
         return ""
+    by_slurm = sum(one.cause in _BY_SLURM for one in stood)
+    if not by_slurm:
+        return (
+            f"{len(stood)} failed attempts in a row without a new checkpoint"
+            f" (slurm.attempts_without_progress); the last: {attempts[-1].error}"
+        )
+    last = f"{attempts[-1].cause}: {attempts[-1].error}".removesuffix(": ")
     return (
-        f"{count} failed attempts in a row without a new checkpoint"
-        f" (slurm.attempts_without_progress); the last: {attempts[-1].error}"
+        f"{len(stood)} attempts in a row without progress (slurm.attempts_without_progress):"
+        f" {by_slurm} ended by a time limit or a preemption before {least_steps} new steps were"
+        " saved (slurm.min_steps_per_attempt): raise slurm.time_min, or lower"
+        f" slurm.signal_lead_s; the last: {last}"
     )

@@ -65,8 +65,20 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
             f"global batch     {batch:,} examples = {train.micro_batch_size} micro × {factors}",
             f"tokens per step  at most {max_tokens:,} = {batch:,} × {config.data.max_length:,}",
         ]
-    lines += _elastic(config)
+    lines += _elastic(config) + _timeout(config)
     return lines if num_rows is None else lines + _length(config, num_rows)
+
+
+def _timeout(config: Config) -> list[str]:
+    """Say that a timeout of collectives is not taken as it was given."""
+    given = config.deepspeed.timeout_min
+    if given is None or given * 60 >= config.collective_timeout_s:
+        return []
+    return [
+        f"timeout          collectives have {config.collective_timeout_s} s, not the"
+        f" {given * 60} s of deepspeed.timeout_min: the watchdog must be first"
+        " (train.hang_timeout_s + train.hang_grace_s)"
+    ]
 
 
 def _elastic(config: Config) -> list[str]:

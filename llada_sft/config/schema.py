@@ -48,6 +48,10 @@ NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
+# What the watchdog needs beyond its own timeouts, with room for a busy machine.
+_WATCHDOG_REPORTS_S = 120
+
+
 class Section(BaseModel):
     # Validators are built when first used: not one for each section besides the one for all.
     model_config = ConfigDict(
@@ -308,8 +312,9 @@ class DeepSpeedConfig(Section):
     stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
     stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
     stage3_max_live_parameters: Annotated[Elements, Field(ge=1)] = 1_000_000_000
-    # A collective that takes longer than this is an error.
-    timeout_min: Minutes = 30
+    # A collective that takes longer than this is an error. Never less than the watchdog needs to
+    # name a rank that hangs (train.hang_timeout_s + hang_grace_s, and two minutes), which null is.
+    timeout_min: Minutes | None = None
 
 
 class SlurmConfig(Section):
@@ -335,8 +340,10 @@ class SlurmConfig(Section):
     # Restarts after the loss of a node or a rank that was killed; preemptions and time limits are
     # not counted.
     node_failure_restarts: NonNegativeInt = 10
-    # So many failed attempts in a row without a new checkpoint end the job.
+    # So many attempts in a row without progress end the job: failed ones without a new checkpoint,
+    # and those that a time limit or a preemption ended before they had saved so many new steps.
     attempts_without_progress: PositiveInt = 3
+    min_steps_per_attempt: NonNegativeInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
     setup: NonEmptyStr | None = "slurm/setup.sh"
     # Further sbatch options, by their long names: {reservation: week42}.
@@ -347,6 +354,16 @@ class SlurmConfig(Section):
         """The numbers of nodes that an attempt may run on."""
         least, most = self.elastic or (self.nodes, self.nodes)
         return range(least, most + 1)
+
+    @model_validator(mode="after")
+    def _lead_within_the_limit(self) -> "SlurmConfig":
+        if self.signal_lead_s >= self.time_min * 60:
+            raise ValueError(
+                "signal_lead_s: must be less than time_min, or the job is told to stop when it has"
+                f" just begun: got {self.signal_lead_s} s for {self.time_min} min"
+                f" ({self.time_min * 60} s)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _elastic_around_nodes(self) -> "SlurmConfig":
@@ -386,6 +403,12 @@ class Config(Section):
     def largest_world_size(self) -> int:
         """Number of ranks on the most nodes that `slurm.elastic` allows."""
         return self.slurm.node_range[-1] * self.slurm.ranks_per_node
+
+    @property
+    def collective_timeout_s(self) -> int:
+        """Seconds that a collective may take: the watchdog is always first, on all ranks."""
+        least = self.train.hang_timeout_s + self.train.hang_grace_s + _WATCHDOG_REPORTS_S
+        return max(least, 60 * (self.deepspeed.timeout_min or 0))
 
     @property
     def global_batch_size(self) -> int:

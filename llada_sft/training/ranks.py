@@ -7,6 +7,7 @@ from typing import Literal
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from llada_sft.errors import ConfigError
 from llada_sft.placement import Placement
@@ -36,21 +37,49 @@ def choose_device(accelerator: Literal["auto", "cuda", "cpu"], local_rank: int) 
     return torch.device("cuda", index)
 
 
+def device_ordinal(device: torch.device, placement: Placement) -> int:
+    """Return what DeepSpeed calls the local rank, and takes for the number of the device.
+
+    Where SLURM shows each task only its own GPU (`--gpus-per-task`), that is 0 on every rank.
+    """
+    return placement.local_rank if device.index is None else device.index
+
+
 def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -> None:
-    """Join the process group that DeepSpeed and Lightning then find."""
+    """Join the process group that DeepSpeed and Lightning then find.
+
+    Args:
+        placement: This rank.
+        device: Where it computes.
+        timeout: Of each collective, also of the groups that are made later.
+    """
     os.environ |= {
         "MASTER_ADDR": placement.master_addr,
         "MASTER_PORT": str(placement.master_port),
         "RANK": str(placement.rank),
-        "LOCAL_RANK": str(placement.local_rank),
+        "LOCAL_RANK": str(device_ordinal(device, placement)),
         "WORLD_SIZE": str(placement.world_size),
     }
+    _set_default_timeout(timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Else every rank compiles, with g++, a shared-memory collective that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+
+
+def _set_default_timeout(timeout: timedelta) -> None:
+    """Let every process group have this timeout.
+
+    A group that is made without one has 30 minutes, or 10 with NCCL, whatever the first group has:
+    DeepSpeed's are, also the one that reduces all gradients. torch has no public way to set it.
+    """
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, name, timeout)
+    # NCCL's own watchdog ends a process whose device does not answer: not before ours has spoken.
+    seconds = str(int(timeout.total_seconds()))
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
 
 
 def leave_ranks() -> None:

@@ -27,16 +27,22 @@ from llada_sft.errors import CheckpointError
 from llada_sft.model import safe_load
 from llada_sft.placement import Placement
 from llada_sft.training.checkpoints import DEEPSPEED_TAG
+from llada_sft.training.ranks import device_ordinal
 from llada_sft.training.universal import OptimizerRepair
 from llada_sft.training.writing import ShardWriter
 
 
 class RankEnvironment(ClusterEnvironment):
-    """Tells Lightning the placement that the job has worked out already."""
+    """Tells Lightning the placement that the job has worked out already.
 
-    def __init__(self, placement: Placement) -> None:
+    Args:
+        placement: This rank.
+        ordinal: The number of its device, which Lightning hands on to DeepSpeed as LOCAL_RANK.
+    """
+
+    def __init__(self, placement: Placement, ordinal: int) -> None:
         super().__init__()
-        self._placement = placement
+        self._placement, self._ordinal = placement, ordinal
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -67,7 +73,7 @@ class RankEnvironment(ClusterEnvironment):
         pass
 
     def local_rank(self) -> int:
-        return self._placement.local_rank
+        return self._ordinal
 
     def node_rank(self) -> int:
         return self._placement.node_rank
@@ -132,7 +138,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         super().__init__(
             config=config | {"checkpoint": {"load_universal": load_universal}},
             parallel_devices=[device],
-            cluster_environment=RankEnvironment(placement),
+            cluster_environment=RankEnvironment(placement, device_ordinal(device, placement)),
             precision_plugin=DeepSpeedPrecision("bf16-mixed" if precision == "bf16" else "32-true"),
             process_group_backend="nccl" if device.type == "cuda" else "gloo",
             timeout=timeout,
@@ -158,9 +164,8 @@ class Zero3Strategy(DeepSpeedStrategy):
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         # As the parent does, but the CPU has no device index: there the local rank stands for it.
-        index = self.root_device.index
         engine, zero_optimizer, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.local_rank if index is None else index),
+            args=argparse.Namespace(device_rank=self.local_rank),
             config=self.config,
             model=model,
             model_parameters=[p for p in model.parameters() if p.requires_grad],

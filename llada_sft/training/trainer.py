@@ -65,7 +65,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     quiet_libraries()
     device = choose_device(config.train.accelerator, placement.local_rank)
     torch.set_num_threads(config.train.threads_per_rank)
-    init_ranks(placement, device, timedelta(minutes=config.deepspeed.timeout_min))
+    init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
     consensus = Consensus()
     network_config = resolve_network(config.model)
     notes = Notes(host, consensus, placement.rank)
@@ -139,7 +139,7 @@ def build_trainer(
             placement,
             device,
             config.train.precision,
-            timedelta(minutes=config.deepspeed.timeout_min),
+            timedelta(seconds=config.collective_timeout_s),
             load_universal,
         ),
         # The feed runs through all epochs: to Lightning they are one, and resume is always within.

@@ -126,7 +126,8 @@ class ChaosRun:
             *("data.prefetch_steps=0", f"data.hook={HOOK}", "data.validation=null"),
             *("log.every_n_steps=1", "log.tensorboard=false"),
             *("slurm.node_failure_restarts=1000", f"slurm.time_min={faults.TIME_LIMIT_MIN}"),
-            f"slurm.signal_lead_s={faults.SIGNAL_LEAD_S}",
+            # Faults come faster than any cluster's preemptions.
+            *(f"slurm.signal_lead_s={faults.SIGNAL_LEAD_S}", "slurm.min_steps_per_attempt=0"),
             # A start is slow where several tests run.
             *("train.hang_timeout_s=60", "train.hang_grace_s=900"),
         ]

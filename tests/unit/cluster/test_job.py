@@ -12,6 +12,7 @@ from llada_sft.cluster import failures, job, journal, prepare, status
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.job import placement_from
+from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.leaving import Leaving
 from llada_sft.cluster.preemption import Ending, Job
 from llada_sft.cluster.stop_request import StopRequest
@@ -355,7 +356,7 @@ def test_a_signal_on_another_rank_alone(
     fake_tool("scontrol", "echo JobState=RUNNING")
     asked: list[object] = []
 
-    def after_stop(signals: list[str], slurm_job: object, cause: Cause) -> Ending:
+    def after_stop(signals: list[str], slurm_job: object, cause: Cause, given_up: object) -> Ending:
         asked.extend([signals, slurm_job, cause])
         return Ending(Cause.TOLD_TO_STOP)
 
@@ -381,6 +382,40 @@ def test_a_job_that_could_not_be_requeued_does_not_end_with_0(
         f"  llada-sft resume {run.path}"
     )
     assert capsys.readouterr().err == ended["error"] + "\n"
+
+
+def test_time_limits_without_progress_end_the_job(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fake_tool: Callable[[str, str], None],
+) -> None:
+    """A job that makes a step or two in each attempt would be requeued for ever."""
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    fake_tool("scontrol", f"echo $@ >> {run.path}/calls; echo JobState=COMPLETING Reason=TimeLimit")
+
+    def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
+        attempt = journal.current_attempt(run.journal)
+        host.note({"event": "signal", "step": attempt, "signals": ["SIGUSR2"], "detail": "rank 0"})
+        host.note({"event": "checkpoint", "step": 100 + attempt if attempt > 1 else 1})
+        return "stopped"
+
+    stand_in(monkeypatch, train)
+    for attempt in (1, 2, 3, 4, 5):
+        if attempt > 1:
+            again: Entry = {"event": "started", "attempt": attempt, "job_id": "42"}
+            journal.append(run.journal, again)
+        if attempt < 5:
+            job.run(str(run.path))
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    ended, given_up = journal.read(run.journal)[-2:]
+    assert (caught.value.code, given_up["exit_code"], ended["cause"]) == (70, 70, "time limit")
+    assert (given_up["event"], given_up["attempt"], given_up["job_id"]) == ("given_up", 5, "42")
+    assert given_up["detail"].startswith("3 attempts in a row without progress (slurm.attempts_wi")
+    assert f"given up: {given_up['detail']}\n" in capsys.readouterr().out
+    # After four of the five.
+    assert (run.path / "calls").read_text().splitlines().count("requeue 42") == 4
 
 
 def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,3 +197,21 @@ def test_times_are_asked_for_in_seconds(
     monkeypatch.setitem(os.environ, "SLURM_TIME_FORMAT", "relative")
     scontrol('echo "EndTime=$SLURM_TIME_FORMAT"')
     assert slurm.job_fields("42") == {"EndTime": "%s"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"), [(PREEMPTED, Cause.PREEMPTED), (AT_THE_LIMIT, Cause.TIME_LIMIT)]
+)
+def test_a_job_that_is_given_up_is_not_requeued(
+    scontrol: Callable[[str], Path], fields: dict[str, str], cause: Cause
+) -> None:
+    asked: list[Cause] = []
+
+    def given_up(cause: Cause) -> str:
+        asked.append(cause)
+        return "no progress"
+
+    calls = scontrol("echo " + " ".join(f"{k}={v}" for k, v in answer(fields).items()))
+    ending = after_stop(["SIGUSR2"], JOB, None, given_up)
+    assert ending == Ending(cause, given_up="no progress")
+    assert (asked, requeues(calls)) == ([cause], 0)

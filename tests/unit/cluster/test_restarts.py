@@ -46,6 +46,11 @@ def stop(cause: Cause, saved: int = 0) -> Told:
 
 
 E = Cause.EXCEPTION
+NO_PROGRESS = (
+    "{} attempts in a row without progress (slurm.attempts_without_progress): {} ended by a time"
+    " limit or a preemption before 3 new steps were saved (slurm.min_steps_per_attempt): raise"
+    " slurm.time_min, or lower slurm.signal_lead_s; the last: {}"
+)
 
 
 @pytest.mark.parametrize(
@@ -142,23 +147,85 @@ def test_a_first_end(config: Config, cause: Cause, decision: Decision) -> None:
             " (slurm.attempts_without_progress); the last: ValueError: a",
             id="the same checkpoint again",
         ),
-        pytest.param([stop(Cause.PREEMPTED)] * 50, "", id="fifty preemptions"),
         pytest.param(
             [
                 fault(E, 0),
-                *[stop(Cause.PREEMPTED)] * 3,
+                *[stop(Cause.TOLD_TO_STOP)] * 3,
                 fault(E, 1),
-                stop(Cause.TIME_LIMIT),
+                stop(Cause.REQUEUED),
                 fault(E, 2),
             ],
             "",
-            id="preemptions between failures are no failures",
+            id="stops by a person between failures are no failures",
         ),
         pytest.param(
             [fault(E, 0), *[stop(Cause.REQUEUED)] * 3, *(fault(E, n) for n in (1, 2, 3))],
             "4 failed attempts in a row without a new checkpoint"
             " (slurm.attempts_without_progress); the last: ValueError: a",
             id="four failures with stops between",
+        ),
+        pytest.param(
+            [stop(Cause.PREEMPTED, saved=3 * n) for n in range(1, 51)],
+            "",
+            id="fifty preemptions with progress",
+        ),
+        pytest.param([stop(Cause.REQUEUED)] * 50, "", id="fifty requeues by a person"),
+        pytest.param([stop(Cause.TOLD_TO_STOP)] * 50, "", id="fifty signals by a person"),
+        pytest.param(
+            [stop(Cause.PREEMPTED)] * 3, "", id="three preemptions without a step: one more"
+        ),
+        pytest.param(
+            [stop(Cause.PREEMPTED)] * 4,
+            NO_PROGRESS.format(4, 4, "preempted"),
+            id="four preemptions without a step",
+        ),
+        pytest.param(
+            [stop(Cause.TIME_LIMIT, saved=20 + n) for n in range(5)],
+            NO_PROGRESS.format(4, 4, "time limit"),
+            id="one step in each time limit, after an attempt with twenty",
+        ),
+        pytest.param(
+            [stop(Cause.TIME_LIMIT, saved=2 * n) for n in range(1, 5)],
+            NO_PROGRESS.format(4, 4, "time limit"),
+            id="two steps in each time limit",
+        ),
+        pytest.param(
+            [
+                stop(Cause.TIME_LIMIT, saved=1),
+                stop(Cause.TIME_LIMIT, saved=2),
+                stop(Cause.TIME_LIMIT, saved=5),
+                stop(Cause.TIME_LIMIT, saved=6),
+                stop(Cause.PREEMPTED, saved=7),
+            ],
+            "",
+            id="three steps in one of them",
+        ),
+        pytest.param(
+            [
+                stop(Cause.TIME_LIMIT, saved=1),
+                stop(Cause.REQUEUED),
+                stop(Cause.PREEMPTED),
+                fault(E),
+                stop(Cause.TIME_LIMIT),
+            ],
+            NO_PROGRESS.format(4, 3, "time limit"),
+            id="mixed with a failure, and with a requeue that does not count",
+        ),
+        pytest.param(
+            [
+                stop(Cause.TIME_LIMIT),
+                stop(Cause.TIME_LIMIT),
+                stop(Cause.TOLD_TO_STOP, saved=8),
+                stop(Cause.TIME_LIMIT),
+                stop(Cause.TIME_LIMIT),
+            ],
+            "",
+            id="a signal by a person after some steps",
+        ),
+        pytest.param(
+            [stop(Cause.PREEMPTED), stop(Cause.PREEMPTED), stop(Cause.PREEMPTED), fault(E)],
+            NO_PROGRESS.format(4, 3, "exception: ValueError: a"),
+            id="a failure after preemptions",
         ),
     ],
 )
@@ -168,6 +235,11 @@ def test_the_budget(config: Config, attempts: list[Told], why: str) -> None:
     assert decision.restart is (not why)
     if why:
         assert decision.exit_code == 70
+
+
+def test_steps_need_not_be_counted() -> None:
+    off = load_config(ROOT / "config/demo.yaml", ["slurm.min_steps_per_attempt=0"])
+    assert decide(written(*[stop(Cause.TIME_LIMIT)] * 50), off).restart
 
 
 def test_a_launch_by_hand_is_a_new_budget(config: Config) -> None:

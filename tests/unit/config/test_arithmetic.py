@@ -84,3 +84,15 @@ def test_on_a_range_of_nodes() -> None:
     )
     assert {on_nodes(elastic, nodes).global_batch_size for nodes in (2, 3, 4)} == {192}
     assert elastic.largest_world_size == 32
+
+
+def test_a_timeout_that_would_be_before_the_watchdog() -> None:
+    given = config().model_dump()
+    assert not any("timeout" in line for line in batch_arithmetic(Config.model_validate(given)))
+    given["deepspeed"]["timeout_min"] = 30
+    assert batch_arithmetic(Config.model_validate(given))[-1] == (
+        "timeout          collectives have 2820 s, not the 1800 s of deepspeed.timeout_min: the"
+        " watchdog must be first (train.hang_timeout_s + train.hang_grace_s)"
+    )
+    given["deepspeed"]["timeout_min"] = 47
+    assert not any("timeout" in line for line in batch_arithmetic(Config.model_validate(given)))
