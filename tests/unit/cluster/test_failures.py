@@ -66,6 +66,32 @@ def test_a_report_that_comes_in_between_stays(
     assert failures.read_all(run) == [OWN]
 
 
+@pytest.mark.parametrize("failure", [OWN, OF_ANOTHER, FOLLOWED])
+def test_a_report_is_whole_or_not_there(
+    run: RunDir, failure: Failure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that is killed while it writes leaves no report that could be read."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(file: int) -> None:
+        # All of it is written, but not yet on the disk.
+        (partial,) = run.failures.iterdir()
+        assert json.loads(partial.read_text()) == asdict(failure)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "fsync", kill)
+        failures.write(run, failure)
+    assert failures.read_all(run) == []
+    assert not run.failure(1).exists()
+    failures.write(run, failure)
+    assert failures.read_all(run) == [failure]
+    failures.clear(run)
+    assert list(run.failures.iterdir()) == []
+
+
 def test_a_file_system_without_links(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("no links here")

@@ -1,5 +1,6 @@
 """Ranks on this machine, with a stand-in for the program of a rank."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_the_journal_says_how_it_ended(
         assert (entries[-1]["cause"], entries[-2].get("rank")) == (cause, rank)
 
 
+def wait_for_end(pid: int) -> None:
+    """Wait for a process that was sent KILL: on a busy machine it may be on its way out."""
+    deadline = time.monotonic() + 60
+    while is_alive(pid):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"process {pid} was left behind")
+        time.sleep(0.05)
+
+
 def test_a_rank_that_ignores_term_is_killed_with_its_children(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,18 +121,36 @@ if rank == 1:
     sys.exit(1)
 if rank == 0:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sleep", "600"])
     pathlib.Path({str(tmp_path / "beside")!r}).write_text(str(child.pid))
     os.rename({str(tmp_path / "beside")!r}, {str(ready)!r})
-time.sleep(60)
+time.sleep(600)
 """
     script = f"exec({script!r})"
     assert run_local(tmp_path, config, command(script)) == 1
-    # The signal was sent; on a busy machine the child may still be on its way out.
-    deadline = time.monotonic() + 120
-    while is_alive(int(ready.read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_end(int(ready.read_text()))
+
+
+def test_what_ranks_leave_behind_when_they_end_on_term_is_killed(
+    tmp_path: Path, config: Config
+) -> None:
+    """A data worker that ignores TERM outlives its rank; its process group has no leader then."""
+    ready = tmp_path / "pid"
+    script = f"""
+import signal, subprocess
+if rank == 1:
+    while not pathlib.Path({str(ready)!r}).exists(): time.sleep(0.01)
+    sys.exit(1)
+if rank == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    pathlib.Path({str(tmp_path / "beside")!r}).write_text(str(child.pid))
+    os.rename({str(tmp_path / "beside")!r}, {str(ready)!r})
+time.sleep(600)
+"""
+    assert run_local(tmp_path, config, command(f"exec({script!r})")) == 1
+    wait_for_end(int(ready.read_text()))
 
 
 def test_a_mistake_of_the_users_is_printed_once(
@@ -147,6 +176,7 @@ from llada_sft.config import load_config
 sys.exit(run_local(Path(sys.argv[1]), load_config("a.yaml"), sys.argv[2:]))
 """
 WAITING = """
+import os
 import signal
 def note(number, frame):
     print("got", signal.Signals(number).name); sys.exit(0)

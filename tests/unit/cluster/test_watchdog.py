@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -21,6 +22,7 @@ from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config.schema import TrainConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.host import Phase
 
 # A rank whose main thread does what `hang` says, once it has said so itself.
 RANK = """
@@ -280,6 +282,23 @@ def test_a_rank_that_works_is_left_alone(run: RunDir) -> None:
 def test_the_start_has_the_default_time(run: RunDir) -> None:
     with Watchdog(run, PLACEMENT, "") as dog:
         assert 2690 < dog._left_s() <= 2700
+
+
+LONG_PHASES = ("start", "checkpoint", "validation", "end")
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_only_a_long_phase_has_the_grace(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, phase: Phase
+) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    watchdog = Watchdog(run, PLACEMENT, "")
+    watchdog.set_timeouts(TrainConfig(hang_timeout_s=20, hang_grace_s=300))
+    # Before the first pulse, too.
+    assert watchdog._left_s() == 320
+    watchdog.pulse(phase, 3)
+    monkeypatch.setattr("time.monotonic", lambda: 1007.0)
+    assert watchdog._left_s() == (313 if phase in LONG_PHASES else 13)
 
 
 def test_a_folder_that_cannot_be_written_is_said(

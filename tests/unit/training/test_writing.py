@@ -65,6 +65,21 @@ def test_a_folder_that_cannot_be_made_is_an_error_to_keep(tmp_path: Path) -> Non
     assert writer.error.strerror == "Not a directory"
 
 
+def test_a_folder_that_cannot_be_made_later_does_not_hide_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    writer = ShardWriter()
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_shard", full)
+        writer.save(STATE, str(tmp_path / "a"))
+    (tmp_path / "file").touch()
+    writer.makedirs(str(tmp_path / "file/below"))
+    assert writer.error is not None and writer.error.errno == errno.ENOSPC
+
+
 def test_a_defect_is_none_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(state: object, path: Path) -> None:
         raise RuntimeError("a tensor of the wrong shape")
