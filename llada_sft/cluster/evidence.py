@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llada_sft.cluster import failures, journal, slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.judge import Evidence, read_srun
+from llada_sft.cluster.judge import Evidence, read_srun, why_not_started
 from llada_sft.cluster.restarts import STOPS
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -88,6 +88,7 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
         started.get("world_size", 1),
         _stopped(run, started, job),
         silent_srun=srun_code is None and messages is not None and not messages.strip(),
+        not_started=why_not_started(messages or ""),
     )
 
 

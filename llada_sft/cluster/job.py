@@ -117,6 +117,7 @@ def _attempt(rank: _Rank) -> None:
     attempt: Entry = {"attempt": journal.current_attempt(rank.run.journal)}
     if job_id := os.environ.get("SLURM_JOB_ID"):
         attempt["job_id"] = job_id
+    _check_world_size(rank)
     noted = RankJournal(rank.run.journal, attempt)
     config = load_config(rank.run.config)
     rank.watchdog.set_timeouts(config.train)
@@ -128,6 +129,22 @@ def _attempt(rank: _Rank) -> None:
         noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
     else:
         _stopped(rank.run, noted, rank.stop, config)
+
+
+def _check_world_size(rank: _Rank) -> None:
+    """Compare the ranks that were started with those that the batch script noted for this attempt.
+
+    An elastic job trains on any number of nodes, but on all that it has.
+    """
+    started = journal.last_started(rank.run.journal)
+    job = (os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    expected, found = started.get("world_size"), rank.placement.world_size
+    if job == (started.get("job_id"), started.get("restarts")) and expected not in (None, found):
+        raise LaunchError(
+            f"job {job[0]}: {found} ranks were started, and its nodes {started.get('nodes')} are to"
+            f" have {expected}: a variable or an option of srun is in the way (SLURM_NTASKS?);"
+            " see srun in job.sbatch, or in slurm/train.sbatch"
+        )
 
 
 def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Config) -> None:

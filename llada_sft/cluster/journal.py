@@ -126,6 +126,12 @@ def current_attempt(journal: Path) -> int:
     return max(1, next_attempt(journal) - 1)
 
 
+def last_started(journal: Path) -> Entry:
+    """Return the `started` entry of the last attempt; an empty one before the first."""
+    entries = reversed(read(journal))
+    return next((entry for entry in entries if entry.get("event") == "started"), Entry())
+
+
 def last_job_id(journal: Path) -> str | None:
     """Give the SLURM job that was launched or started last; None if that was a local run."""
     for entry in reversed(read(journal)):

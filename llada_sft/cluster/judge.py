@@ -19,6 +19,17 @@ _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)")
 # From here on srun ends the other ranks: because one failed, or because SLURM ends the job.
 _ENDING = re.compile(r"^srun: (?:launch/slurm: \S+ Terminating |Job step aborted)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
+# srun could start no rank: what was asked of it does not fit the job, whenever it is asked ...
+_REFUSED = re.compile(
+    r"^srun: (?:fatal: (?!.*(?:connect|communicat|[Cc]ould not))"
+    r"|(?:unrecognized|invalid|ambiguous) option|error: Unable to create step for job \d+: "
+    r"(?:More processors|Invalid|Requested node configuration|Memory required))"
+)
+# ... or something else, which may pass.
+_NO_STEP = re.compile(
+    r"^srun: (?:fatal: |error: Unable to )"
+    r"|srun: (?:not found|command not found|No such file or directory|Permission denied)$"
+)
 _OUT_OF_MEMORY = re.compile(r"out.of.memory|oom.kill", re.IGNORECASE)
 # Errors of the machine, not of the program: its node is left out of the next attempt.
 _HARDWARE = re.compile(
@@ -64,6 +75,7 @@ class Evidence:
         stopped: What SLURM itself did to the job, if anything.
         silent_srun: srun ran, nobody saw it end, and it said nothing: not that it was told to end
             the ranks, as it always does where SLURM ends a job.
+        not_started: srun's line on why it could start no rank; empty where it started them.
     """
 
     exit_code: int | None = None
@@ -74,6 +86,7 @@ class Evidence:
     world_size: int = 1
     stopped: Cause | None = None
     silent_srun: bool = False
+    not_started: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,7 @@ def judge(evidence: Evidence) -> Verdict:
         or _silent_node(evidence)
         or _lost_batch_host(evidence)
         or _stopped(evidence)
+        or _not_started(evidence)
         or _died(evidence, evidence.deaths)
         or _without_a_word(evidence)
     )
@@ -120,6 +134,13 @@ def read_srun(text: str) -> tuple[list[Death], list[str]]:
         elif found := _DEATH.match(line):
             deaths += [Death(rank, found[1], found[3], first) for rank in _ranks(found[2])]
     return deaths, lost
+
+
+def why_not_started(text: str) -> str:
+    """Return srun's line on why it could start no rank; empty where it says nothing of that."""
+    lines = [line.strip() for line in text.splitlines()]
+    refused = [line for line in lines if _REFUSED.match(line)]
+    return next(iter(refused or [line for line in lines if _NO_STEP.search(line)]), "")
 
 
 def _ranks(text: str) -> Iterable[int]:
@@ -225,6 +246,14 @@ def _stopped(evidence: Evidence) -> Verdict | None:
         "the ranks were ended before they had saved",
         step=_known_step(evidence.failures),
     )
+
+
+def _not_started(evidence: Evidence) -> Verdict | None:
+    line = evidence.not_started
+    if not line or evidence.exit_code == 0 or evidence.deaths or evidence.failures:
+        return None
+    cause = Cause.MISTAKE if _REFUSED.match(line) else Cause.LOST
+    return Verdict(cause, f"no rank was started: {line}")
 
 
 def _without_a_word(evidence: Evidence) -> Verdict:

@@ -6,13 +6,23 @@
 otherwise        preflight -> run directory -> SLURM, or with --local this machine
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llada_sft.cluster import changing, door, journal, preflight, prepare, status, submit
+from llada_sft.cluster import (
+    changing,
+    door,
+    journal,
+    preflight,
+    prepare,
+    sbatch_environment,
+    status,
+    submit,
+)
 from llada_sft.cluster import update_code as update
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic
@@ -169,6 +179,8 @@ def _print_config(config: Config, base: Path) -> int:
 def _dry_run(config: Config, base: Path) -> int:
     final = prepare.resolved(config, base)
     print(submit.sbatch_text(final, prepare.run_dir_of(final)))
+    for line in sbatch_environment.lines(os.environ, config):
+        print(line)
     for problem in preflight.find_problems(resolve_paths(config, base)):
         print(problem, file=sys.stderr)
     return 0

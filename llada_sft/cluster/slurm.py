@@ -17,6 +17,8 @@ ENDED_STATES = frozenset(
     | {"FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 )
 _OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
+# Formats, filters and other options of the tools, as variables.
+_OF_A_TOOL = re.compile(r"(?:SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL)_|SLURM_BITSTR_LEN$")
 EXCLUDE_TRIES = 8
 EXCLUDE_PAUSE_S = 0.3
 
@@ -27,13 +29,11 @@ def run_tool(*command: str, timeout_s: float | None = None) -> str:
     Raises:
         LaunchError: it is not there, fails, or does not answer.
     """
-    # Times as seconds since 1970: no time zone, and nothing that the user's own setting changes.
     timeout_s = timeout_s or TIMEOUT_S
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env=_environment(),
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -47,6 +47,15 @@ def run_tool(*command: str, timeout_s: float | None = None) -> str:
         reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         raise LaunchError(f"{' '.join(command)}: {reason}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a query: without what a user has set for his own.
+
+    Times are seconds since 1970: no time zone.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not _OF_A_TOOL.match(name)}
+    return {**inherited, "SLURM_TIME_FORMAT": "%s"}
 
 
 def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:

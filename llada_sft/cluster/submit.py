@@ -10,7 +10,7 @@ import shutil
 import sys
 from typing import Any
 
-from llada_sft.cluster import batch_script
+from llada_sft.cluster import batch_script, sbatch_environment
 from llada_sft.config import Config
 from llada_sft.config.schema import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
@@ -63,7 +63,8 @@ def submit(config: Config, run: RunDir) -> str:
     executor = SlurmExecutor(folder=run.slurm)
     executor.update_parameters(**_parameters(config))
     try:
-        submitted = executor._submit_command(batch_script.script(config, run, sys.executable))
+        with sbatch_environment.for_sbatch(config):
+            submitted = executor._submit_command(batch_script.script(config, run, sys.executable))
     except FailedJobError as error:
         raise LaunchError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
     shutil.copyfile(submitted.paths.submission_file, run.sbatch)

@@ -423,3 +423,23 @@ def test_other_ranks_keep_no_journal(run: RunDir, monkeypatch: pytest.MonkeyPatc
     stand_in(monkeypatch, lambda *_: "stopped")
     job.run(str(run.path))
     assert [entry["event"] for entry in journal.read(run.journal)] == ["started"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 6])
+def test_an_elastic_job_trains_on_all_that_it_has(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """A variable of srun's makes the ranks fewer, and their number is one that elastic allows."""
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    started: Entry = {"job_id": "42", "restarts": 0, "nodes": "node[1-2]", "world_size": 4}
+    journal.append(run.journal, {"event": "started", "attempt": 2, **started})
+    stand_in(monkeypatch, lambda *_: "finished")
+    with pytest.raises(SystemExit) as caught:
+        job.run(str(run.path))
+    assert caught.value.code == 2
+    assert [failure.error for failure in failures.read_all(run)] == [
+        f"job 42: {world_size} ranks were started, and its nodes node[1-2] are to have 4:"
+        " a variable or an option of srun is in the way (SLURM_NTASKS?);"
+        " see srun in job.sbatch, or in slurm/train.sbatch"
+    ]

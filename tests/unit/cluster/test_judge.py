@@ -6,7 +6,7 @@ import pytest
 
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
-from llada_sft.cluster.judge import Death, Evidence, judge, read_srun
+from llada_sft.cluster.judge import Death, Evidence, judge, read_srun, why_not_started
 
 KILLED = """\
 srun: error: node2: task 3: Killed
@@ -173,6 +173,51 @@ def test_the_cause(
 ) -> None:
     verdict = judge(evidence)
     assert (verdict.cause, verdict.rank, verdict.node, verdict.error) == (cause, rank, node, error)
+
+
+NO_STEP = "srun: error: Unable to create step for job 1: "
+BUSY = "srun: Job 1 step creation temporarily disabled, retrying (Requested nodes are busy)\n"
+
+
+@pytest.mark.parametrize(
+    ("srun", "line", "cause"),
+    [
+        (f"{BUSY}{NO_STEP}More processors requested than permitted\n", -1, Cause.MISTAKE),
+        (
+            "srun: error: Step requested gres_per_node=gpu:9 is more than the job's\n"
+            f"{NO_STEP}Invalid generic resource (gres) specification\n",
+            -1,
+            Cause.MISTAKE,
+        ),
+        ("srun: fatal: SLURM_MEM_PER_CPU and SLURM_MEM_PER_NODE are mutually exclusive.", 0,
+         Cause.MISTAKE),
+        ("srun: unrecognized option '--x'\nTry \"srun --help\" for more information", 0,
+         Cause.MISTAKE),
+        (f"{BUSY}{NO_STEP}Job/step already completing or completed", -1, Cause.LOST),
+        (f"{NO_STEP}Unable to contact slurm controller (connect failure)", 0, Cause.LOST),
+        ("srun: error: Unable to confirm allocation for job 1: Socket timed out", 0, Cause.LOST),
+        ("srun: fatal: Could not establish a configuration source", 0, Cause.LOST),
+        ("/spool/slurm_script: line 36: exec: srun: not found", 0, Cause.LOST),
+    ],
+)  # fmt: skip
+def test_sruns_own_line_is_the_cause_where_it_started_no_rank(
+    srun: str, line: int, cause: Cause
+) -> None:
+    evidence = replace(FOUR, exit_code=1, not_started=why_not_started(srun))
+    verdict = judge(evidence)
+    said = srun.splitlines()[line]
+    assert (verdict.cause, verdict.error) == (cause, f"no rank was started: {said}")
+    # Not where SLURM stopped the job, nor where ranks were started and say more.
+    assert judge(replace(evidence, stopped=Cause.CANCELLED)).cause == Cause.CANCELLED
+    assert judge(replace(evidence, failures=[said_by_rank(1)])).error == "ValueError: a"
+
+
+def said_by_rank(rank: int) -> Failure:
+    return said(rank, "ValueError: a")
+
+
+def test_srun_says_much_that_is_no_trouble() -> None:
+    assert why_not_started(f"{BUSY}srun: Step created for job 1\n{KILLED}{STOPPED}") == ""
 
 
 def test_the_verdict_keeps_step_and_traceback() -> None:
