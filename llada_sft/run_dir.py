@@ -95,6 +95,11 @@ class RunDir:
     def stacks(self) -> Path:
         return self.path / "stacks"
 
+    def kept_code(self) -> list[Path]:
+        """Return the copies of earlier code, oldest first."""
+        found = [path for path in self.path.glob("code.*") if path.suffix[1:].isdecimal()]
+        return sorted(found, key=lambda path: int(path.suffix[1:]))
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank_{rank}.log"
 

@@ -109,12 +109,6 @@ def _origin(run: RunDir, hook: str, setup: str | None) -> Origin:
     )
 
 
-def kept_copies(run: RunDir) -> list[Path]:
-    """Return the copies of earlier code, oldest first."""
-    found = [path for path in run.path.glob(f"{run.code.name}.*") if path.suffix[1:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.suffix[1:]))
-
-
 def _next_kept(run: RunDir) -> str:
-    copies = kept_copies(run)
+    copies = run.kept_code()
     return f"{run.code.name}.{1 + int(copies[-1].suffix[1:]) if copies else 1}"

@@ -20,10 +20,11 @@ from llada_sft.data.collate import CleanBatch, pad
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.encode import Encoder, Example
 from llada_sft.data.epoch_rows import EpochRows
+from llada_sft.data.file_reader import Row
 from llada_sft.data.hook import load_hook
 from llada_sft.data.mixture import MixedRows, SourceRows
 from llada_sft.data.packing import micro_batches, with_waiting
-from llada_sft.data.quarantine import Quarantine
+from llada_sft.data.quarantine import BadRowError, Quarantine
 from llada_sft.data.record_reader import RecordReader
 from llada_sft.data.sources import Source
 from llada_sft.data.stream import FilePosition, RowStream
@@ -159,6 +160,8 @@ class StepDataset(IterableDataset[LocalStep]):
         ]
         # Each has epochs of its own; otherwise those of the one dataset are the run's.
         self.mixed_sources = tuple(source.name for source in sources if source.name)
+        # Rows whose examples wait, and are not what they were: file, line and epoch.
+        self._again: set[tuple[str, int, int]] = set()
 
     @property
     def num_rows(self) -> int:
@@ -182,20 +185,57 @@ class StepDataset(IterableDataset[LocalStep]):
             positions[name] = at.at_epoch(at.epoch)._replace(pending=())
         self._positions = positions
 
+    def encode_again(self) -> int:
+        """Let rows that are half done begin again, for their examples are others now.
+
+        These are rows of which some examples were given, or that wait. As a whole, all of their
+        examples come first; the other rows of the positions stay done.
+
+        Returns:
+            How many they are on this rank.
+        """
+        positions = dict(self._positions or {})
+        again: set[tuple[str, int, int]] = set()
+        for source, stream in self._sources:
+            for name in stream.fingerprints().keys() & positions.keys():
+                at = positions[name]
+                row = stream.half_done(name, at, at.epoch if source.name else self._epoch)
+                if row is not None:
+                    at = at._replace(row=at.row + 1, part=0, pending=(*at.pending, row))
+                    positions[name] = at
+                again |= {(name, one.line, one.epoch) for one in at.pending}
+        self._positions, self._again = positions, again
+        return len(again)
+
     def __iter__(self) -> Iterator[LocalStep]:
         encoder = self._encoder()
+        begins = [self._begin(source, stream) for source, stream in self._sources]
+        quarantines = [
+            self._quarantine_of(stream, positions)
+            for (_, stream), positions in zip(self._sources, begins, strict=True)
+        ]
+        waiting = self._waiting(encoder, quarantines)
         if self.mixed_sources:
+            parts = zip(self._sources, quarantines, begins, strict=True)
             rows = MixedRows(
-                [self._source_rows(source, stream, encoder) for source, stream in self._sources],
+                [
+                    SourceRows(
+                        source.weight,
+                        source.epochs,
+                        stream,
+                        _for_source(encoder, source),
+                        quarantine,
+                        positions,
+                    )
+                    for (source, stream), quarantine, positions in parts
+                ],
                 self._config.mix_by,
             )
-            yield from self._steps(rows, self._waiting(encoder))
+            yield from self._steps(rows, waiting)
             return
         ((source, stream),) = self._sources
         encoder = _for_source(encoder, source)
-        positions = self._begin(source, stream)
-        quarantine = self._quarantine_of(stream, positions)
-        waiting = self._waiting(encoder)
+        (positions,), (quarantine,) = begins, quarantines
         for epoch in range(self._epoch, source.epochs):
             yield from self._steps(
                 EpochRows(stream, encoder, quarantine, epoch, positions), waiting
@@ -209,17 +249,6 @@ class StepDataset(IterableDataset[LocalStep]):
         of_source = {name: at for name, at in self._positions.items() if source.owns(name)}
         known = stream.known_positions(of_source)
         return {name: at._replace(pending=()) for name, at in known.items()}
-
-    def _source_rows(self, source: Source, stream: RowStream, encoder: Encoder) -> SourceRows:
-        positions = self._begin(source, stream)
-        return SourceRows(
-            source.weight,
-            source.epochs,
-            stream,
-            _for_source(encoder, source),
-            self._quarantine_of(stream, positions),
-            positions,
-        )
 
     def _quarantine_of(self, stream: RowStream, positions: Positions) -> Quarantine:
         return Quarantine(
@@ -271,21 +300,26 @@ class StepDataset(IterableDataset[LocalStep]):
     def _encoder(self) -> Encoder:
         return build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
 
-    def _waiting(self, encoder: Encoder) -> list[Example]:
+    def _waiting(self, encoder: Encoder, quarantines: Sequence[Quarantine]) -> list[Example]:
         """Read the examples again that were read, but not trained."""
         pending = [
-            (one, row, _for_source(encoder, source))
-            for source, stream in self._sources
+            (one, row, _for_source(encoder, source), quarantine)
+            for (source, stream), quarantine in zip(self._sources, quarantines, strict=True)
             for one, row in stream.pending_rows(self._positions or {})
         ]
         # Those of several ranks have the same places: then the files' order decides.
         pending.sort(key=lambda each: each[0].place)
-        return [
-            example
-            for one, row, encode in pending
-            for example in encode(row, one.epoch).examples
-            if example.part == one.part
-        ]
+        waiting: list[Example] = []
+        begun: set[tuple[str, int, int]] = set()
+        for one, row, encode, quarantine in pending:
+            key = (row.file, row.line, one.epoch)
+            if key not in self._again:
+                examples = encode(row, one.epoch).examples
+                waiting += [example for example in examples if example.part == one.part]
+            elif key not in begun:
+                begun.add(key)
+                waiting += _encode_again(row, one.epoch, encode, quarantine)
+        return waiting
 
     def num_steps(self) -> int:
         """Count the steps of all epochs as if each row made one example; packed: estimate them."""
@@ -304,6 +338,16 @@ class StepDataset(IterableDataset[LocalStep]):
         for source, stream, times in sources:
             num_tokens += times * _estimate_tokens(stream, _for_source(encoder, source))
         return -(-num_tokens // (self._config.max_tokens * self._size.accumulate_grad_batches))
+
+
+def _encode_again(row: Row, epoch: int, encode: Encoder, quarantine: Quarantine) -> list[Example]:
+    """Encode a row that has become another one: it may be a bad one now."""
+    try:
+        return encode(row, epoch).examples
+    except BadRowError as error:
+        # Before the position that the run goes on from, as all rows that wait.
+        quarantine.add(error, epoch, row=0)
+        return []
 
 
 def _for_source(encoder: Encoder, source: Source) -> Encoder:

@@ -3,17 +3,43 @@
 import ast
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from llada_sft.config.schema import DataConfig
 from llada_sft.errors import DataError
 
 HookFunction = Callable[[Any, Any, int], object]
 FUNCTION = "process_data"
 _PARAMETERS = "(record, tokenizer, max_length)"
 _MODULE_NAME = "_llada_sft_user_hook"
+
+
+def hook_hash(path: Path) -> str:
+    """Return a hash of a hook's text; of an unreadable one the hash of nothing."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        text = b""
+    return blake2b(text, digest_size=16).hexdigest()
+
+
+def examples_key(config: DataConfig) -> str:
+    """Return a hash of what decides which examples a row becomes: the hook, and these keys."""
+    keys = {
+        "hook": hook_hash(Path(config.hook)),
+        "max_length": config.max_length,
+        "on_too_long": config.on_too_long,
+        "eos_tail": config.eos_tail,
+        "format": config.format,
+        "fields": config.fields,
+        "multi_turn": config.multi_turn,
+    }
+    return blake2b(json.dumps(keys, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_hook(path: Path) -> None:

@@ -29,6 +29,8 @@ MAX_OPEN = 128
 _ROWS_AHEAD, _ALL_ROWS_AHEAD = 1024, 2**17
 _BYTES_AHEAD, _ALL_BYTES_AHEAD = 2**17, 2**25
 _NUM_TICKETS = 1024
+# A place behind those of all examples that wait.
+_AFTER_ALL = 2**62
 
 
 def _read_ahead(num_files: int) -> ReadAhead:
@@ -154,6 +156,15 @@ class RowStream:
         for begin in range(drawn, num_rows, _NUM_TICKETS):
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)
             yield hashed(numbers, key)
+
+    def half_done(self, name: str, at: FilePosition, epoch: int) -> Pending | None:
+        """Return the row of a file of which some examples were read, and not all; as a whole."""
+        reader = next((one for one in self._readers if one.name == name), None)
+        if reader is None or at.part == 0 or at.row >= len(reader):
+            return None
+        order = self._order(epoch, reader)
+        number = at.row if order is None else int(order[at.row : at.row + 1][0])
+        return Pending(_AFTER_ALL, int(reader.index.lines[number]), 0, epoch)
 
     def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Pending, Row]]:
         """Read the rows of pending examples again, file after file."""

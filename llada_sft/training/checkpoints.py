@@ -38,18 +38,23 @@ _COMPLETE = re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True)
 class DataState:
-    """Where the data of all ranks stands: for each file its fingerprint and its position."""
+    """Where the data of all ranks stands: for each file its fingerprint and its position.
+
+    `examples_key` is a hash of what made examples of rows; empty in a checkpoint that an older
+    version wrote.
+    """
 
     epoch: int
     positions: Positions
     fingerprints: Mapping[str, str]
+    examples_key: str = ""
 
     def to_json(self) -> dict[str, Any]:
         files = {
             name: {**at._asdict(), "fingerprint": self.fingerprints[name]}
             for name, at in sorted(self.positions.items())
         }
-        return {"epoch": self.epoch, "files": files}
+        return {"epoch": self.epoch, "examples_key": self.examples_key, "files": files}
 
     @staticmethod
     def from_json(state: Mapping[str, Any]) -> "DataState":
@@ -58,17 +63,22 @@ class DataState:
             epoch=state["epoch"],
             positions={name: _position(at) for name, at in files.items()},
             fingerprints={name: at["fingerprint"] for name, at in files.items()},
+            examples_key=state.get("examples_key", ""),
         )
 
     @staticmethod
-    def merge(epoch: int, ranks: Iterable[tuple[Positions, Mapping[str, str]]]) -> "DataState":
+    def merge(
+        epoch: int,
+        ranks: Iterable[tuple[Positions, Mapping[str, str]]],
+        examples_key: str = "",
+    ) -> "DataState":
         """Put the states of all ranks together; each file belongs to one of them."""
         positions: Positions = {}
         fingerprints: dict[str, str] = {}
         for rank_positions, rank_fingerprints in ranks:
             positions |= rank_positions
             fingerprints |= rank_fingerprints
-        return DataState(epoch, positions, fingerprints)
+        return DataState(epoch, positions, fingerprints, examples_key)
 
     def changed(self, fingerprints: Mapping[str, str]) -> list[str]:
         """Name those of a rank's files that are not what they were; one that was added is none."""

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from llada_sft.config.schema import Config
 from llada_sft.data.background import step_loader
 from llada_sft.data.datamodule import StepDataset, StepSize, build_encoder
+from llada_sft.data.hook import examples_key
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.validation import validation_batches
 from llada_sft.model.configuration import LLaDAConfig
@@ -30,6 +31,7 @@ from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.changed import files_to_restart
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
+from llada_sft.training.half_done import begin_half_done_rows
 from llada_sft.training.host import Host
 from llada_sft.training.interval import share_of
 from llada_sft.training.metrics_csv import MetricsCsv
@@ -75,6 +77,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         notes.told_to_stop(resume.step)
         return "stopped"
     dataset = build_dataset(config, network_config, placement, resume, run, consensus)
+    note = host.note if placement.rank == 0 else None
+    begin_half_done_rows(dataset, config.data, resume.data, run, consensus, note)
     host.pulse("start", resume.step)
     total_steps = count_steps(config, dataset, consensus)
     host.pulse("start", resume.step)
@@ -90,7 +94,14 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         host.pulse,
     )
     saver = CheckpointSaver(
-        run, config.train, consensus, feed, dataset.fingerprints(), notes, host.pulse
+        run,
+        config.train,
+        consensus,
+        feed,
+        dataset.fingerprints(),
+        notes,
+        host.pulse,
+        examples_key(config.data),
     )
     nonfinite = NonFiniteSteps(config.train.on_nonfinite, consensus, placement.rank, host.note)
     module = DiffusionModule(

@@ -35,6 +35,7 @@ class CheckpointSaver(pl.Callback):
         fingerprints: Of this rank's files.
         notes: Tells the journal.
         pulse: Says what this rank begins to do.
+        examples_key: Of what makes examples of rows.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class CheckpointSaver(pl.Callback):
         fingerprints: dict[str, str],
         notes: Notes,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
+        examples_key: str = "",
     ) -> None:
+        self._examples_key = examples_key
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
         self._notes, self._pulse = notes, pulse
@@ -132,7 +135,9 @@ class CheckpointSaver(pl.Callback):
             "world_size": trainer.world_size,
             "versions": versions(),
         }
-        data = checkpoints.DataState.merge(batch.epoch, (one[:2] for one in found))
+        data = checkpoints.DataState.merge(
+            batch.epoch, (one[:2] for one in found), self._examples_key
+        )
         records = {name: record for one in found for name, record in one[2].items()}
         finish = partial, manifest, data, records, self._config.keep_checkpoints
         return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes

@@ -1,0 +1,64 @@
+"""Rows that were half done at a checkpoint, when what makes their examples has changed since.
+
+A checkpoint knows a hash of the hook's text and of the keys that decide which examples a row
+becomes (`examples_key`). If it is another one now, the number of an example within its row means
+nothing any more: rows of which some examples were trained, or wait to be packed, begin again with
+all of the examples that they make now. No row is lost; at most these rows are trained twice.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llada_sft.config.schema import DataConfig
+from llada_sft.data.datamodule import StepDataset
+from llada_sft.data.hook import examples_key
+from llada_sft.run_dir import RunDir
+from llada_sft.training.checkpoints import DataState
+from llada_sft.training.consensus import Consensus
+
+
+def begin_half_done_rows(
+    dataset: StepDataset,
+    config: DataConfig,
+    state: DataState | None,
+    run: RunDir,
+    consensus: Consensus,
+    note: Callable[[Mapping[str, object]], None] | None,
+) -> None:
+    """Let half-done rows begin again if their examples are others now; every rank must call this.
+
+    Args:
+        dataset: This rank's.
+        config: The data section.
+        state: The checkpoint's, if there is one.
+        run: The run directory.
+        consensus: The agreement of the ranks.
+        note: On rank 0, writes to the journal, and the line is printed; None on the others.
+    """
+    changed = state is not None and trained_key(state, config, run) != examples_key(config)
+    # Rank 0's word: a rank that sees another text of the hook must not be alone in what follows.
+    if not consensus.gather(changed)[0]:
+        return
+    counts: Any = consensus.gather(dataset.encode_again())
+    if note is None:
+        return
+    rows = sum(counts)
+    detail = (
+        "the hook, or how its examples are cut, changed since the checkpoint:"
+        f" {rows:,} half-done {'row begins' if rows == 1 else 'rows begin'} again"
+    )
+    print(detail, flush=True)
+    note({"event": "changed", "detail": detail})
+
+
+def trained_key(state: DataState, config: DataConfig, run: RunDir) -> str:
+    """Return the key of the examples that a checkpoint was trained with.
+
+    A version before this one did not note it. The first copy of the code that an update has put
+    aside then has that version's hook; without one, nothing has changed.
+    """
+    if state.examples_key:
+        return state.examples_key
+    kept = run.kept_code()
+    hook = kept[0] / run.hook.name if kept else run.hook
+    return examples_key(config.model_copy(update={"hook": str(hook)}))
