@@ -98,6 +98,9 @@ class _Ranks:
         failed = failed or self._failed()
         if failed:
             self._end()
+        else:
+            # What a hook has started may outlive its rank, and keep the output open.
+            self.send(signal.SIGKILL)
         self._shown.join()
         return failed
 

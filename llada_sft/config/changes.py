@@ -114,7 +114,7 @@ RULES: Mapping[str, Rule] = {
     **_free("slurm", "nodes", "ranks_per_node", "gpus_per_node", "cpus_per_rank"),
     **_free("slurm", "mem_gb_per_node", "time_min", "partition", "account", "qos", "constraint"),
     **_free("slurm", "exclude", "signal_lead_s", "elastic", "node_failure_restarts"),
-    **_free("slurm", "attempts_without_progress", "setup", "extra"),
+    **_free("slurm", "attempts_without_progress", "min_steps_per_attempt", "setup", "extra"),
     **_free("log", "every_n_steps", "tensorboard", "csv", "wandb_project"),
 }
 

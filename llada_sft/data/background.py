@@ -1,17 +1,28 @@
-"""Steps that one other process prepares ahead of the training."""
+"""Steps that one other process prepares ahead of the training.
+
+The process runs the hook, which may block for ever, and it ignores TERM, which is all that Python
+and torch try before they wait for it without a limit. So it gets a deadline, and then KILL.
+"""
 
 import atexit
+import inspect
+import multiprocessing
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from queue import Empty, Queue
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from llada_sft.data.datamodule import LocalStep, StepDataset
 from llada_sft.errors import LladaSftError
+
+# How long the process may work on at the step that it is at when the training is over.
+CLOSE_S = 5.0
 
 
 def _ignore_job_signals(_worker: int) -> None:
@@ -52,12 +63,15 @@ class _BackgroundSteps(Iterable[LocalStep]):
         resource_tracker.ensure_running()
         # The process inherits what is blocked: it is safe until it ignores TERM, seconds later.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
+        others = multiprocessing.active_children()
         try:
-            steps = _steps_or_error(iter(self._loader))
+            items = iter(self._loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # The process ignores TERM: at exit, Python would send that and wait for it for ever.
-        atexit.register(steps.close)
+        started = [one for one in multiprocessing.active_children() if one not in others]
+        steps = _steps_or_error([items], started)
+        # Before multiprocessing's own handler, which sends TERM and waits for ever.
+        atexit.register(_end, steps, started)
         return steps
 
 
@@ -70,9 +84,13 @@ class _Received:
     Args:
         items: A list of one iterator, which is taken out: the process ends with the last reference,
             and that is the thread's.
+        processes: What prepares them.
     """
 
-    def __init__(self, items: list[Iterator[LocalStep | LladaSftError]]) -> None:
+    def __init__(
+        self, items: list[Iterator[LocalStep | LladaSftError]], processes: Sequence[BaseProcess]
+    ) -> None:
+        self._processes = processes
         self._queue: Queue[LocalStep | BaseException | None] = Queue(maxsize=1)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, args=(items,), daemon=True)
@@ -100,9 +118,14 @@ class _Received:
             yield item
 
     def close(self) -> None:
-        """End the process, once it has made the step that it is at."""
+        """End the process, once it has made the step that it is at; in time in any case."""
         self._stop.set()
+        deadline = time.monotonic() + CLOSE_S
         while self._thread.is_alive():
+            if time.monotonic() > deadline:
+                # The thread learns of it within seconds, and is waited for by nobody.
+                _kill(self._processes)
+                return
             # The thread may wait for room.
             with suppress(Empty):
                 self._queue.get_nowait()
@@ -110,15 +133,35 @@ class _Received:
 
 
 def _steps_or_error(
-    items: Iterator[LocalStep | LladaSftError],
+    items: list[Iterator[LocalStep | LladaSftError]], processes: Sequence[BaseProcess]
 ) -> Generator[LocalStep, None, None]:
-    received = _Received([items])
-    # The thread's is the last reference.
-    del items
+    received = _Received(items, processes)
     try:
         yield from received
     finally:
         received.close()
+
+
+def _end(steps: Generator[LocalStep, None, None], processes: Sequence[BaseProcess]) -> None:
+    """Leave no process behind, whatever it is doing."""
+    if inspect.getgeneratorstate(steps) == inspect.GEN_CREATED:
+        # Nobody has asked for a step.
+        _kill(processes)
+    steps.close()
+    # It may also hang at its own end.
+    _kill(processes)
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    in_main = threading.current_thread() is threading.main_thread()
+    # DataLoader has a handler that raises an error when its process is killed.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
+    for process in processes:
+        # One that a file system keeps does not die even of this, and is not waited for.
+        process.kill()
+        process.join(1.0)
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def step_loader(dataset: StepDataset, prefetch_steps: int) -> Iterable[LocalStep]:

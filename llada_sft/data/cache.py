@@ -6,10 +6,14 @@
 
 Everything is written beside its place and renamed: ranks may do the same at once, and a crash
 leaves only a `.partial`. Everything may be deleted while no job runs, and is then made again.
+
+The default folder lies where anyone may make one of its name, and fill it with rows of his own. So
+nothing is read from it or written to it before it is known to be ours alone.
 """
 
 import hashlib
 import os
+import stat
 import tempfile
 import time
 import zipfile
@@ -52,8 +56,10 @@ class Cache:
             Its line index, and the local plain file that the index is of.
 
         Raises:
-            DataError: the shard cannot be read or fetched, or the cache cannot be written.
+            DataError: the shard cannot be read or fetched, or the cache cannot be written, or is
+                not ours alone.
         """
+        self._require_own()
         path = self._fetched(shard) if isinstance(shard, RemoteFile) else shard
         shown = str(shard)
         times = self._times(path, shown)
@@ -160,10 +166,42 @@ class Cache:
 
     def _make_folder(self, folder: Path) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Anyone may make a folder of this name in /tmp, and fill it.
-        if self._shared_place and self.folder.stat().st_uid != os.geteuid():
-            raise DataError(f"{self.folder}: belongs to another user; set data.cache_dir")
+        # Another user may have been quicker.
+        self._require_own()
         folder.mkdir(exist_ok=True)
+
+    def _require_own(self) -> None:
+        """Check that nobody else can have put anything into the default folder.
+
+        Who names a folder in `data.cache_dir` answers for it: it may be one that a group shares.
+
+        Raises:
+            DataError: It may be of somebody else.
+        """
+        if not self._shared_place:
+            return
+        try:
+            # Not what a link points to, which may change at any time.
+            status = self.folder.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be used as cache: {error.strerror}") from None
+        if problem := _foreign(status):
+            raise DataError(f"{self.folder}: {problem}; remove it, or set data.cache_dir")
+
+
+def _foreign(status: os.stat_result) -> str:
+    """Say why a folder may hold what another user has put there; empty if it cannot."""
+    if stat.S_ISLNK(status.st_mode):
+        return "is a symbolic link, which another user may have made"
+    if not stat.S_ISDIR(status.st_mode):
+        return "is not a folder"
+    if status.st_uid != os.geteuid():
+        return "belongs to another user"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"other users can write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
 
 
 def _fetch(shard: RemoteFile, target: Path) -> None:

@@ -153,6 +153,23 @@ time.sleep(600)
     wait_for_end(int(ready.read_text()))
 
 
+def test_what_a_rank_leaves_behind_does_not_keep_the_launcher(
+    tmp_path: Path, config: Config
+) -> None:
+    """It holds the output, which is read to its end."""
+    pid = tmp_path / "pid"
+    script = f"""
+import subprocess
+child = subprocess.Popen(["sleep", "1000"])
+rank or pathlib.Path({str(pid)!r}).write_text(str(child.pid))
+"""
+    assert run_local(tmp_path, config, command(f"exec({script!r})")) == 0
+    deadline = time.monotonic() + 120
+    while is_alive(int(pid.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_mistake_of_the_users_is_printed_once(
     tmp_path: Path, config: Config, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,11 @@
 import atexit
 import multiprocessing
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -70,7 +73,7 @@ def test_the_background_process_ends_with_this_one(
             weakref.finalize(iterator, ended.append, True)
             return iterator
 
-    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(partial(*call)))
     monkeypatch.setattr(background, "DataLoader", Loader)
     unfinished = iter(step_loader(dataset(write(tmp_path, [[1] * 9]), StepSize(1, 1)), 2))
     for _ in range(num_steps):
@@ -97,3 +100,46 @@ def test_the_background_process_is_deaf_to_the_jobs_signals_from_its_first_momen
     steps = iter(step_loader(cast(StepDataset, SignalsOfTheProcess()), 2))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
     assert list(steps) == [["SIGTERM", True, True], ["SIGUSR2", True, True]]
+
+
+class Blocks:
+    """A dataset whose hook blocks for ever in its second step, in other ways than a signal ends."""
+
+    def __iter__(self) -> Iterator[object]:
+        yield "first"
+        time.sleep(1000)
+
+
+class BlocksAtItsEnd:
+    """A dataset that leaves a thread behind, which its process waits for when it exits."""
+
+    def __iter__(self) -> Iterator[object]:
+        yield "first"
+        threading.Thread(target=time.sleep, args=(1000,)).start()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("dataset", "num_steps"),
+    [(Blocks(), 0), (Blocks(), 1), (BlocksAtItsEnd(), 1), (BlocksAtItsEnd(), 2)],
+    ids=["not asked", "blocks", "one is left", "blocks at its end"],
+)
+def test_a_hook_that_blocks_does_not_keep_the_rank(
+    dataset: object, num_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(partial(*call)))
+    monkeypatch.setattr(background, "CLOSE_S", 0.2)
+    # How long DataLoader itself waits before it sends TERM.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    steps = iter(step_loader(cast(StepDataset, dataset), 2))
+    for _ in range(num_steps):
+        assert next(steps, None) in ("first", None)
+    (process,) = multiprocessing.active_children()
+    handler = signal.getsignal(signal.SIGCHLD)
+    # atexit calls its handlers in the order of last in, first out.
+    for action in reversed(at_exit):
+        action()
+    assert not process.is_alive()
+    assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGCHLD) is handler

@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from llada_sft.data import cache as cache_module
 from llada_sft.data.cache import Cache
 from llada_sft.data.files import RemoteFile
 from llada_sft.data.line_index import fingerprint_of
+from llada_sft.errors import DataError
 
 TEXT = b'{"a": 1}\n' * 5000
 
@@ -132,3 +135,91 @@ def test_the_index_of_a_file_that_has_just_been_changed_is_not_kept(tmp_path: Pa
     os.utime(path, (1, 1))
     cache.prepare(path)
     assert len(list((tmp_path / "cache").glob("index/*"))) == 1
+
+
+def link(folder: Path) -> None:
+    moved = folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(moved)
+
+
+def replace_by_a_file(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda folder: None, "belongs to another user"),
+        (lambda folder: folder.chmod(0o777), "other users can write to it (mode 0777)"),
+        (lambda folder: folder.chmod(0o770), "other users can write to it (mode 0770)"),
+        (link, "is a symbolic link, which another user may have made"),
+        (replace_by_a_file, "is not a folder"),
+    ],
+    ids=["of another", "for all", "for the group", "a link", "a file"],
+)
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_nothing_is_taken_from_a_folder_that_another_user_may_have_filled(
+    tmp_path: Path,
+    shard: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm: bool,
+    spoil: Callable[[Path], None],
+    problem: str,
+) -> None:
+    folder = tmp_path / "default"
+    monkeypatch.setattr(cache_module, "default_folder", lambda: folder)
+    folder.mkdir(0o700)
+    if warm:
+        _, text = Cache().prepare(shard)
+        # As long as the rows that it replaces.
+        text.write_bytes(TEXT.replace(b"1", b"2"))
+        assert Cache().prepare(shard)[1] == text
+    spoil(folder)
+    if problem == "belongs to another user":
+        uid = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError) as caught:
+        Cache().prepare(shard)
+    assert str(caught.value) == f"{folder}: {problem}; remove it, or set data.cache_dir"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_another_user_makes_in_this_very_moment(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, mkdir = tmp_path / "default", Path.mkdir
+    monkeypatch.setattr(cache_module, "default_folder", lambda: folder)
+
+    def too_late(path: Path, *args: Any, **options: Any) -> None:
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        path.mkdir()
+        path.chmod(0o777)
+        path.mkdir(*args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", too_late)
+    with pytest.raises(DataError, match="other users can write to it"):
+        Cache().prepare(shard)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_named_may_be_shared(tmp_path: Path, shard: Path) -> None:
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    _, text = Cache(folder).prepare(shard)
+    assert text.read_bytes() == TEXT
+
+
+def test_the_default_folder_is_made_for_oneself_alone(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "default_folder", lambda: tmp_path / "default")
+    before = os.umask(0)
+    try:
+        Cache().prepare(shard)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "default").stat().st_mode & 0o777 == 0o700
+    assert Cache().prepare(shard)[1].read_bytes() == TEXT

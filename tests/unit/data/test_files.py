@@ -13,7 +13,6 @@ import pytest
 from backports import zstd
 
 from llada_sft.data import cache
-from llada_sft.data.cache import Cache
 from llada_sft.data.row_count import count_rows
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.sources import name_shards
@@ -220,16 +219,6 @@ def test_a_cache_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         " set data.cache_dir to a folder with room that can be written"
     )
     assert list((tmp_path / "cache" / "text").iterdir()) == []
-
-
-def test_the_default_cache_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.jsonl", TEXT)
-    uid = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
-    with pytest.raises(DataError) as caught:
-        Cache().prepare(path)
-    folder = cache.default_folder()
-    assert str(caught.value) == f"{folder}: belongs to another user; set data.cache_dir"
 
 
 def test_all_kinds_in_one_folder(tmp_path: Path) -> None:
