@@ -241,3 +241,25 @@ def test_the_verdict_keeps_step_and_traceback() -> None:
 )
 def test_which_node_is_suspected(evidence: Evidence, suspect: bool) -> None:
     assert judge(evidence).suspect is suspect
+
+
+def test_a_rank_that_spoke_is_not_the_one_that_was_killed() -> None:
+    """srun lists a rank first that left because of its peer; the one without a word is blamed."""
+    srun = "srun: error: node1: task 1: Terminated\nsrun: error: node2: task 3: Killed\n"
+    verdict = judge(after(srun, peer(1), peer(0), peer(2)))
+    assert (verdict.cause, verdict.rank, verdict.node) == (Cause.KILLED, 3, "node2")
+
+
+def test_of_two_silent_nodes_none_is_blamed() -> None:
+    three = replace(FOUR, nodes=("node1", "node2", "node3"), world_size=3)
+    one = judge(replace(three, failures=(peer(0), peer(1))))
+    assert (one.cause, one.rank, one.node) == (Cause.NODE_FAILURE, 2, "node3")
+    two = judge(replace(three, failures=(peer(0),)))
+    assert (two.cause, two.rank, two.node) == (Cause.LOST, None, "")
+
+
+@pytest.mark.parametrize("srun", [KILLED, NODE_FAILURE, ""])
+def test_the_step_is_that_of_the_rank_that_was_furthest(srun: str) -> None:
+    """A rank that has made a step less has not yet left the collective of the last one."""
+    failures = [replace(peer(rank), step=step) for rank, step in ((0, 12), (1, 13), (2, 12))]
+    assert judge(after(srun, *failures)).step == 13
