@@ -11,6 +11,8 @@ from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
 BODY = r"""
+# A shell can hand its options on (SHELLOPTS, BASH_ENV): no error may end this script before `end`.
+set +o errexit +o nounset
 # The run's own copy of the code goes first; `python -m` alone would put the current folder first,
 # where the working tree is.
 export PYTHONPATH="$run_dir/code${PYTHONPATH:+:$PYTHONPATH}"
@@ -28,7 +30,7 @@ export SLURM_NTASKS_PER_NODE="$ranks_per_node"
 trap : TERM USR2
 # `begin` notes the attempt, and ends the job if its restarts are used up. It sources setup.sh in a
 # bash of its own, and prints what that exports: for the ranks alone, not for this script.
-environment=$("$python" -m llada_sft.cluster begin "$run_dir") || exit
+environment=$(trap '' TERM USR2 && exec "$python" -m llada_sft.cluster begin "$run_dir") || exit
 
 # Every option is given, whatever variables srun would take it from. What srun itself says goes to
 # a file of this attempt: it tells which rank was killed.

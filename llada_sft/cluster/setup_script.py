@@ -44,8 +44,8 @@ _LIMITS = {
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Bash's own, and those that cannot be assigned.
 _OF_BASH = {"_", "SHLVL", "PWD", "OLDPWD", "SHELLOPTS", "BASHOPTS", "UID", "EUID", "PPID"}
-# Set by the batch script after the file would have been sourced.
-_OURS = {"MASTER_ADDR", "MASTER_PORT", "PYTHONSAFEPATH", "SLURM_NTASKS_PER_NODE"}
+# The batch script's, which the file neither sees nor changes.
+_OURS = {"MASTER_ADDR", "MASTER_PORT", "PYTHONSAFEPATH"}
 SHOWN_LINES = 5
 
 

@@ -243,3 +243,11 @@ def test_a_log_that_cannot_be_written_is_one_line(job: Job) -> None:
     with pytest.raises(LaunchError) as caught:
         run_setup(job.run, log)
     assert str(caught.value) == f"{log}: cannot be written: Is a directory"
+
+
+def test_a_signal_while_it_runs_does_not_keep_the_job_from_its_end(job: Job) -> None:
+    """TERM goes to all processes of the batch step, also to the shell that reads what is said."""
+    script = "kill -TERM $(ps -o ppid= -p $PPID) $PPID $$\nexport AFTER=1\n"
+    done = job.start(script, SHELLOPTS="braceexpand:errexit:nounset")
+    assert job.srun()["variables"]["AFTER"] == "1"
+    assert (done.returncode, ended(job.run)) == (1, [("lost", 1)])
