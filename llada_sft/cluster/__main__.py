@@ -15,15 +15,21 @@ What these take and print is numbered: `llada_sft.cluster.DOOR`.
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llada_sft.cluster import run_rank
 from llada_sft.entry import exit_code
 from llada_sft.errors import EXIT_CODE
 from llada_sft.run_dir import RunDir
 
+if TYPE_CHECKING:
+    from llada_sft.cluster.evidence import Job
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 USAGE = (
     "usage: python -m llada_sft.cluster rank RUN_DIR | begin RUN_DIR | end RUN_DIR EXIT_CODE | port"
 )
@@ -49,12 +55,14 @@ def _begin(run: RunDir) -> int:
     from llada_sft.cluster import supervisor
     from llada_sft.cluster.evidence import Job
 
-    _ignore_signals()
+    # As `_ignore_signals`, for this process and for what setup.sh starts; but they are noted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     job = Job.of(os.environ)
     # The batch script evaluates what is printed: what is meant for people goes to its log.
     with redirect_stdout(sys.stderr):
         if code := supervisor.begin(run, job, job.world_size):
             return code
+        threading.Thread(target=_note_signals, args=(run, job), daemon=True).start()
         code, environment = supervisor.set_up(run, job)
     sys.stdout.buffer.write(os.fsencode(environment))
     return code
@@ -77,8 +85,16 @@ def _port() -> int:
 
 def _ignore_signals() -> None:
     # scontrol requeue sends TERM to the batch script too, and kills it KillWait seconds later.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _note_signals(run: RunDir, job: "Job") -> None:
+    """Note what SLURM does to the job before its ranks can, while setup.sh runs."""
+    from llada_sft.cluster import supervisor
+
+    while True:
+        supervisor.note_signal(run, job, signal.Signals(signal.sigwait(_SIGNALS)).name)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from llada_sft.cluster import failures, journal, slurm
+from llada_sft.cluster import failures, job_states, journal, slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.judge import Evidence, read_srun, why_not_started
@@ -17,7 +17,9 @@ _CAUSE_OF_STATE = {
     "CANCELLED": Cause.CANCELLED,
     "TIMEOUT": Cause.TIME_LIMIT,
     "NODE_FAIL": Cause.NODE_FAILURE,
+    "BOOT_FAIL": Cause.NODE_FAILURE,
     "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "PREEMPTED": Cause.PREEMPTED,
 }
 
 
@@ -87,7 +89,7 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
         nodes,
         started.get("world_size", 1),
         _stopped(run, started, job),
-        silent_srun=srun_code is None and messages is not None and not messages.strip(),
+        silent_srun=srun_code is None and not (messages or "").strip(),
         not_started=why_not_started(messages or ""),
     )
 
@@ -113,18 +115,13 @@ def job_fields(job_id: str) -> dict[str, str]:
         return {}
 
 
-def is_requeued(fields: Mapping[str, str], restarts_before: int) -> bool:
-    """Has SLURM put the job back into the queue already (a lost node, an operator's requeue)?"""
-    return int(fields.get("Restarts") or 0) > restarts_before
-
-
 def _stopped(run: RunDir, started: Entry, job: Job) -> Cause | None:
     """Tell what SLURM did to the job, from its state and from the signals that ranks noted."""
     before = started.get("restarts", 0)
     fields = job_fields(job.job_id) if job.restarts == before else {}
-    if job.restarts > before or is_requeued(fields, before):
+    if job.restarts > before or job_states.is_requeued(fields, before):
         return _cause_of_signal(run, started) or Cause.REQUEUED
-    if fields.get("JobState", "RUNNING") == "RUNNING":
+    if not job_states.is_ending(fields.get("JobState", "")):
         return None
     return Cause.TIME_LIMIT if fields.get("Reason") == "TimeLimit" else Cause.CANCELLED
 

@@ -19,6 +19,8 @@ _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)")
 # From here on srun ends the other ranks: because one failed, or because SLURM ends the job.
 _ENDING = re.compile(r"^srun: (?:launch/slurm: \S+ Terminating |Job step aborted)")
 _EXITED = re.compile(r"Exited with exit code (\d+)")
+# By the signal itself, or as `leaving.py` does.
+_BY_TERM = re.compile(r"Terminated\b|Exited with exit code 143$")
 # srun could start no rank: what was asked of it does not fit the job, whenever it is asked ...
 _REFUSED = re.compile(
     r"^srun: (?:fatal: (?!.*(?:connect|communicat|[Cc]ould not))"
@@ -60,6 +62,15 @@ class Death:
     def by_signal(self) -> bool:
         return _EXITED.match(self.how) is None
 
+    @property
+    def by_term(self) -> bool:
+        """It was told to leave, by TERM.
+
+        SLURM tells so the siblings of a rank that failed: from 26.05 on by itself, and srun need
+        not have said anything before.
+        """
+        return _BY_TERM.match(self.how) is not None
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -73,8 +84,8 @@ class Evidence:
         nodes: The attempt's nodes, in the order of their ranks.
         world_size: Its ranks; as many on each node.
         stopped: What SLURM itself did to the job, if anything.
-        silent_srun: srun ran, nobody saw it end, and it said nothing: not that it was told to end
-            the ranks, as it always does where SLURM ends a job.
+        silent_srun: Nobody saw srun end, and it said nothing, if it ran at all: not that it was
+            told to end the ranks, as it always does where SLURM ends a job.
         not_started: srun's line on why it could start no rank; empty where it started them.
     """
 
@@ -191,11 +202,14 @@ def _told(failures: Sequence[Failure]) -> Verdict | None:
 
 def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
     """Name a rank that a signal ended before it could say anything."""
-    spoke = {failure.rank for failure in evidence.failures}
-    silent = [one for one in deaths if one.by_signal and one.rank not in spoke]
-    if not silent:
+    silent = [one for one in _silent(evidence) if one in deaths]
+    # It may be seen late.
+    first = next(
+        (one for one in silent if _OUT_OF_MEMORY.search(one.how)), next(iter(silent), None)
+    )
+    # Who exited without a word was there before whom SLURM killed because of it.
+    if first is None or not first.by_signal:
         return None
-    first = silent[0]
     out_of_memory = _OUT_OF_MEMORY.search(first.how) is not None
     cause = Cause.OUT_OF_MEMORY if out_of_memory else Cause.KILLED
     what = "SLURM ended it for its memory" if out_of_memory else f"ended by a signal: {first.how}"
@@ -207,6 +221,13 @@ def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
         _known_step(evidence.failures),
         suspect=cause == Cause.KILLED,
     )
+
+
+def _silent(evidence: Evidence) -> Sequence[Death]:
+    """List the deaths of ranks that said nothing; if all were told to leave, those."""
+    spoke = {failure.rank for failure in evidence.failures}
+    silent = [one for one in evidence.deaths if one.rank not in spoke]
+    return [one for one in silent if not one.by_term] or silent
 
 
 def _silent_node(evidence: Evidence) -> Verdict | None:
@@ -260,7 +281,7 @@ def _without_a_word(evidence: Evidence) -> Verdict:
     step = _known_step(evidence.failures)
     if evidence.exit_code == 0:
         return Verdict(Cause.FINISHED, "all ranks exited with 0", step=step)
-    for death in evidence.deaths:
+    for death in _silent(evidence) or evidence.deaths:
         error = f"rank {death.rank}: {death.how}, without a word: see its log"
         return Verdict(Cause.LOST, error, death.rank, death.node, step)
     if evidence.failures:

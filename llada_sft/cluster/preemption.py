@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llada_sft.cluster import slurm
+from llada_sft.cluster import job_states, slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.errors import LaunchError
 
@@ -115,7 +115,7 @@ def after_stop(
                 cause = now if cause is None or now == Cause.CANCELLED else cause
                 if why := given_up(cause):
                     return Ending(cause, given_up=why)
-                if cause != Cause.CANCELLED and not is_requeued(fields, job):
+                if cause != Cause.CANCELLED and not job_states.is_requeued(fields, job.restarts):
                     slurm.requeue(job.job_id)
                 return Ending(cause)
             except LaunchError as problem:
@@ -132,12 +132,12 @@ def cause_of(told: Collection[str], fields: Mapping[str, str], job: Job) -> Caus
         job: As it was when the attempt began.
     """
     usr2 = "SIGUSR2" in told
-    if is_requeued(fields, job):
+    if job_states.is_requeued(fields, job.restarts):
         # An operator's requeue sends TERM alone; after USR2 it was the end of the grace time.
         return Cause.PREEMPTED if usr2 else Cause.REQUEUED
     if fields.get("Reason") == "TimeLimit":
         return Cause.TIME_LIMIT
-    if fields.get("JobState", "RUNNING") != "RUNNING":
+    if job_states.is_ending(fields.get("JobState", "")):
         return Cause.CANCELLED
     if fields.get("PreemptTime", "None") not in ("None", ""):
         return Cause.PREEMPTED
@@ -148,12 +148,6 @@ def cause_of(told: Collection[str], fields: Mapping[str, str], job: Job) -> Caus
 
 def _of_local(told: Collection[str]) -> Cause:
     return Cause.TOLD_TO_STOP if "SIGUSR2" in told else Cause.CANCELLED
-
-
-def is_requeued(fields: Mapping[str, str], job: Job) -> bool:
-    """Tell whether SLURM will start the job again by itself."""
-    restarts = fields.get("Restarts", "")
-    return restarts.isdecimal() and int(restarts) > job.restarts
 
 
 def _seconds_left(fields: Mapping[str, str]) -> float:

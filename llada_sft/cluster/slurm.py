@@ -8,14 +8,10 @@ import re
 import subprocess
 import time
 
+from llada_sft.cluster import job_states
 from llada_sft.errors import LaunchError
 
 TIMEOUT_S = 60
-# A job in one of these will not run again by itself. (A requeued job is PENDING.)
-ENDED_STATES = frozenset(
-    {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE"}
-    | {"FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-)
 _OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
 # Formats, filters and other options of the tools, as variables.
 _OF_A_TOOL = re.compile(r"(?:SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL)_|SLURM_BITSTR_LEN$")
@@ -81,7 +77,7 @@ def job_state(job_id: str) -> str | None:
 def has_ended(job_id: str) -> bool:
     """Tell whether a job is over for good."""
     state = job_state(job_id)
-    return state is None or state in ENDED_STATES
+    return state is None or job_states.has_ended(state)
 
 
 def requeue(job_id: str) -> None:

@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from llada_sft.cluster import failures, journal, slurm, suspects
+from llada_sft.cluster import failures, job_states, journal, slurm, suspects
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.moved import own_job_id, rebase
@@ -109,7 +109,7 @@ def _job(run: RunDir) -> str:
     if job_id is None:
         return "none (local, or not launched yet)"
     try:
-        return f"{job_id} {slurm.job_state(job_id) or 'no longer known to SLURM'}"
+        return job_states.described(job_id, slurm.job_fields(job_id))
     except LaunchError as error:
         return f"{job_id} ({error})"
 

@@ -22,6 +22,12 @@ TAKEN_OPTIONS = frozenset(
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
 )
+_TAKEN = "is set by the launcher; use the key of its own in slurm, or leave it out"
+_WHY = {
+    # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD), which we requeue ourselves.
+    "requeue": "is set by the launcher, and never to 'expedite', which holds a job after an attempt"
+    " that failed; leave it out",
+}
 
 
 def check_extra(config: Config) -> None:
@@ -30,14 +36,9 @@ def check_extra(config: Config) -> None:
     Raises:
         ConfigError: one line for each such option.
     """
-    taken = sorted(TAKEN_OPTIONS & config.slurm.extra.keys())
-    if taken:
+    if taken := sorted(TAKEN_OPTIONS & config.slurm.extra.keys()):
         raise ConfigError(
-            "\n".join(
-                f"slurm.extra.{option}: is set by the launcher; use the key of its own in slurm,"
-                " or leave it out"
-                for option in taken
-            )
+            "\n".join(f"slurm.extra.{option}: {_WHY.get(option, _TAKEN)}" for option in taken)
         )
 
 

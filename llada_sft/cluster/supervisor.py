@@ -17,7 +17,16 @@ import sys
 import time
 from collections.abc import Sequence
 
-from llada_sft.cluster import evidence, failures, journal, restarts, slurm, suspects
+from llada_sft.cluster import (
+    evidence,
+    failures,
+    job_states,
+    journal,
+    preemption,
+    restarts,
+    slurm,
+    suspects,
+)
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.door import OLDER_LAUNCHER
 from llada_sft.cluster.evidence import Job
@@ -69,6 +78,16 @@ def set_up(run: RunDir, job: Job) -> tuple[int, str]:
     return _write(run, started, judge(Evidence(failures=failures.read_all(run)))).exit_code, ""
 
 
+def note_signal(run: RunDir, job: Job, name: str) -> None:
+    """Note why SLURM sent a signal before any rank was there: the script may be killed next."""
+    entry: Entry = {"event": "signal", "attempt": journal.current_attempt(run.journal)}
+    entry |= {"job_id": job.job_id, "signals": [name], "detail": "the batch script"}
+    stopping = preemption.Job(job.job_id, job.restarts, signal_lead_s=0)
+    if cause := preemption.before_save([name], stopping):
+        entry["cause"] = cause
+    journal.append(run.journal, entry)
+
+
 def end(run: RunDir, job: Job, srun_code: int) -> int:
     """Say why a job's ranks have ended, and restart the job or not.
 
@@ -94,7 +113,7 @@ def end(run: RunDir, job: Job, srun_code: int) -> int:
         _warn(run, started, "not restarted: the job was cancelled while its ranks were failing")
         return decision.exit_code
     try:
-        if not evidence.is_requeued(slurm.job_fields(job.job_id), job.restarts):
+        if not job_states.is_requeued(slurm.job_fields(job.job_id), job.restarts):
             slurm.requeue(job.job_id)
     except LaunchError as error:
         _warn(run, started, f"not restarted: {error}; to go on:  llada-sft resume {run.path}")

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
@@ -74,6 +75,29 @@ def test_as_the_batch_script_calls_it(run: RunDir, fake_tool: FakeTool) -> None:
     assert call("end", str(run.path), "1", **JOB).returncode == 1
     assert [e["event"] for e in journal.read(run.journal)] == ["started", "failed", "ended"]
     assert "requeue 42" in (run.path / "calls").read_text().splitlines()
+
+
+def test_what_slurm_does_while_setup_runs_is_known_to_the_next_attempt(
+    run: RunDir, fake_tool: FakeTool
+) -> None:
+    """SLURM sends TERM, and kills the batch script before any rank or srun was there."""
+    fake_tool("scontrol", "echo JobState=RUNNING PreemptTime=1795464891 Restarts=0")
+    fake_tool("sinfo", "true")
+    run.setup.write_text(
+        f"kill -TERM $PPID\nuntil grep -q signal {shlex.quote(str(run.journal))}\n"
+        "do sleep 0.05; done\nkill -KILL $PPID\n"
+    )
+    assert call("begin", str(run.path), **JOB).returncode == -signal.SIGKILL
+    run.setup.write_text("true\n")
+    assert call("begin", str(run.path), **JOB, SLURM_RESTART_COUNT="1").returncode == 0
+    noted, ended, started = journal.read(run.journal)[-3:]
+    assert (noted["event"], noted["signals"], noted["cause"]) == (
+        "signal",
+        ["SIGTERM"],
+        "preempted",
+    )
+    assert (ended["attempt"], ended["cause"]) == (noted["attempt"], "preempted")
+    assert started["attempt"] == ended["attempt"] + 1
 
 
 def test_a_rank_ends_with_our_exit_code_and_one_line(run: RunDir) -> None:

@@ -263,3 +263,45 @@ def test_the_step_is_that_of_the_rank_that_was_furthest(srun: str) -> None:
     """A rank that has made a step less has not yet left the collective of the last one."""
     failures = [replace(peer(rank), step=step) for rank, step in ((0, 12), (1, 13), (2, 12))]
     assert judge(after(srun, *failures)).step == 13
+
+
+# Written from the release notes and the sources of SLURM 26.05, which cannot be installed here: it
+# sends CONT and TERM to the siblings of a task that fails, and KILL after KillWait, by itself. srun
+# may report their ends before or after that of the task, and without its own line in between.
+TERMINATED = "srun: error: node1: tasks 0-1: Terminated\n"
+FOLLOWED = "srun: error: node1: tasks 0-1: Exited with exit code 143\n"
+FAILED = "srun: error: node2: task 3: {}\n"
+KILLWAIT = "srun: error: node2: task 2: Killed\n"
+
+
+@pytest.mark.parametrize("siblings", [TERMINATED, FOLLOWED])
+@pytest.mark.parametrize("late", [False, True], ids=["in order", "siblings first"])
+@pytest.mark.parametrize(
+    ("how", "cause", "error"),
+    [
+        ("Killed", Cause.KILLED, "rank 3: ended by a signal: Killed"),
+        ("Segmentation fault", Cause.KILLED, "rank 3: ended by a signal: Segmentation fault"),
+        ("Out Of Memory", Cause.OUT_OF_MEMORY, "rank 3: SLURM ended it for its memory"),
+        (
+            "Exited with exit code 3",
+            Cause.LOST,
+            "rank 3: Exited with exit code 3, without a word: see its log",
+        ),
+    ],
+)
+def test_siblings_that_slurm_tells_to_leave_are_not_the_cause(
+    siblings: str, late: bool, how: str, cause: Cause, error: str
+) -> None:
+    failed = FAILED.format(how)
+    srun = (siblings + failed if late else failed + siblings) + KILLWAIT
+    for text in (srun, srun.replace(KILLWAIT, "")):
+        verdict = judge(after(text))
+        assert (verdict.cause, verdict.rank, verdict.error) == (cause, 3, error)
+        # Where it has said why itself, that is it.
+        reported = judge(after(text, said(3, "ValueError: a"), peer(0), peer(1)))
+        assert (reported.cause, reported.rank) == (Cause.EXCEPTION, 3)
+
+
+def test_one_rank_that_somebody_terminated() -> None:
+    verdict = judge(after(FAILED.format("Terminated"), peer(0), peer(1), peer(2)))
+    assert (verdict.cause, verdict.rank) == (Cause.KILLED, 3)

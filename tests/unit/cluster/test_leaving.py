@@ -11,6 +11,7 @@ import pytest
 from llada_sft.cluster import failures
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.judge import Evidence, judge, read_srun
 from llada_sft.cluster.leaving import last_line
 from llada_sft.cluster.peers import is_of_peer
 from llada_sft.run_dir import RunDir
@@ -83,6 +84,42 @@ def test_term_alone_lets_it_save_until_another_rank_leaves(run: RunDir) -> None:
             rank.wait(1)
         another_left(run)
         assert rank.wait(100) == 143
+
+
+SIBLINGS = """
+srun: error: node1: task {failed}: {how}
+srun: error: node1: task {other}: Exited with exit code 143
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"], ids=["reported before", "reported after"])
+@pytest.mark.parametrize("script", [WAIT, STUCK], ids=["in Python", "in C"])
+def test_slurm_tells_the_siblings_of_a_failed_rank_to_leave(
+    run: RunDir, when: str, script: str
+) -> None:
+    """SLURM 26.05 sends CONT and TERM to them, which is not a preemption.
+
+    No such SLURM can be installed here: a stub sends its signals, and srun's words are written from
+    its documentation.
+    """
+    report = Failure(1, "node1", Cause.EXCEPTION, "KeyError: a", 7, time=1.0)
+    with start(run, script) as rank:
+        if when == "before":
+            failures.write(run, report)
+        rank.send_signal(signal.SIGCONT)
+        rank.send_signal(signal.SIGTERM)
+        if when == "after":
+            if script == WAIT:
+                assert rank.stdout
+                # It takes this for a signal to save and stop, as far as it knows.
+                assert rank.stdout.readline() == "saves\n"
+            failures.write(run, report)
+        assert rank.wait(100) == 143
+    srun = SIBLINGS.format(failed=1, how="Exited with exit code 1", other=0)
+    deaths, _ = read_srun(srun)
+    evidence = Evidence(1, failures.read_all(run), deaths, nodes=["node1"], world_size=2)
+    verdict = judge(evidence)
+    assert (verdict.cause, verdict.rank, verdict.error) == (Cause.EXCEPTION, 1, "KeyError: a")
 
 
 def test_a_torn_report_of_another_rank_does_not_keep_it_from_saving(run: RunDir) -> None:

@@ -85,6 +85,19 @@ def test_options_of_the_launcher_are_not_for_extra() -> None:
     ]
 
 
+def test_an_expedited_requeue_is_refused(project: Path) -> None:
+    """SLURM 25.11 turns the exit code of a failed attempt into REQUEUE_HOLD then."""
+    config = load_config("a.yaml", ["slurm.extra={requeue: expedite}"])
+    with pytest.raises(ConfigError) as caught:
+        check_extra(config)
+    assert str(caught.value) == (
+        "slurm.extra.requeue: is set by the launcher, and never to 'expedite', which holds a job"
+        " after an attempt that failed; leave it out"
+    )
+    text = sbatch_text(load_config("a.yaml"), RunDir(project / "runs/a"))
+    assert "#SBATCH --requeue\n" in text
+
+
 def test_no_path_reaches_the_shell_unquoted(tmp_path: Path, fake_tool: FakeTool) -> None:
     run = RunDir(tmp_path / "a b; touch pwned $(touch pwned) `touch pwned`")
     run.code.mkdir(parents=True)

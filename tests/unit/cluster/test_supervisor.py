@@ -228,6 +228,9 @@ def test_a_requeue_that_fails_is_said(run: RunDir, calls: FakeSlurm) -> None:
     [
         (None, "mixed", "srun: forcing job termination\n", "requeued", None),
         (None, "mixed", "", "node failure", "node1"),
+        # The node was lost before srun wrote its first line, or was started.
+        (None, "mixed", None, "node failure", "node1"),
+        ("preempted", "mixed", None, "preempted", None),
         ("preempted", "mixed", "", "preempted", None),
         (None, "down*", "", "node failure", "node2"),
         (None, "mixed", "srun: error: Node failure on node2\n", "node failure", "node2"),
@@ -239,7 +242,7 @@ def test_an_attempt_whose_batch_script_was_killed_is_judged_by_the_next(
     calls: FakeSlurm,
     signal_cause: str | None,
     node2: str,
-    srun: str,
+    srun: str | None,
     cause: str,
     node: str | None,
 ) -> None:
@@ -247,7 +250,8 @@ def test_an_attempt_whose_batch_script_was_killed_is_judged_by_the_next(
     supervisor.begin(run, JOB, 4)
     if signal_cause:
         journal.append(run.journal, {"event": "signal", "attempt": 1, "cause": signal_cause})
-    run.srun_log("42", 0).write_text(srun)
+    if srun is not None:
+        run.srun_log("42", 0).write_text(srun)
     assert supervisor.begin(run, Job("42", 1, "node[1,3]", 4), 4) == 0
     ended = last(run, "ended")
     assert (ended["attempt"], ended["cause"]) == (1, cause)
