@@ -59,6 +59,10 @@ class Conversion:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._over = False
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ended(self, seconds: float) -> bool:
         """Wait so long for the end; say whether it has come."""
         try:

@@ -1,15 +1,19 @@
 """What the ranks of the tests of failing checkpoints run."""
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import llada_sft.training.checkpoints as checkpoints
+import llada_sft.training.resume as resume_module
 import llada_sft.training.writing as writing
 from llada_sft.config import load_config
 from llada_sft.errors import LladaSftError
@@ -58,6 +62,54 @@ def on_a_disk_that_fills_up(
 def simply(folder: str, config_file: str, overrides: list[str]) -> dict[str, Any]:
     """Train without trouble."""
     return attempt(Path(folder), config_file, overrides, lambda: False)
+
+
+def resumed_each(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Train each of these runs on, to its last step."""
+    return {name: _resumed(Path(folder) / name) for name in names}
+
+
+def resumed_unexamined(folder: str, hostile_universal: str) -> list[str]:
+    """Resume with files that nobody has examined; on one rank, also from a hostile conversion."""
+    outcomes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume_module, "examine", lambda *given: [])
+        outcomes.append(str(_resumed(Path(folder))["outcome"]))
+        if placement().world_size == 1:
+            universal = partial(_hostile_universal, ran=Path(hostile_universal))
+            patch.setattr(resume_module, "_convert", universal)
+            outcomes.append(str(_resumed(Path(folder))["outcome"]))
+    return outcomes
+
+
+def _hostile_universal(checkpoint: Path, *given: Any, ran: Path) -> bool:
+    """Stand for the conversion: what it has left was changed since."""
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {ran}",)
+
+    shards = checkpoints.universal_path(checkpoint) / checkpoints.DEEPSPEED_TAG
+    (shards / "zero").mkdir(parents=True)
+    shards.with_name("latest_universal").write_text(shards.name)
+    for path in (checkpoint / shards.name).glob("*model_states.pt"):
+        shutil.copy(path, shards)
+    torch.save({"a": Hostile()}, shards / "zero/optimizer_state.pt")
+    return True
+
+
+def _resumed(run: Path) -> dict[str, Any]:
+    notes: list[Any] = []
+    config = load_config(RunDir(run).config)
+    try:
+        outcome: str = train(config, RunDir(run), placement(), Host(note=notes.append))
+    except LladaSftError as error:
+        outcome = f"{type(error).__name__}: {error}"
+    return {
+        "outcome": outcome,
+        "damaged": [note["detail"] for note in notes if note["event"] == "damaged"],
+        "there": names(run),
+    }
 
 
 def with_loggers_that_fail(folder: str, config_file: str, overrides: list[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from llada_sft.data.stream import FilePosition
 from llada_sft.training.checkpoints import DataState, begin, finish
@@ -16,7 +18,6 @@ from llada_sft.training.writing import ShardWriter
 
 NETWORK = {"wte.weight": (20, 32), "block.q.weight": (32, 33), "ln.weight": (31,)}
 STATE = DataState(1, {"a.jsonl": FilePosition(3, 2)}, {"a.jsonl": "11"})
-# A file of DeepSpeed's that is neither a shard nor small enough to be overlooked.
 MODEL = "checkpoint/zero_pp_rank_{}_mp_rank_00_model_states.pt"
 OPTIMIZER = "checkpoint/zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
@@ -44,13 +45,22 @@ def write_checkpoint(
 
 def model_state(world_size: int, network: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     shapes = OrderedDict((f"network.{name}", torch.Size(shape)) for name, shape in network.items())
-    return {"dp_world_size": world_size, "param_shapes": [shapes], "loops": {"global_step": 4}}
+    return {
+        "dp_world_size": world_size,
+        "param_shapes": [shapes],
+        "module": {},
+        "buffer_names": [],
+        "shared_params": {},
+        "loops": {"global_step": 4},
+    }
 
 
 def optimizer_state(world_size: int, network: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     held = sum(ceil(prod(shape) / world_size) for shape in network.values())
     return {
         "optimizer_state_dict": {
+            "zero_stage": ZeroStageEnum.weights,
+            "loss_scaler": LossScaler(1.0),
             "partition_count": world_size,
             "fp32_flat_groups": [torch.randn(held)],
             "optimizer_state_dict": {"state": {0: {"exp_avg": torch.randn(held)}}},

@@ -1,0 +1,112 @@
+"""What is exported is what was written, or nothing is; never another step than was asked for."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from llada_sft.config import load_config
+from llada_sft.config.reader import dump_config
+from llada_sft.errors import CheckpointError
+from llada_sft.model.configuration import read_config
+from llada_sft.model.export import zero3_tensors
+from llada_sft.model.index import read_index
+from llada_sft.model.llada import parameter_shapes
+from llada_sft.run_dir import RunDir
+from llada_sft.training.export import export_run
+from tests.unit.training.checkpoint_files import OPTIMIZER, damage, reseal, write_checkpoint
+
+ROOT = Path(__file__).parents[3]
+GOLDEN = ROOT / "tests/golden/tiny_llada"
+CASES = 40
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunDir(tmp_path_factory.mktemp("run"))
+    overrides = [f"model.path={GOLDEN}", "model.size=null", "model.init=pretrained"]
+    run.config.write_text(dump_config(load_config(ROOT / "config/demo.yaml", overrides)))
+    network = parameter_shapes(read_config(GOLDEN))
+    for step in (2, 4):
+        write_checkpoint(run.checkpoints, step, network=network)
+    return run.path
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(made, tmp_path / "run")))
+
+
+def refused(run: RunDir, out: Path, step: int | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        export_run(run.path, out, None, step)
+    assert not out.exists()
+    assert not out.with_name(f"{out.name}.partial").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_whole_one_is_exported(run: RunDir, tmp_path: Path) -> None:
+    assert export_run(run.path, tmp_path / "a", None, None).name == "step_4"
+    assert export_run(run.path, tmp_path / "b", "fp32", 2).name == "step_2"
+    shapes = {name: slot.shape for name, slot in read_index(tmp_path / "b").items()}
+    assert shapes == parameter_shapes(read_config(GOLDEN))
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_a_damaged_one_is_not(run: RunDir, tmp_path: Path, seed: int) -> None:
+    damage(run.checkpoints / "step_4", random.Random(seed))
+    line = refused(run, tmp_path / "out")
+    assert line.startswith(f"{run.checkpoints}/step_4: ")
+    assert line.endswith(": not exported; export another one with  --step 2")
+    if seed == 0:
+        assert export_run(run.path, tmp_path / "out", None, 2).name == "step_2"
+
+
+def test_one_that_was_set_aside_is_named(run: RunDir, tmp_path: Path) -> None:
+    aside = run.checkpoints / "step_4.damaged"
+    (run.checkpoints / "step_4").rename(aside)
+    for step in (None, 4):
+        assert refused(run, tmp_path / "out", step) == (
+            f"{aside}: was found damaged when the run resumed: not exported;"
+            " export another one with  --step 2"
+        )
+    (run.checkpoints / "step_2/latest").unlink()
+    assert refused(run, tmp_path / "out").endswith("not exported; there is no other")
+
+
+def test_steps_that_are_not_there(run: RunDir, tmp_path: Path) -> None:
+    assert refused(run, tmp_path / "out", 3) == (
+        f"{run.checkpoints}: no checkpoint of step 3; there are 2, 4"
+    )
+    shutil.rmtree(run.checkpoints)
+    assert refused(run, tmp_path / "out") == (
+        f"{run.checkpoints}: no complete checkpoint; train first"
+    )
+
+
+def test_one_of_another_network_is_not_exported(run: RunDir, tmp_path: Path) -> None:
+    shutil.rmtree(run.checkpoints)
+    write_checkpoint(run.checkpoints, 4)
+    assert "is of another network" in refused(run, tmp_path / "out")
+
+
+def test_code_is_not_run(run: RunDir, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> object:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    checkpoint = run.checkpoints / "step_4"
+    network = parameter_shapes(read_config(GOLDEN))
+    write_checkpoint(run.checkpoints, 4, network=network)
+    state = torch.load(checkpoint / OPTIMIZER.format(0), weights_only=False)
+    torch.save({**state, "more": Hostile()}, checkpoint / OPTIMIZER.format(0))
+    reseal(checkpoint)
+    assert "holds code (posix.system)" in refused(run, tmp_path / "out")
+    # Nor where nobody has examined the files before.
+    with pytest.raises(CheckpointError, match=r"holds code \(posix\.system\); nothing of it was"):
+        zero3_tensors(checkpoint)
+    assert not (tmp_path / "ran").exists()
