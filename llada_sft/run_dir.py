@@ -9,7 +9,8 @@ runs/<name>/
   code.N/           what code/ was before the N-th `llada-sft resume RUN --update-code`
   update/           such an update, decided and not finished: the next resume or launch finishes it
   slurm/            the submitted script, the log of each rank; srun's own messages
-  checkpoints/      step_N/ (complete), step_N.partial/ (being written), latest
+  checkpoints/      step_N/ (complete), step_N.partial/ (being written), step_N.damaged/ (found
+                    damaged by a resume), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
   quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended

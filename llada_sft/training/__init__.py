@@ -16,8 +16,12 @@ loss is divided by, agreed between the ranks beforehand.
     schedule.py     the learning rate as a function of the step
     network.py      the model section -> the network
     checkpoints.py  partial, verified, renamed; the newest complete one wins
+    manifest.py     checkpoint.json: sizes, checksums, and a checksum of its own
+    checksums.py    taken while a file is written, compared when it is read
     writing.py      a rank's shards, so that a full disk on one leaves no other one waiting
-    universal.py    a checkpoint for another number of ranks
+    resume.py       which checkpoint a run resumes from: all ranks together
+    verify.py       whether a checkpoint is what was written, before it is loaded
+    universal.py    a checkpoint for another number of ranks, by universal_process.py
     record_format.py the format of the rows, told by the first rank for all
     changed.py      shards that changed or are gone since the checkpoint: refused, or begun anew
     export.py       a checkpoint -> a model directory

@@ -43,7 +43,7 @@ class Conversion:
         shutil.rmtree(self._folder, ignore_errors=True)
         package = str(Path(llada_sft.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        workers = str(min(_MAX_WORKERS, os.cpu_count() or 1))
+        workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
         folders = [str(one / DEEPSPEED_TAG) for one in (checkpoint, self._folder)]
         # The process inherits what is blocked, and never unblocks it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_JOB)
