@@ -8,6 +8,7 @@ torch's own variable, for as long as DeepSpeed loads.
 import os
 import pickle
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,24 +36,55 @@ def force_weights_only() -> None:
     torch.serialization.add_safe_globals(allowed_types())
 
 
+class _Forced:
+    """How many readers there are now; torch's variable and its list belong to the whole process."""
+
+    def __init__(self) -> None:
+        self._lock, self._readers = threading.Lock(), 0
+        self._before: dict[str, str | None] = {}
+        self._added: list[Any] = []
+
+    def begin(self) -> None:
+        with self._lock:
+            self._readers += 1
+            if self._readers > 1:
+                return
+            self._before = {name: os.environ.get(name) for name in (_FORCE, _FORBID)}
+            known = torch.serialization.get_safe_globals()
+            self._added = [one for one in allowed_types() if one not in known]
+            os.environ.pop(_FORBID, None)
+            os.environ[_FORCE] = "1"
+            torch.serialization.add_safe_globals(self._added)
+
+    def end(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers:
+                return
+            kept = [one for one in torch.serialization.get_safe_globals() if one not in self._added]
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(kept)
+            for name, value in self._before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+_forced = _Forced()
+
+
 @contextmanager
 def weights_only() -> Iterator[None]:
-    """Read every torch file without running code from it, whatever `torch.load` is told."""
-    before = {name: os.environ.get(name) for name in (_FORCE, _FORBID)}
-    # One that is allowed already stays so: torch's own context would forbid it at its end.
-    known = torch.serialization.get_safe_globals()
-    missing = [one for one in allowed_types() if one not in known]
-    os.environ.pop(_FORBID, None)
-    os.environ[_FORCE] = "1"
+    """Read every torch file without running code from it, whatever `torch.load` is told.
+
+    It may be entered again within itself, and by other threads.
+    """
+    _forced.begin()
     try:
-        with torch.serialization.safe_globals(missing):
-            yield
+        yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _forced.end()
 
 
 def load_data(path: Path, map_location: Any = None, mmap: bool | None = None) -> Any:

@@ -136,8 +136,11 @@ def _judge(checkpoint: Path, of_ranks: list[list[Finding]]) -> str:
             f"{checkpoint}: {summary(hostile)}: not loaded, and nothing of it was run;"
             " find out who wrote it, then remove it to resume from the one before"
         )
-    return f"{checkpoint}: {'damaged' if is_damaged(of_ranks) else 'passed over'}: " + summary(
-        findings
+    if not is_damaged(of_ranks):
+        return f"{checkpoint}: passed over: {summary(findings)}"
+    # What rank 0 calls gone, the other ranks only cannot find.
+    return f"{checkpoint}: damaged: " + summary(
+        finding for finding in findings if finding.kind != "unreadable"
     )
 
 

@@ -8,6 +8,8 @@ from, and must take the one before; an export of the damaged one must refuse.
 """
 
 import argparse
+import contextlib
+import io
 import random
 import shutil
 import tempfile
@@ -68,7 +70,8 @@ def play(whole: RunDir, number: int, folder: Path) -> str:
         assert "--step 2" in str(error), f"{what}: {error}"
     assert not (run.path / "out").exists(), f"{what}: exported in part"
     network = parameter_shapes(resolve_network(load_config(run.config).model))
-    seen = resume(run.path, network=network)
+    with contextlib.redirect_stdout(io.StringIO()):
+        seen = resume(run.path, network=network)
     for outcome in seen.outcomes.values():
         assert isinstance(outcome, Resume), f"{what}: {outcome!r}"
         assert outcome.step == 2, f"{what}: loaded"

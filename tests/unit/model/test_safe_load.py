@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_contexts_within_each_other(file: Path) -> None:
             load_data(file)
         # As DeepSpeed calls it.
         assert torch.load(file, weights_only=False)["stage"] == 3
+
+
+def test_readers_in_several_threads(file: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(lambda _: load_data(file), range(200)))
+    assert len(states) == 200
+    assert FORCE not in os.environ
+    assert LossScaler not in torch.serialization.get_safe_globals()
 
 
 @pytest.mark.parametrize(
