@@ -1,12 +1,13 @@
 """What checksums cost a checkpoint: the seconds of a save with them and without.
 
-    python benchmarks/checkpoint.py [--megabytes 1024] [--repeats 5] [--folder DIR] [--out FILE]
+    python benchmarks/checkpoint.py [--megabytes 1024] [--repeats 9] [--folder DIR] [--out FILE]
 
 One rank's optimizer shard is written as training writes it: torch.save through a file of Python's,
-then fsync. Both kinds are written in turn, so that both see the same disk; what counts is the
-median. Also shown: how fast the hash is by itself, and how long the verification before a resume
-takes, from the page cache. Memory is warmed first: a page that this process touches for the first
-time costs more than writing it. MB are 10^6 bytes.
+then fsync. Both kinds are written in turn, so that both see the same disk. A disk is noisy, and
+noise only adds: what counts is the fastest of each kind. Also shown: how fast the hash is by
+itself, and how long the verification before a resume takes, from the page cache. Memory is warmed
+first: a page that this process touches for the first time costs more than writing it. MB are 10^6
+bytes.
 """
 
 import argparse
@@ -114,7 +115,7 @@ def main() -> int:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="the file system to write to")
     parser.add_argument("--out", type=Path, default=Path("checkpoint.json"))
     options = parser.parse_args()
@@ -126,14 +127,13 @@ def main() -> int:
         speed = measure_hash(state, Path(name))
     report.print_table(saves)
     report.print_table([speed])
-    plain = next(row for row in saves if row["save"] == "plain")
-    # The hash alone is what is added; the difference of the medians has the disk's noise in it.
-    added = speed["hash_s"] / plain["median_s"]
-    difference = saves[1]["median_s"] / plain["median_s"] - 1
-    print(f"the hash takes {added:.1%} of a save; measured difference {difference:+.1%}")
-    shares = {"hash_share": added, "difference": difference, "limit": LIMIT}
+    plain, hashed = saves
+    cost = hashed["fastest_s"] / plain["fastest_s"] - 1
+    of_medians = hashed["median_s"] / plain["median_s"] - 1
+    print(f"checksums cost {cost:+.1%} of a save (of the medians: {of_medians:+.1%})")
+    shares = {"cost": cost, "cost_of_medians": of_medians, "limit": LIMIT}
     report.write(options.out, {**about, "saves": saves, "speed": speed, **shares})
-    return 0 if added < LIMIT else 1
+    return 0 if cost < LIMIT else 1
 
 
 if __name__ == "__main__":

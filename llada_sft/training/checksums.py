@@ -7,6 +7,7 @@ xxh3_128 is several times faster than a disk, and long enough that damage never 
 import mmap
 import os
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -14,6 +15,8 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 # Read at once: large enough for a network file system.
 _BUFFER_BYTES = 16 << 20
+# Fewer bytes are hashed sooner than another thread is told of them.
+_HASHED_AT_ONCE = 1 << 20
 
 
 class FileRecord(NamedTuple):
@@ -30,16 +33,30 @@ class FileRecord(NamedTuple):
 class HashingFile:
     """Passes what is written on to a file, and takes its checksum: the file is not read again.
 
-    torch.save only appends: it needs `write` and `flush`, never `seek`.
+    torch.save only appends: it needs `write` and `flush`, never `seek`. A tensor is hashed by
+    another thread while it is written: hashing adds next to nothing to the time of a save.
+
+    Args:
+        file: Takes the bytes.
+        hasher: A pool of one thread.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash, self._size = file, xxh3_128(), 0
+    def __init__(self, file: IO[bytes], hasher: Executor) -> None:
+        self._file, self._hasher = file, hasher
+        self._hash, self._size = xxh3_128(), 0
 
     def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        self._size += memoryview(data).nbytes
-        return self._file.write(data)
+        num_bytes = memoryview(data).nbytes
+        self._size += num_bytes
+        if num_bytes < _HASHED_AT_ONCE:
+            self._hash.update(data)
+            return self._file.write(data)
+        hashed = self._hasher.submit(self._hash.update, data)
+        try:
+            return self._file.write(data)
+        finally:
+            # torch frees the memory when this returns.
+            hashed.result()
 
     def flush(self) -> None:
         self._file.flush()

@@ -14,6 +14,7 @@ is also where a file system that writes later says that it is full.
 import errno
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -85,8 +86,8 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
 def write_shard(state: object, path: Path) -> FileRecord:
     """Write a torch file, wait until it is on the disk, and return its size and checksum."""
     # A file of Python's: torch's own does not say why it cannot be written.
-    with path.open("wb") as file:
-        hashing = HashingFile(file)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
+        hashing = HashingFile(file, hasher)
         torch.save(state, cast(IO[bytes], hashing))
         file.flush()
         os.fsync(file.fileno())
