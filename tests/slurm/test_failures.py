@@ -42,6 +42,16 @@ DiffusionModule.training_step = failing
 def process_data(record, tokenizer, max_length):
     return encode_record(record, tokenizer)
 """
+# As in a shell of `srun --pty bash`; each would change the job, or end its step.
+OF_ANOTHER_JOB = {
+    "SLURM_NTASKS": "1",
+    "SLURM_MEM_PER_CPU": "100",
+    "SLURM_MEM_PER_NODE": "100",
+    "SLURM_RESTART_COUNT": "5",
+    "SLURM_EXPORT_ENV": "NONE",
+    "SBATCH_NO_REQUEUE": "1",
+    "SBATCH_TIMELIMIT": "1",
+}
 RAISE = '(RUN / "faults").open("a").write(f"{time.time()}\\n"); raise ValueError("of the test")'
 
 
@@ -55,10 +65,19 @@ def entries(run: RunDir, event: str) -> list[Entry]:
 
 
 def test_the_same_exception_twice_ends_the_job(
-    cluster: Cluster, launched: Launched, hook: Path
+    cluster: Cluster,
+    launched: Launched,
+    hook: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is restarted once, whatever setup.sh sets and the launching shell has of another job."""
     hook.write_text(HOOK.replace("FAULT", RAISE))
-    run, job = launched("raises", 12, f"data.hook={hook}", *OVERRIDES)
+    (tmp_path / "setup.sh").write_text("set -euo pipefail\ntrap 'exit 3' EXIT\ncd /\n")
+    for name, value in OF_ANOTHER_JOB.items():
+        monkeypatch.setenv(name, value)
+    setup = f"slurm.setup={tmp_path}/setup.sh"
+    run, job = launched("raises", 12, f"data.hook={hook}", setup, *OVERRIDES)
     fields = cluster.wait_job(job, ["FAILED"], TIMEOUT_S, restarts=1)
     assert (fields["ExitCode"], fields["Restarts"]) == ("70:0", "1")
     failed = entries(run, "failed")

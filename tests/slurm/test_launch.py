@@ -1,13 +1,15 @@
-"""`launch.py` on a real SLURM: with a mistake.
+"""`launch.py` on a real SLURM: with mistakes.
 
 What is trained is the demo's network, on CPU, two ranks on each of two nodes.
 """
+
+from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from conftest import Launched
 
-from llada_sft.cluster import failures, journal
+from llada_sft.cluster import failures, journal, status
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -31,3 +33,31 @@ def test_a_mistake_ends_the_job_without_a_requeue(cluster: Cluster, launched: La
     lines = [failure.error for failure in failures.read_all(run) if not failure.consequence]
     assert lines
     assert all("train.epochs: must be a whole number, got 'x'" in line for line in lines)
+
+
+def test_a_setup_script_that_exits_is_the_cause(
+    cluster: Cluster, launched: Launched, tmp_path: Path
+) -> None:
+    (tmp_path / "setup.sh").write_text("echo no module named cuda/99\nexit 3\n")
+    run, job = launched("setup", 20, f"slurm.setup={tmp_path}/setup.sh")
+    fields = cluster.wait_job(job, ["FAILED"], TIMEOUT_S)
+    assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
+    assert causes(run) == ["mistake"]
+    (error,) = status.failure_lines(run)
+    assert "with exit code 3: no module named cuda/99; fix the file of slurm.setup" in error
+    # No rank was started, and the log says why.
+    assert f"mistake: {error}" in (run.slurm / f"{job}_0_log.out").read_text()
+    assert not list(run.slurm.glob("*_srun.log"))
+
+
+def test_what_srun_refuses_is_the_cause(cluster: Cluster, launched: Launched) -> None:
+    # Nodes have four CPUs: two ranks of three do not fit, and the job asks for less by itself.
+    run, job = launched("refused", 20, "slurm.extra={begin: now+3600}")
+    script = cluster.run(["scontrol", "write", "batch_script", job, "-"])
+    file = run.path / "more.sbatch"
+    file.write_text(script.replace("cpus_per_rank=1\n", "cpus_per_rank=3\n"))
+    more = cluster.run(["sbatch", "--parsable", "--begin=now", str(file)], cwd=run.path).strip()
+    fields = cluster.wait_job(more, ["FAILED"], TIMEOUT_S)
+    assert (fields["ExitCode"], causes(run)) == ("2:0", ["mistake"])
+    (failed,) = (e for e in journal.read(run.journal) if e["event"] == "failed")
+    assert failed["error"].startswith("no rank was started: srun: error: Unable to create step")
