@@ -1,17 +1,21 @@
 """What an attempt has left, collected for the judge: its files, and what SLURM says of the job."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llada_sft.cluster import failures, job_states, journal, slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.judge import Evidence, read_srun, why_not_started
+from llada_sft.cluster.judge import Death, Evidence, read_srun, why_not_started
+from llada_sft.cluster.peers import last_line_of_peer
 from llada_sft.cluster.restarts import STOPS
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
+# Of the end of a rank's log.
+_READ_BYTES = 1 << 16
 # What a job that is over says of itself.
 _CAUSE_OF_STATE = {
     "CANCELLED": Cause.CANCELLED,
@@ -84,7 +88,7 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
     return Evidence(
         srun_code,
         failures.read_all(run),
-        deaths,
+        with_peers(deaths, lambda rank: run.slurm / f"{job.job_id}_{rank}_log.out"),
         lost,
         nodes,
         started.get("world_size", 1),
@@ -92,6 +96,25 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
         silent_srun=srun_code is None and not (messages or "").strip(),
         not_started=why_not_started(messages or ""),
     )
+
+
+def with_peers(deaths: Sequence[Death], log_of: Callable[[int], Path]) -> list[Death]:
+    """Add what NCCL's watchdog says of a peer in the log of a rank, before it aborts the rank."""
+    return [
+        replace(death, of_peer=last_line_of_peer(_end_of(log_of(death.rank))))
+        if death.how.startswith("Aborted")
+        else death
+        for death in deaths
+    ]
+
+
+def _end_of(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _READ_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def of_another_job(run: RunDir, started: Entry) -> Evidence:

@@ -51,12 +51,14 @@ class Death:
         node: Where it ran; empty for a local run.
         how: srun's words: "Killed", "Exited with exit code 1", "Out Of Memory".
         first: It died before srun began to end all ranks.
+        of_peer: What it heard of another rank, where NCCL ended it for that; else empty.
     """
 
     rank: int
     node: str
     how: str
     first: bool
+    of_peer: str = ""
 
     @property
     def by_signal(self) -> bool:
@@ -208,7 +210,7 @@ def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
         (one for one in silent if _OUT_OF_MEMORY.search(one.how)), next(iter(silent), None)
     )
     # Who exited without a word was there before whom SLURM killed because of it.
-    if first is None or not first.by_signal:
+    if first is None or not first.by_signal or first.of_peer:
         return None
     out_of_memory = _OUT_OF_MEMORY.search(first.how) is not None
     cause = Cause.OUT_OF_MEMORY if out_of_memory else Cause.KILLED
@@ -224,10 +226,11 @@ def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
 
 
 def _silent(evidence: Evidence) -> Sequence[Death]:
-    """List the deaths of ranks that said nothing; if all were told to leave, those."""
+    """List the deaths of ranks that said nothing; those that follow from others, if all do."""
     spoke = {failure.rank for failure in evidence.failures}
     silent = [one for one in evidence.deaths if one.rank not in spoke]
-    return [one for one in silent if not one.by_term] or silent
+    own = [one for one in silent if not one.by_term and not one.of_peer]
+    return own or [one for one in silent if one.of_peer] or silent
 
 
 def _silent_node(evidence: Evidence) -> Verdict | None:
@@ -281,15 +284,21 @@ def _without_a_word(evidence: Evidence) -> Verdict:
     step = _known_step(evidence.failures)
     if evidence.exit_code == 0:
         return Verdict(Cause.FINISHED, "all ranks exited with 0", step=step)
+    if (death := next(iter(_silent(evidence)), None)) and death.of_peer:
+        return _heard_of_peer(death.rank, death.of_peer, step)
     for death in _silent(evidence) or evidence.deaths:
         error = f"rank {death.rank}: {death.how}, without a word: see its log"
         return Verdict(Cause.LOST, error, death.rank, death.node, step)
     if evidence.failures:
         first = min(evidence.failures, key=lambda failure: failure.time)
-        if is_time_out(first.error):
-            error = f"a collective timed out, and no rank said why; rank {first.rank}: "
-            return Verdict(Cause.HANG, error + first.error, step=step)
-        error = f"a rank vanished; what rank {first.rank} saw of it: {first.error}"
-        return Verdict(Cause.LOST, error, step=step)
+        return _heard_of_peer(first.rank, first.error, step)
     code = "" if evidence.exit_code is None else f": srun's exit code is {evidence.exit_code}"
     return Verdict(Cause.LOST, f"it ended without a word{code}")
+
+
+def _heard_of_peer(rank: int, error: str, step: int | None) -> Verdict:
+    """Judge by what a rank says of others, where nobody says more."""
+    if is_time_out(error):
+        what = f"a collective timed out, and no rank said why; rank {rank}: {error}"
+        return Verdict(Cause.HANG, what, step=step)
+    return Verdict(Cause.LOST, f"a rank vanished; what rank {rank} saw of it: {error}", step=step)

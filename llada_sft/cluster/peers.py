@@ -15,7 +15,7 @@ _TIMED_OUT = re.compile(
     r"Timed out waiting \d+ ?ms for|Application timeout caused pair closure|Connect timeout \["
     r"|failed to pass monitoredBarrier"
     # NCCL
-    r"|collective operation timeout|NCCL operations have failed or timed out"
+    r"|collective operation timeout|NCCL operations have failed or timed out|watchdog got stuck for"
     # the store
     r"|wait timeout after \d+ ?ms, keys|client socket has timed out after|Socket Timeout"
     r"|Timed out after \d+ seconds waiting for clients"
@@ -34,3 +34,12 @@ def is_of_peer(error: BaseException) -> bool:
 def is_time_out(text: str) -> bool:
     """Tell whether an error says that a collective has waited in vain."""
     return _TIMED_OUT.search(text) is not None
+
+
+def last_line_of_peer(log: str) -> str:
+    """Return the last line of a rank's log that speaks of a peer; empty where there is none.
+
+    NCCL's watchdog says it there, and then aborts the process: no exception of Python's comes.
+    """
+    lines = [one for one in log.splitlines() if _GONE.search(one) or is_time_out(one)]
+    return lines[-1].strip() if lines else ""

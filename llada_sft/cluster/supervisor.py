@@ -137,7 +137,7 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
     found = Evidence(
         exit_code=1 if deaths else 0,
         failures=failures.read_all(run),
-        deaths=deaths,
+        deaths=evidence.with_peers(deaths, run.rank_log),
         world_size=started.get("world_size", 1),
         stopped=Cause.CANCELLED if told else None,
     )

@@ -159,8 +159,8 @@ MUTANTS = (
     ),
     Mutant(
         "cluster/judge.py",
-        "[one for one in silent if not one.by_term] or silent",
-        "silent",
+        "if not one.by_term and not one.of_peer]",
+        "if not one.of_peer]",
         "cluster/test_judge.py",
         "a sibling that SLURM told to leave is taken for the rank that failed",
     ),

@@ -1,10 +1,12 @@
 """Why an attempt ended, from what its ranks, srun and SLURM left (as seen on 22.05.8)."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.evidence import with_peers
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.judge import Death, Evidence, judge, read_srun, why_not_started
 
@@ -300,6 +302,54 @@ def test_siblings_that_slurm_tells_to_leave_are_not_the_cause(
         # Where it has said why itself, that is it.
         reported = judge(after(text, said(3, "ValueError: a"), peer(0), peer(1)))
         assert (reported.cause, reported.rank) == (Cause.EXCEPTION, 3)
+
+
+# As ProcessGroupNCCL.cpp writes them.
+TIMED_OUT = (
+    "[rank1]:[E1126 01:02:03.4 ProcessGroupNCCL.cpp:683] [Rank 1] Watchdog caught collective"
+    " operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, Timeout(ms)=2820000) ran for 2820010"
+    " milliseconds before timing out."
+)
+GONE = (
+    "  what():  NCCL error: remote process exited or there was a network error, NCCL version 2.27"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "error"),
+    [
+        (
+            TIMED_OUT,
+            Cause.HANG,
+            f"a collective timed out, and no rank said why; rank 0: {TIMED_OUT}",
+        ),
+        (GONE, Cause.LOST, f"a rank vanished; what rank 0 saw of it: {GONE.strip()}"),
+        ("free(): invalid pointer", Cause.KILLED, "rank 0: ended by a signal: Aborted"),
+    ],
+)
+def test_what_nccl_aborts_is_a_consequence(
+    tmp_path: Path, log: str, cause: Cause, error: str
+) -> None:
+    """Its watchdog ends the process by SIGABRT: no exception comes, and no report."""
+    for rank in range(4):
+        (tmp_path / f"{rank}").write_text(f"step 7\n{log}\nFatal Python error: Aborted\n")
+    deaths, _ = read_srun(
+        "srun: error: node1: tasks 0-1: Aborted\n"
+        "srun: error: node2: task 2: Aborted (core dumped)\n"
+    )
+    found = with_peers(deaths, lambda rank: tmp_path / f"{rank}")
+    verdict = judge(replace(FOUR, deaths=found))
+    assert (verdict.cause, verdict.error) == (cause, error)
+    killed = Death(3, "node2", "Killed", first=False)
+    of_rank_3 = judge(replace(FOUR, deaths=[*found, killed]))
+    assert of_rank_3.rank == (0 if cause == Cause.KILLED else 3)
+    spoke = judge(replace(FOUR, deaths=found, failures=[said(3, "rank 3 hangs")]))
+    assert (spoke.rank, spoke.error) == (3, "rank 3 hangs")
+
+
+def test_an_aborted_rank_without_a_log(tmp_path: Path) -> None:
+    death = Death(0, "", "Aborted", first=True)
+    assert with_peers([death], lambda rank: tmp_path / "none") == [death]
 
 
 def test_one_rank_that_somebody_terminated() -> None:
