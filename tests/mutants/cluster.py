@@ -1,188 +1,291 @@
 """Mutants of cluster/."""
 
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import of_file
 
 MUTANTS = (
-    Mutant(
-        "cluster/judge.py",
-        "first = min(own",
-        "first = max(own",
-        "cluster/test_judge.py",
-        "the last rank that failed is blamed",
+    *of_file(
+        "cluster/evidence.py",
+        "cluster/test_supervisor.py",
+        (
+            "if job.restarts > before or",
+            "if job.restarts >= before or",
+            "every job counts as requeued",
+        ),
     ),
-    Mutant(
-        "cluster/judge.py",
-        "silent = [one for one in evidence.deaths if one.rank not in spoke]",
-        "silent = list(evidence.deaths)",
-        "cluster/test_judge.py",
-        "a rank that said why it ended is taken for one that was killed",
+    *of_file(
+        "cluster/failures.py",
+        "cluster/test_failures.py",
+        (
+            "(yields or there.witness is None)",
+            "yields",
+            "a second failure report overwrites the first",
+        ),
+        ("os.fsync(file.fileno())", "pass", "a failure report is not on the disk"),
+        ("if fits and path.name", "if path.name", "a damaged report ends whoever reads it"),
     ),
-    Mutant(
-        "cluster/judge.py",
-        "first = False",
-        "first = True",
-        "cluster/test_judge.py",
-        "ranks that srun ended are blamed",
-    ),
-    Mutant(
-        "cluster/judge.py",
-        "len(silent) != 1 or",
-        "len(silent) < 1 or",
-        "cluster/test_judge.py",
-        "of two silent nodes the first is blamed",
-    ),
-    Mutant(
-        "cluster/judge.py",
-        "evidence.nodes.index(node) * _per_node(evidence)",
-        "evidence.nodes.index(node)",
-        "cluster/test_judge.py",
-        "a lost node is named by a wrong rank",
-    ),
-    Mutant(
-        "cluster/judge.py",
-        "return max((one.step",
-        "return min((one.step",
-        "cluster/test_judge.py",
-        "the step of an attempt is that of the slowest rank",
-    ),
-    Mutant(
-        "cluster/judge.py",
-        "if evidence.stopped != Cause.REQUEUED or",
-        "if",
-        "cluster/test_judge.py",
-        "a cancelled job is taken for a lost batch host",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "if one.cause is not None and one.cause not in STOPS]",
-        "if one.cause is not None]",
-        "cluster/test_restarts.py",
-        "a preemption between two equal failures hides that they are equal",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "or count <= allowed",
-        "or count < allowed",
-        "cluster/test_restarts.py",
-        "one restart after a lost node fewer than allowed",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "return self.cause is not None and self.cause not in STOPS and",
-        "return self.cause is not None and",
-        "cluster/test_restarts.py",
-        "stops by a person count as standstill",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "return self.new_steps < least_steps",
-        "return self.new_steps <= least_steps",
-        "cluster/test_restarts.py",
-        "preemptions with just enough steps count as standstill",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "        if self.cause in _BY_SLURM:\n            return self.new_steps < least_steps\n",
-        "",
-        "cluster/test_restarts.py",
-        "a job that makes a step per time limit is requeued for ever",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "if len(stood) < allowed:",
-        "if len(stood) <= allowed:",
-        "cluster/test_restarts.py",
-        "an attempt without progress too many",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "new_steps=max(0, saved - newest)",
-        "new_steps=saved",
-        "cluster/test_restarts.py",
-        "the same checkpoint written again counts as progress",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        'if one.get("job_id") == job_id:',
-        "if True:",
-        "cluster/test_restarts.py",
-        "a new job inherits the budget of the last",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        "(before.cause, before.step) != (last.cause, last.step)",
-        "before.cause != last.cause",
-        "cluster/test_restarts.py",
-        "equal failures at different steps end the job",
-    ),
-    Mutant(
-        "cluster/restarts.py",
-        '_NUMBER.sub("#", one) == _NUMBER.sub("#", other)',
-        "one == other",
-        "cluster/test_restarts.py",
-        "an error with an address in it is never the same",
-    ),
-    Mutant(
-        "cluster/journal.py",
-        "        os.fsync(file)",
-        "        pass",
-        "cluster/test_journal.py",
-        "an entry is not on the disk when `append` returns",
-    ),
-    Mutant(
-        "cluster/journal.py",
-        "os.ftruncate(file, os.fstat(file).st_size - written)",
-        "pass",
-        "cluster/test_journal.py",
-        "what a full disk took of an entry stays",
-    ),
-    Mutant(
-        "cluster/rank_journal.py",
-        "save_s + 2 * step_s",
-        "save_s + step_s",
-        "cluster/test_rank_journal.py",
-        "a signal's lead is compared with one step",
-    ),
-    Mutant(
-        "cluster/rank_journal.py",
-        "if needed_s <= lead_s",
-        "if needed_s >= lead_s",
-        "cluster/test_rank_journal.py",
-        "a lead that is long enough is warned of",
-    ),
-    Mutant(
+    *of_file(
         "cluster/job_states.py",
-        "words <= ENDED | _REMARKS",
-        "True",
         "cluster/test_job_states.py",
-        "a job that failed and is requeued in hold is taken for one that is over",
+        (
+            "words <= ENDED | _REMARKS",
+            "True",
+            "a job that failed and is requeued in hold is taken for one that is over",
+        ),
     ),
-    Mutant(
-        "cluster/judge.py",
-        "if not one.by_term and not one.of_peer]",
-        "if not one.of_peer]",
-        "cluster/test_judge.py",
-        "a sibling that SLURM told to leave is taken for the rank that failed",
-    ),
-    Mutant(
+    *of_file(
         "cluster/job_states.py",
-        "int(restarts) > restarts_before",
-        "int(restarts) >= restarts_before",
         "cluster/test_preemption.py",
-        "a job that nobody requeued is taken for one that was",
+        (
+            "int(restarts) > restarts_before",
+            "int(restarts) >= restarts_before",
+            "a job that nobody requeued is taken for one that was",
+        ),
     ),
-    Mutant(
-        "cluster/preemption.py",
-        "Cause.PREEMPTED if usr2 else Cause.REQUEUED",
-        "Cause.REQUEUED if usr2 else Cause.PREEMPTED",
-        "cluster/test_preemption.py",
-        "preemption and an operator's requeue are exchanged",
+    *of_file(
+        "cluster/journal.py",
+        "cluster/test_journal.py",
+        (
+            "        os.fsync(file)",
+            "        pass",
+            "an entry is not on the disk when `append` returns",
+        ),
+        (
+            "os.ftruncate(file, os.fstat(file).st_size - written)",
+            "pass",
+            "what a full disk took of an entry stays",
+        ),
     ),
-    Mutant(
+    *of_file(
+        "cluster/judge.py",
+        "cluster/test_judge.py",
+        ("first = min(own", "first = max(own", "the last rank that failed is blamed"),
+        (
+            "silent = [one for one in evidence.deaths if one.rank not in spoke]",
+            "silent = list(evidence.deaths)",
+            "a rank that said why it ended is taken for one that was killed",
+        ),
+        ("first = False", "first = True", "ranks that srun ended are blamed"),
+        ("len(silent) != 1 or", "len(silent) < 1 or", "of two silent nodes the first is blamed"),
+        (
+            "evidence.nodes.index(node) * _per_node(evidence)",
+            "evidence.nodes.index(node)",
+            "a lost node is named by a wrong rank",
+        ),
+        (
+            "return max((one.step",
+            "return min((one.step",
+            "the step of an attempt is that of the slowest rank",
+        ),
+        (
+            "if evidence.stopped != Cause.REQUEUED or",
+            "if",
+            "a cancelled job is taken for a lost batch host",
+        ),
+        (
+            "if not one.by_term and not one.of_peer]",
+            "if not one.of_peer]",
+            "a sibling that SLURM told to leave is taken for the rank that failed",
+        ),
+    ),
+    *of_file(
+        "cluster/leaving.py",
+        "cluster/test_leaving.py",
+        (
+            "failure.rank != self._rank",
+            "failure.rank == self._rank",
+            "a rank takes its own report for another's",
+        ),
+        (
+            "is_of_peer(error) or self._others_left()",
+            "is_of_peer(error)",
+            "an exception after another rank left is taken for the cause",
+        ),
+    ),
+    *of_file(
+        "cluster/local.py",
+        "cluster/test_local.py::test_what_ranks_leave_behind_when_they_end_on_term_is_killed",
+        (
+            "        self.send(signal.SIGKILL)\n        for",
+            "        for",
+            "what a rank leaves behind lives on",
+        ),
+    ),
+    *of_file(
+        "cluster/local.py",
+        "cluster/test_local.py::test_signals_are_passed_on",
+        (
+            "signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM",
+            "signal.SIGTERM",
+            "USR2 arrives as TERM",
+        ),
+    ),
+    *of_file(
+        "cluster/peers.py",
+        "cluster/test_leaving.py",
+        (
+            "isinstance(error, RuntimeError) and",
+            "",
+            "a hook's broken connection is taken for a peer's",
+        ),
+    ),
+    *of_file(
         "cluster/preemption.py",
-        "usr2 and _seconds_left(fields)",
-        "_seconds_left(fields)",
         "cluster/test_preemption.py",
-        "TERM by hand shortly before the limit is the time limit",
+        (
+            "Cause.PREEMPTED if usr2 else Cause.REQUEUED",
+            "Cause.REQUEUED if usr2 else Cause.PREEMPTED",
+            "preemption and an operator's requeue are exchanged",
+        ),
+        (
+            "usr2 and _seconds_left(fields)",
+            "_seconds_left(fields)",
+            "TERM by hand shortly before the limit is the time limit",
+        ),
+    ),
+    *of_file(
+        "cluster/rank_journal.py",
+        "cluster/test_rank_journal.py",
+        ("save_s + 2 * step_s", "save_s + step_s", "a signal's lead is compared with one step"),
+        (
+            "if needed_s <= lead_s",
+            "if needed_s >= lead_s",
+            "a lead that is long enough is warned of",
+        ),
+        (
+            'self._step = entry.get("step", self._step)',
+            'self._step = entry.get("step")',
+            "the end of an attempt does not know its step",
+        ),
+    ),
+    *of_file(
+        "cluster/restarts.py",
+        "cluster/test_restarts.py",
+        (
+            "if one.cause is not None and one.cause not in STOPS]",
+            "if one.cause is not None]",
+            "a preemption between two equal failures hides that they are equal",
+        ),
+        (
+            "or count <= allowed",
+            "or count < allowed",
+            "one restart after a lost node fewer than allowed",
+        ),
+        (
+            "return self.cause is not None and self.cause not in STOPS and",
+            "return self.cause is not None and",
+            "stops by a person count as standstill",
+        ),
+        (
+            "return self.new_steps < least_steps",
+            "return self.new_steps <= least_steps",
+            "preemptions with just enough steps count as standstill",
+        ),
+        (
+            "self.new_steps < least_steps",
+            "False",
+            "a job that makes a step per time limit is requeued for ever",
+        ),
+        (
+            "if len(stood) < allowed:",
+            "if len(stood) <= allowed:",
+            "an attempt without progress too many",
+        ),
+        (
+            "new_steps=max(0, saved - newest)",
+            "new_steps=saved",
+            "the same checkpoint written again counts as progress",
+        ),
+        (
+            'if one.get("job_id") == job_id:',
+            "if True:",
+            "a new job inherits the budget of the last",
+        ),
+        (
+            "(before.cause, before.step) != (last.cause, last.step)",
+            "before.cause != last.cause",
+            "equal failures at different steps end the job",
+        ),
+        (
+            '_NUMBER.sub("#", one) == _NUMBER.sub("#", other)',
+            "one == other",
+            "an error with an address in it is never the same",
+        ),
+    ),
+    *of_file(
+        "cluster/snapshot.py",
+        "cluster/test_snapshot.py",
+        ("key=len, reverse=True", "key=len", "of two secrets the end of the longer one stays"),
+        (">= _MIN_SECRET_LENGTH", "> _MIN_SECRET_LENGTH", "a secret of eight characters stays"),
+    ),
+    *of_file(
+        "cluster/stacks.py",
+        "cluster/test_stacks.py",
+        (
+            "for one in told if not one.waits",
+            "for one in told if one.waits",
+            "those who wait are named instead of those who are waited for",
+        ),
+        ("least = min((one.step", "least = max((one.step", "who is ahead is named"),
+        (
+            "bool(named) and stand not in named",
+            "bool(named)",
+            "the hang of the rank that is waited for is a consequence",
+        ),
+        (
+            "if len(behind) < len(told) else []",
+            "if behind else []",
+            "where all wait for one another all are named",
+        ),
+    ),
+    *of_file(
+        "cluster/stop_request.py",
+        "cluster/test_stop_request.py",
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})",
+            "pass",
+            "USR2 ends the children",
+        ),
+    ),
+    *of_file(
+        "cluster/supervisor.py",
+        "cluster/test_supervisor.py",
+        (
+            "if not job_states.is_requeued(",
+            "if job_states.is_requeued(",
+            "a job that SLURM has requeued is requeued again",
+        ),
+        (
+            "    failures.clear(run)\n",
+            "    pass\n",
+            "an attempt is judged by the reports of the one before",
+        ),
+        (
+            "found.stopped == Cause.CANCELLED and",
+            "found.stopped != Cause.CANCELLED and",
+            "a cancelled job comes back",
+        ),
+    ),
+    *of_file(
+        "cluster/suspects.py",
+        "cluster/test_supervisor.py",
+        (
+            "if len(left) < needed:",
+            "if len(left) <= needed:",
+            "a node stays though just enough others are left",
+        ),
+    ),
+    *of_file(
+        "cluster/watchdog.py",
+        "cluster/test_watchdog.py::test_only_a_long_phase_has_the_grace",
+        (
+            "if phase in _LONG_PHASES else 0",
+            "if phase not in _LONG_PHASES else 0",
+            "a step has the grace of a long phase",
+        ),
+        (
+            '"checkpoint", "validation", "end"})',
+            '"checkpoint", "validation"})',
+            "the end has no grace",
+        ),
     ),
 )

@@ -1,160 +1,132 @@
 """Mutants of diffusion/ and model/."""
 
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import of_file
 
 MUTANTS = (
-    Mutant(
-        "diffusion/noise.py",
-        "1 + math.floor(u * num_response)",
-        "max(1, math.floor(u * num_response))",
-        "diffusion/test_noise.py",
-        "fewer tokens are masked than drawn",
-    ),
-    Mutant(
-        "diffusion/noise.py",
-        "weight=num_response / num_masked",
-        "weight=1.0",
-        "diffusion/test_noise.py",
-        "masked tokens lose their weight",
-    ),
-    Mutant(
-        "diffusion/noise.py",
-        "(1 - eps) * t + eps",
-        "t",
-        "diffusion/test_noise.py",
-        "the smallest masking probability is gone",
-    ),
-    Mutant(
-        "diffusion/noise.py",
-        'hashed("noise", seed, epoch, file, row, part)',
-        'hashed("noise", seed, epoch, file, row)',
-        "diffusion/test_noise.py",
-        "examples of one row share their noise",
-    ),
-    Mutant(
-        "diffusion/noise.py",
-        "(key >> 11) / (1 << 53)",
-        "key / (1 << 64)",
-        "diffusion/test_noise.py",
-        "a uniform number may be 1.0",
-    ),
-    Mutant(
-        "diffusion/noise.py",
-        "index * _GOLDEN_RATIO",
-        "(index + 1) * _GOLDEN_RATIO",
-        "diffusion/test_noise.py",
-        "the sequence of noise levels begins at its second element",
-    ),
-    Mutant(
-        "diffusion/likelihood.py",
-        'hashed("validation", key, draw)',
-        'hashed("validation", key)',
-        "diffusion/test_likelihood.py",
-        "all draws of an example mask alike",
-    ),
-    Mutant(
-        "diffusion/likelihood.py",
-        "(draw + independent(key)) / num_draws",
-        "independent(key) / num_draws",
-        "diffusion/test_likelihood.py",
-        "all draws are of the lowest noise level",
-    ),
-    Mutant(
-        "diffusion/objective.py",
-        "F.cross_entropy(logits.float(), targets",
-        "F.cross_entropy(logits, targets",
-        "diffusion/test_objective.py",
-        "the loss of bf16 logits is computed in bf16",
-    ),
-    Mutant(
+    *of_file(
         "diffusion/generate.py",
-        "eligible[:, end:] = False",
-        "pass",
         "diffusion/test_generate.py",
-        "later blocks are uncovered too early",
+        ("eligible[:, end:] = False", "pass", "later blocks are uncovered too early"),
     ),
-    Mutant(
+    *of_file(
         "diffusion/generate.py",
-        "(cfg_scale + 1) * (logits",
-        "cfg_scale * (logits",
         "model/test_parity.py",
-        "guidance is weaker than its scale",
+        ("(cfg_scale + 1) * (logits", "cfg_scale * (logits", "guidance is weaker than its scale"),
     ),
-    Mutant(
-        "model/llada.py",
-        "self.weight * normalised.to(x.dtype)",
-        "(self.weight * normalised).to(x.dtype)",
-        "model/test_half_precision.py",
-        "RMSNorm casts after the product with the weight",
+    *of_file(
+        "diffusion/likelihood.py",
+        "diffusion/test_likelihood.py",
+        (
+            'hashed("validation", key, draw)',
+            'hashed("validation", key)',
+            "all draws of an example mask alike",
+        ),
+        (
+            "(draw + independent(key)) / num_draws",
+            "independent(key) / num_draws",
+            "all draws are of the lowest noise level",
+        ),
     ),
-    Mutant(
+    *of_file(
+        "diffusion/noise.py",
+        "diffusion/test_noise.py",
+        (
+            "1 + math.floor(u * num_response)",
+            "max(1, math.floor(u * num_response))",
+            "fewer tokens are masked than drawn",
+        ),
+        ("weight=num_response / num_masked", "weight=1.0", "masked tokens lose their weight"),
+        ("(1 - eps) * t + eps", "t", "the smallest masking probability is gone"),
+        (
+            'hashed("noise", seed, epoch, file, row, part)',
+            'hashed("noise", seed, epoch, file, row)',
+            "examples of one row share their noise",
+        ),
+        ("(key >> 11) / (1 << 53)", "key / (1 << 64)", "a uniform number may be 1.0"),
+        (
+            "index * _GOLDEN_RATIO",
+            "(index + 1) * _GOLDEN_RATIO",
+            "the sequence of noise levels begins at its second element",
+        ),
+    ),
+    *of_file(
+        "diffusion/objective.py",
+        "diffusion/test_objective.py",
+        (
+            "F.cross_entropy(logits.float(), targets",
+            "F.cross_entropy(logits, targets",
+            "the loss of bf16 logits is computed in bf16",
+        ),
+    ),
+    *of_file(
         "model/attention.py",
-        "cos, sin = rotary\n",
-        "cos, sin = rotary.to(x.dtype)\n",
         "model/test_half_precision.py",
-        "the rotation is in bf16",
+        ("cos, sin = rotary\n", "cos, sin = rotary.to(x.dtype)\n", "the rotation is in bf16"),
     ),
-    Mutant(
+    *of_file(
         "model/attention.py",
-        "torch.cat([-second, first], dim=-1)",
-        "torch.cat([second, -first], dim=-1)",
         "model/test_parity.py",
-        "positions turn the other way",
+        (
+            "torch.cat([-second, first], dim=-1)",
+            "torch.cat([second, -first], dim=-1)",
+            "positions turn the other way",
+        ),
     ),
-    Mutant(
+    *of_file(
         "model/attention.py",
-        "numbers[:, None] == numbers",
-        "numbers[:, None] >= numbers",
         "model/test_packed.py",
-        "packed examples look at those before them",
+        (
+            "numbers[:, None] == numbers",
+            "numbers[:, None] >= numbers",
+            "packed examples look at those before them",
+        ),
     ),
-    Mutant(
+    *of_file(
         "model/initialization.py",
-        "range(owned.start // CHUNK * CHUNK, end, CHUNK)",
-        "range(owned.start, end, CHUNK)",
         "model/test_initialization.py",
-        "random weights depend on the number of ranks",
+        (
+            "range(owned.start // CHUNK * CHUNK, end, CHUNK)",
+            "range(owned.start, end, CHUNK)",
+            "random weights depend on the number of ranks",
+        ),
+        ("hashed(key, low)", "key", "all chunks of a parameter have the same noise"),
+        ("owned.values.fill_(1.0)", "owned.values.fill_(0.0)", "the gains of norms begin at zero"),
+        (
+            "residual_std if _writes",
+            "STD if _writes",
+            "what writes to the residual stream is as large as the rest",
+        ),
     ),
-    Mutant(
-        "model/initialization.py",
-        "hashed(key, low)",
-        "key",
-        "model/test_initialization.py",
-        "all chunks of a parameter have the same noise",
+    *of_file(
+        "model/llada.py",
+        "model/test_half_precision.py",
+        (
+            "self.weight * normalised.to(x.dtype)",
+            "(self.weight * normalised).to(x.dtype)",
+            "RMSNorm casts after the product with the weight",
+        ),
     ),
-    Mutant(
-        "model/initialization.py",
-        "owned.values.fill_(1.0)",
-        "owned.values.fill_(0.0)",
-        "model/test_initialization.py",
-        "the gains of norms begin at zero",
-    ),
-    Mutant(
-        "model/initialization.py",
-        "residual_std if _writes",
-        "STD if _writes",
-        "model/test_initialization.py",
-        "what writes to the residual stream is as large as the rest",
-    ),
-    Mutant(
-        "model/partition.py",
-        "partition[num_real:].zero_()",
-        "pass",
-        "model/test_partition.py",
-        "the padding behind a parameter keeps what memory held",
-    ),
-    Mutant(
-        "model/partition.py",
-        "parameter.ds_zero_partition_rank * partition.numel()",
-        "0 * partition.numel()",
-        "model/test_partition.py",
-        "every rank takes the first slice",
-    ),
-    Mutant(
+    *of_file(
         "model/loading.py",
-        "(start + low) * itemsize",
-        "(start * itemsize) + low",
         "model/test_reading.py",
-        "a tensor's second piece is read from a wrong place",
+        (
+            "(start + low) * itemsize",
+            "(start * itemsize) + low",
+            "a tensor's second piece is read from a wrong place",
+        ),
+    ),
+    *of_file(
+        "model/partition.py",
+        "model/test_partition.py",
+        (
+            "partition[num_real:].zero_()",
+            "pass",
+            "the padding behind a parameter keeps what memory held",
+        ),
+        (
+            "parameter.ds_zero_partition_rank * partition.numel()",
+            "0 * partition.numel()",
+            "every rank takes the first slice",
+        ),
     ),
 )

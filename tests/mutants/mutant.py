@@ -53,6 +53,17 @@ class Mutant:
         return changed
 
 
+def of_file(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]:
+    """Return mutants of one file with the same nearest tests.
+
+    Args:
+        file: As in `Mutant`.
+        tests: As in `Mutant`.
+        changes: Text to replace, its replacement, and what it breaks.
+    """
+    return [Mutant(file, old, new, tests, breaks) for old, new, breaks in changes]
+
+
 def problems(mutants: Iterable[Mutant], root: Path) -> list[str]:
     """Return what is wrong with the list itself: text that is not in the code, missing tests."""
     found = []

@@ -1,188 +1,250 @@
 """Mutants of training/."""
 
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import of_file
 
 MUTANTS = (
-    Mutant(
-        "training/noising.py",
-        "index = number * self.world_size + self.rank",
-        "index = number",
-        "training/test_noising.py",
-        "all ranks take the same noise levels",
+    *of_file(
+        "training/callbacks/checkpoint.py",
+        "training/callbacks/test_checkpoint.py",
+        (
+            "self._feed.stop_agreed and not last",
+            "self._feed.stop_agreed",
+            "a stop at the very last step is no end",
+        ),
+        (
+            '== "go_on" and not last)',
+            '== "go_on")',
+            "a run whose last checkpoint failed counts as finished",
+        ),
+        (
+            "trainer.limit_val_batches = 0",
+            "pass",
+            "a run that was told to stop validates on its way out",
+        ),
     ),
-    Mutant(
-        "training/noising.py",
-        "key = noise_key(0, 0, example.file, example.line, example.part)",
-        "key = noise_key(0, 0, example.file, example.line)",
-        "training/test_noising.py",
-        "validation examples of one row share their noise",
+    *of_file(
+        "training/changed.py",
+        "training/test_changed.py",
+        (
+            "for of_rank in ranks for name in of_rank",
+            "for of_rank in ranks[:1] for name in of_rank",
+            "only files of rank 0 begin anew",
+        ),
     ),
-    Mutant(
-        "training/noising.py",
-        "[length * counts.examples / self.world_size",
-        "[length * counts.examples",
-        "training/test_noising.py",
-        "the loss is divided by the ranks twice",
+    *of_file(
+        "training/checkpoints.py",
+        "training/test_checkpoints.py",
+        (
+            "list_checkpoints(folder)[:-keep]",
+            "list_checkpoints(folder)[: -keep - 1]",
+            "a checkpoint too many is kept",
+        ),
+        ("return sorted(found)", "return found", "the newest checkpoint is any"),
+        (
+            "    for path in (*partial.iterdir(), partial):",
+            "    for path in ():",
+            "the names of a checkpoint are not on the disk when it is pointed to",
+        ),
+        (
+            "        _sync(partial.parent)\n        clean",
+            "        clean",
+            "older checkpoints are removed before the new one is on the disk",
+        ),
     ),
-    Mutant(
-        "training/noising.py",
-        "coefficients.zero_()",
-        "pass",
-        "training/test_noising.py",
-        "an example without a masked token has a loss",
+    *of_file(
+        "training/checkpoints.py",
+        "training/test_changed.py",
+        (
+            "self.fingerprints.get(name, value) != value",
+            "self.fingerprints.get(name) != value",
+            "a file that was added counts as changed",
+        ),
     ),
-    Mutant(
-        "training/noising.py",
-        "noise_key(self.seed, example.epoch,",
-        "noise_key(self.seed, 0,",
-        "training/test_noising.py",
-        "all epochs mask the same tokens",
+    *of_file(
+        "training/checksums.py",
+        "training/test_checksums.py",
+        (
+            "summed.update(read)",
+            "summed.update(read[:1])",
+            "only the first byte of each piece is summed",
+        ),
     ),
-    Mutant(
-        "training/noising.py",
-        "consensus.largest(len(batches)) - len(batches)",
-        "0",
-        "training/test_noising.py",
-        "ranks validate different numbers of micro-batches",
-    ),
-    Mutant(
+    *of_file(
         "training/consensus.py",
-        "if summed.failed and not report.failed:",
-        "if summed.failed:",
         "training/test_consensus.py",
-        "the rank that failed reports another one",
+        (
+            "if summed.failed and not report.failed:",
+            "if summed.failed:",
+            "the rank that failed reports another one",
+        ),
+        ("op=dist.ReduceOp.MAX, ", "", "the largest number of the ranks is their sum"),
     ),
-    Mutant(
-        "training/consensus.py",
-        "op=dist.ReduceOp.MAX, ",
-        "",
-        "training/test_consensus.py",
-        "the largest number of the ranks is their sum",
-    ),
-    Mutant(
-        "training/nonfinite.py",
-        "loss.isfinite(), 1.0, math.nan",
-        "loss.isnan().logical_not(), 1.0, math.nan",
-        "training/test_nonfinite.py",
-        "a step with an infinite loss is made",
-    ),
-    Mutant(
-        "training/nonfinite.py",
-        "if not is_finite",
-        "if is_finite",
-        "training/test_nonfinite.py",
-        "the rows that are named are the good ones",
-    ),
-    Mutant(
-        "training/nonfinite.py",
-        'if self._policy == "stop":',
-        'if self._policy == "skip":',
-        "training/test_nonfinite.py",
-        "the policies are exchanged",
-    ),
-    Mutant(
+    *of_file(
         "training/feed.py",
-        "self.stop_agreed |= counts.stop > 0",
-        "self.stop_agreed |= counts.stop > 1",
         "training/test_feed.py",
-        "a signal to one rank alone stops nothing",
+        (
+            "self.stop_agreed |= counts.stop > 0",
+            "self.stop_agreed |= counts.stop > 1",
+            "a signal to one rank alone stops nothing",
+        ),
+        (
+            "if not local.end_of_epoch or not counts.has_rows:",
+            "if True:",
+            "a rank does not wait for the others at its end of the epoch",
+        ),
+        (
+            "self._pulse(phase, self._step - 1)",
+            "self._pulse(phase, self._step)",
+            "a step is reported that was not made",
+        ),
     ),
-    Mutant(
+    *of_file(
         "training/feed.py",
-        "if not local.end_of_epoch or not counts.has_rows:",
-        "if True:",
-        "training/test_feed.py",
-        "a rank does not wait for the others at its end of the epoch",
-    ),
-    Mutant(
-        "training/feed.py",
-        "self._pulse(phase, self._step - 1)",
-        "self._pulse(phase, self._step)",
-        "training/test_feed.py",
-        "a step is reported that was not made",
-    ),
-    Mutant(
-        "training/feed.py",
-        "self._epoch_rows = RowCounts()\n",
-        "pass\n",
         "training/test_feed.py training/test_feed_rows.py",
-        "an epoch's line counts the rows of the epochs before",
+        (
+            "self._epoch_rows = RowCounts()\n",
+            "pass\n",
+            "an epoch's line counts the rows of the epochs before",
+        ),
+        (
+            "self._consensus.agree(Report(failed=1,",
+            "(Report(failed=1,",
+            "a bad row on one rank leaves the others waiting",
+        ),
+        (
+            "by_source=(0,) * self._num_sources",
+            "by_source=()",
+            "a bad row on one rank of a mixture breaks the agreement",
+        ),
     ),
-    Mutant(
-        "training/feed.py",
-        "self._consensus.agree(Report(failed=1,",
-        "(Report(failed=1,",
-        "training/test_feed.py training/test_feed_rows.py",
-        "a bad row on one rank leaves the others waiting",
-    ),
-    Mutant(
-        "training/feed.py",
-        "by_source=(0,) * self._num_sources",
-        "by_source=()",
-        "training/test_feed.py training/test_feed_rows.py",
-        "a bad row on one rank of a mixture breaks the agreement",
-    ),
-    Mutant(
-        "training/notes.py",
-        "self._longest_s = max(",
-        "self._longest_s = min(",
-        "training/test_notes.py",
-        "the longest step is the shortest",
-    ),
-    Mutant(
-        "training/notes.py",
-        "self._last_end, self._longest_s = now, 0.0",
-        "self._last_end = now",
-        "training/test_notes.py",
-        "a slow step is reported at every later checkpoint",
-    ),
-    Mutant(
+    *of_file(
         "training/interval.py",
-        "/ 1e6 / world_size",
-        "/ 1e6",
         "training/test_interval.py",
-        "the share of waiting grows with the ranks",
+        ("/ 1e6 / world_size", "/ 1e6", "the share of waiting grows with the ranks"),
+        (
+            "self._start += time.monotonic() - self._paused_at",
+            "pass",
+            "validation counts as time of training",
+        ),
     ),
-    Mutant(
-        "training/interval.py",
-        "self._start += time.monotonic() - self._paused_at",
-        "pass",
-        "training/test_interval.py",
-        "validation counts as time of training",
+    *of_file(
+        "training/manifest.py",
+        "training/test_manifest.py",
+        (
+            "if not content.keys() <= _OLDER_KEYS:",
+            "if not content:",
+            "a manifest that lost its own checksum is taken for an older one",
+        ),
     ),
-    Mutant(
+    *of_file(
         "training/metrics_csv.py",
-        "<= self._first_step",
-        "< self._first_step",
         "training/test_metrics_csv.py",
-        "a resumed run drops the row of its checkpoint's step",
+        (
+            "<= self._first_step",
+            "< self._first_step",
+            "a resumed run drops the row of its checkpoint's step",
+        ),
+        ("os.truncate(self._path, size)", "pass", "half a row spoils the next one"),
+        ('text[: text.rfind("\\n") + 1]', "text", "a number that was cut short is read"),
     ),
-    Mutant(
-        "training/metrics_csv.py",
-        "os.truncate(self._path, size)",
-        "pass",
-        "training/test_metrics_csv.py",
-        "half a row spoils the next one",
+    *of_file(
+        "training/noising.py",
+        "training/test_noising.py",
+        (
+            "index = number * self.world_size + self.rank",
+            "index = number",
+            "all ranks take the same noise levels",
+        ),
+        (
+            "key = noise_key(0, 0, example.file, example.line, example.part)",
+            "key = noise_key(0, 0, example.file, example.line)",
+            "validation examples of one row share their noise",
+        ),
+        (
+            "[length * counts.examples / self.world_size",
+            "[length * counts.examples",
+            "the loss is divided by the ranks twice",
+        ),
+        ("coefficients.zero_()", "pass", "an example without a masked token has a loss"),
+        (
+            "noise_key(self.seed, example.epoch,",
+            "noise_key(self.seed, 0,",
+            "all epochs mask the same tokens",
+        ),
+        (
+            "consensus.largest(len(batches)) - len(batches)",
+            "0",
+            "ranks validate different numbers of micro-batches",
+        ),
     ),
-    Mutant(
-        "training/metrics_csv.py",
-        'text[: text.rfind("\\n") + 1]',
-        "text",
-        "training/test_metrics_csv.py",
-        "a number that was cut short is read",
+    *of_file(
+        "training/nonfinite.py",
+        "training/test_nonfinite.py",
+        (
+            "loss.isfinite(), 1.0, math.nan",
+            "loss.isnan().logical_not(), 1.0, math.nan",
+            "a step with an infinite loss is made",
+        ),
+        ("if not is_finite", "if is_finite", "the rows that are named are the good ones"),
+        ('if self._policy == "stop":', 'if self._policy == "skip":', "the policies are exchanged"),
     ),
-    Mutant(
+    *of_file(
+        "training/notes.py",
+        "training/test_notes.py",
+        ("self._longest_s = max(", "self._longest_s = min(", "the longest step is the shortest"),
+        (
+            "self._last_end, self._longest_s = now, 0.0",
+            "self._last_end = now",
+            "a slow step is reported at every later checkpoint",
+        ),
+    ),
+    *of_file(
+        "training/resume.py",
+        "training/test_resume.py",
+        ("if not any(of_ranks):", "if not mine:", "ranks choose different checkpoints"),
+        (
+            'return any("damaged" in one for one in kinds) or',
+            'return all("damaged" in one for one in kinds) or',
+            "damage that one rank alone sees does not count",
+        ),
+        (
+            "at._replace(examples=0, tokens=0)",
+            "at._replace(examples=0)",
+            "other ranks share out by the tokens of the old ones",
+        ),
+    ),
+    *of_file(
+        "training/verify.py",
+        "training/test_verify.py",
+        (
+            ".st_size) != size:",
+            ".st_size) < size:",
+            "a file of an older checkpoint that has grown is accepted",
+        ),
+        (
+            '"code" if proved else "damaged"',
+            '"damaged" if proved else "code"',
+            "damage is taken for code, and code for damage",
+        ),
+        (
+            "int(found[1]) % self.world_size == self.rank",
+            "int(found[1]) == self.rank",
+            "fewer ranks examine only their own files",
+        ),
+        (
+            "if part.network and held != due:",
+            "if part.network and held < due:",
+            "the states of a larger network are accepted",
+        ),
+    ),
+    *of_file(
         "training/writing.py",
-        "os.fsync(file.fileno())",
-        "pass",
         "training/test_writing.py",
-        "a shard is not on the disk when its checkpoint is complete",
-    ),
-    Mutant(
-        "training/writing.py",
-        "self.error = self.error or found",
-        "self.error = found",
-        "training/test_writing.py",
-        "a later error hides the first",
+        (
+            "os.fsync(file.fileno())",
+            "pass",
+            "a shard is not on the disk when its checkpoint is complete",
+        ),
+        ("self.error = self.error or found", "self.error = found", "a later error hides the first"),
     ),
 )
