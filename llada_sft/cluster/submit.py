@@ -21,6 +21,8 @@ TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
+    # With these sbatch does not submit, does not come back, or does not say the job's number.
+    | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
 _TAKEN = "is set by the launcher; use the key of its own in slurm, or leave it out"
 _WHY = {
@@ -36,10 +38,18 @@ def check_extra(config: Config) -> None:
     Raises:
         ConfigError: one line for each such option.
     """
-    if taken := sorted(TAKEN_OPTIONS & config.slurm.extra.keys()):
-        raise ConfigError(
-            "\n".join(f"slurm.extra.{option}: {_WHY.get(option, _TAKEN)}" for option in taken)
+    extra = config.slurm.extra
+    problems = [
+        f"slurm.extra.{option}: {_WHY.get(option, _TAKEN)}"
+        for option in sorted(TAKEN_OPTIONS & extra.keys())
+    ]
+    if not str(extra.get("export", "ALL")).startswith("ALL"):
+        problems.append(
+            f"slurm.extra.export: must begin with ALL, got {extra['export']!r}: the ranks run the"
+            " Python of the shell that launches; change its variables in slurm.setup"
         )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:
@@ -59,7 +69,7 @@ def submit(config: Config, run: RunDir) -> str:
     """
     require_sbatch()
     from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=run.slurm)
     executor.update_parameters(**_parameters(config))
@@ -68,6 +78,11 @@ def submit(config: Config, run: RunDir) -> str:
             submitted = executor._submit_command(batch_script.script(config, run, sys.executable))
     except FailedJobError as error:
         raise LaunchError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+    except FailedSubmissionError as error:
+        raise LaunchError(
+            f"sbatch did not say the job's number: {' '.join(str(error).split())}:"
+            " look for the job with  squeue --me"
+        ) from None
     shutil.copyfile(submitted.paths.submission_file, run.sbatch)
     return str(submitted.job_id)
 

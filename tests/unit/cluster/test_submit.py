@@ -203,6 +203,35 @@ def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
     assert rank in run.sbatch.read_text()
 
 
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("{parsable: true, wait: true}", "slurm.extra.parsable: is set by the launcher"),
+        ("{export: NONE}", "slurm.extra.export: must begin with ALL, got 'NONE': the ranks run"),
+        ("{export: 'PATH,HOME'}", "slurm.extra.export: must begin with ALL, got 'PATH,HOME'"),
+    ],
+)
+def test_extra_options_that_would_break_the_job(extra: str, said: str) -> None:
+    config = load_config(ROOT / "config/zero3.yaml", [f"slurm.extra={extra}"])
+    with pytest.raises(ConfigError) as caught:
+        check_extra(config)
+    assert str(caught.value).startswith(said)
+
+
+def test_extra_may_add_variables_to_those_of_the_shell() -> None:
+    config = load_config(ROOT / "config/zero3.yaml", ["slurm.extra={export: 'ALL,A=1'}"])
+    check_extra(config)
+    assert "#SBATCH --export=ALL,A=1" in sbatch_text(config, RunDir(Path("/runs/a")), PYTHON)
+
+
+def test_an_sbatch_that_says_no_number(project: Path, fake_tool: FakeTool) -> None:
+    config, run = prepared(project)
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo welcome")
+    with pytest.raises(LaunchError, match=r"did not say the job's number: .*welcome.* squeue --me"):
+        submit(config, run)
+
+
 def test_a_refusal_of_sbatch_is_one_line(project: Path, fake_tool: FakeTool) -> None:
     config, run = prepared(project)
     fake_tool("srun", "exit 1")

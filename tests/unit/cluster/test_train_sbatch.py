@@ -146,7 +146,8 @@ def test_the_first_start_of_a_job_never_looks_at_a_note(by_hand: ByHand) -> None
 
 def test_a_note_of_another_job_of_that_number_is_passed_over(by_hand: ByHand) -> None:
     by_hand.start()
-    by_hand.start("run.name=b", fields="Restarts=1 GRES=", SLURM_RESTART_COUNT="1")
+    done = by_hand.start("run.name=b", fields="Restarts=1 GRES=", SLURM_RESTART_COUNT="1")
+    assert "c_42: no note of this job's first start: using the working tree as it" in done.stderr
     assert by_hand.srun()["arguments"][-1] == f"{by_hand.folder}/runs/b"
 
 
