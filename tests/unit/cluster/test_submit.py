@@ -206,7 +206,7 @@ def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ("{parsable: true, wait: true}", "slurm.extra.parsable: is set by the launcher"),
+        ("{parsable: 1, wait: 1}", "slurm.extra.parsable: is set by the launcher"),
         ("{export: NONE}", "slurm.extra.export: must begin with ALL, got 'NONE': the ranks run"),
         ("{export: 'PATH,HOME'}", "slurm.extra.export: must begin with ALL, got 'PATH,HOME'"),
     ],
