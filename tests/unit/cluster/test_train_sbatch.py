@@ -137,6 +137,14 @@ def test_a_requeued_job_resumes_with_the_code_and_config_of_its_first_start(
     assert [(e["attempt"], e["restarts"]) for e in started] == [(1, 0), (2, 1)]
 
 
+def test_a_note_holds_no_argument(by_hand: ByHand) -> None:
+    by_hand.start("log.every_n_steps=4711")
+    (note,) = (by_hand.folder / "state/llada_sft/jobs").iterdir()
+    assert note.name == "c_42"
+    assert note.read_text().splitlines()[1] == str(by_hand.run.path)
+    assert "4711" not in note.read_text()
+
+
 def test_the_first_start_of_a_job_never_looks_at_a_note(by_hand: ByHand) -> None:
     """The number of an earlier job, and a variable of the shell that submitted this one."""
     by_hand.start()
