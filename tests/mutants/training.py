@@ -214,6 +214,27 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/strategy.py",
+        "training/test_strategy.py",
+        (
+            '"communication_data_type": "fp32"',
+            '"communication_data_type": "bf16"',
+            "gradients are sent in bf16",
+        ),
+        (
+            "engine.backward(loss, scale_wrt_gas=False)",
+            "engine.backward(loss)",
+            "the loss is divided twice",
+        ),
+        (
+            "accumulation_boundary(last)",
+            "accumulation_boundary(True)",
+            "every micro-batch is a step",
+        ),
+        ("save_latest=False", "save_latest=True", "a failed write leaves the others in a barrier"),
+        ("self.shard_writer.begin()", "pass", "the error of a checkpoint spoils the next"),
+    ),
+    *of_file(
         "training/verify.py",
         "training/test_verify.py",
         (

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import llada_sft.training.resume as resume_module
+from llada_sft.data.stream import FilePosition, Pending
 from llada_sft.errors import CheckpointError, PeerFailedError
+from llada_sft.training.checkpoints import DataState
 from llada_sft.training.resume import Resume
 from tests.unit.training.checkpoint_files import (
     MODEL,
@@ -265,3 +267,14 @@ def test_all_files_are_examined_before_other_ranks_convert(tmp_path: Path, conve
     assert made == []
     assert steps(resume(tmp_path)) == {4}
     assert json.loads((converted / "checkpoint.json").read_text())["world_size"] == 3
+
+
+def test_other_ranks_begin_to_share_out_the_data_anew(tmp_path: Path) -> None:
+    """What sources have given is the old ranks' own: it says nothing of the new ones' shares."""
+    at = FilePosition(3, 1, (Pending(0, 7, 2, 1),), epoch=1, examples=5, tokens=70)
+    data = DataState(1, {"a/0.jsonl": at}, {"a/0.jsonl": "1-1"})
+    assert Resume(tmp_path, 4, data).positions == {"a/0.jsonl": at}
+    anew = at._replace(examples=0, tokens=0)
+    assert Resume(tmp_path, 4, data, universal=True).positions == {"a/0.jsonl": anew}
+    assert Resume(None, 0, None).positions is None
+    assert Resume(None, 0, None, universal=True).positions is None

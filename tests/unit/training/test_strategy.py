@@ -1,0 +1,141 @@
+"""What DeepSpeed is told: its configuration, the ends of global batches, what a save writes."""
+
+import math
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.placement import Placement
+from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
+
+PLACEMENT = Placement(0, 1, 0, 0, "127.0.0.1", 29500)
+
+
+class Engine:
+    """Remembers what it is told, in order."""
+
+    def __init__(self, norm: float | None = 1.5) -> None:
+        self.told: list[tuple[Any, ...]] = []
+        self._norm = norm
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        self.told.append(("boundary", is_boundary))
+
+    def backward(self, loss: Any, scale_wrt_gas: bool = True) -> None:
+        self.told.append(("backward", loss, scale_wrt_gas))
+
+    def save_checkpoint(self, path: str, **how: Any) -> None:
+        # In the midst of its collectives nothing but the shards may be written.
+        assert not (Path(path) / "latest").exists()
+        self.told.append(("save", Path(path).name, how))
+
+    def was_step_applied(self) -> bool:
+        return False
+
+    def get_global_grad_norm(self) -> float | None:
+        return self._norm
+
+
+@pytest.fixture
+def strategy(monkeypatch: pytest.MonkeyPatch) -> Zero3Strategy:
+    made = Zero3Strategy({}, PLACEMENT, torch.device("cpu"), "bf16", timedelta(minutes=1))
+    monkeypatch.setattr(Zero3Strategy, "deepspeed_engine", Engine())
+    return made
+
+
+def engine_of(strategy: Zero3Strategy) -> Engine:
+    engine: Any = strategy.deepspeed_engine
+    assert isinstance(engine, Engine)
+    return engine
+
+
+def test_gradients_are_summed_and_sent_in_fp32() -> None:
+    config = deepspeed_config(DeepSpeedConfig(), gradient_clip=0.7)
+    assert config["communication_data_type"] == "fp32"
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["gradient_clipping"] == 0.7
+    # One micro-batch of any size: accumulation is driven by hand.
+    assert config["train_micro_batch_size_per_gpu"] == 1
+    assert "gradient_accumulation_steps" not in config
+    # torch's own AdamW, as it is.
+    assert config["zero_allow_untested_optimizer"] is True
+    assert config["zero_force_ds_cpu_optimizer"] is False
+
+
+def test_the_sizes_of_zero3_are_those_of_the_config() -> None:
+    sizes = {
+        "reduce_bucket_size": 1001,
+        "stage3_prefetch_bucket_size": 1002,
+        "stage3_param_persistence_threshold": 1003,
+        "stage3_max_live_parameters": 1004,
+    }
+    zero = deepspeed_config(DeepSpeedConfig.model_validate(sizes), 1.0)["zero_optimization"]
+    assert zero["stage"] == 3
+    assert {name: zero[name] for name in sizes} == sizes
+    assert not zero.keys() & {"offload_optimizer", "offload_param"}
+
+
+@pytest.mark.parametrize("part", ["offload_optimizer", "offload_param"])
+def test_what_is_offloaded(part: str) -> None:
+    config = DeepSpeedConfig.model_validate({part: "cpu"})
+    zero = deepspeed_config(config, 1.0)["zero_optimization"]
+    assert {name: zero[name]["device"] for name in zero if "offload" in name} == {part: "cpu"}
+
+
+def test_only_the_last_micro_batch_closes_a_global_batch(strategy: Zero3Strategy) -> None:
+    losses = [torch.tensor(float(number)) for number in range(3)]
+    for loss in losses:
+        strategy.accumulate(loss, last=loss is losses[-1])
+    # Not divided by the number of micro-batches: the coefficients are of the global batch.
+    assert engine_of(strategy).told == [
+        ("boundary", False),
+        ("backward", losses[0], False),
+        ("boundary", False),
+        ("backward", losses[1], False),
+        ("boundary", True),
+        ("backward", losses[2], False),
+    ]
+
+
+def test_deepspeeds_latest_is_written_behind_its_barrier(
+    strategy: Zero3Strategy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Zero3Strategy, "is_global_zero", True)
+    strategy.shard_writer.error = OSError(28, "of the checkpoint before")
+    checkpoint = {"state_dict": {"a": 1}, "optimizer_states": [2], "loops": {"step": 3}}
+    strategy.save_checkpoint(checkpoint, tmp_path)
+    how = {"client_state": {"loops": {"step": 3}}, "tag": "checkpoint", "save_latest": False}
+    assert engine_of(strategy).told == [("save", tmp_path.name, how)]
+    assert (tmp_path / "latest").read_text() == "checkpoint"
+    assert strategy.shard_writer.error is None
+
+
+def test_other_ranks_write_no_latest(
+    strategy: Zero3Strategy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Zero3Strategy, "is_global_zero", False)
+    strategy.save_checkpoint({}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_itself_makes_steps(
+    strategy: Zero3Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(
+        training_step=lambda batch, number: ("train", batch, number),
+        validation_step=lambda batch, number: ("validate", batch, number),
+    )
+    monkeypatch.setattr(Zero3Strategy, "lightning_module", module)
+    assert strategy.training_step("batch", 0) == ("train", "batch", 0)
+    assert strategy.validation_step("batch", 1) == ("validate", "batch", 1)
+
+
+def test_a_step_without_a_norm(strategy: Zero3Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (strategy.gradient_norm, strategy.step_applied) == (1.5, False)
+    monkeypatch.setattr(Zero3Strategy, "deepspeed_engine", Engine(norm=None))
+    assert math.isnan(strategy.gradient_norm)
