@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llada_sft.cluster import code_diff, journal, moved, update_code
+from llada_sft.cluster import code_diff, fitting, journal, moved, update_code
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.old_version import carry_over, read_old
 from llada_sft.cluster.origin import origin_of
@@ -24,7 +24,7 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 # A complete checkpoint, or one that is damaged; not one that is being written.
-_CHECKPOINT = re.compile(r"step_\d+(\.damaged)?")
+_CHECKPOINT = re.compile(r"step_\d+(\.damaged.*)?")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
     changes = [change for change in find_changes(before, after) if not _is_own(change, run)]
     trained = is_trained(run)
     refuse_changes([one for one in changes if not (update and one.key == "data.hook")], trained)
+    if trained:
+        fitting.require(run, before, after, changes)
     lines += [redact(line) for line in change_lines(changes, trained)]
     # In config.yaml hook and setup.sh are the run's own copies.
     own_setup = None if after.slurm.setup is None else str(run.setup)

@@ -118,6 +118,32 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     shutil.rmtree(run.path)
 
 
+BAD_HOOK = "def process_data(record, tokenizer, max_length):\n    return record['nothing']\n"
+
+
+def test_a_hook_is_fixed(cluster: Cluster, folder: Path, shell: Shell) -> None:
+    run = RunDir(folder / "runs/mine")
+    good = (folder / "utils/process_data.py").read_text()
+    (folder / "utils").unlink()
+    (folder / "utils").mkdir()
+    hook = folder / "utils/process_data.py"
+    hook.write_text(BAD_HOOK)
+    config = folder / "config/mine.yaml"
+    config.write_text(config.read_text().replace("max_steps: 120", "max_steps: 10"))
+    failed = job_id(shell(LAUNCH))
+    assert cluster.wait_job(failed, ["FAILED"], TIMEOUT_S)["ExitCode"] == "2:0"
+    assert "hook raised KeyError: 'nothing' (process_data.py line 2)" in shell(STATUS)
+    # What the run has is not what was edited.
+    hook.write_text(good)
+    printed = shell(UPDATE)
+    assert "-    return record['nothing']" in printed
+    assert "file             changed  process_data.py" in printed
+    cluster.wait_job(job_id(printed), ["COMPLETED"], TIMEOUT_S)
+    events = [e["event"] for e in journal.read(run.journal)]
+    assert events.count("changed") == 1
+    assert journal.read(run.journal)[-1]["cause"] == "finished"
+
+
 def test_every_cause_is_explained() -> None:
     table = re.findall(r"^\| `([a-z -]+)` \|", TEXT, re.MULTILINE)
     assert table == [cause.value for cause in Cause]

@@ -158,6 +158,32 @@ def test_a_launch_says_how_to_go_on(call: Call, project: Path, fake_tool: FakeTo
     assert f"continuing    {run} from its last checkpoint, with its own copy of the code" in out
 
 
+def test_after_a_submission_that_failed_the_next_launch_takes_the_present_files(
+    call: Call, project: Path, fake_tool: FakeTool
+) -> None:
+    slurm(fake_tool)
+    fake_tool("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    code, _, err = call("--config", "a.yaml", "slurm.partition=x")
+    assert code == 2
+    assert "invalid partition" in err
+    # What was wrong is fixed, and the hook, too.
+    slurm(fake_tool)
+    hook = "# fixed\ndef process_data(record, tokenizer, max_length): ...\n"
+    (project / "hook.py").write_text(hook)
+    code, out, err = call("--config", "a.yaml", "optim.lr=1", "run.seed=1")
+    run = project / "runs/a"
+    assert code == 0
+    assert err == f"{run}: it had never started: built again from the present files\n"
+    assert "continuing" not in out
+    assert (run / "code/process_data.py").read_text() == hook
+    config = load_config(run / "config.yaml")
+    assert (config.run.seed, config.slurm.partition) == (1, None)
+    # Now its job is in the queue: it is what was submitted.
+    fake_tool("scontrol", "echo JobId=42 JobState=PENDING")
+    code, _, err = call("--config", "a.yaml", "optim.lr=2", "run.seed=1", "--prepare")
+    assert (code, "is a run with another config: optim.lr differ" in err) == (2, True)
+
+
 def test_a_run_whose_job_is_in_the_queue_is_not_launched_again(
     call: Call, project: Path, fake_tool: FakeTool
 ) -> None:
