@@ -59,7 +59,7 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
         ConfigError: A value is a mistake, or may not change within a run: one line for each.
         LaunchError: The directory was moved or copied in a way that cannot work.
     """
-    moved.check_links(run)
+    moved.check_place(run)
     before, after, lines = _read(run, overrides, base, update)
     changes = [change for change in find_changes(before, after) if not _is_own(change, run)]
     trained = is_trained(run)

@@ -21,6 +21,8 @@ from llada_sft.config.urls import is_url
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
+# SLURM replaces % in the names of log files, and the others do not survive its own unquoting.
+UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
 # As `run.name` in the schema.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
@@ -68,14 +70,17 @@ def rebase(config: Config, run: RunDir) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update=where)})
 
 
-def check_links(run: RunDir) -> None:
-    """Check what a move or a copy does to links inside the run directory.
+def check_place(run: RunDir) -> None:
+    """Check where a run directory has come, by its name and by the links inside of it.
 
     Raises:
-        LaunchError: One leads nowhere, or into the directory of the original.
+        LaunchError: SLURM could not write to such a path; or a link leads nowhere, or into the
+            directory of the original.
     """
     home = old_place(run)
     lines = []
+    if UNSAFE_IN_PATH.search(str(run.path)):
+        lines.append(f"{run.path}: must not contain %, quotes or backslashes; rename it")
     for path in sorted(run.path.iterdir()):
         if not path.is_symlink():
             continue

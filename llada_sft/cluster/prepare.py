@@ -10,7 +10,6 @@ it, is built again by the next launch from the files of then.
 """
 
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -29,8 +28,6 @@ from llada_sft.run_dir import RunDir
 
 # A run stays the same run when only these change.
 CHANGEABLE_SECTIONS = frozenset({"slurm", "log"})
-# SLURM replaces % in the names of log files, and the others do not survive its own unquoting.
-_UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
 
 
 def resolved(config: Config, base: Path) -> Config:
@@ -41,7 +38,7 @@ def resolved(config: Config, base: Path) -> Config:
     """
     config = resolve_paths(config, base)
     run = run_dir_of(config)
-    if _UNSAFE_IN_PATH.search(str(run.path)):
+    if moved.UNSAFE_IN_PATH.search(str(run.path)):
         raise ConfigError(f"run.root: must not contain %, quotes or backslashes, got {run.path}")
     setup = None if config.slurm.setup is None else str(run.setup)
     return config.model_copy(
@@ -114,7 +111,7 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path) -> bool:
         Whether the run has started before.
     """
     update_code.finish(run)
-    moved.check_links(run)
+    moved.check_place(run)
     if not has_started(run):
         _rebuild(run, sources, final, base)
         return False

@@ -117,6 +117,17 @@ def test_links_that_lead_out_of_a_copy_are_refused(run: RunDir, project: Path, l
     assert contents(copy.path) == before
 
 
+@pytest.mark.parametrize("name", ["100%", "it's", 'a"b', "a\\b"])
+def test_a_name_that_slurm_cannot_write_to_is_refused(
+    run: RunDir, project: Path, name: str, fake_tool: FakeTool
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=COMPLETED")
+    new = RunDir(project / "runs" / name)
+    run.path.rename(new.path)
+    with pytest.raises(LaunchError, match=r"must not contain %, quotes or backslashes; rename it$"):
+        again(new)
+
+
 def test_a_link_of_its_own_moves_along(run: RunDir, project: Path, fake_tool: FakeTool) -> None:
     fake_tool("scontrol", "echo JobId=42 JobState=COMPLETED")
     (project / "scratch").mkdir()
