@@ -59,6 +59,8 @@ class Entry(TypedDict, total=False):
     restarts: int
     # Optimizer steps that were made.
     step: int
+    # Of the whole training, as far as was known at that step.
+    total_steps: int
     versions: dict[str, str | None]
     # Of a checkpoint; and of the longest way from one step to the next since the one before.
     seconds: float

@@ -25,7 +25,7 @@ from llada_sft.cluster import (
 )
 from llada_sft.cluster import update_code as update
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
-from llada_sft.config.arithmetic import RowCount, batch_arithmetic
+from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
 from llada_sft.errors import LaunchError, LladaSftError
 from llada_sft.run_dir import RunDir
 
@@ -106,7 +106,12 @@ def resume(
     submit.check_extra(plan.config)
     if not local:
         submit.require_sbatch()
+    step, max_steps = status.newest_step(run), plan.config.train.max_steps
+    if max_steps is not None and step >= max_steps:
+        print(nothing_to_do(max_steps, step))
+        return 0
     preflight.require(plan.sources)
+    print("\n".join(_summary(plan.sources)))
     changing.apply(run, plan)
     return start(run, plan.config, local, follow)
 

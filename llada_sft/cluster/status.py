@@ -3,6 +3,7 @@
 import csv
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from llada_sft.cluster import failures, job_states, journal, slurm, suspects
@@ -42,6 +43,7 @@ def find_run(path: str) -> RunDir:
 
 def status_lines(run: RunDir, config: Config) -> list[str]:
     """Describe the run in a few lines."""
+    entries = journal.read(run.journal)
     rows = {
         "run": config.run.name,
         "directory": str(run.path),
@@ -50,10 +52,9 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
         "ranks": f"{_nodes(config)} nodes × {config.slurm.ranks_per_node},"
         f" global batch {config.global_batch_size} {config.global_batch_unit}",
         "job": _job(run),
-        "progress": last_metrics(run),
+        "progress": last_metrics(run, total_steps(entries)),
         "checkpoints": _checkpoints(run),
     }
-    entries = journal.read(run.journal)
     lines = [f"{name:<12} {text}" for name, text in rows.items()]
     first, *others = attempt_lines(entries)
     lines += [f"attempts     {first}", *(f"{'':<12} {line}" for line in others)]
@@ -61,8 +62,21 @@ def status_lines(run: RunDir, config: Config) -> list[str]:
     return lines + [f"failure      {line}" for line in failure_lines(run)]
 
 
-def last_metrics(run: RunDir) -> str:
-    """Give the last step and the last value of each loss from the metrics file."""
+def newest_step(run: RunDir) -> int:
+    """Return the step of the newest checkpoint; 0 where there is none."""
+    names = [path.name[5:] for path in run.checkpoints.glob("step_*") if path.is_dir()]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def total_steps(entries: Sequence[Entry]) -> int | None:
+    """Return the steps of the whole training, as the last checkpoint knew them."""
+    found = [entry.get("total_steps") for entry in entries]
+    known = [number for number in found if type(number) is int]
+    return known[-1] if known else None
+
+
+def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
+    """Give the last step, of how many, and the last value of each loss from the metrics file."""
     if not run.metrics.exists():
         return "no step yet"
     last: dict[str, str] = {}
@@ -70,7 +84,10 @@ def last_metrics(run: RunDir) -> str:
         for row in csv.DictReader(file):
             last.update({key: value for key, value in row.items() if key and value})
     losses = [f"{name} {value}" for name, value in last.items() if name.endswith("loss")]
-    return ", ".join([f"step {last.get('step', '0')}", *losses])
+    step = last.get("step", "0")
+    # What was known at the last checkpoint may be an estimate, and too low by now.
+    known = total_steps is not None and step.isdecimal() and int(step) <= total_steps
+    return ", ".join([f"step {step} of {total_steps}" if known else f"step {step}", *losses])
 
 
 def failure_lines(run: RunDir) -> list[str]:

@@ -47,6 +47,14 @@ def attempt_line(config: Config, nodes: int) -> str:
     )
 
 
+def nothing_to_do(max_steps: int, step: int) -> str:
+    """Say that a run has made all of its steps already."""
+    return (
+        f"train.max_steps: {step:,} steps are made, got {max_steps:,}: there is nothing to do;"
+        " raise it to train further"
+    )
+
+
 def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[str]:
     """Work out world size, global batch and length of the run; without rows, the first two."""
     slurm, train = config.slurm, config.train

@@ -72,6 +72,8 @@ _POSITIONS = "the checkpoint's positions in the data depend on it"
 _EXAMPLES = "rows from here on are encoded with it; rows that are half done begin again"
 _FILES = "files are compared with the checkpoint's by name and content"
 _SHARES = "the shares of everything trained so far move to it"
+_LENGTH = "the learning rate goes on as if the training had been so long from its first step on"
+_BATCH = "the global batch changes; the learning rate goes on from where it is"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
 
 RULES: Mapping[str, Rule] = {
@@ -89,24 +91,24 @@ RULES: Mapping[str, Rule] = {
     **_stated(_FILES, "data", "train", "train.path"),
     **_trained("the checkpoint's positions belong to these sources", "data", "train.name"),
     **_stated(_SHARES, "data", "train.weight", "mix_by"),
-    **_free("data", "train.epochs"),
+    **_stated(_LENGTH, "data", "train.epochs"),
     **_trained(_POSITIONS, "data", "train.format", "train.fields"),
     **_stated("validation losses before and after are of other rows", "data", "validation"),
     **_trained(_POSITIONS, "data", "format", "fields", "multi_turn", "batching", "shuffle"),
     "data.hook": Rule("fixed", _OWN_COPY, "llada-sft resume RUN --update-code data.hook=FILE"),
     **_stated(_EXAMPLES, "data", "max_length", "on_too_long", "eos_tail"),
-    **_stated("the global batch changes", "data", "max_tokens"),
+    **_stated(_BATCH, "data", "max_tokens"),
     **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
     **_free("data", "prefetch_steps"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "normalization", "eps"),
     **_free("optim", "lr", "final_lr", "betas", "eps", "weight_decay", "schedule"),
     **_free("optim", "warmup_steps", "decay_fraction", "gradient_clip"),
-    **_stated("the global batch changes", "train", "micro_batch_size", "accumulate_grad_batches"),
-    **_free("train", "epochs", "max_steps"),
+    **_stated(_BATCH, "train", "micro_batch_size", "accumulate_grad_batches"),
+    **_stated(_LENGTH, "train", "epochs", "max_steps"),
     **_trained("the checkpoint's optimizer states are of this precision", "train", "precision"),
     **_stated(_LAST_BITS, "train", "accelerator", "threads_per_rank"),
     **_free("train", "validate_every_steps", "validation_max_rows", "checkpoint_every_steps"),
-    **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite"),
+    **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite", "max_skipped_steps"),
     **_free("train", "hang_timeout_s", "hang_grace_s"),
     **_stated(_LAST_BITS, "deepspeed", "offload_optimizer", "offload_param", "reduce_bucket_size"),
     **_free("deepspeed", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),

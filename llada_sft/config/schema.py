@@ -179,7 +179,8 @@ class DataConfig(Section):
     max_bad_fraction: Fraction = 0.0
     # How many EOS tokens follow each response and are learned: a number, or up to the longest
     # example of the micro-batch as in the official recipe.
-    # (`batching: packed` has no longest one and takes a number alone).
+    # (`batching: packed` has no longest one and takes a number alone). Validation with batch_max
+    # has a tail of one: its loss does not depend on how examples meet in micro-batches.
     eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
     # padded: micro-batches of train.micro_batch_size examples, brought to one length;
     # packed: examples one behind the other in one row of at most max_tokens tokens.
@@ -200,6 +201,11 @@ class DataConfig(Section):
     prefetch_steps: NonNegativeInt = 4
 
     @property
+    def fixed_eos_tail(self) -> int:
+        """EOS tokens that each response has whatever the micro-batch: the tail of validation."""
+        return 1 if self.eos_tail == "batch_max" else self.eos_tail
+
+    @property
     def train_paths(self) -> list[str]:
         """All paths of `train`."""
         if isinstance(self.train, str):
@@ -218,7 +224,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _tail_leaves_room(self) -> "DataConfig":
-        tail = 1 if self.eos_tail == "batch_max" else self.eos_tail
+        tail = self.fixed_eos_tail
         if tail >= self.max_length:
             raise ValueError(
                 f"max_length must leave room beside the EOS tail, got {self.max_length} "
@@ -297,6 +303,8 @@ class TrainConfig(Section):
     # A loss or gradient that is NaN or infinite: the run stops before the step is made, or leaves
     # the step out; both name the rows.
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    # on_nonfinite: skip: so many skipped steps in a row stop the run.
+    max_skipped_steps: PositiveInt = 10
     # No progress for so long: the ranks write their stacks, and the attempt ends.
     hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
     # So much more for the start, a checkpoint and a validation.

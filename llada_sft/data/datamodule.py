@@ -8,7 +8,6 @@ with `end_of_epoch`, and training/ decides, for all ranks together, when an epoc
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,11 +28,9 @@ from llada_sft.data.record_reader import RecordReader
 from llada_sft.data.sources import Source
 from llada_sft.data.stream import FilePosition, RowStream
 from llada_sft.data.tokenizer import load_tokenizer
-from llada_sft.errors import DataError
+from llada_sft.data.yields import RowsLeft, RowYield, StepEstimate, sample_yield
 
 Positions = dict[str, FilePosition]
-# Rows whose tokens tell how many steps an epoch of packed micro-batches makes.
-_SAMPLE_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,12 @@ class LocalStep:
         rows_done, epoch_rows: Rows of the epoch that are done, and that there are on this rank;
             where sources are mixed, of all of their epochs.
         by_source: What each of these gave to the step, in the unit of `data.mix_by`.
+        steps_left: Steps of the epoch that this rank makes after this one. It is an estimate, but
+            for one thing: it is 0 if and only if no example follows.
+        epoch_steps: Steps that a whole epoch makes on this rank, estimated; 0 where sources are
+            mixed, which have one epoch together.
+        yields: What the estimates follow from, of each source.
+        estimated: Whether the rows alone do not tell how many steps there are.
     """
 
     micro_batches: tuple[CleanBatch, ...]
@@ -60,6 +63,10 @@ class LocalStep:
     rows_done: int = 0
     epoch_rows: int = 0
     by_source: tuple[int, ...] = ()
+    steps_left: int = 0
+    epoch_steps: int = 0
+    yields: tuple[RowYield, ...] = ()
+    estimated: bool = False
 
     @property
     def num_examples(self) -> int:
@@ -139,6 +146,10 @@ class StepDataset(IterableDataset[LocalStep]):
         quarantine: The file that bad rows are written to, if any.
     """
 
+    # Unless `know_yields` says more, each row is taken to make one example.
+    _yields: Sequence[RowYield] | None = None
+    _sample_rows = 0
+
     def __init__(
         self,
         config: DataConfig,
@@ -164,6 +175,10 @@ class StepDataset(IterableDataset[LocalStep]):
         self._again: set[tuple[str, int, int]] = set()
 
     @property
+    def sources(self) -> list[Source]:
+        return [source for source, _ in self._sources]
+
+    @property
     def num_rows(self) -> int:
         return sum(stream.num_rows for _, stream in self._sources)
 
@@ -184,6 +199,10 @@ class StepDataset(IterableDataset[LocalStep]):
             at = positions.get(name, FilePosition(0, 0))
             positions[name] = at.at_epoch(at.epoch)._replace(pending=())
         self._positions = positions
+
+    def know_yields(self, yields: Sequence[RowYield] | None, sample_rows: int) -> None:
+        """Take what rows make from a checkpoint, or have a sample of so many encoded."""
+        self._yields, self._sample_rows = yields, sample_rows
 
     def encode_again(self) -> int:
         """Let rows that are half done begin again, for their examples are others now.
@@ -209,6 +228,7 @@ class StepDataset(IterableDataset[LocalStep]):
 
     def __iter__(self) -> Iterator[LocalStep]:
         encoder = self._encoder()
+        estimate = self._estimate(encoder)
         begins = [self._begin(source, stream) for source, stream in self._sources]
         quarantines = [
             self._quarantine_of(stream, positions)
@@ -231,14 +251,14 @@ class StepDataset(IterableDataset[LocalStep]):
                 ],
                 self._config.mix_by,
             )
-            yield from self._steps(rows, waiting)
+            yield from self._steps(rows, waiting, estimate)
             return
         ((source, stream),) = self._sources
         encoder = _for_source(encoder, source)
         (positions,), (quarantine,) = begins, quarantines
         for epoch in range(self._epoch, source.epochs):
             yield from self._steps(
-                EpochRows(stream, encoder, quarantine, epoch, positions), waiting
+                EpochRows(stream, encoder, quarantine, epoch, positions), waiting, estimate
             )
             positions, waiting = stream.start_positions(epoch + 1), []
 
@@ -259,7 +279,9 @@ class StepDataset(IterableDataset[LocalStep]):
             stream.shown_paths,
         )
 
-    def _steps(self, rows: EpochRows | MixedRows, waiting: list[Example]) -> Iterator[LocalStep]:
+    def _steps(
+        self, rows: EpochRows | MixedRows, waiting: list[Example], estimate: StepEstimate
+    ) -> Iterator[LocalStep]:
         batches = micro_batches(
             self._config,
             self._size.micro_batch_size,
@@ -267,27 +289,42 @@ class StepDataset(IterableDataset[LocalStep]):
             waiting,
             rows.examples(),
         )
-        while some := tuple(islice(batches, self._size.accumulate_grad_batches)):
-            yield self._step(some, rows, waiting)
-        yield self._step((), rows, waiting, end_of_epoch=True)
+        some = tuple(islice(batches, self._size.accumulate_grad_batches))
+        while some:
+            step = self._step(some, rows, waiting, estimate)
+            # Whether another step follows is known only once it is read. An error is raised where
+            # that step is missed.
+            error: Exception | None = None
+            try:
+                some = tuple(islice(batches, self._size.accumulate_grad_batches))
+            except Exception as caught:
+                error = caught
+            more = bool(some) or error is not None
+            yield replace(step, steps_left=max(1, step.steps_left) if more else 0)
+            if error is not None:
+                raise error
+        yield replace(self._step((), rows, waiting, estimate), steps_left=0, end_of_epoch=True)
 
     def _step(
         self,
         batches: tuple[CleanBatch, ...],
         rows: EpochRows | MixedRows,
         waiting: Sequence[Example],
-        end_of_epoch: bool = False,
+        estimate: StepEstimate,
     ) -> LocalStep:
         missing = self._size.accumulate_grad_batches - len(batches)
         return LocalStep(
             batches + (pad([], self._ids.eos_token_id),) * missing,
             rows.epoch,
             with_waiting(rows.positions, waiting),
-            end_of_epoch,
-            rows.take_counts(),
-            rows.rows_done,
-            rows.num_rows,
-            self._by_source(batches),
+            rows=rows.take_counts(),
+            rows_done=rows.rows_done,
+            epoch_rows=rows.num_rows,
+            by_source=self._by_source(batches),
+            steps_left=estimate.steps(rows.left, len(waiting)),
+            epoch_steps=0 if self.mixed_sources else estimate.steps([RowsLeft(rows.num_rows)]),
+            yields=estimate.yields,
+            estimated=not estimate.is_exact,
         )
 
     def _by_source(self, batches: Iterable[CleanBatch]) -> tuple[int, ...]:
@@ -321,23 +358,21 @@ class StepDataset(IterableDataset[LocalStep]):
                 waiting += _encode_again(row, one.epoch, encode, quarantine)
         return waiting
 
-    def num_steps(self) -> int:
-        """Count the steps of all epochs as if each row made one example; packed: estimate them."""
-        if self.mixed_sources:
-            return self._steps_of([(*each, each[0].epochs) for each in self._sources])
-        ((source, stream),) = self._sources
-        # An epoch ends with a step that may not be full.
-        return source.epochs * self._steps_of([(source, stream, 1)])
-
-    def _steps_of(self, sources: Sequence[tuple[Source, RowStream, int]]) -> int:
-        if self._config.max_tokens is None:
-            num_rows = sum(stream.num_rows * times for _, stream, times in sources)
-            return -(-num_rows // self._size.examples)
-        encoder = self._encoder()
-        num_tokens = 0
-        for source, stream, times in sources:
-            num_tokens += times * _estimate_tokens(stream, _for_source(encoder, source))
-        return -(-num_tokens // (self._config.max_tokens * self._size.accumulate_grad_batches))
+    def _estimate(self, encoder: Encoder) -> StepEstimate:
+        """Say how many steps rows make: as a checkpoint has it, or by a sample of them."""
+        if self._yields is None:
+            # A row without an example, or without a sample: one example, as long as it may be.
+            one_each = RowYield(1, 1, self._config.max_length)
+            self._yields = [
+                sample_yield(stream, _for_source(encoder, source), self._sample_rows) or one_each
+                for source, stream in self._sources
+            ]
+        max_tokens, accumulate = self._config.max_tokens, self._size.accumulate_grad_batches
+        return StepEstimate(
+            tuple(self._yields),
+            self._size.examples,
+            None if max_tokens is None else max_tokens * accumulate,
+        )
 
 
 def _encode_again(row: Row, epoch: int, encode: Encoder, quarantine: Quarantine) -> list[Example]:
@@ -353,14 +388,3 @@ def _encode_again(row: Row, epoch: int, encode: Encoder, quarantine: Quarantine)
 def _for_source(encoder: Encoder, source: Source) -> Encoder:
     reader = replace(encoder.reader, format=source.format, fields=source.fields)
     return replace(encoder, reader=reader)
-
-
-def _estimate_tokens(stream: RowStream, encoder: Encoder) -> int:
-    """Estimate the tokens of an epoch from those that its first rows make."""
-    sample = min(stream.num_rows, _SAMPLE_ROWS)
-    num_tokens = 0
-    for row in islice(stream.rows(0, stream.start_positions()), sample):
-        # A row that cannot be used is named where it is trained.
-        with suppress(DataError):
-            num_tokens += sum(len(example.input_ids) for example in encoder(row).examples)
-    return -(-num_tokens * stream.num_rows // max(1, sample))

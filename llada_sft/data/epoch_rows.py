@@ -7,6 +7,7 @@ from llada_sft.data.encode import Encoder, Example
 from llada_sft.data.file_reader import Row
 from llada_sft.data.quarantine import BadRowError, Quarantine
 from llada_sft.data.stream import FilePosition, RowStream
+from llada_sft.data.yields import RowsLeft
 
 
 class EpochRows:
@@ -51,6 +52,12 @@ class EpochRows:
     @property
     def num_rows(self) -> int:
         return self._stream.num_rows
+
+    @property
+    def left(self) -> list[RowsLeft]:
+        """What is left of the epoch, of the one source."""
+        given = sum(at.part for at in self.positions.values())
+        return [RowsLeft(self.num_rows - self.rows_done, given)]
 
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""

@@ -13,6 +13,7 @@ from llada_sft.data.encode import Encoder, Example
 from llada_sft.data.epoch_rows import EpochRows
 from llada_sft.data.quarantine import Quarantine
 from llada_sft.data.stream import FilePosition, RowStream
+from llada_sft.data.yields import RowsLeft
 
 Unit = Literal["examples", "tokens"]
 
@@ -84,6 +85,13 @@ class SourceRows:
         """Rows of all epochs."""
         return self._stream.num_rows * self._epochs
 
+    @property
+    def left(self) -> RowsLeft:
+        """What is left of all epochs."""
+        positions = self.positions
+        rows_done = self._stream.rows_done(positions)
+        return RowsLeft(self.num_rows - rows_done, sum(at.part for at in positions.values()))
+
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""
         counts, self._counts = self._counts + self._rows.take_counts(), RowCounts()
@@ -139,6 +147,11 @@ class MixedRows:
     @property
     def num_rows(self) -> int:
         return sum(source.num_rows for source in self._sources)
+
+    @property
+    def left(self) -> list[RowsLeft]:
+        """What is left of each source, in all of its epochs."""
+        return [source.left for source in self._sources]
 
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""

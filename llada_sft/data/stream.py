@@ -157,6 +157,30 @@ class RowStream:
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)
             yield hashed(numbers, key)
 
+    def sample(self, num_rows: int) -> Iterator[Row]:
+        """Yield so many rows, or all there are: spread over the files, the same ones each time.
+
+        All rows, file after file, are divided into `num_rows` equal parts, and a row of each part
+        is drawn by a key: rows that alternate in some rhythm are not all of one kind.
+        """
+        ends = np.cumsum([len(reader) for reader in self._readers]).tolist()
+        total = ends[-1] if ends else 0
+        count = min(num_rows, total)
+        (key,) = keys_of(1, self._seed, "sample", *(reader.name for reader in self._readers))
+        draws = (hashed(np.arange(count, dtype=np.uint64), key) >> np.uint64(32)).tolist()
+        file = 0
+        try:
+            for part, draw in enumerate(draws):
+                begin, end = part * total // count, (part + 1) * total // count
+                number = begin + draw % (end - begin)
+                while number >= ends[file]:
+                    self._readers[file].close()
+                    file += 1
+                reader = self._readers[file]
+                yield reader.read(np.array([number - ends[file] + len(reader)]))[0]
+        finally:
+            self._close()
+
     def half_done(self, name: str, at: FilePosition, epoch: int) -> Pending | None:
         """Return the row of a file of which some examples were read, and not all; as a whole."""
         reader = next((one for one in self._readers if one.name == name), None)

@@ -17,7 +17,12 @@ def validation_batches(
     micro_batch_size: int,
     max_rows: int,
 ) -> list[CleanBatch]:
-    """Encode this rank's validation rows: every world_size-th of the first `max_rows`."""
+    """Encode this rank's validation rows: every world_size-th of the first `max_rows`.
+
+    The config's `eos_tail` must be a number: up to the longest example of a micro-batch, the loss
+    would depend on the number of ranks.
+    """
+    assert config.eos_tail != "batch_max"
     stream = RowStream(source.shards, seed=0, shuffle=False, cache_dir=config.cache_dir)
     examples: list[Example] = []
     for number, row in enumerate(stream.rows(0, stream.start_positions())):

@@ -15,6 +15,14 @@ from llada_sft.training.consensus import Consensus
 _DO = "restore them, start a new run, or set data.on_changed_file: restart_file"
 
 
+def files_changed(state: DataState, fingerprints: Mapping[str, str], consensus: Consensus) -> bool:
+    """Whether any file of any rank changed, came or went since a checkpoint."""
+    own = any(state.fingerprints.get(name) != value for name, value in fingerprints.items())
+    ranks: Any = consensus.gather((own, len(fingerprints)))
+    num_files = sum(count for _, count in ranks)
+    return any(changed for changed, _ in ranks) or num_files != len(state.fingerprints)
+
+
 def files_to_restart(
     config: DataConfig,
     state: DataState,

@@ -1,12 +1,12 @@
-"""The one small all-reduce per optimizer step, and everything that ranks decide together.
+"""The one small collective per optimizer step, and everything that ranks decide together.
 
 It runs over gloo on the CPU, also on GPU nodes: it never waits for the device. Nothing else in the
 training loop is decided between ranks: if the numbers here are equal on all of them, so are the
 decisions, and no rank can wait for a collective that another one skips.
 """
 
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from llada_sft.errors import PeerFailedError
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank says, or, summed, what all of them say.
+    """What one rank says, or what all of them say together: sums, but the largest of `steps_left`
+    and `epoch_steps`.
 
     Attributes:
         examples: Examples of the step.
@@ -32,6 +33,9 @@ class Report:
         too_long: Examples cut or left out for their length, likewise.
         wait_us: Microseconds that were waited for data, likewise, but for the first step's.
         rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
+        steps_left, epoch_steps: Steps of this epoch that follow this one on the rank, and those of
+            a whole epoch (`LocalStep`).
+        estimated: Whether these depend on a sample.
         by_source: What each source gave to the step, in the unit that is shared out; empty where
             there is one dataset. On all ranks of one length.
     """
@@ -50,6 +54,9 @@ class Report:
     wait_us: int = 0
     rows_done: int = 0
     epoch_rows: int = 0
+    steps_left: int = 0
+    epoch_steps: int = 0
+    estimated: int = 0
     by_source: tuple[int, ...] = ()
 
     def numbers(self) -> list[int]:
@@ -64,6 +71,17 @@ class Report:
         single: dict[str, Any] = {one.name: next(left) for one in fields(Report)[:-1]}
         return Report(**single, by_source=tuple(left))
 
+    @staticmethod
+    def together(ranks: Sequence[Sequence[int]]) -> "Report":
+        """Make the report of all ranks of the `numbers` of each."""
+        summed = Report.of(map(sum, zip(*ranks, strict=True)))
+        every = [Report.of(numbers) for numbers in ranks]
+        return replace(
+            summed,
+            steps_left=max(one.steps_left for one in every),
+            epoch_steps=max(one.epoch_steps for one in every),
+        )
+
 
 class Consensus:
     """Agreement of all ranks, over a process group of its own."""
@@ -72,14 +90,15 @@ class Consensus:
         self._group = dist.new_group(backend="gloo")
 
     def agree(self, report: Report) -> Report:
-        """Sum the reports of all ranks; every rank must call this equally often.
+        """Bring the reports of all ranks together; every rank must call this equally often.
 
         Raises:
             PeerFailedError: A rank said that it failed (not on that rank itself).
         """
-        counts = torch.tensor(report.numbers(), dtype=torch.int64)
-        dist.all_reduce(counts, group=self._group)
-        summed = Report.of(counts.tolist())
+        own = torch.tensor(report.numbers(), dtype=torch.int64)
+        ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(ranks, own, group=self._group)
+        summed = Report.together([numbers.tolist() for numbers in ranks])
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         return summed

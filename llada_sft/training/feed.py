@@ -18,6 +18,7 @@ from llada_sft.errors import LladaSftError
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.host import Phase
 from llada_sft.training.noising import NoiseSource, StepBatch
+from llada_sft.training.plan import Schedule
 
 
 class StepFeed(Iterable[StepBatch]):
@@ -33,6 +34,7 @@ class StepFeed(Iterable[StepBatch]):
         epoch_ended: Called on every rank at the end of an epoch, with its number and what became
             of this rank's rows.
         pulse: Says what this rank begins to do.
+        schedule: Gives each step its learning rate.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class StepFeed(Iterable[StepBatch]):
         num_sources: int = 0,
         epoch_ended: Callable[[int, RowCounts], None] = lambda epoch, rows: None,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
+        schedule: Schedule | None = None,
     ) -> None:
+        self._schedule = schedule
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
         self._stop_requested, self._step = stop_requested, first_step
         self._num_sources, self._epoch_ended = num_sources, epoch_ended
@@ -66,8 +70,7 @@ class StepFeed(Iterable[StepBatch]):
             self._begin("step")
             self.stop_agreed |= counts.stop > 0
             if counts.examples:
-                batches = self._noise.micro_batches(local, counts, self._step)
-                yield StepBatch(batches, counts, local.epoch, local.positions, self._epoch_rows)
+                yield self._batch(local, counts)
                 self._step += 1
             if not counts.has_rows:
                 self._epoch_ended(local.epoch, self._epoch_rows)
@@ -75,6 +78,18 @@ class StepFeed(Iterable[StepBatch]):
             # A rank at its end of the epoch waits there, by empty steps, for the others.
             if not local.end_of_epoch or not counts.has_rows:
                 local = self._next(local_steps)
+
+    def _batch(self, local: LocalStep, counts: Report) -> StepBatch:
+        schedule, step = self._schedule, self._step
+        return StepBatch(
+            self._noise.micro_batches(local, counts, step),
+            counts,
+            local.epoch,
+            local.positions,
+            self._epoch_rows,
+            None if schedule is None else schedule.next(step, local.epoch, counts),
+            local.yields,
+        )
 
     def _next(self, local_steps: Iterator[LocalStep]) -> LocalStep | None:
         self._begin("data")
@@ -114,6 +129,9 @@ class StepFeed(Iterable[StepBatch]):
                 wait_us=round(self._waited_s * 1e6),
                 rows_done=local.rows_done,
                 epoch_rows=local.epoch_rows,
+                steps_left=local.steps_left,
+                epoch_steps=local.epoch_steps,
+                estimated=int(local.estimated),
                 by_source=local.by_source,
             )
         )

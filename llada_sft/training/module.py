@@ -17,7 +17,6 @@ from llada_sft.training.interval import Interval
 from llada_sft.training.metrics_csv import MetricsCsv
 from llada_sft.training.noising import MicroBatch, StepBatch
 from llada_sft.training.nonfinite import spoil
-from llada_sft.training.schedule import learning_rate
 from llada_sft.training.strategy import Zero3Strategy
 
 
@@ -43,13 +42,13 @@ class DiffusionModule(pl.LightningModule):
     Args:
         build_network: Makes the network; called where its parameters are born partitioned.
         optim: The optim section.
-        total_steps: Steps of the whole training, for the learning rate.
         log_every_n_steps: Steps between two reductions of the loss for the logs.
         validation_batches: This rank's validation micro-batches, with coefficients that sum the
             mean loss over all ranks; the same number on every rank.
         sources: The names of those that are mixed.
         left_out: Called on every rank with a step that was not made, because its loss or gradient
-            is not finite: its number, the rank's micro-batches, and the loss of each.
+            is not finite: its number, the rank's micro-batches, the loss of each, and whether it
+            is the last of the training.
         pulse: Says what this rank begins to do.
     """
 
@@ -57,17 +56,16 @@ class DiffusionModule(pl.LightningModule):
         self,
         build_network: Callable[[], nn.Module],
         optim: OptimConfig,
-        total_steps: int,
         log_every_n_steps: int,
         validation_batches: list[MicroBatch],
         sources: Sequence[str] = (),
-        left_out: Callable[[int, list[MicroBatch], list[Tensor]], None] = lambda *step: None,
+        left_out: Callable[[int, list[MicroBatch], list[Tensor], bool], None] = lambda *step: None,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self._build_network = build_network
-        self._optim, self._total_steps = optim, total_steps
+        self._optim = optim
         self._log_every_n_steps = log_every_n_steps
         self._validation_batches = validation_batches
         self._validation_loss = torch.zeros(())
@@ -105,14 +103,15 @@ class DiffusionModule(pl.LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         step = self.global_step
-        rate = learning_rate(self._optim, step, self._total_steps)
+        assert batch.pace is not None
+        rate = batch.pace.rate
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         for group in optimizer.param_groups:
             group["lr"] = rate
         losses = self._accumulate(batch.micro_batches)
         optimizer.step()
         if not self._zero3.step_applied:
-            self._left_out(step + 1, batch.micro_batches, losses)
+            self._left_out(step + 1, batch.micro_batches, losses, batch.pace.is_last)
             self._skipped_steps += 1
         self._interval.add(batch.counts)
         if (step + 1) % self._log_every_n_steps == 0:

@@ -19,6 +19,7 @@ from llada_sft.data.collate import CleanBatch, pad
 from llada_sft.data.counts import RowCounts
 from llada_sft.data.datamodule import LocalStep, Positions, TokenIds
 from llada_sft.data.encode import Example
+from llada_sft.data.yields import RowYield
 from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import (
     Noise,
@@ -30,6 +31,7 @@ from llada_sft.diffusion.noise import (
 )
 from llada_sft.errors import DataError
 from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.plan import Pace
 
 
 class MicroBatch:
@@ -86,6 +88,8 @@ class StepBatch:
         epoch: The epoch that the rows belong to.
         positions: The rank's position in its files once this step is trained.
         rows: What became of the rank's rows in this epoch, as far as this attempt has read them.
+        pace: What the schedule says of the step; None where there is none.
+        yields: What the rank's rows make.
     """
 
     def __init__(
@@ -95,13 +99,17 @@ class StepBatch:
         epoch: int,
         positions: Positions,
         rows: RowCounts = RowCounts(),  # noqa: B008 (frozen)
+        pace: Pace | None = None,
+        yields: tuple[RowYield, ...] = (),
     ) -> None:
+        self.pace, self.yields = pace, yields
         self.micro_batches, self.counts = micro_batches, counts
         self.epoch, self.positions, self.rows = epoch, positions, rows
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "StepBatch":
         moved = [batch.to(device, non_blocking) for batch in self.micro_batches]
-        return StepBatch(moved, self.counts, self.epoch, self.positions, self.rows)
+        fields = vars(self) | {"micro_batches": moved}
+        return StepBatch(**fields)
 
 
 def noisy_micro_batch(

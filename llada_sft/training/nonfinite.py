@@ -13,6 +13,7 @@ where the loss is goes the same way.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from llada_sft.training.noising import MicroBatch
 
 # A message names so many rows; the journal has them all.
 _SHOWN_ROWS = 8
+_DO = "look at the rows, and lower optim.lr"
 
 
 def spoil(micro_loss: Tensor, loss: Tensor) -> Tensor:
@@ -38,14 +40,38 @@ def spoil(micro_loss: Tensor, loss: Tensor) -> Tensor:
     return micro_loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
 
+@dataclass(frozen=True)
+class SkippedSteps:
+    """Steps that were not made; a checkpoint keeps it.
+
+    Attributes:
+        total: Of the whole run.
+        last: The number of the last one.
+        in_a_row: So many, of which that was the last.
+    """
+
+    total: int = 0
+    last: int = 0
+    in_a_row: int = 0
+
+    def and_step(self, step: int) -> "SkippedSteps":
+        in_a_row = self.in_a_row + 1 if step == self.last + 1 else 1
+        return SkippedSteps(self.total + 1, step, in_a_row)
+
+
 class NonFiniteSteps:
-    """Says what became of a step that was left out: the run ends, or a note in the journal.
+    """Says what became of a step that was skipped: the run ends, or a note in the journal.
 
     Args:
         policy: `train.on_nonfinite`.
         consensus: The agreement of the ranks.
         rank: Which one this is.
         note: Adds to the journal.
+        max_skipped: `train.max_skipped_steps`.
+        skipped: Those before this attempt.
+
+    Attributes:
+        skipped: All that were skipped.
     """
 
     def __init__(
@@ -54,21 +80,32 @@ class NonFiniteSteps:
         consensus: Consensus,
         rank: int,
         note: Callable[[Mapping[str, object]], None],
+        max_skipped: int = 10,
+        skipped: SkippedSteps = SkippedSteps(),
     ) -> None:
+        self._max_skipped, self.skipped = max_skipped, skipped
         self._policy, self._consensus = policy, consensus
         self._rank, self._note = rank, note
 
-    def left_out(self, step: int, batches: Sequence[MicroBatch], losses: Sequence[Tensor]) -> None:
+    def left_out(
+        self,
+        step: int,
+        batches: Sequence[MicroBatch],
+        losses: Sequence[Tensor],
+        is_last: bool = False,
+    ) -> None:
         """Name the rows; every rank must call this for the same steps.
 
         Args:
             step: The step that was left out, from 1.
             batches: This rank's micro-batches.
             losses: The loss of each.
+            is_last: It was the last step of the training.
 
         Raises:
-            NonFiniteError: on every rank alike, where the run is to stop.
+            NonFiniteError: On every rank alike, where the run is to stop.
         """
+        self.skipped = self.skipped.and_step(step)
         where, rows = self._rows(batches, losses)
         if self._rank == 0:
             self._note({"event": "nonfinite", "step": step, "detail": where, "rows": rows})
@@ -80,6 +117,13 @@ class NonFiniteSteps:
                 f"{problem}; look at them, lower optim.lr, "
                 "or leave such steps out with train.on_nonfinite=skip"
             )
+        if self.skipped.in_a_row >= self._max_skipped:
+            raise NonFiniteError(
+                f"{problem}; {self.skipped.in_a_row} steps in a row were skipped "
+                f"(train.max_skipped_steps: {self._max_skipped}); {_DO}"
+            )
+        if is_last and self.skipped.total == step:
+            raise NonFiniteError(f"{problem}; every step of the run was skipped; {_DO}")
         if self._rank == 0:
             print(f"{problem}; the step is left out", flush=True)
 

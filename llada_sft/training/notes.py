@@ -58,7 +58,7 @@ class Notes:
         who = _who(told, len(ranks))
         self._note({"event": "signal", "step": step, "signals": names, "detail": who})
 
-    def saved(self, step: int, num_bytes: int) -> None:
+    def saved(self, step: int, num_bytes: int, total_steps: int | None = None) -> None:
         """Note a checkpoint: all that happened since the step ended."""
         assert self._last_end is not None
         now = time.monotonic()
@@ -69,6 +69,7 @@ class Notes:
                 "seconds": round(now - self._last_end, 3),
                 "step_seconds": round(self._longest_s, 3),
                 "num_bytes": num_bytes,
+                **({} if total_steps is None else {"total_steps": total_steps}),
             }
         )
         self._last_end, self._longest_s = now, 0.0

@@ -8,7 +8,7 @@ step 0 by itself.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,8 @@ from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.host import Host
 from llada_sft.training.manifest import read_manifest
+from llada_sft.training.nonfinite import SkippedSteps
+from llada_sft.training.plan import Planned
 from llada_sft.training.universal import Conversion
 from llada_sft.training.verify import Finding, Shapes, Share, examine, has_checksums, summary
 
@@ -37,6 +39,8 @@ class Resume:
         data: What of the data was trained.
         universal: `checkpoint` was written by another number of ranks, and converted.
         stopped: The ranks were told to stop while it was converted: there is nothing to load.
+        planned: The checkpoint's schedule; None where there is none.
+        skipped: Steps that were not made for their loss or gradient.
     """
 
     checkpoint: Path | None
@@ -44,6 +48,8 @@ class Resume:
     data: checkpoints.DataState | None
     universal: bool = False
     stopped: bool = False
+    planned: Planned | None = None
+    skipped: SkippedSteps = SkippedSteps()  # noqa: RUF009 (frozen)
 
     @property
     def positions(self) -> Positions | None:
@@ -59,6 +65,7 @@ def find_resume(
     consensus: Consensus,
     host: Host | None = None,
     network: Shapes | None = None,
+    max_steps: int | None = None,
 ) -> Resume:
     """Find the newest checkpoint that is what was written; every rank must call this.
 
@@ -68,6 +75,7 @@ def find_resume(
         consensus: The agreement of the ranks.
         host: Keeps the journal, and knows whether to stop.
         network: Shape of each parameter of the network to train; None if they do not matter.
+        max_steps: A checkpoint of so many steps is not converted: there is nothing left to do.
 
     Raises:
         CheckpointError: There are checkpoints, and none can be used; or one holds code.
@@ -82,8 +90,16 @@ def find_resume(
     manifest, data = read_manifest(checkpoint), checkpoints.read_data_state(checkpoint)
     if placement.rank == 0:
         print(f"resuming from {checkpoint}", flush=True)
-    if manifest["world_size"] == placement.world_size:
-        return Resume(checkpoint, manifest["step"], data)
+    resume = Resume(
+        checkpoint,
+        manifest["step"],
+        data,
+        planned=Planned.from_json(manifest.get("schedule")),
+        skipped=SkippedSteps(**manifest.get("skipped_steps", {})),
+    )
+    is_done = max_steps is not None and resume.step >= max_steps
+    if manifest["world_size"] == placement.world_size or is_done:
+        return resume
     if placement.rank == 0:
         print(
             f"converting it from {manifest['world_size']} to {placement.world_size} ranks",
@@ -91,8 +107,8 @@ def find_resume(
         )
     pulse = lambda: host.pulse("start", manifest["step"])  # noqa: E731
     if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
-        return Resume(None, manifest["step"], data, stopped=True)
-    return Resume(checkpoints.universal_path(checkpoint), manifest["step"], data, universal=True)
+        return replace(resume, checkpoint=None, stopped=True)
+    return replace(resume, checkpoint=checkpoints.universal_path(checkpoint), universal=True)
 
 
 def _choose(

@@ -1,12 +1,88 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate: how much of the training is done when a step is made, and what follows of it.
+
+A training is as long as its rows: the steps that are made, and those that the rows left will make.
+How many these are is agreed at every step (`Report.steps_left`), and is 1 exactly at the last one,
+whatever was estimated before. With k steps made and r steps left, this one among them:
+
+    position   += (total - position) / r         how far the training is, in steps of today's batch
+    descent    += (1 - descent) / r              once the rate has begun to fall
+    rate        = lr (k + 1) / warmup_steps                      while k < warmup_steps
+                = lr + (final_lr - lr) · shape(descent)          after that
+
+`shape` is the identity, or half a cosine. The fall begins with `cosine` at the end of the warm-up,
+else where position ≥ total · (1 - decay_fraction), but not before that end.
+
+Where the estimate is exact, r = total - k at every step and so position = k: this is
+`learning_rate(config, k, total)`. Where it is not, the rate goes by the rows that are done: both
+numbers come to their ends with the last row, and neither ever moves back. A resume on other ranks
+or with another batch leaves the descent and the share position / total as they are: the rate does
+not jump, and what is left of its way is divided among the steps that are left.
+"""
 
 import math
+from dataclasses import dataclass, replace
 
 from llada_sft.config.schema import OptimConfig
 
 
+@dataclass(frozen=True)
+class Point:
+    """How far the schedule is; a checkpoint keeps it.
+
+    Attributes:
+        position, total: Steps that are made, and of the whole training: in steps of the batch that
+            the training has now, and as it was estimated where that batch was first used.
+        descent: How far the rate is from `lr` (0) to `final_lr` (1).
+    """
+
+    position: float
+    total: float
+    descent: float = 0.0
+
+    def after_step(self, config: OptimConfig, step: int, steps_left: int) -> "Point":
+        """Make a step; `steps_left` counts it too."""
+        if steps_left <= 1:
+            # Rows may end before the fall was to begin: not where there is to be none at all.
+            has_fall = config.schedule == "cosine" or _fall_begins(config, self.total) < self.total
+            falls = self.descent > 0 or (has_fall and step >= config.warmup_steps)
+            return Point(self.total, self.total, 1.0 if falls else 0.0)
+        descent = self.descent
+        if descent > 0 or _falls(config, step, self):
+            descent += (1 - descent) / steps_left
+        share = (self.total - self.position) / steps_left
+        return Point(self.position + share, self.total, descent)
+
+    def continued(self, steps_left: int) -> "Point":
+        """Go on with another number of steps left, from the same share of the training."""
+        return self._in_steps(steps_left, steps_left)
+
+    def lengthened(
+        self, config: OptimConfig, step: int, planned_left: float, steps_left: int
+    ) -> "Point":
+        """Go on as if the training had been as long from its first step on as it is now.
+
+        Args:
+            config: The optim section.
+            step: Steps that were made.
+            planned_left: Steps that were left, in today's batch, before the length was changed.
+            steps_left: Steps that are left now.
+        """
+        if self.position >= self.total:
+            longer = Point(step, step + steps_left)
+        else:
+            longer = self._in_steps(planned_left, steps_left)
+        return replace(longer, descent=descent_at(config, longer.position, longer.total))
+
+    def _in_steps(self, planned_left: float, steps_left: int) -> "Point":
+        """Measure the position in steps of which `planned_left` would have been left."""
+        if self.position >= self.total:
+            return Point(self.total, self.total + steps_left, self.descent)
+        position = self.position * (planned_left / (self.total - self.position))
+        return Point(position, position + steps_left, self.descent)
+
+
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step.
+    """Return the learning rate of a step where the number of all steps is known.
 
     Linear warm-up from 0, then constant and linear to `final_lr` over the last `decay_fraction`
     of all steps (LLaDA's), or half a cosine. Past `total_steps` it stays at `final_lr`.
@@ -18,16 +94,39 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
     Source: arXiv 2502.09992, appendix B.2 (SFT).
     """
+    return rate_of(config, step, descent_at(config, step + 1, total_steps))
+
+
+def rate_of(config: OptimConfig, step: int, descent: float) -> float:
+    """Return the learning rate of a step, with the descent that it brings."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if descent >= 1:
+        return config.final_lr
     if config.schedule == "cosine":
-        start = config.warmup_steps
-        descent = 0.5 * (1 + math.cos(math.pi * _progress(step, start, total_steps)))
-        return config.final_lr + (config.lr - config.final_lr) * descent
-    start = max(config.warmup_steps, math.ceil(total_steps * (1 - config.decay_fraction)))
-    return config.lr + (config.final_lr - config.lr) * _progress(step, start, total_steps)
+        height = 0.5 * (1 + math.cos(math.pi * descent))
+        return config.final_lr + (config.lr - config.final_lr) * height
+    return config.lr + (config.final_lr - config.lr) * descent
 
 
-def _progress(step: int, start: int, end: int) -> float:
-    """How far a step is from start (0) to the last step before end (1)."""
-    return min(1.0, max(0.0, (step - start + 1) / max(1, end - start)))
+def descent_at(config: OptimConfig, position: float, total: float) -> float:
+    """Return how far the rate has fallen after so many steps of a training of known length."""
+    start = _start(config, total)
+    return min(1.0, max(0.0, (position - start) / max(1, total - start)))
+
+
+def _start(config: OptimConfig, total: float) -> float:
+    if config.schedule == "cosine":
+        return config.warmup_steps
+    return max(config.warmup_steps, _fall_begins(config, total))
+
+
+def _fall_begins(config: OptimConfig, total: float) -> int:
+    return math.ceil(total * (1 - config.decay_fraction))
+
+
+def _falls(config: OptimConfig, step: int, point: Point) -> bool:
+    """Whether the rate falls with this step."""
+    if step < config.warmup_steps:
+        return False
+    return config.schedule == "cosine" or point.position >= _fall_begins(config, point.total)

@@ -215,8 +215,6 @@ class Zero3Strategy(DeepSpeedStrategy):
             ) from None
 
     def _load(self, checkpoint_path: Any) -> Any:
-        if not self._load_universal:
-            return super().load_checkpoint(checkpoint_path)
         repair = OptimizerRepair(self.deepspeed_engine.optimizer.optimizer)
         state = super().load_checkpoint(checkpoint_path)
         repair.apply()

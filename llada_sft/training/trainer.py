@@ -13,12 +13,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from llada_sft.config.arithmetic import nothing_to_do
 from llada_sft.config.schema import Config
 from llada_sft.data.background import step_loader
 from llada_sft.data.datamodule import StepDataset, StepSize, build_encoder
 from llada_sft.data.hook import examples_key
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.validation import validation_batches
+from llada_sft.data.yields import SAMPLE_ROWS
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.model.llada import parameter_shapes
 from llada_sft.placement import Placement
@@ -28,7 +30,7 @@ from llada_sft.training.callbacks.failure import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.rows import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
-from llada_sft.training.changed import files_to_restart
+from llada_sft.training.changed import files_changed, files_to_restart
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.half_done import begin_half_done_rows
@@ -40,6 +42,7 @@ from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.noising import MicroBatch, NoiseSource, validation_micro_batches
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.notes import Notes
+from llada_sft.training.plan import Basis, Schedule
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
@@ -71,16 +74,22 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     consensus = Consensus()
     network_config = resolve_network(config.model)
     notes = Notes(host, consensus, placement.rank)
-    resume = find_resume(run, placement, consensus, host, parameter_shapes(network_config))
+    max_steps = config.train.max_steps
+    shapes = parameter_shapes(network_config)
+    resume = find_resume(run, placement, consensus, host, shapes, max_steps)
     host.pulse("start", resume.step)
     if resume.stopped:
         notes.told_to_stop(resume.step)
         return "stopped"
+    if max_steps is not None and resume.step >= max_steps:
+        if placement.rank == 0:
+            print(nothing_to_do(max_steps, resume.step), flush=True)
+        return "finished"
     dataset = build_dataset(config, network_config, placement, resume, run, consensus)
     note = host.note if placement.rank == 0 else None
     begin_half_done_rows(dataset, config.data, resume.data, run, consensus, note)
     host.pulse("start", resume.step)
-    total_steps = count_steps(config, dataset, consensus)
+    schedule = build_schedule(config, dataset, resume, placement, consensus)
     host.pulse("start", resume.step)
     row_summary = RowSummary(consensus, placement.rank, resume.step)
     feed = StepFeed(
@@ -92,6 +101,15 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         len(dataset.mixed_sources),
         row_summary.epoch_ended,
         host.pulse,
+        schedule,
+    )
+    nonfinite = NonFiniteSteps(
+        config.train.on_nonfinite,
+        consensus,
+        placement.rank,
+        host.note,
+        config.train.max_skipped_steps,
+        resume.skipped,
     )
     saver = CheckpointSaver(
         run,
@@ -102,12 +120,11 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         notes,
         host.pulse,
         examples_key(config.data),
+        lambda: nonfinite.skipped,
     )
-    nonfinite = NonFiniteSteps(config.train.on_nonfinite, consensus, placement.rank, host.note)
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,
-        total_steps,
         config.log.every_n_steps,
         build_validation(config, network_config, placement, consensus),
         dataset.mixed_sources,
@@ -123,7 +140,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
             saver,
-            Progress(total_steps, config.log.every_n_steps),
+            Progress(config.log.every_n_steps),
             row_summary,
         ],
         resume.universal,
@@ -201,10 +218,27 @@ def build_dataset(
     return dataset
 
 
-def count_steps(config: Config, dataset: StepDataset, consensus: Consensus) -> int:
-    """Count the optimizer steps of the whole training, as well as they can be known before it."""
-    steps = consensus.largest(dataset.num_steps())
-    return min(steps, config.train.max_steps or steps)
+def build_schedule(
+    config: Config,
+    dataset: StepDataset,
+    resume: Resume,
+    placement: Placement,
+    consensus: Consensus,
+) -> Schedule:
+    """Take up the checkpoint's schedule, and say whether rows are sampled to plan it anew."""
+    basis = Basis.of(config, dataset.sources, placement.world_size)
+    planned = resume.planned
+    changed = resume.data is not None and files_changed(
+        resume.data, dataset.fingerprints(), consensus
+    )
+    yields = None if planned is None else planned.yields_for(basis, placement.rank, changed)
+    dataset.know_yields(yields, SAMPLE_ROWS)
+
+    def say(line: str) -> None:
+        if placement.rank == 0:
+            print(line, flush=True)
+
+    return Schedule(config.optim, basis, resume.step, planned, changed, say)
 
 
 def build_noise(config: Config, network_config: LLaDAConfig, placement: Placement) -> NoiseSource:
@@ -227,7 +261,9 @@ def build_validation(
     source = settle_format(
         list_validation(config.data), config.data.cache_dir, placement, consensus
     )
-    data = config.data.model_copy(update={"format": source.format})
+    data = config.data.model_copy(
+        update={"format": source.format, "eos_tail": config.data.fixed_eos_tail}
+    )
     batches = validation_batches(
         data,
         source,

@@ -6,7 +6,7 @@
 3. The folder goes with the next checkpoint that is finished, or at the next start.
 
 DeepSpeed gives every rank rank 0's state of the loop, which is the same on all ranks here, and
-leaves the optimizer wrong in two ways, which `OptimizerRepair` undoes.
+leaves the optimizer wrong, which `OptimizerRepair` undoes.
 """
 
 import errno
@@ -132,11 +132,13 @@ class Conversion:
 
 
 class OptimizerRepair:
-    """Undoes what loading a universal checkpoint does to an optimizer besides its moments.
+    """Gives an optimizer the config's settings after loading, and each state its own step count.
 
-    DeepSpeed gives every parameter group the settings of the first (norms would begin to decay),
-    and one and the same tensor as the step count of every state (each step would count once for
-    every state, and Adam's bias correction would be off).
+    On as many ranks as before, torch's `load_state_dict` replaces the settings of the parameter
+    groups (betas, eps, weight_decay) by the saved ones: what was changed for a resume would be
+    ignored. Of a universal checkpoint DeepSpeed gives every group the settings of the first (norms
+    would begin to decay), and one and the same tensor as the step count of every state (each step
+    would count once for every state, and Adam's bias correction would be off).
 
     Args:
         optimizer: torch's optimizer inside DeepSpeed's, before loading.

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,72 @@ def test_another_number_of_ranks_takes_up_the_whole_state(demo: Path, tmp_path: 
     assert distance(one["after"] - whole["before"], whole["after"] - whole["before"]) < 1e-4
 
 
+def check_rates(run: RunDir) -> None:
+    """Check that the rate of a run on changing ranks falls without a jump, to `final_lr`."""
+    rates = [float(row["lr"]) for row in read_metrics(run.metrics) if row["loss"]]
+    assert rates[:2] == [1.5e-3, 3e-3]
+    falling = rates[1:]
+    assert falling == sorted(falling, reverse=True)
+    assert len(set(falling)) == len(falling)
+    assert rates[-1] == 3e-4
+    # No step takes more than a few times what an even way down would take.
+    steepest = max(high - low for high, low in pairwise(falling))
+    assert steepest < 4 * 2.7e-3 / len(falling)
+
+
+def test_one_and_two_ranks_in_turn_end_at_the_final_rate(demo: Path, tmp_path: Path) -> None:
+    """48 rows: 6 steps of 8 on two ranks, 12 of 4 on one; the rate falls over the last half."""
+    train = write_shards(tmp_path / "shards", [24, 24])
+    overrides = [*with_data(demo, train), "train.epochs=2", "train.max_steps=null"]
+    overrides += ["data.validation=null", "optim.schedule=warmup_constant_decay"]
+    overrides += ["optim.decay_fraction=0.5", "optim.lr=1.0e-3", "optim.final_lr=1.0e-4"]
+    expected = {
+        # 6 steps, and 12 of 4 rows each for the second epoch.
+        (2, 1): [5e-4, *[1e-3] * 5, *(1e-3 - 9e-4 * n / 12 for n in range(1, 13))],
+        (1, 2): [5e-4, *[1e-3] * 11, *(1e-3 - 9e-4 * n / 6 for n in range(1, 7))],
+    }
+    for (before, after), rates in expected.items():
+        run = tmp_path / f"{before}_{after}"
+        for world_size, stop_at in ((before, 6 if before == 2 else 12), (after, 0)):
+            run_on_ranks(
+                f"{WORKERS}:trained_rows", world_size, 150,
+                folder=str(run), config_file=CONFIG, overrides=overrides, stop_at=stop_at,
+            )  # fmt: skip
+        rows = [row for row in read_metrics(RunDir(run).metrics) if row["loss"]]
+        assert [float(row["lr"]) for row in rows] == pytest.approx(rates)
+        assert float(rows[-1]["lr"]) == 1e-4
+
+
+def test_what_changed_in_the_optimizer_is_applied_on_any_ranks(demo: Path, tmp_path: Path) -> None:
+    overrides = [*with_data(demo, demo / "data/train"), "data.validation=null"]
+    values = ([0.8, 0.9, 1e-7, 0.3], [0.7, 0.85, 1e-6, 0.2], [0.6, 0.75, 1e-5, 0.0])
+    changes = [
+        [
+            f"optim.betas=[{beta1}, {beta2}]",
+            f"optim.eps={eps}",
+            f"optim.weight_decay={decay}",
+            f"train.max_steps={step}",
+        ]
+        for step, (beta1, beta2, eps, decay) in enumerate(values, start=1)
+    ]
+    # New, on the same ranks, and on others.
+    found = []
+    for world_size, some in ((2, changes[:2]), (1, changes[2:])):
+        ranks = run_on_ranks(
+            f"{WORKERS}:optimizer_settings", world_size, 150,
+            folder=str(tmp_path), config_file=CONFIG,
+            runs=[[*overrides, *each] for each in some],
+        )  # fmt: skip
+        assert all(rank == ranks[0] for rank in ranks)
+        found += ranks[0]
+    rates = [1.5e-3, 3e-3, 3e-4]
+    for settings, rate, (beta1, beta2, eps, decay) in zip(found, rates, values, strict=True):
+        assert [group["betas"] for group in settings] == [[beta1, beta2]] * 2
+        assert [group["eps"] for group in settings] == [eps] * 2
+        assert [group["weight_decay"] for group in settings] == [decay, 0.0]
+        assert [group["lr"] for group in settings] == [rate] * 2
+
+
 def test_four_two_three_ranks_train_every_row_once_per_epoch(demo: Path, tmp_path: Path) -> None:
     sizes = [23, 5, 31, 0, 17]
     train = write_shards(tmp_path / "shards", sizes)
@@ -206,6 +273,7 @@ def test_four_two_three_ranks_train_every_row_once_per_epoch(demo: Path, tmp_pat
         for line in range(1, size + 1)
     }
     assert set(seen.values()) == {1}
+    check_rates(RunDir(tmp_path / "run"))
 
 
 def test_a_mixture_keeps_its_shares_on_another_number_of_ranks(demo: Path, tmp_path: Path) -> None:
@@ -239,6 +307,7 @@ def test_a_mixture_keeps_its_shares_on_another_number_of_ranks(demo: Path, tmp_p
         for shard, size in enumerate(sizes)
         for line in range(1, size + 1)
     }
+    check_rates(RunDir(tmp_path / "run"))
     metrics = [row for row in read_metrics(RunDir(tmp_path / "run").metrics) if row["loss"]]
     examples = [float(row["examples"]) for row in metrics]
     # The first source that is through ends the shares; it is the only one with so few rows left.

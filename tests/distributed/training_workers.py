@@ -1,7 +1,9 @@
 """What the ranks of the training tests run; each function returns something JSON can hold."""
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from llada_sft.training.module import DiffusionModule
 from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.noising import NoiseSource
 from llada_sft.training.notes import Notes
+from llada_sft.training.plan import Basis, Schedule
 from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
@@ -101,7 +104,7 @@ _GLOBAL_STEPS = (
 def _local_step(step: int, rank: int, world_size: int, accumulate: int) -> LocalStep:
     mine = [_example(*which) for which in _GLOBAL_STEPS[step][rank::world_size]]
     batches = [pad(mine[i : i + 1], pad_token_id=1) for i in range(accumulate)]
-    return LocalStep(tuple(batches), epoch=0, positions={})
+    return LocalStep(tuple(batches), epoch=0, positions={}, epoch_steps=1)
 
 
 def updates(
@@ -136,9 +139,12 @@ def update(
     noise = NoiseSource(
         config.objective, 0, token_ids(network).mask_token_id, place.rank, place.world_size
     )
-    feed = StepFeed(steps, noise, consensus, lambda: False, first_step=first)
+    # The rate of each step is that of 100 steps: `max_steps` counts, not the rows.
+    basis = Basis.of(config, [], place.world_size)
+    schedule = Schedule(config.optim, replace(basis, max_steps=100, epochs={"": 1000}), first)
+    feed = StepFeed(steps, noise, consensus, lambda: False, first, schedule=schedule)
     module = DiffusionModule(
-        lambda: build_network(config.model, network, config.run.seed), config.optim, 100, 1, []
+        lambda: build_network(config.model, network, config.run.seed), config.optim, 1, []
     )
     seen: dict[str, list[float]] = {}
 
@@ -234,6 +240,24 @@ def gradient_dtypes(folder: str, config_file: str, overrides: list[str]) -> dict
     return seen
 
 
+def optimizer_settings(folder: str, config_file: str, runs: list[list[str]]) -> list[Any]:
+    """Train one run several times with other values; return what its steps were made with."""
+    seen: list[Any] = []
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            groups = trainer.strategy.deepspeed_engine.optimizer.optimizer.param_groups
+            names = ("betas", "eps", "weight_decay", "lr")
+            settings = [{name: group[name] for name in names} for group in groups]
+            seen.append(json.loads(json.dumps(settings)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "OwnSignals", lambda claim_signals: Note())
+        for overrides in runs:
+            _train(load_config(config_file, overrides), Path(folder), lambda: False)
+    return seen
+
+
 def trained_rows(
     folder: str, config_file: str, overrides: list[str], stop_at: int
 ) -> list[list[Any]]:
@@ -253,7 +277,10 @@ def trained_rows(
             ]
             return super().micro_batches(local, counts, step)
 
-    stop = _told_at(stop_at, rank=0) if stop_at else lambda: False
+    def stop() -> bool:
+        # Not counted by how often it is asked: while a checkpoint is converted, too.
+        return bool(stop_at) and placement().rank == 0 and len(fed) >= stop_at - 1
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "NoiseSource", Recorder)
         _train(config, Path(folder), stop)

@@ -7,6 +7,7 @@ case, and goes on later from the checkpoint before; the last checkpoint of a run
 
 import errno
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Phase
 from llada_sft.training.noising import StepBatch
+from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.notes import Notes, versions
 from llada_sft.training.strategy import Zero3Strategy
 from llada_sft.training.writing import write_error
@@ -36,6 +38,7 @@ class CheckpointSaver(pl.Callback):
         notes: Tells the journal.
         pulse: Says what this rank begins to do.
         examples_key: Of what makes examples of rows.
+        skipped: Returns the steps that were not made for their loss or gradient.
     """
 
     def __init__(
@@ -48,8 +51,9 @@ class CheckpointSaver(pl.Callback):
         notes: Notes,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         examples_key: str = "",
+        skipped: Callable[[], SkippedSteps] = SkippedSteps,
     ) -> None:
-        self._examples_key = examples_key
+        self._examples_key, self._skipped = examples_key, skipped
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
         self._notes, self._pulse = notes, pulse
@@ -86,7 +90,8 @@ class CheckpointSaver(pl.Callback):
         self._pulse("step", step)
         first = next((error for error in errors if error is not None), None)
         if first is None:
-            self._notes.saved(step, num_bytes)
+            total_steps = None if batch.pace is None else batch.pace.total_steps
+            self._notes.saved(step, num_bytes, total_steps)
             return
         line = ""
         if trainer.is_global_zero:
@@ -121,6 +126,7 @@ class CheckpointSaver(pl.Callback):
             (
                 batch.positions,
                 self._fingerprints,
+                batch.yields,
                 writer.records(partial),
                 writer.error,
                 writer.num_bytes,
@@ -134,11 +140,15 @@ class CheckpointSaver(pl.Callback):
             "step": step,
             "world_size": trainer.world_size,
             "versions": versions(),
+            "skipped_steps": asdict(self._skipped()),
         }
+        if batch.pace is not None:
+            planned = replace(batch.pace.planned, yields=[yields for _, _, yields, *_ in found])
+            manifest["schedule"] = planned.to_json()
         data = checkpoints.DataState.merge(
             batch.epoch, (one[:2] for one in found), self._examples_key
         )
-        records = {name: record for one in found for name, record in one[2].items()}
+        records = {name: record for one in found for name, record in one[3].items()}
         finish = partial, manifest, data, records, self._config.keep_checkpoints
         return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
 

@@ -7,38 +7,43 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
+from llada_sft.training.noising import StepBatch
+
 
 class Progress(pl.Callback):
     """Shows how far the run is; rank 0 only.
 
     Args:
-        total_steps: Steps of the whole training.
         every_n_steps: Steps between two lines of a log file.
     """
 
-    def __init__(self, total_steps: int, every_n_steps: int) -> None:
-        self._total_steps, self._every_n_steps = total_steps, every_n_steps
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
         self._bar: tqdm[Any] | None = None
         self._start, self._first_step = 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start, self._first_step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(total=self._total_steps, initial=self._first_step, unit="step")
+            self._bar = tqdm(initial=self._first_step, unit="step")
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
         if not trainer.is_global_zero:
             return
-        step, metrics = trainer.global_step, pl_module.last_metrics
+        assert batch.pace is not None
+        step, metrics, total = trainer.global_step, pl_module.last_metrics, batch.pace.total_steps
         if self._bar is not None:
+            # It may be an estimate that becomes better from step to step.
+            self._bar.total = total
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(_numbers(metrics))
         elif step % self._every_n_steps == 0:
-            left = self._seconds_left(step)
+            left = self._seconds_left(step, total)
+            about = "≈" if batch.pace.estimated else ""
             print(
-                f"step {step}/{self._total_steps}  {_numbers(metrics)}  {_clock(left)} left",
+                f"step {step}/{about}{total}  {_numbers(metrics)}  {_clock(left)} left",
                 flush=True,
             )
 
@@ -52,9 +57,9 @@ class Progress(pl.Callback):
         if self._bar is not None:
             self._bar.close()
 
-    def _seconds_left(self, step: int) -> float:
+    def _seconds_left(self, step: int, total: int) -> float:
         done = max(1, step - self._first_step)
-        return (time.monotonic() - self._start) / done * (self._total_steps - step)
+        return (time.monotonic() - self._start) / done * (total - step)
 
 
 def _numbers(metrics: dict[str, float]) -> str:

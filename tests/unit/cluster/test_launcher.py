@@ -247,6 +247,39 @@ def test_resume_takes_changes(call: Call, project: Path, local_runs: list[tuple[
     )
 
 
+def test_resume_prints_the_arithmetic_as_launch_does(
+    call: Call, project: Path, local_runs: list[tuple[int, int]]
+) -> None:
+    call("--config", "a.yaml", "--prepare")
+    out = call("resume", "runs/a", "--local", "train.accumulate_grad_batches=3")[1]
+    assert "train.accumulate_grad_batches: 1 -> 3" in out
+    line = "global batch     6 examples = 1 micro × 3 accumulated × 2 ranks"
+    assert line in out.splitlines()
+    printed = call("--config", "a.yaml", "--print-config", "train.accumulate_grad_batches=3")[1]
+    assert f"# {line}" in printed.splitlines()
+
+
+@pytest.mark.parametrize("max_steps", [20, 9, 1])
+def test_as_many_steps_as_are_made_are_nothing_to_do(
+    call: Call, project: Path, local_runs: list[tuple[int, int]], max_steps: int
+) -> None:
+    call("--config", "a.yaml", "--prepare")
+    run = project / "runs/a"
+    for name in ("step_9", "step_20", "step_30.partial", "step_40.damaged"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert call("resume", "runs/a", "--local", f"train.max_steps={max_steps}") == (
+        0,
+        f"train.max_steps: 20 steps are made, got {max_steps}: there is nothing to do;"
+        " raise it to train further\n",
+        "",
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert local_runs == []
+    assert call("resume", "runs/a", "--local", "train.max_steps=21")[0] == 0
+    assert len(local_runs) == 1
+
+
 @pytest.mark.parametrize("arguments", [["resume", "a", "--locl"], ["status", "a", "b=1"]])
 def test_what_no_command_knows_is_refused(call: Call, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -69,6 +69,26 @@ def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> N
         "attempts     1: cancelled",
         "failure      mend this",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ([], "step 20"),
+        ([30], "step 20 of 30"),
+        ([30, 44], "step 20 of 44"),
+        ([20], "step 20 of 20"),
+        # An estimate that was too low.
+        ([12], "step 20"),
+        (["many", None, [30], True], "step 20"),
+    ],
+)
+def test_status_says_how_many_steps_there_are(run: RunDir, told: list[Any], shown: str) -> None:
+    for number in told:
+        journal.append(run.journal, cast(Entry, {"event": "checkpoint", "total_steps": number}))
+    run.metrics.write_text("step,loss\n20,4.5\n")
+    lines = status.status_lines(*status.open_run("runs/a"))
+    assert lines[6] == f"progress     {shown}, loss 4.5"
 
 
 def test_status_names_damaged_checkpoints(run: RunDir) -> None:

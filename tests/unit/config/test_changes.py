@@ -99,7 +99,7 @@ def test_an_absolute_path_is_the_relative_one(changed: Changed, tmp_path: Path) 
         (RANDOM, "train.precision=fp32", 'train.precision: "bf16" -> "fp32"', "trained"),
         (RANDOM, "run.seed=1", "run.seed: 0 -> 1", "trained"),
         (MIXED, "data.train.a.weight=2", "data.train.a.weight: 0.5 -> 2.0", "stated"),
-        (MIXED, "data.train.b.epochs=2", "data.train.b.epochs: null -> 2", "free"),
+        (MIXED, "data.train.b.epochs=2", "data.train.b.epochs: null -> 2", "stated"),
         (MIXED, "data.train.b.format=alpaca", 'data.train.b.format: null -> "alpaca"', "trained"),
         (MIXED, "data.train.c={path: z}", 'data.train: ["a", "b"] -> ["a", "b", "c"]', "trained"),
         (

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llada_sft.config.schema import DataConfig, SourceConfig
 from llada_sft.data.datamodule import LocalStep, Positions, StepDataset, StepSize, TokenIds
 from llada_sft.data.sources import list_sources
+from llada_sft.data.yields import SAMPLE_ROWS
 from llada_sft.training.checkpoints import DataState
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
@@ -222,7 +223,11 @@ def test_steps_of_all_epochs(tmp_path: Path) -> None:
     sources = {"a": ([7], 1.0, 3), "b": ([5], 1.0, 1)}
     (tmp_path / "padded").mkdir()
     (tmp_path / "packed").mkdir()
-    padded = dataset(write(tmp_path / "padded", sources))
-    assert padded.num_steps() == 13
+    padded = list(dataset(write(tmp_path / "padded", sources)))
+    assert [one.steps_left for one in padded[:-1]] == list(range(12, -1, -1))
     config = write(tmp_path / "packed", sources, batching="packed", max_tokens=50)
-    assert dataset(config).num_steps() == -(-26 * 5 // 50)
+    packed = dataset(config)
+    packed.know_yields(None, SAMPLE_ROWS)
+    steps = list(packed)[:-1]
+    assert len(steps) == -(-26 * 5 // 50)
+    assert [one.steps_left for one in steps] == [2, 1, 0]

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data import datamodule
 from llada_sft.data.collate import pack
 from llada_sft.data.datamodule import (
     LocalStep,
@@ -27,6 +26,7 @@ from llada_sft.data.packing import in_order, packs
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.stream import FilePosition, Pending
 from llada_sft.data.validation import validation_batches
+from llada_sft.data.yields import SAMPLE_ROWS
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -246,24 +246,36 @@ def test_the_steps_of_an_epoch_are_estimated_from_tokens(tmp_path: Path) -> None
     # 12 rows of 4 and 8 tokens: 12 packs of 12, two in a step.
     config = write(tmp_path, [[[4, 8]] * 12])
     packed = dataset(config, accumulate=2)
-    assert packed.num_steps() == 6
-    assert len([one for one in packed if one.num_examples]) == 6
+    packed.know_yields(None, SAMPLE_ROWS)
+    steps = [one for one in packed if one.num_examples]
+    assert [one.epoch_steps for one in steps] == [6] * 6
+    # What waits to be packed is counted, too.
+    assert [one.steps_left for one in steps] == [5, 4, 3, 2, 1, 0]
+    assert all(one.estimated for one in steps)
     padded = config.model_copy(update={"batching": "padded", "max_tokens": None})
-    assert dataset(padded, 2, micro_batch_size=3).num_steps() == 2
+    steps = list(dataset(padded, 2, micro_batch_size=3))
+    assert [one.epoch_steps for one in steps] == [2, 2, 2, 2, 2]
 
 
-def test_a_sample_stands_for_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datamodule, "_SAMPLE_ROWS", 10)
-    # The first row of the sample cannot be used: training will name it.
+def test_a_sample_stands_for_all_rows(tmp_path: Path) -> None:
     rows: list[list[int]] = [[6]] * 40
-    config = write(tmp_path, [rows]).model_copy(update={"shuffle": False})
+    config = write(tmp_path, [rows]).model_copy(update={"max_bad_fraction": 1.0})
     path = Path(config.train) / "0.jsonl"
-    path.write_text("not JSON\n" + path.read_text())
-    assert dataset(config).num_steps() == -(-(9 * 6 * 41) // 10 // 12)
+    # A row that cannot be used makes no example: the training will name it.
+    path.write_text("not JSON\n" * 40 + path.read_text())
+    sampled = dataset(config)
+    sampled.know_yields(None, 20)
+    first = next(iter(sampled))
+    ((num_rows, num_examples, num_tokens),) = first.yields
+    assert num_rows == 20
+    assert 6 <= num_examples <= 14
+    assert num_tokens == 6 * num_examples
+    assert first.epoch_steps == -(-(80 * num_tokens) // 20 // 12)
 
 
 def test_no_rows_make_no_steps(tmp_path: Path) -> None:
-    assert dataset(write(tmp_path, [[]])).num_steps() == 0
+    (end,) = dataset(write(tmp_path, [[]]))
+    assert (end.epoch_steps, end.steps_left, end.end_of_epoch) == (0, 0, True)
 
 
 def test_validation_is_packed_too(tmp_path: Path) -> None:

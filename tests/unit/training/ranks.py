@@ -33,7 +33,7 @@ class OneRank(Consensus):
 
     def agree(self, report: Report) -> Report:
         said = self._ranks.exchange(self._rank, report.numbers())
-        summed = Report.of(sum(column) for column in zip(*said, strict=True))
+        summed = Report.together(said)
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         if self._rank == 0:

@@ -1,6 +1,7 @@
-"""What the ranks agree on; the other ranks' numbers are put into the reduction here."""
+"""What the ranks agree on; the other ranks' numbers are put into the collective here."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import pytest
 import torch
@@ -23,18 +24,35 @@ def consensus(monkeypatch: pytest.MonkeyPatch, others: Sequence[object]) -> Cons
         for other in others:
             tensor.copy_(reduce(tensor, torch.tensor(other)))
 
+    def all_gather(ranks: list[Tensor], own: Tensor, group: object = None) -> None:
+        assert group is ours
+        for rank, numbers in zip(ranks, [own, *map(torch.tensor, others)], strict=True):
+            rank.copy_(numbers)
+
     ours = group
     monkeypatch.setattr(dist, "new_group", lambda *args, **kwargs: group)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 1 + len(others))
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
     return Consensus()
 
 
 def test_reports_are_summed_field_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = Report(*range(1, 15), by_source=(15, 16)).numbers()
-    assert numbers == list(range(1, 17))
-    others = Report(*range(100, 1500, 100), by_source=(1500, 1600)).numbers()
-    summed = consensus(monkeypatch, [others]).agree(Report.of(numbers))
-    assert summed == Report(*(101 * i for i in range(1, 15)), by_source=(1515, 1616))
+    names = [field.name for field in fields(Report)][:-1]
+    numbers = Report(**{name: 1 + number for number, name in enumerate(names)}, by_source=(50, 60))
+    others = [100 * number for number in numbers.numbers()]
+    together = consensus(monkeypatch, [others]).agree(numbers)
+    expected = {name: 101 * (1 + number) for number, name in enumerate(names)}
+    # The longest way to the end is that of all.
+    for name in ("steps_left", "epoch_steps"):
+        expected[name] = 100 * (1 + names.index(name))
+    assert together == Report(**expected, by_source=(5050, 6060))
+
+
+def test_one_rank_has_the_longest_way_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Report(steps_left=5, epoch_steps=12, estimated=1).numbers()
+    together = consensus(monkeypatch, [other]).agree(Report(steps_left=7, epoch_steps=9))
+    assert together == Report(steps_left=7, epoch_steps=12, estimated=1)
 
 
 def test_a_rank_learns_that_others_failed(monkeypatch: pytest.MonkeyPatch) -> None:

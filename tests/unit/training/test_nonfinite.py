@@ -8,7 +8,7 @@ import torch
 
 from llada_sft.errors import NonFiniteError
 from llada_sft.training.noising import MicroBatch
-from llada_sft.training.nonfinite import NonFiniteSteps, spoil
+from llada_sft.training.nonfinite import NonFiniteSteps, SkippedSteps, spoil
 
 
 class OneRank:
@@ -24,10 +24,15 @@ def micro_batch(*lines: int) -> MicroBatch:
     return MicroBatch(one, None, one, one, one, rows=rows)
 
 
-def steps(policy: Any, rank: int = 0) -> tuple[NonFiniteSteps, list[Any]]:
+def steps(policy: Any, rank: int = 0, *limits: Any) -> tuple[NonFiniteSteps, list[Any]]:
     notes: list[Any] = []
     consensus: Any = OneRank()
-    return NonFiniteSteps(policy, consensus, rank, notes.append), notes
+    return NonFiniteSteps(policy, consensus, rank, notes.append, *limits), notes
+
+
+def skip(one: NonFiniteSteps, *numbers: int, last: int = 1000) -> None:
+    for number in numbers:
+        one.left_out(number, [micro_batch(number)], [torch.tensor(math.nan)], number == last)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +75,37 @@ def test_one_rank_alone_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     skipped.left_out(1, [micro_batch(1)], [torch.tensor(math.nan)])
     assert notes == []
     assert capsys.readouterr().out == ""
+
+
+def test_so_many_skipped_steps_in_a_row_stop_the_run() -> None:
+    skipped, notes = steps("skip", 0, 3)
+    skip(skipped, 4, 5, 7, 8, 10, 11)
+    with pytest.raises(NonFiniteError) as caught:
+        skip(skipped, 12)
+    assert str(caught.value) == (
+        "step 12: the loss is NaN or infinite: rows a.jsonl:12; 3 steps in a row were skipped "
+        "(train.max_skipped_steps: 3); look at the rows, and lower optim.lr"
+    )
+    assert [note["step"] for note in notes] == [4, 5, 7, 8, 10, 11, 12]
+
+
+def test_steps_in_a_row_are_counted_across_attempts() -> None:
+    first, _ = steps("skip", 0, 3)
+    skip(first, 4, 7, 8)
+    assert first.skipped == SkippedSteps(total=3, last=8, in_a_row=2)
+    # Resumed from the checkpoint of step 8: the next step is skipped too.
+    second, _ = steps("skip", 0, 3, first.skipped)
+    with pytest.raises(NonFiniteError, match="3 steps in a row were skipped"):
+        skip(second, 9)
+    # Step 9 was made.
+    third, _ = steps("skip", 0, 3, first.skipped)
+    skip(third, 10, 11)
+
+
+def test_a_run_that_made_no_step_has_not_finished() -> None:
+    short, _ = steps("skip", 0, 10)
+    skip(short, 1, 2, 3)
+    with pytest.raises(NonFiniteError, match=r"step 4: .* every step of the run was skipped"):
+        skip(short, 4, last=4)
+    made_one, _ = steps("skip", 0, 10)
+    skip(made_one, 1, 2, 4, last=4)

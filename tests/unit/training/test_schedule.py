@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import OptimConfig
-from llada_sft.training.schedule import learning_rate
+from llada_sft.training.schedule import Point, learning_rate, rate_of
 
 
 def rates(steps: list[int], total_steps: int, **optim: Any) -> list[float]:
@@ -75,3 +75,70 @@ def test_up_then_down_and_never_out_of_bounds(
     assert rising == sorted(rising)
     assert all(a >= b - 1e-12 for a, b in pairwise(falling))
     assert all(rate >= 0.1 - 1e-12 for rate in falling)
+
+
+@given(
+    total_steps=st.integers(1, 200),
+    warmup_steps=st.integers(0, 50),
+    decay_fraction=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "warmup_constant_decay"]),
+)
+def test_step_by_step_is_the_same_as_all_at_once(
+    total_steps: int, warmup_steps: int, decay_fraction: float, schedule: str
+) -> None:
+    """Where the number of steps is known, the steps that are left lead to the same rates."""
+    config = OptimConfig(
+        lr=1.0,
+        final_lr=0.1,
+        warmup_steps=warmup_steps,
+        decay_fraction=decay_fraction,
+        schedule=schedule,  # type: ignore[arg-type]
+    )
+    point, found = Point(0, total_steps), []
+    for step in range(total_steps):
+        point = point.after_step(config, step, total_steps - step)
+        found.append(rate_of(config, step, point.descent))
+    expected = [learning_rate(config, step, total_steps) for step in range(total_steps)]
+    assert found == pytest.approx(expected)
+    assert point.position == point.total == total_steps
+
+
+@given(
+    left=st.lists(st.integers(1, 100), min_size=1, max_size=60),
+    warmup_steps=st.integers(0, 20),
+    decay_fraction=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "warmup_constant_decay"]),
+)
+def test_whatever_is_left_the_rate_falls_to_its_end(
+    left: list[int], warmup_steps: int, decay_fraction: float, schedule: str
+) -> None:
+    """Steps left that are estimated at random; the last one is known to be the last."""
+    config = OptimConfig(
+        lr=1.0,
+        final_lr=0.1,
+        warmup_steps=warmup_steps,
+        decay_fraction=decay_fraction,
+        schedule=schedule,  # type: ignore[arg-type]
+    )
+    point, found = Point(0, left[0]), []
+    steps = [*(one + 1 for one in left[:-1]), 1]
+    for step, steps_left in enumerate(steps):
+        before = point
+        point = point.after_step(config, step, steps_left)
+        assert before.position < point.position <= point.total + 1e-9
+        assert before.descent <= point.descent <= 1
+        found.append(rate_of(config, step, point.descent))
+    falling = found[warmup_steps:]
+    assert falling == sorted(falling, reverse=True)
+    if falling and (schedule == "cosine" or decay_fraction * left[0] >= 1):
+        assert falling[-1] == 0.1
+
+
+def test_rows_that_end_before_the_fall_was_to_begin() -> None:
+    config = OptimConfig(lr=1.0, final_lr=0.1, warmup_steps=2, decay_fraction=0.1)
+    half = Point(50, 100)
+    assert half.after_step(config, 50, 50).descent == 0
+    assert half.after_step(config, 50, 1) == Point(100, 100, 1.0)
+    # But where the rate is not to fall at all it stays.
+    constant = OptimConfig(lr=1.0, final_lr=0.1, warmup_steps=2, decay_fraction=0.0)
+    assert half.after_step(constant, 50, 1).descent == 0

@@ -37,7 +37,8 @@ class Notes:
     def told_to_stop(self, step: int) -> None:
         self.said.append(("signal", step))
 
-    def saved(self, step: int, num_bytes: int) -> None:
+    def saved(self, step: int, num_bytes: int, total_steps: int | None = None) -> None:
+        assert total_steps == 30
         self.said.append(("checkpoint", step))
 
     def not_saved(self, step: int, line: str) -> None:
@@ -73,7 +74,9 @@ def end_of_step(
         limit_val_batches=1.0,
         should_stop=False,
     )
-    saver.on_train_batch_end(trainer, Any, None, Any, 0)  # type: ignore[arg-type]
+    batch: Any = SimpleNamespace(pace=SimpleNamespace(total_steps=30))
+    module: Any = None
+    saver.on_train_batch_end(trainer, module, None, batch, 0)
     return saver, trainer, notes.said
 
 

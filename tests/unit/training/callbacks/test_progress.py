@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,42 +25,72 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def run(callback: Progress, clock: Clock, steps: range, rank: int = 0, bad_rows: int = 0) -> Any:
-    """Make steps of two seconds each; the module's last numbers stay the same."""
+def run(
+    clock: Clock,
+    steps: range,
+    total: int | Callable[[int], int],
+    every_n_steps: int = 10,
+    rank: int = 0,
+    bad_rows: int = 0,
+    estimated: bool = False,
+) -> Any:
+    """Make steps of two seconds each; the module's last numbers stay the same.
+
+    Args:
+        clock: The time.
+        steps: Their numbers.
+        total: Steps of the training, or what is known of them at a step.
+        every_n_steps: Steps between two lines.
+        rank: Which one this is.
+        bad_rows: As the module has logged them.
+        estimated: Whether `total` is an estimate.
+    """
+    callback = Progress(every_n_steps)
     module = SimpleNamespace(last_metrics={**METRICS, "bad_rows": bad_rows})
     trainer: Any = SimpleNamespace(global_step=steps.start - 1, is_global_zero=rank == 0)
     callback.on_train_start(trainer, module)
     for step in steps:
         clock.now += 2
         trainer.global_step = step
-        callback.on_train_batch_end(trainer, module, None, None, step)
+        known = total if isinstance(total, int) else total(step)
+        batch: Any = SimpleNamespace(pace=SimpleNamespace(total_steps=known, estimated=estimated))
+        callback.on_train_batch_end(trainer, module, None, batch, step)
+    callback.on_train_end(trainer, module)
     return trainer
 
 
 def test_a_log_file_gets_a_line_every_n_steps(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(Progress(total_steps=5000, every_n_steps=10), clock, range(1, 26))
+    run(clock, range(1, 26), 5000)
     assert capsys.readouterr().out == (
         "step 10/5000  loss 1.2346  12,346 tokens/s  2:46:20 left\n"
         "step 20/5000  loss 1.2346  12,346 tokens/s  2:46:00 left\n"
     )
 
 
+def test_a_total_that_is_estimated_is_marked_and_never_passed(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(clock, range(1, 41), lambda step: max(15, step), estimated=True)
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["step 10/≈15", "step 20/≈20", "step 30/≈30", "step 40/≈40"]
+
+
 def test_bad_rows_are_seen_at_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    run(Progress(total_steps=20, every_n_steps=10), clock, range(1, 11), bad_rows=1200)
+    run(clock, range(1, 11), 20, bad_rows=1200)
     assert "  12,346 tokens/s  1,200 bad rows  " in capsys.readouterr().out
 
 
 def test_a_resumed_run_counts_time_from_where_it_began(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(Progress(total_steps=120, every_n_steps=10), clock, range(101, 111))
+    run(clock, range(101, 111), 120)
     assert capsys.readouterr().out.endswith("0:00:20 left\n")
 
 
 def test_other_ranks_are_silent(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    run(Progress(total_steps=20, every_n_steps=1), clock, range(1, 5), rank=1)
+    run(clock, range(1, 5), 20, every_n_steps=1, rank=1)
     assert capsys.readouterr() == ("", "")
 
 
@@ -67,9 +98,8 @@ def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
-    callback = Progress(total_steps=8, every_n_steps=100)
-    trainer = run(callback, clock, range(1, 9))
-    callback.on_train_end(trainer, trainer)
+    # The estimate becomes better: the bar ends full.
+    run(clock, range(1, 9), lambda step: max(6, step), every_n_steps=100)
     last = terminal.getvalue().rstrip().splitlines()[-1]
     assert "100%" in last
     assert "8/8" in last
@@ -79,5 +109,5 @@ def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
 def test_validation_gets_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     trainer: Any = SimpleNamespace(global_step=7, is_global_zero=True)
     module = SimpleNamespace(last_metrics={"validation_loss": 0.98765})
-    Progress(10, 1).on_validation_end(trainer, module)
+    Progress(1).on_validation_end(trainer, module)
     assert capsys.readouterr().out == "step 7: validation loss 0.9877\n"
