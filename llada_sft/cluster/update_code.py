@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from llada_sft.cluster import journal
 from llada_sft.cluster.journal import Entry
@@ -70,7 +70,7 @@ def finish(run: RunDir) -> None:
     decided = RunDir(run.update)
     if not decided.path.is_dir():
         return
-    decision = json.loads((decided.path / _DECISION).read_text(encoding="utf-8"))
+    decision = _read_decision(decided)
     kept = run.path / decision["kept"]
     if decided.code.exists():
         if run.code.exists():
@@ -98,6 +98,17 @@ def _sync(folder: Path) -> None:
                 os.fsync(file)
             finally:
                 os.close(file)
+
+
+def _read_decision(decided: RunDir) -> dict[str, Any]:
+    try:
+        decision = json.loads((decided.path / _DECISION).read_bytes())
+        return {key: decision[key] for key in ("entry", "kept", "keep")}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise LaunchError(
+            f"{decided.path}: not an update that can be finished: {_DECISION} is damaged;"
+            " remove the folder, and update again"
+        ) from None
 
 
 def _origin(run: RunDir, hook: str, setup: str | None) -> Origin:

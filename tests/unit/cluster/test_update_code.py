@@ -1,7 +1,10 @@
 """`llada-sft resume RUN --update-code`: the present code, and every value as it was."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +41,20 @@ def older(run: RunDir) -> RunDir:
     with tarfile.open(OLDER_PACKAGE) as package:
         package.extractall(run.code, filter="data")
     run.origin.unlink()
+    # Its config has the keys of that version alone.
+    overrides = [f"data.hook={run.hook}", f"slurm.setup={run.setup}"]
+    program = (
+        "import sys; from llada_sft.config import dump_config, load_config, resolve_paths;"
+        "print(dump_config(resolve_paths(load_config('a.yaml', sys.argv[1:]), '.')), end='')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *overrides],
+        env={**os.environ, "PYTHONPATH": str(run.code), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    run.config.write_text(done.stdout)
     return run
 
 
@@ -155,6 +172,17 @@ def test_an_update_that_was_interrupted_is_old_or_new(
     assert len(changes) > 5
 
 
+@pytest.mark.parametrize("text", [None, "", "[]", "{}"])
+def test_an_update_that_cannot_be_finished_is_one_line(
+    run: RunDir, again: Resume, text: str | None
+) -> None:
+    run.update.mkdir()
+    if text is not None:
+        (run.update / "decision.json").write_text(text)
+    with pytest.raises(LaunchError, match=r"runs/a/update: not an update that .*; remove the"):
+        again(run, update=False)
+
+
 class _Killed(BaseException):
     pass
 
@@ -195,7 +223,9 @@ def test_a_run_of_an_older_version_goes_on_with_the_present_code(
     assert again(older) == 0
     assert door.door_of(older) is not None
     now = read_values(older.config)
-    assert {key: now[key] for key in values} == values
+    assert {name: {key: now[name][key] for key in values[name]} for name in values} == values
+    # Keys that are new have their values written down, too.
+    assert now["train"].keys() > values["train"].keys()
     assert (older.path / "code.1/llada_sft/cluster/ports.py").exists()
 
 
