@@ -101,27 +101,30 @@ def main() -> int:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster.status import open_run, status_lines
+    from llada_sft.cluster.status import find_run, status_lines
 
-    print("\n".join(status_lines(*open_run(arguments.run))))
+    print("\n".join(status_lines(find_run(arguments.run))))
 
 
-def _logs(arguments: argparse.Namespace) -> None:
+def _logs(arguments: argparse.Namespace) -> int:
     from llada_sft.cluster import logs
-    from llada_sft.cluster.status import open_run
+    from llada_sft.cluster.status import find_run
 
-    run, _ = open_run(arguments.run)
+    run = find_run(arguments.run)
     if arguments.follow:
-        logs.follow(run, arguments.rank)
-    else:
-        logs.print_log(run, arguments.rank)
+        return logs.follow(run, arguments.rank)
+    logs.print_log(run, arguments.rank)
+    return 0
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster.status import cancel_run, open_run
+    from llada_sft.cluster import slurm
+    from llada_sft.cluster.status import cancel_run, find_run
 
-    run, _ = open_run(arguments.run)
-    print(f"cancelled job {cancel_run(run)}; go on later with  llada-sft resume {arguments.run}")
+    run = find_run(arguments.run)
+    with slurm.patience():
+        job_id = cancel_run(run)
+    print(f"cancelled job {job_id}; to resume later:  {run.shell_command('resume')}")
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ runs/<name>/
                     attempt_K_call.txt: by it, the rank that finds a hang asks the others
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from pathlib import Path
 @dataclass(frozen=True)
 class RunDir:
     path: Path
+
+    def shell_command(self, verb: str, *arguments: str) -> str:
+        """Return a `llada-sft` command for this run, ready to be pasted into a shell."""
+        return shlex.join(["llada-sft", verb, str(self.path), *arguments])
 
     @property
     def config(self) -> Path:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+from llada_sft.cluster import run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.run_dir import RunDir
 
@@ -47,6 +48,7 @@ class Failure:
     witness: int | None = None
 
 
+_MAX_BYTES = 1 << 20
 # What a field of a report may be: `Failure` itself takes anything.
 _KINDS = get_type_hints(Failure)
 
@@ -94,7 +96,7 @@ def clear(run: RunDir) -> None:
 def _read(path: Path) -> Failure | None:
     """Read one report; None for whatever else may be in its place."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(run_files.read_end(path, _MAX_BYTES))
         parsed = {"cause": Cause(fields["cause"]), "time": float(fields.get("time", 0.0))}
         failure = Failure(**{**fields, **parsed})
     except (OSError, ValueError, TypeError, LookupError, RecursionError):

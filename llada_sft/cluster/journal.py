@@ -23,11 +23,13 @@ left of the one before, it begins on a line of its own.
 import errno
 import json
 import os
+import re
 import sys
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypedDict, cast
+from types import UnionType
+from typing import Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints
 
 Event = Literal[
     "launched",
@@ -86,6 +88,23 @@ class Entry(TypedDict, total=False):
     moved_from: str
 
 
+_JOB_ID = re.compile(r"[0-9]+(?:[_+][0-9]+)?")
+
+
+def _python_types(hint: object) -> tuple[type, ...]:
+    """Return what `isinstance` takes for a type of `Entry`."""
+    origin = get_origin(hint)
+    if origin is Union or origin is UnionType:
+        return tuple(one for part in get_args(hint) for one in _python_types(part))
+    if origin is Literal:
+        return (str,)
+    plain = cast(type, origin or hint)
+    return (int, float) if plain is float else (plain,)
+
+
+_TYPES = {key: _python_types(hint) for key, hint in get_type_hints(Entry).items()}
+
+
 def append(journal: Path, entry: Entry) -> None:
     """Append one line, with the time; where that cannot be done, a warning is printed, once.
 
@@ -99,12 +118,20 @@ def append(journal: Path, entry: Entry) -> None:
 
 
 def read(journal: Path) -> list[Entry]:
-    """Read all entries; what a crash or a full disk left of a line is left out."""
+    """Read all entries.
+
+    What a crash or a full disk left of a line is skipped, and so are values of another type than
+    `Entry` says: whoever reads an entry may rely on its types.
+    """
     try:
-        lines = journal.read_bytes().split(b"\n")
+        return parse(journal.read_bytes())
     except FileNotFoundError:
         return []
-    return [entry for entry in map(_parse, lines) if entry is not None]
+
+
+def parse(content: bytes) -> list[Entry]:
+    """Return the entries in the bytes of a journal, as `read` does."""
+    return [entry for entry in map(_parse, content.split(b"\n")) if entry is not None]
 
 
 def attempts(entries: list[Entry]) -> list[list[Entry]]:
@@ -136,7 +163,12 @@ def last_started(journal: Path) -> Entry:
 
 def last_job_id(journal: Path) -> str | None:
     """Give the SLURM job that was launched or started last; None if that was a local run."""
-    for entry in reversed(read(journal)):
+    return job_of(read(journal))
+
+
+def job_of(entries: list[Entry]) -> str | None:
+    """Return the SLURM job of entries that was launched or started last, as `last_job_id` does."""
+    for entry in reversed(entries):
         if entry.get("event") in ("launched", "started"):
             return entry.get("job_id")
         if "moved_from" in entry:
@@ -145,7 +177,7 @@ def last_job_id(journal: Path) -> str | None:
 
 
 def _append(journal: Path, line: bytes) -> None:
-    file = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(journal, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(file).st_size
         torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
@@ -163,9 +195,20 @@ def _parse(line: bytes) -> Entry | None:
     try:
         entry = json.loads(line)
     # Half a line, or the zeros that some file systems leave after a power cut.
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return cast(Entry, entry) if isinstance(entry, dict) else None
+    if not isinstance(entry, dict):
+        return None
+    return cast(Entry, {key: value for key, value in entry.items() if _is_valid(key, value)})
+
+
+def _is_valid(key: str, value: object) -> bool:
+    """Tell whether a value has the type that `Entry` gives its key; other keys may have any."""
+    if key == "job_id":
+        # It is handed to scancel, where another word could be an option.
+        return isinstance(value, str) and _JOB_ID.fullmatch(value) is not None
+    types = _TYPES.get(key)
+    return types is None or (isinstance(value, types) and type(value) is not bool)
 
 
 @cache

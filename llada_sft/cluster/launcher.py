@@ -20,13 +20,14 @@ from llada_sft.cluster import (
     preflight,
     prepare,
     sbatch_environment,
+    slurm,
     status,
     submit,
 )
 from llada_sft.cluster import update_code as update
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
-from llada_sft.errors import LaunchError, LladaSftError
+from llada_sft.errors import EXIT_CODE, LaunchError, LladaSftError
 from llada_sft.run_dir import RunDir
 
 
@@ -45,6 +46,7 @@ class LaunchOptions:
     command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
 
 
+@slurm.patience()
 def launch(options: LaunchOptions) -> int:
     """Do what the options ask for, and give the exit code.
 
@@ -61,7 +63,7 @@ def launch(options: LaunchOptions) -> int:
     if not options.local and not options.prepare:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
-    preflight.require(sources)
+    preflight.require(sources, prepare.run_dir_of(sources))
     if not options.prepare:
         _refuse_if_running(prepare.run_dir_of(sources))
     run, found = prepare.create(config, base, options.command)
@@ -90,6 +92,7 @@ def _is_elastic(options: LaunchOptions) -> bool:
     return load_config(options.config, options.overrides).slurm.elastic is not None
 
 
+@slurm.patience()
 def resume(
     run: RunDir, overrides: Sequence[str], local: bool, follow: bool, update_code: bool = False
 ) -> int:
@@ -128,15 +131,15 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
     journal.append(run.journal, {"event": "launched", "job_id": job_id})
     print(
         f"job           {job_id}\n"
-        f"follow        llada-sft logs {run.path} --follow\n"
+        f"follow        {run.shell_command('logs', '--follow')}\n"
         f"stop          scancel {job_id}\n"
-        f"resume        llada-sft resume {run.path}",
+        f"resume        {run.shell_command('resume')}",
         flush=True,
     )
     if follow:
         from llada_sft.cluster import logs
 
-        logs.follow(run, rank=0)
+        return logs.follow(run, rank=0)
     return 0
 
 
@@ -183,12 +186,14 @@ def _print_config(config: Config, base: Path) -> int:
 
 def _dry_run(config: Config, base: Path) -> int:
     final = prepare.resolved(config, base)
-    print(submit.sbatch_text(final, prepare.run_dir_of(final)))
+    run = prepare.run_dir_of(final)
+    print(submit.sbatch_text(final, run))
     for line in sbatch_environment.lines(os.environ, config):
         print(line)
-    for problem in preflight.find_problems(resolve_paths(config, base)):
+    problems = preflight.find_problems(resolve_paths(config, base), run)
+    for problem in problems:
         print(problem, file=sys.stderr)
-    return 0
+    return EXIT_CODE if problems else 0
 
 
 def _refuse_if_running(run: RunDir) -> None:

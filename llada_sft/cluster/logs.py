@@ -3,20 +3,23 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from llada_sft.cluster import journal, slurm
+from llada_sft.cluster import ending, job_states, journal, restarts, run_files, slurm, status
+from llada_sft.entry import INTERRUPTED
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 POLL_S = 1.0
 # squeue and scontrol are a burden on the controller: asked seldom.
 ASK_SLURM_EVERY_S = 15.0
+_PIECE_BYTES = 1 << 16
 
 
 def log_file(run: RunDir, rank: int) -> Path:
-    """Name the log of a rank: that of the last job, or of a local run."""
-    job_id = journal.last_job_id(run.journal)
+    """Name the log of a rank: submitit's of the last job, or that of a local run."""
+    job_id = status.last_job(run)
     if job_id is None:
         return run.rank_log(rank)
     return run.slurm / f"{job_id}_{rank}_log.out"
@@ -29,15 +32,31 @@ def print_log(run: RunDir, rank: int) -> None:
         LaunchError: there is none.
     """
     log = log_file(run, rank)
-    if not log.exists():
-        raise LaunchError(f"{log}: no such log: has the job started, and has it a rank {rank}?")
-    sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
+    try:
+        _print_from(log, 0)
+    except FileNotFoundError:
+        raise LaunchError(
+            f"{log}: no such log: has the job started, and has it a rank {rank}?"
+        ) from None
 
 
-def follow(run: RunDir, rank: int, ask_every_s: float = ASK_SLURM_EVERY_S) -> None:
-    """Print the log of a rank as it grows, until the run's job is over."""
-    job_id = journal.last_job_id(run.journal)
-    follow_file(log_file(run, rank), lambda: _is_over(run, job_id), ask_every_s)
+def follow(run: RunDir, rank: int, ask_every_s: float = ASK_SLURM_EVERY_S) -> int:
+    """Print the log of a rank as it grows, until the run's job is over; then how it ended.
+
+    Returns:
+        The job's exit code; 130 after Ctrl-C, which ends the following and not the job.
+    """
+    job_id = status.last_job(run)
+    watch = _Watch(run, job_id)
+    try:
+        follow_file(log_file(run, rank), watch.is_over, ask_every_s)
+        with slurm.patience():
+            found = ending.find(run, job_id)
+    except KeyboardInterrupt:
+        print(f"\n{_goes_on(run, job_id)}", file=sys.stderr)
+        return INTERRUPTED
+    print(*ending.lines(run, found), sep="\n", flush=True)
+    return found.exit_code
 
 
 def follow_file(log: Path, is_over: Callable[[], bool], ask_every_s: float) -> None:
@@ -49,7 +68,8 @@ def follow_file(log: Path, is_over: Callable[[], bool], ask_every_s: float) -> N
         if time.monotonic() >= next_question:
             over = is_over()
             next_question = time.monotonic() + ask_every_s
-        position = _print_from(log, position)
+        with suppress(FileNotFoundError):
+            position = _print_from(log, position)
         if over:
             return
         time.sleep(min(POLL_S, ask_every_s))
@@ -57,18 +77,62 @@ def follow_file(log: Path, is_over: Callable[[], bool], ask_every_s: float) -> N
 
 def _print_from(log: Path, position: int) -> int:
     try:
-        with log.open("rb") as file:
+        with run_files.open_regular(log) as file:
             file.seek(position)
-            while chunk := file.read(1 << 16):
+            while chunk := file.read(_PIECE_BYTES):
                 sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
             return file.tell()
     except FileNotFoundError:
-        return position
+        raise
+    except OSError as error:
+        if error.filename is None:
+            # Of the output, not of the log.
+            raise
+        raise LaunchError(f"{log}: cannot be read: {error.strerror}") from None
 
 
-def _is_over(run: RunDir, job_id: str | None) -> bool:
-    if job_id is not None:
-        return slurm.has_ended(job_id)
-    events = [entry.get("event") for entry in journal.read(run.journal)]
-    return not events or events[-1] == "ended"
+def _goes_on(run: RunDir, job_id: str | None) -> str:
+    if job_id is None:
+        return f"the run goes on: {run.path}; to stop it, press Ctrl-C where it was launched"
+    return f"job {job_id} goes on; to stop it:  {run.shell_command('cancel')}"
+
+
+class _Watch:
+    """Asks whether a run is over, and says on stderr what its job waits for meanwhile."""
+
+    def __init__(self, run: RunDir, job_id: str | None) -> None:
+        self._run, self._job_id = run, job_id
+        self._said = ""
+
+    def is_over(self) -> bool:
+        if self._job_id is None:
+            return self._journal_is_over(local=True)
+        try:
+            with slurm.patience():
+                fields = slurm.job_fields(self._job_id)
+        except LaunchError as error:
+            self._say(f"{error}; following goes on")
+            return self._journal_is_over(local=False)
+        state = fields.get("JobState")
+        if state == "PENDING":
+            self._say(f"job {self._job_id} is PENDING ({fields.get('Reason', 'None')})")
+        return state is None or job_states.has_ended(state)
+
+    def _journal_is_over(self, local: bool) -> bool:
+        try:
+            entries = journal.read(self._run.journal)
+        except OSError as error:
+            raise LaunchError(f"{self._run.journal}: cannot be read: {error.strerror}") from None
+        last = entries[-1] if entries else None
+        if local:
+            return last is None or last.get("event") == "ended"
+        ended = last is not None and last.get("event") == "ended"
+        given_up = last is not None and last.get("event") == "given_up"
+        return given_up or (ended and last is not None and last.get("cause") in restarts.OVER)
+
+    def _say(self, line: str) -> None:
+        """Say something once, until there is something else to say."""
+        if line != self._said:
+            print(line, file=sys.stderr, flush=True)
+            self._said = line

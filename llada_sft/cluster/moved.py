@@ -11,12 +11,12 @@ from pathlib import Path
 
 import yaml
 
-from llada_sft.cluster import journal
+from llada_sft.cluster import journal, run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.evidence import open_attempt
 from llada_sft.cluster.journal import Entry
 from llada_sft.config import Config
-from llada_sft.config.reader import map_paths
+from llada_sft.config.reader import MAX_BYTES, map_paths
 from llada_sft.config.urls import is_url
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -33,7 +33,7 @@ def old_place(run: RunDir) -> Path | None:
     Reads no more of config.yaml than it needs: it may be of another version, or damaged.
     """
     try:
-        hook = yaml.safe_load(run.config.read_bytes())["data"]["hook"]
+        hook = yaml.safe_load(run_files.read_start(run.config, MAX_BYTES))["data"]["hook"]
         home = Path(hook).parent.parent
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
         return None
@@ -46,11 +46,6 @@ def is_copy(run: RunDir) -> bool:
     """Tell whether the run that this directory was made from is still there."""
     home = old_place(run)
     return home is not None and RunDir(home).config.exists()
-
-
-def own_job_id(run: RunDir) -> str | None:
-    """Return the run's last SLURM job; never that of a run which it was copied from."""
-    return None if is_copy(run) else journal.last_job_id(run.journal)
 
 
 def rebase(config: Config, run: RunDir) -> Config:
@@ -120,5 +115,5 @@ def _is_shared(path: Path, home: Path, target: Path) -> bool:
 def _same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:
+    except (OSError, ValueError):
         return False

@@ -11,25 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from llada_sft.cluster.place import place_problems
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.run_dir import RunDir
 
 if TYPE_CHECKING:
     from llada_sft.data.files import Shard
 
 
-def require(config: Config) -> None:
+def require(config: Config, new_run: RunDir | None = None) -> None:
     """Check everything that can be known before the job starts.
+
+    Args:
+        config: With absolute paths.
+        new_run: The run directory, where it is still to be made.
 
     Raises:
         ConfigError: one line for each problem.
     """
-    if problems := find_problems(config):
+    if problems := find_problems(config, new_run):
         raise ConfigError("\n".join(problems))
 
 
-def find_problems(config: Config) -> list[str]:
-    """Give one line for each problem of a config with absolute paths; empty when all is well."""
+def find_problems(config: Config, new_run: RunDir | None = None) -> list[str]:
+    """Return one line for each problem; empty when all is well. Arguments as for `require`."""
     checks: tuple[Callable[[Config], Iterator[str]], ...] = (
         _training_files,
         _validation_files,
@@ -38,7 +44,8 @@ def find_problems(config: Config) -> list[str]:
         _checkpoint,
         _tokenizer,
     )
-    return [problem for check in checks for problem in check(config)]
+    place = [] if new_run is None else list(place_problems(new_run))
+    return place + [problem for check in checks for problem in check(config)]
 
 
 def _training_files(config: Config) -> Iterator[str]:

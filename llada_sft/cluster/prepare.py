@@ -10,10 +10,10 @@ it, is built again by the next launch from the files of then.
 """
 
 import json
+import secrets
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +70,18 @@ def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, 
     """
     sources, final = resolve_paths(config, base), resolved(config, base)
     run = run_dir_of(final)
+    try:
+        return run, _create(run, sources, final, base, command)
+    except OSError as error:
+        where = error.filename or run.path
+        reason = error.strerror or error
+        raise ConfigError(f"{where}: cannot be written: {reason}; see run.root") from None
+
+
+def _create(
+    run: RunDir, sources: Config, final: Config, base: Path, command: Sequence[str]
+) -> bool:
+    """Make the run directory, or take it up; tell whether it was there."""
     found = run.config.exists()
     if found:
         found = _take_up(run, sources, final, base)
@@ -77,19 +89,20 @@ def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, 
         _build(run, sources, final, base)
     with run.command.open("a", encoding="utf-8") as commands:
         commands.write(redact(f"cd {shlex.quote(str(base))} && {shlex.join(command)}\n"))
-    return run, found
+    return found
 
 
 def _build(run: RunDir, sources: Config, final: Config, base: Path) -> None:
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", dir=run.path.parent))
+    # Not mkdtemp: its folder is the user's alone, whatever the umask says.
+    partial = run.path.with_name(f".{run.path.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
     try:
         building = RunDir(partial)
         for folder in (building.code, building.slurm, building.logs, building.failures):
             folder.mkdir()
         take_snapshot(building, sources.data.hook, sources.slurm.setup, base)
         building.config.write_text(dump_config(final), encoding="utf-8")
-        partial.chmod(0o755)
         _move_into_place(partial, run)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -5,18 +5,41 @@ submitit's job states come from sacct, and without it are UNKNOWN for ever.
 
 import os
 import re
+import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from llada_sft.cluster import job_states
 from llada_sft.errors import LaunchError
 
+# Of one question, where nobody waits at a terminal.
 TIMEOUT_S = 60
+# Of all questions of a command that a person waits for.
+PATIENCE_S = 10.0
+# The seconds that are left of it; empty where nobody waits.
+_patience: list[float] = []
 _OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
 # Formats, filters and other options of the tools, as variables.
 _OF_A_TOOL = re.compile(r"(?:SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL)_|SLURM_BITSTR_LEN$")
 EXCLUDE_TRIES = 8
 EXCLUDE_PAUSE_S = 0.3
+
+
+@contextmanager
+def patience(seconds: float | None = None) -> Iterator[None]:
+    """Let all questions of a block together wait so long at most: a person waits for them.
+
+    Args:
+        seconds: None stands for PATIENCE_S. A block inside another one has its own.
+    """
+    before = _patience.copy()
+    _patience[:] = [seconds or PATIENCE_S]
+    try:
+        yield
+    finally:
+        _patience[:] = before
 
 
 def run_tool(*command: str, timeout_s: float | None = None) -> str:
@@ -25,24 +48,48 @@ def run_tool(*command: str, timeout_s: float | None = None) -> str:
     Raises:
         LaunchError: it is not there, fails, or does not answer.
     """
-    timeout_s = timeout_s or TIMEOUT_S
+    timeout_s = min([timeout_s or TIMEOUT_S, *_patience])
+    begin = time.monotonic()
     try:
-        done = subprocess.run(
-            command,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        code, out, errors = _run(command, timeout_s)
     except FileNotFoundError:
         raise LaunchError(f"{command[0]} not found on this machine") from None
+    except OSError as error:
+        raise LaunchError(f"{command[0]}: cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{' '.join(command)}: no answer in {timeout_s} s; try again") from None
-    if done.returncode:
-        reason = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise LaunchError(f"{' '.join(command)}: no answer in {timeout_s:g} s; try again") from None
+    finally:
+        # What is left is for the next question; a moment, so that it can fail in its own words.
+        _patience[:] = [max(0.1, left - (time.monotonic() - begin)) for left in _patience]
+    if code:
+        reason = " ".join((errors or out).split()) or f"exit code {code}"
         raise LaunchError(f"{' '.join(command)}: {reason}")
-    return done.stdout
+    return out
+
+
+def _run(command: Sequence[str], timeout_s: float) -> tuple[int, str, str]:
+    """Run a command in a process group of its own, and end the whole group if it takes too long.
+
+    Where the command is a shell script, what it has started would keep the pipes open, and Python
+    would wait for that.
+    """
+    with subprocess.Popen(
+        command,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=timeout_s)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, out, errors
 
 
 def _environment() -> dict[str, str]:

@@ -33,7 +33,11 @@ def take_snapshot(
         origin: What to note as the place of both, if they are not taken from there.
     """
     package = Path(llada_sft.__file__).parent
-    shutil.copytree(package, run.code / package.name, ignore=_all_but_python)
+    for source in sorted(package.rglob("*.py")):
+        # The content alone: modes are those of the user's umask.
+        copy = run.code / package.name / source.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
     shutil.copyfile(hook, run.hook)
     if setup is not None:
         shutil.copyfile(setup, run.setup)
@@ -104,11 +108,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
-
-
-def _all_but_python(folder: str, names: list[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if name == "__pycache__" or not (name.endswith(".py") or (Path(folder) / name).is_dir())
-    ]

@@ -51,7 +51,7 @@ def begin(run: RunDir, job: Job | None, world_size: int) -> int:
     """
     _close_last(run, job)
     if job and (why := restarts.given_up(journal.read(run.journal), job.job_id)):
-        print(f"given up: {why}\nto go on:  llada-sft resume {run.path}", flush=True)
+        print(f"given up: {why}\nto go on:  {run.shell_command('resume')}", flush=True)
         return GIVEN_UP_EXIT_CODE
     failures.clear(run)
     entry: Entry = {"event": "started", "attempt": journal.next_attempt(run.journal)}
@@ -116,7 +116,7 @@ def end(run: RunDir, job: Job, srun_code: int) -> int:
         if not job_states.is_requeued(slurm.job_fields(job.job_id), job.restarts):
             slurm.requeue(job.job_id)
     except LaunchError as error:
-        _warn(run, started, f"not restarted: {error}; to go on:  llada-sft resume {run.path}")
+        _warn(run, started, f"not restarted: {error}; to go on:  {run.shell_command('resume')}")
         return decision.exit_code or 1
     if verdict.suspect and verdict.node:
         suspects.leave_out(run, started, verdict, _needed_nodes(run))

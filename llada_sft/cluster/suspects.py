@@ -55,7 +55,7 @@ def excluded(entries: Sequence[Entry]) -> list[str]:
     found = [
         entry
         for entry in entries
-        if entry.get("event") == "excluded" and entry.get("job_id") == jobs[-1]
+        if entry.get("event") == "excluded" and jobs and entry.get("job_id") == jobs[-1]
     ]
     return list(
         dict.fromkeys(

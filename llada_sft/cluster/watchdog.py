@@ -148,7 +148,7 @@ class Watchdog:
             self._run.stacks.mkdir(exist_ok=True)
             stacks.clear_unused(self._run, rank)
             path = self._run.rank_stacks(self._attempt, rank)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             _write(self._file, stacks.title(rank, self._placement.world_size, self._node))
             stacks.prepare_call(self._run, self._attempt, rank)
         except OSError as error:

@@ -78,6 +78,8 @@ def scalar_value(node: yaml.ScalarNode) -> Any:
         raise ValueError(f"the tag {node.tag!r} is not allowed; write a plain value")
     if kind in _PATTERNS and not _PATTERNS[kind].match(node.value):
         raise ValueError(f"{node.value!r} does not fit its tag {kind}")
+    if "\0" in node.value:
+        raise ValueError("must not contain the character NUL, which no path or command can have")
     return _SCALARS[kind](node.value)
 
 

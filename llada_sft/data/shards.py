@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def _more_shards(files: Sequence[Shard], number: int) -> str:
         return f"split the files into at least {number}"
     folder = files[0].parent
     new = folder.with_name(f"{folder.name}_{number}")
-    return f"run  llada-sft shard {folder} {new} --num-shards {number}"
+    words = ["llada-sft", "shard", str(folder), str(new), "--num-shards", str(number)]
+    return f"run  {shlex.join(words)}"
 
 
 def shard_root(path: str) -> Path | str:

@@ -120,6 +120,7 @@ def export_checkpoint(
     partial.mkdir(parents=True)
     _write_weights(tensors, partial, dtype, max_shard_size)
     _write_config(config, partial, dtype)
+    _apply_umask(partial)
     _copy_files(tokenizer_dir, partial)
     _verify(config, partial)
     partial.rename(out_dir)
@@ -148,6 +149,12 @@ def _write_config(config: LLaDAConfig, out_dir: Path, dtype: torch.dtype) -> Non
     exported = copy.deepcopy(config)
     exported.dtype = dtype
     (out_dir / "config.json").write_text(exported.to_json_string())
+
+
+def _apply_umask(out_dir: Path) -> None:
+    # safetensors makes its files readable for the user alone, whatever the umask says.
+    for file in out_dir.glob("*.safetensors"):
+        shutil.copymode(out_dir / "config.json", file)
 
 
 def _copy_files(source_dir: Path, out_dir: Path) -> None:

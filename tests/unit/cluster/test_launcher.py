@@ -1,6 +1,7 @@
 """`launch.py` and `llada-sft` as a user calls them: what they print, write and refuse."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_a_dry_run_prints_the_batch_script_and_the_problems(call: Call, project:
     (project / "hook.py").unlink()
     before = files(project)
     code, out, err = call("--config", "a.yaml", "--nodes", "3", "--dry-run", "slurm.time_min=7")
-    assert (code, files(project)) == (0, before)
+    assert (code, files(project)) == (2, before)
     assert {"#!/bin/bash", "#SBATCH --nodes=3", "#SBATCH --time=7"} <= set(out.splitlines())
     assert err.replace(f"{project}/", "").splitlines() == [
         "2 shards for 6 ranks in shards: use at most 2 ranks,"
@@ -200,11 +201,21 @@ def test_a_run_whose_job_is_in_the_queue_is_not_launched_again(
 def test_follow_shows_the_log_until_the_job_ends(
     call: Call, project: Path, fake_tool: FakeTool
 ) -> None:
-    slurm(fake_tool)
+    slurm(fake_tool, state="FAILED")
     log = f"{project}/runs/a/slurm/42_0_log.out"
     fake_tool("sbatch", f"echo hello > {log}; echo Submitted batch job 42")
     code, out, _ = call("--config", "a.yaml", "--follow")
-    assert (code, out.splitlines()[-1]) == (0, "hello")
+    assert (code, out.splitlines()[-6:]) == (
+        1,
+        [
+            "hello",
+            "ended        SLURM calls job 42 FAILED (exit code 1)",
+            "progress     no step yet",
+            "checkpoint   none",
+            f"details      llada-sft status {project}/runs/a, llada-sft logs {project}/runs/a",
+            f"next         llada-sft resume {project}/runs/a",
+        ],
+    )
     assert call("logs", "runs/a") == (0, "hello\n", "")
 
 
@@ -295,6 +306,49 @@ def test_status_and_cancel(call: Call, fake_tool: FakeTool) -> None:
     assert (code, "job          42 COMPLETED" in out) == (0, True)
     assert call("cancel", "runs/a") == (
         0,
-        "cancelled job 42; go on later with  llada-sft resume runs/a\n",
+        f"cancelled job 42; to resume later:  llada-sft resume {Path.cwd()}/runs/a\n",
         "",
     )
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_dry_run_without_problems(call: Call) -> None:
+    code, _, err = call("--config", "a.yaml", "--dry-run")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--prepare", "--local"])
+def test_a_place_that_cannot_be_is_one_line(call: Call, project: Path, mode: str) -> None:
+    before = files(project)
+    code, _, err = call("--config", "a.yaml", mode, "run.root=hook.py/runs")
+    assert (code, err, files(project)) == (
+        2,
+        f"run.root: {project}/hook.py: not a folder; set run.root to a folder that can be written"
+        " to\n",
+        before,
+    )
+
+
+def test_printed_commands_can_be_pasted_into_a_shell(
+    call: Call, project: Path, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo Submitted batch job 42")
+    fake_tool("scontrol", "echo JobId=42 JobState=FAILED ExitCode=1:0")
+    fake_tool("scancel", "exit 0")
+    fake_tool("llada-sft", 'echo "$2"')
+    root = "a $HOME; b & (c)"
+    code, out, err = call("--config", "a.yaml", "--follow", f"run.root='{root}'")
+    assert (code, err) == (1, "")
+    out += call("cancel", f"{root}/a")[1]
+    commands = [line.partition("llada-sft")[2] for line in out.splitlines() if "llada-sft" in line]
+    assert len(commands) == 5
+    for command in commands:
+        # Of "details" the first of two.
+        shell = subprocess.run(
+            ["sh", "-c", "llada-sft" + command.partition(", llada-sft")[0]],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shell.stdout == f"{project}/{root}/a\n"

@@ -1,6 +1,8 @@
 """The run directory: whole or not at all, the same run or another, and no secret in any file."""
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -55,12 +57,28 @@ def test_nothing_is_left_of_an_attempt_that_failed(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> dict[str, str]:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(snapshot, "git_state", full)
-    with pytest.raises(OSError, match="disk full"):
-        create(project)
+    assert refusal(project) == (
+        f"{project}/runs/a: cannot be written: No space left on device; see run.root"
+    )
     assert list((project / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o027, 0o077])
+def test_modes_are_those_of_the_umask(project: Path, umask: int) -> None:
+    (project / "hook.py").chmod(0o755)
+    (project / "setup.sh").chmod(0o600)
+    before = os.umask(umask)
+    try:
+        run, _ = create(project)
+        journal.append(run.journal, {"event": "launched"})
+    finally:
+        os.umask(before)
+    for path in (run.path, *run.path.rglob("*")):
+        expected = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == expected & ~umask, path
 
 
 def test_the_same_config_continues_the_run(project: Path) -> None:

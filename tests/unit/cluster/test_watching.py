@@ -38,7 +38,7 @@ def test_the_journal_counts_attempts_and_skips_a_line_cut_off(run: RunDir) -> No
 
 
 def test_status_of_a_run_that_was_only_prepared(run: RunDir, project: Path) -> None:
-    assert status.status_lines(*status.open_run("runs/a")) == [
+    assert status.status_lines(status.find_run("runs/a")) == [
         "run          a",
         f"directory    {project}/runs/a",
         f"model        {project}/model (pretrained)",
@@ -62,7 +62,7 @@ def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> N
         failures.write(run, Failure(rank, "", Cause.MISTAKE, "mend this"))
     hour_ago = time.time() - 3 * 3600
     os.utime(run.checkpoints / "step_20", (hour_ago, hour_ago))
-    assert status.status_lines(*status.open_run("runs/a"))[5:] == [
+    assert status.status_lines(status.find_run("runs/a"))[5:] == [
         "job          42 PENDING",
         "progress     step 20, train/loss 4.5, val/loss 4.25",
         "checkpoints  step 5, step 20 (3 h ago)",
@@ -87,17 +87,17 @@ def test_status_says_how_many_steps_there_are(run: RunDir, told: list[Any], show
     for number in told:
         journal.append(run.journal, cast(Entry, {"event": "checkpoint", "total_steps": number}))
     run.metrics.write_text("step,loss\n20,4.5\n")
-    lines = status.status_lines(*status.open_run("runs/a"))
+    lines = status.status_lines(status.find_run("runs/a"))
     assert lines[6] == f"progress     {shown}, loss 4.5"
 
 
 def test_status_names_damaged_checkpoints(run: RunDir) -> None:
     for name in ("step_20", "step_30.damaged", "step_40.damaged.2"):
         (run.checkpoints / name).mkdir(parents=True)
-    lines = status.status_lines(*status.open_run("runs/a"))
+    lines = status.status_lines(status.find_run("runs/a"))
     assert "; damaged: step_30.damaged, step_40.damaged.2" in lines[7]
     (run.checkpoints / "step_20").rmdir()
-    lines = status.status_lines(*status.open_run("runs/a"))
+    lines = status.status_lines(status.find_run("runs/a"))
     assert lines[7] == "checkpoints  none; damaged: step_30.damaged, step_40.damaged.2"
 
 
@@ -134,11 +134,11 @@ def test_status_of_a_run_with_a_history(run: RunDir) -> None:
         "excluded     node3, node4",
         "given up     3 failed attempts without a new checkpoint",
     ]
-    assert status.status_lines(*status.open_run("runs/a"))[8:] == shown
+    assert status.status_lines(status.find_run("runs/a"))[8:] == shown
     # Started again by hand: it is not given up any more, and the first attempt is not shown.
     journal.append(run.journal, {"event": "launched"})
     journal.append(run.journal, {"event": "started"})
-    assert status.status_lines(*status.open_run("runs/a"))[8:] == [
+    assert status.status_lines(status.find_run("runs/a"))[8:] == [
         "attempts     1 earlier",
         *shown[1:5],
         "             6: running, or ended by force",
@@ -174,10 +174,10 @@ def test_status_names_the_nodes_that_are_left_out_of_this_job(
     journal.append(
         run.journal, {"event": "excluded", "job_id": "42", "node": "node2", "detail": why}
     )
-    lines = status.status_lines(*status.open_run("runs/a"))
+    lines = status.status_lines(status.find_run("runs/a"))
     assert f"excluded     node2 ({why})" in lines
     journal.append(run.journal, {"event": "launched", "job_id": "43"})
-    assert "excluded" not in "".join(status.status_lines(*status.open_run("runs/a")))
+    assert "excluded" not in "".join(status.status_lines(status.find_run("runs/a")))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_status_when_slurm_does_not_know(
 ) -> None:
     fake_tool("scontrol", script)
     journal.append(run.journal, {"event": "launched", "job_id": "42"})
-    assert job in status.status_lines(*status.open_run("runs/a"))[5]
+    assert job in status.status_lines(status.find_run("runs/a"))[5]
 
 
 def test_a_slurm_that_does_not_answer(fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,5 +267,11 @@ def test_following_a_local_run_ends_with_its_journal(
     run.rank_log(0).write_text("line\n")
     journal.append(run.journal, {"event": "started", "attempt": 1})
     journal.append(run.journal, {"event": "ended", "attempt": 1, "cause": "finished"})
-    logs.follow(run, 0, ask_every_s=0.01)
-    assert capfd.readouterr().out == "line\n"
+    assert logs.follow(run, 0, ask_every_s=0.01) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "line",
+        "ended        finished (exit code 0)",
+        "progress     no step yet",
+        "checkpoint   none",
+        f"next         llada-sft export {run.path} OUT",
+    ]
