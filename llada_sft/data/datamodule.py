@@ -213,7 +213,9 @@ class StepDataset(IterableDataset[LocalStep]):
         Returns:
             How many they are on this rank.
         """
-        positions = dict(self._positions or {})
+        if self._positions is None:
+            return 0
+        positions = dict(self._positions)
         again: set[tuple[str, int, int]] = set()
         for source, stream in self._sources:
             for name in stream.fingerprints().keys() & positions.keys():

@@ -60,7 +60,9 @@ def test_nothing_is_half_done(tmp_path: Path) -> None:
     steps = dataset(config, StepSize(1, 1), positions={"0.jsonl": FilePosition(2, 0)})
     assert steps.encode_again() == 0
     assert all_seen(list(steps)) == [(2, 0), (2, 1), (2, 2)]
-    assert dataset(config, StepSize(1, 1)).encode_again() == 0
+    fresh = dataset(config, StepSize(1, 1))
+    assert fresh.encode_again() == 0
+    assert len(all_seen(list(fresh))) == 9
 
 
 def test_a_half_done_row_may_be_a_bad_one_now(tmp_path: Path) -> None:
