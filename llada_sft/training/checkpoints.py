@@ -154,6 +154,18 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
+def point_to(checkpoint: Path) -> None:
+    """Let `latest` name a checkpoint; rank 0 only.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    latest = checkpoint.with_name(_LATEST)
+    beside = latest.with_name(latest.name + ".partial")
+    _write(beside, checkpoint.name + "\n")
+    beside.replace(latest)
+
+
 def universal_path(checkpoint: Path) -> Path:
     """Name the folder that a checkpoint is converted into for another number of ranks."""
     return checkpoint.with_name(f"{checkpoint.name}.universal")

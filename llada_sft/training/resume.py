@@ -19,7 +19,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.host import Host
-from llada_sft.training.manifest import read_manifest
+from llada_sft.training.manifest import ManifestError, read_manifest
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.plan import Planned
 from llada_sft.training.universal import Conversion
@@ -123,13 +123,17 @@ def _choose(
     for checkpoint, before in zip(named, [*named, None][1:], strict=True):
         mine = examine(checkpoint, share, network, lambda: host.pulse("start", 0))
         of_ranks = cast(list[list[Finding]], consensus.gather(mine))
-        if not any(of_ranks):
+        findings = [finding for of_rank in of_ranks for finding in of_rank]
+        if not findings:
+            if placement.rank == 0 and checkpoint != named[0]:
+                with suppress(OSError):
+                    checkpoints.point_to(checkpoint)
             if placement.rank == 0 and not has_checksums(checkpoint):
                 print(f"{checkpoint}: of an older version, without checksums: only sizes are known")
             return checkpoint
-        lines.append(_judge(checkpoint, of_ranks))
+        lines.append(_judge(checkpoint, findings))
         if placement.rank == 0:
-            _pass_over(checkpoint, of_ranks, before, lines[-1], host)
+            _pass_over(checkpoint, findings, before, lines[-1], host)
     if lines:
         raise CheckpointError(
             "\n".join(lines) + f"\n{folder}: no checkpoint can be used, and a run does not start"
@@ -140,19 +144,18 @@ def _choose(
     return None
 
 
-def _judge(checkpoint: Path, of_ranks: list[list[Finding]]) -> str:
+def _judge(checkpoint: Path, findings: list[Finding]) -> str:
     """Say in one line what is wrong with a checkpoint.
 
     Raises:
         CheckpointError: It would run code: nobody should go on without having looked at it.
     """
-    findings = [finding for of_rank in of_ranks for finding in of_rank]
     if hostile := [finding for finding in findings if finding.kind == "code"]:
         raise CheckpointError(
             f"{checkpoint}: {summary(hostile)}: not loaded, and nothing of it was run;"
             " find out who wrote it, then remove it to resume from the one before"
         )
-    if not is_damaged(of_ranks):
+    if not is_damaged(checkpoint, findings):
         return f"{checkpoint}: passed over: {summary(findings)}"
     # What rank 0 calls gone, the other ranks only cannot find.
     return f"{checkpoint}: damaged: " + summary(
@@ -160,23 +163,27 @@ def _judge(checkpoint: Path, of_ranks: list[list[Finding]]) -> str:
     )
 
 
-def is_damaged(of_ranks: list[list[Finding]]) -> bool:
+def is_damaged(checkpoint: Path, findings: list[Finding]) -> bool:
     """Whether findings are of the checkpoint itself, so that it will never be of use.
 
-    A file of another network is damage where other files are of the right one. Where all are of
+    Files of another network are damage where some model file is of the right one. Where all are of
     another network, it is the config that does not fit.
     """
-    kinds = [{finding.kind for finding in of_rank} for of_rank in of_ranks]
-    return any("damaged" in one for one in kinds) or (
-        any("network" in one for one in kinds) and any("network" not in one for one in kinds)
-    )
+    kinds = {finding.kind for finding in findings}
+    if "damaged" in kinds or "network" not in kinds:
+        return "damaged" in kinds
+    others = {one.text for one in findings if one.kind == "network" and "_model_" in one.text}
+    try:
+        return len(others) < int(read_manifest(checkpoint)["world_size"])
+    except (OSError, ManifestError):
+        return False
 
 
 def _pass_over(
-    checkpoint: Path, of_ranks: list[list[Finding]], before: Path | None, line: str, host: Host
+    checkpoint: Path, findings: list[Finding], before: Path | None, line: str, host: Host
 ) -> None:
     """Name a checkpoint that cannot be used; rank 0 only."""
-    if is_damaged(of_ranks):
+    if is_damaged(checkpoint, findings):
         # Where it cannot be renamed it is found again by the next attempt.
         with suppress(OSError):
             line = f"{line}; renamed to {checkpoints.set_aside(checkpoint).name}"

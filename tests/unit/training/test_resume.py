@@ -19,6 +19,7 @@ from tests.unit.training.checkpoint_files import (
     OPTIMIZER,
     as_of_older_version,
     model_state,
+    optimizer_state,
     reseal,
     write_checkpoint,
 )
@@ -87,6 +88,7 @@ def test_where_one_rank_finds_damage_all_take_the_one_before(
     assert line.endswith("; renamed to step_6.damaged; the one before is step_4")
     assert line in capsys.readouterr().out
     assert names(folder) == ["latest", "step_2", "step_4", "step_6.damaged"]
+    assert (folder / "latest").read_text() == "step_4\n"
     # It is not examined again.
     assert resume(tmp_path).notes == []
 
@@ -169,21 +171,30 @@ def test_one_of_an_older_version(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
 
 
-def test_a_file_of_another_network_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+def test_a_file_of_another_network_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world_size: int, name: str
+) -> None:
+    monkeypatch.setattr(resume_module, "Conversion", FakeConversion)
     folder = tmp_path / "checkpoints"
     write_checkpoint(folder, 2)
     made = write_checkpoint(folder, 4)
-    torch.save(model_state(2, NETWORK | {"ln.weight": (7,)}), made / MODEL.format(1))
+    state = {MODEL: model_state, OPTIMIZER: optimizer_state}[name]
+    torch.save(state(2, NETWORK | {"ln.weight": (7,)}), made / name.format(1))
     reseal(made)
-    assert steps(resume(tmp_path)) == {2}
+    assert steps(resume(tmp_path, world_size)) == {2}
     assert names(folder) == ["latest", "step_2", "step_4.damaged"]
 
 
-def test_a_config_of_another_network_damages_nothing(tmp_path: Path) -> None:
+# On some ranks there is no file to examine.
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_config_of_another_network_damages_nothing(tmp_path: Path, world_size: int) -> None:
     folder = tmp_path / "checkpoints"
     for step in (2, 4):
         write_checkpoint(folder, step)
-    lines = error_of(resume(tmp_path, network=NETWORK | {"ln.weight": (7,)})).splitlines()
+    other = NETWORK | {"ln.weight": (7,)}
+    lines = error_of(resume(tmp_path, world_size, network=other)).splitlines()
     assert [line.partition(": passed over: ")[0] for line in lines[:2]] == [
         f"{folder}/step_4",
         f"{folder}/step_2",
