@@ -27,7 +27,12 @@ _DECISION = "decision.json"
 
 
 def build(run: RunDir, hook: str, setup: str | None, launched_from: Path) -> RunDir:
-    """Build the present code beside the run's; `discard` or `commit` it."""
+    """Build the present code next to the run's; `discard` or `commit` it.
+
+    Nobody else may use the run: what an interrupted update has left is removed.
+    """
+    for left in run.path.glob(f"{run.update.name}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=f"{run.update.name}.partial-", dir=run.path)
     building = RunDir(Path(folder))
     try:

@@ -84,10 +84,13 @@ def test_a_fixed_hook_is_taken_from_where_it_came(
     before = run.hook.read_text()
     (project / "hook.py").write_text(FIXED)
     (project / "setup.sh").write_text("export FROM_SETUP=2\n")
+    # Of an update that was killed.
+    (run.path / "update.partial-abc/code").mkdir(parents=True)
     (run.code / "llada_sft/gone.py").write_text("a = 1\n")
     assert again(run, "optim.lr=1") == 0
     assert run.hook.read_text() == FIXED
     assert run.setup.read_text() == "export FROM_SETUP=2\n"
+    assert not list(run.path.glob("update*"))
     assert (run.path / "code.1/process_data.py").read_text() == before
     lines = capsys.readouterr().out.splitlines()
     assert "changed          optim.lr: 2.5e-05 -> 1.0" in lines
