@@ -37,3 +37,7 @@ class NonFiniteError(LladaSftError):
 
 class PeerFailedError(LladaSftError):
     """Another rank stopped for a user's mistake; its own line says which."""
+
+
+class SupersededError(LladaSftError):
+    """Another owner has taken the run over: this process must not write into it any more."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from llada_sft.cluster import run_files
+from llada_sft.cluster import fence, run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.run_dir import RunDir
 
@@ -57,8 +57,9 @@ def write(run: RunDir, failure: Failure) -> None:
     """Leave a failure report, unless the rank has one that says more.
 
     The rank's own first report stays. It replaces what another rank wrote for it; but "another rank
-    failed" replaces nothing.
+    failed" replaces nothing. Nothing is written where another owner has the run now.
     """
+    fence.check(run.path)
     path = run.failure(failure.rank)
     there = _read(path)
     yields = failure.consequence or failure.witness is not None

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from llada_sft.cluster import journal, restarts
+from llada_sft.cluster import journal, ownership, restarts
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.leaving import Leaving, exit_in_time
+from llada_sft.cluster.ownership import Ownership
 from llada_sft.cluster.preemption import Job, after_stop
 from llada_sft.cluster.rank_journal import RankJournal
 from llada_sft.cluster.stop_request import StopRequest
@@ -31,6 +32,7 @@ from llada_sft.errors import (
     NonFiniteError,
     PeerFailedError,
     SaveError,
+    SupersededError,
 )
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -52,6 +54,7 @@ class _Rank(NamedTuple):
     stop: StopRequest
     leaving: Leaving
     watchdog: Watchdog
+    ownership: Ownership | None
 
 
 def run(run_dir: str) -> None:
@@ -75,14 +78,15 @@ def _run(run_dir: str) -> None:
     leaving = Leaving(run_path, 0)
     try:
         placement = placement_from(os.environ)
+        owned = ownership.of_rank(run_path, placement.rank, os.environ)
         leaving = Leaving(run_path, placement.rank)
         leaving.follow_others()
         node = os.environ.get("SLURMD_NODENAME", "")
         with Watchdog(run_path, placement, node) as watchdog:
             leaving.answer_hang = watchdog.answer
-            _attempt(_Rank(run_path, placement, stop, leaving, watchdog))
-    except PeerFailedError as error:
-        # The rank that it happened on has said what it is.
+            _attempt(_Rank(run_path, placement, stop, leaving, watchdog, owned))
+    except (PeerFailedError, SupersededError) as error:
+        # The rank that it happened on has said what it is; in another's run nothing is written.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
@@ -216,6 +220,7 @@ def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
         failed=failed,
         pulse=rank.watchdog.pulse,
         signals=rank.stop.names,
+        require_owner=rank.ownership.leave_if_lost if rank.ownership else lambda: None,
     )
     outcome = train(config, rank.run, rank.placement, host)
     leave_ranks()

@@ -31,6 +31,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints
 
+from llada_sft.cluster import fence
+
 Event = Literal[
     "launched",
     "changed",
@@ -109,7 +111,11 @@ def append(journal: Path, entry: Entry) -> None:
     """Append one line, with the time; where that cannot be done, a warning is printed, once.
 
     A training never ends for its journal: what cannot be written (the disk is full) is left out.
+
+    Raises:
+        SupersededError: This process has claimed the run, and another one owns it now.
     """
+    fence.check(journal.parent)
     stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **entry}
     try:
         _append(journal, json.dumps(stamped).encode() + b"\n")

@@ -25,9 +25,12 @@ from llada_sft.cluster import (
     submit,
 )
 from llada_sft.cluster import update_code as update
+from llada_sft.cluster.claim import Holder, of_batch_script
+from llada_sft.cluster.owner import DEFAULT_TIMEOUT_S, Doing, this_process
+from llada_sft.cluster.ownership import held
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
-from llada_sft.errors import EXIT_CODE, LaunchError, LladaSftError
+from llada_sft.errors import EXIT_CODE, LladaSftError
 from llada_sft.run_dir import RunDir
 
 
@@ -64,16 +67,17 @@ def launch(options: LaunchOptions) -> int:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
     preflight.require(sources, prepare.run_dir_of(sources))
-    if not options.prepare:
-        _refuse_if_running(prepare.run_dir_of(sources))
-    run, found = prepare.create(config, base, options.command)
-    if options.prepare:
-        print(run.path)
-        return 0
-    print("\n".join(_summary(sources)))
-    if found:
-        print(f"continuing    {run.path} from its last checkpoint, with its own copy of the code")
-    return start(run, load_config(run.config), options.local, options.follow)
+    with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
+        run, found = prepare.create(config, base, options.command, holder.claim)
+        if options.prepare:
+            print(run.path)
+            return 0
+        print("\n".join(_summary(sources)))
+        if found:
+            print(
+                f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
+            )
+        return start(run, load_config(run.config), options.local, options.follow)
 
 
 def _config(options: LaunchOptions) -> Config:
@@ -101,22 +105,26 @@ def resume(
     Raises:
         LladaSftError: a change is a mistake, or the run is not to be started.
     """
-    _refuse_if_running(run)
-    update.finish(run)
-    if not update_code:
-        door.require(run)
-    plan = changing.plan(run, overrides, Path.cwd(), update_code)
-    submit.check_extra(plan.config)
-    if not local:
-        submit.require_sbatch()
-    step, max_steps = status.newest_step(run), plan.config.train.max_steps
-    if max_steps is not None and step >= max_steps:
-        print(nothing_to_do(max_steps, step))
-        return 0
-    preflight.require(plan.sources)
-    print("\n".join(_summary(plan.sources)))
-    changing.apply(run, plan)
-    return start(run, plan.config, local, follow)
+    with _holder(_timeout_of(run, overrides), local) as holder:
+        holder.refuse(run)
+        if run.update.exists():
+            holder.claim(run)
+            update.finish(run)
+        if not update_code:
+            door.require(run)
+        plan = changing.plan(run, overrides, Path.cwd(), update_code)
+        submit.check_extra(plan.config)
+        if not local:
+            submit.require_sbatch()
+        step, max_steps = status.newest_step(run), plan.config.train.max_steps
+        if max_steps is not None and step >= max_steps:
+            print(nothing_to_do(max_steps, step))
+            return 0
+        preflight.require(plan.sources)
+        print("\n".join(_summary(plan.sources)))
+        holder.claim(run)
+        changing.apply(run, plan)
+        return start(run, plan.config, local, follow)
 
 
 def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
@@ -129,6 +137,8 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
         return run_local(run.path, config)
     job_id = submit.submit(config, run)
     journal.append(run.journal, {"event": "launched", "job_id": job_id})
+    if ownership := held(run.path):
+        ownership.hand_over(job_id)
     print(
         f"job           {job_id}\n"
         f"follow        {run.shell_command('logs', '--follow')}\n"
@@ -196,9 +206,17 @@ def _dry_run(config: Config, base: Path) -> int:
     return EXIT_CODE if problems else 0
 
 
-def _refuse_if_running(run: RunDir) -> None:
-    if job_id := status.running_job(run):
-        raise LaunchError(
-            f"{run.path}: its job {job_id} is still in the queue: "
-            f"wait for it, or stop it with  scancel {job_id}"
-        )
+def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
+    """Say who will own the run: the batch script that prepares it, or else this process."""
+    if prepare and (job := of_batch_script()):
+        return Holder(job)
+    doing: Doing = "training" if local else "preparing" if prepare else "launching"
+    return Holder(this_process(doing, timeout_s))
+
+
+def _timeout_of(run: RunDir, overrides: Sequence[str]) -> int:
+    """Return `run.owner_timeout_s` before the config, or a change of it, is judged."""
+    try:
+        return load_config(run.config, overrides).run.owner_timeout_s
+    except LladaSftError:
+        return DEFAULT_TIMEOUT_S

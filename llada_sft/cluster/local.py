@@ -19,7 +19,9 @@ from typing import BinaryIO
 
 from llada_sft.cluster import restarts, status, supervisor
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.claim import hold
 from llada_sft.cluster.judge import Death
+from llada_sft.cluster.ownership import VARIABLE, Ownership
 from llada_sft.cluster.ports import free_port
 from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
@@ -42,15 +44,25 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
     Returns:
         0 when all ranks finished; 2 for a mistake of the user's, which is printed; 128 + the signal
         that stopped the run; else 1 (71 for a hang), with the log of the rank that failed first.
+
+    Raises:
+        LaunchError: Somebody else owns the run.
+        SupersededError: Somebody else has taken it over.
     """
     run = RunDir(run_dir)
+    with hold(run, "training", config.run.owner_timeout_s) as ownership:
+        return _run_local(run, config, command, ownership)
+
+
+def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: Ownership) -> int:
     run.logs.mkdir(exist_ok=True)
     supervisor.begin(run, None, config.world_size)
-    ranks = _Ranks()
+    ranks = _Ranks(ownership)
     # Before the first rank starts: a signal to the launcher must never leave ranks behind.
     with _forwarded_signals(ranks) as received:
-        ranks.start(run, config, [*command, str(run_dir)])
+        ranks.start(run, config, [*command, str(run.path)])
         deaths = ranks.wait()
+    ownership.require()
     verdict = supervisor.end_local(run, deaths, told=bool(received))
     if deaths:
         cause = verdict.cause if verdict else Cause.LOST
@@ -62,7 +74,9 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
 class _Ranks:
     """The processes of all ranks, ended together."""
 
-    def __init__(self) -> None:
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        ownership.on_lost = lambda: self.send(signal.SIGKILL)
         self.processes: list[subprocess.Popen[bytes]] = []
         self._sent: list[int] = []
         self._shown = threading.Thread()
@@ -71,6 +85,7 @@ class _Ranks:
         port = free_port()
         for rank in range(config.world_size):
             environment = _environment(run, config, rank, port)
+            environment[VARIABLE] = self._ownership.word
             self.processes.append(_start(command, environment, run.rank_log(rank), rank))
         output = self.processes[0].stdout
         assert output is not None

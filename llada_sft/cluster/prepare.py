@@ -14,10 +14,10 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llada_sft.cluster import door, journal, moved, status, update_code
+from llada_sft.cluster import door, journal, moved, update_code
 from llada_sft.cluster.changing import is_trained, journal_values, replace_config, take_setup
 from llada_sft.cluster.code_diff import compare
 from llada_sft.cluster.snapshot import redact, take_snapshot
@@ -28,6 +28,9 @@ from llada_sft.run_dir import RunDir
 
 # A run stays the same run when only these change.
 CHANGEABLE_SECTIONS = frozenset({"slurm", "log"})
+CHANGEABLE_KEYS = frozenset({"run.owner_timeout_s"})
+# Becomes the owner of a run directory, which is being built at the path, if one is given.
+Claim = Callable[[RunDir, Path | None], None]
 
 
 def resolved(config: Config, base: Path) -> Config:
@@ -54,24 +57,31 @@ def run_dir_of(config: Config) -> RunDir:
     return RunDir(Path(config.run.root) / config.run.name)
 
 
-def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, bool]:
+def create(
+    config: Config,
+    base: Path,
+    command: Sequence[str],
+    claim: Claim = lambda run, building: None,
+) -> tuple[RunDir, bool]:
     """Make the run directory, or take up the one that is there.
 
     Args:
         config: As it was read; relative paths start at `base`.
         command: How the run was launched, kept in `command.txt`.
+        claim: Called before anything is written that others may read.
 
     Returns:
         The run directory, and whether it has started before.
 
     Raises:
         ConfigError: the directory belongs to something else.
-        LaunchError: it was launched by a version that this one cannot start.
+        LaunchError: it was launched by a version that this one cannot start, or somebody else
+            owns it.
     """
     sources, final = resolve_paths(config, base), resolved(config, base)
     run = run_dir_of(final)
     try:
-        return run, _create(run, sources, final, base, command)
+        return run, _create(run, sources, final, base, command, claim)
     except OSError as error:
         where = error.filename or run.path
         reason = error.strerror or error
@@ -79,20 +89,22 @@ def create(config: Config, base: Path, command: Sequence[str]) -> tuple[RunDir, 
 
 
 def _create(
-    run: RunDir, sources: Config, final: Config, base: Path, command: Sequence[str]
+    run: RunDir, sources: Config, final: Config, base: Path, command: Sequence[str], claim: Claim
 ) -> bool:
     """Make the run directory, or take it up; tell whether it was there."""
-    found = run.config.exists()
+    # Another launcher may have renamed its own while this one was built.
+    found = run.config.exists() or not _build(run, sources, final, base, claim)
     if found:
-        found = _take_up(run, sources, final, base)
+        found = _take_up(run, sources, final, base, claim)
     else:
-        _build(run, sources, final, base)
+        claim(run, None)
     with run.command.open("a", encoding="utf-8") as commands:
         commands.write(redact(f"cd {shlex.quote(str(base))} && {shlex.join(command)}\n"))
     return found
 
 
-def _build(run: RunDir, sources: Config, final: Config, base: Path) -> None:
+def _build(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
+    """Build a run directory next to its place; False where another one was there first."""
     run.path.parent.mkdir(parents=True, exist_ok=True)
     # Not mkdtemp: its folder is the user's alone, whatever the umask says.
     partial = run.path.with_name(f".{run.path.name}.{secrets.token_hex(4)}")
@@ -103,34 +115,42 @@ def _build(run: RunDir, sources: Config, final: Config, base: Path) -> None:
             folder.mkdir()
         take_snapshot(building, sources.data.hook, sources.slurm.setup, base)
         building.config.write_text(dump_config(final), encoding="utf-8")
-        _move_into_place(partial, run)
+        claim(run, partial)
+        return _move_into_place(partial, run)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _move_into_place(partial: Path, run: RunDir) -> None:
+def _move_into_place(partial: Path, run: RunDir) -> bool:
     try:
         partial.rename(run.path)
     except OSError:
+        if run.config.exists():
+            return False
         raise ConfigError(
             f"{run.path}: exists and is not a run directory: choose another run.name"
         ) from None
+    return True
 
 
-def _take_up(run: RunDir, sources: Config, final: Config, base: Path) -> bool:
+def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
     """Take up a run directory that is there; one that never started is built again.
 
     Returns:
         Whether the run has started before.
     """
-    update_code.finish(run)
+    if run.update.exists():
+        claim(run, None)
+        update_code.finish(run)
     moved.check_place(run)
     if not has_started(run):
+        claim(run, None)
         _rebuild(run, sources, final, base)
         return False
     door.require(run)
     before = moved.rebase(load_config(run.config), run)
     _check_same_run(run, before, final, Path(sources.data.hook))
+    claim(run, None)
     changes = find_changes(before, final)
     for line in [*moved.note_move(run), *change_lines(changes, trained=True)]:
         # Not among what --prepare prints: that is read by a script.
@@ -143,9 +163,9 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path) -> bool:
 
 
 def has_started(run: RunDir) -> bool:
-    """Tell whether an attempt of the run has begun, or its job is in the queue."""
+    """Tell whether an attempt of the run has begun; nobody else may use the run."""
     started = any(entry.get("event") == "started" for entry in journal.read(run.journal))
-    return started or is_trained(run) or status.running_job(run) is not None
+    return started or is_trained(run)
 
 
 def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
@@ -165,6 +185,7 @@ def _check_same_run(run: RunDir, before: Config, config: Config, hook: Path) -> 
         change
         for change in find_changes(before, config)
         if change.key.partition(".")[0] not in CHANGEABLE_SECTIONS
+        and change.key not in CHANGEABLE_KEYS
     ]
     differing = [change.key for change in changes]
     has_hook = run.hook.exists()

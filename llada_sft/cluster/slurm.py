@@ -116,6 +116,17 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
     return dict(re.findall(r"(\S+?)=(\S*)", text))
 
 
+def cluster_name(timeout_s: float | None = None) -> str:
+    """Return the name of the cluster that answers here.
+
+    Raises:
+        LaunchError: scontrol is missing or does not answer.
+    """
+    text = run_tool("scontrol", "show", "config", timeout_s=timeout_s)
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def job_state(job_id: str) -> str | None:
     """Give a job's state (PENDING, RUNNING, ...); None when SLURM has forgotten it."""
     return job_fields(job_id).get("JobState")

@@ -5,13 +5,20 @@ shows what the others say.
 """
 
 import csv
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from llada_sft.cluster import failures, job_states, journal, run_files, slurm, suspects
+from llada_sft.cluster import (
+    failures,
+    job_states,
+    journal,
+    owner_sight,
+    run_files,
+    slurm,
+    suspects,
+)
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.moved import is_copy, rebase
@@ -69,6 +76,7 @@ def _rows(run: RunDir) -> Iterator[Row]:
     yield from _safely("job", lambda: [("job", _job(run, entries))])
     yield from _safely("progress", lambda: [("progress", last_metrics(run, total_steps(entries)))])
     yield from _safely("checkpoints", lambda: [("checkpoints", _checkpoints(run))])
+    yield from _safely("owner", lambda: [("owner", owner_sight.line(run))])
     yield from _safely("attempts", lambda: _column("attempts", attempt_lines(entries)))
     yield from _safely("attempts", lambda: _after_failures(entries))
     yield from _safely("failure", lambda: [("failure", line) for line in failure_lines(run)])
@@ -183,14 +191,6 @@ def failure_lines(run: RunDir) -> list[str]:
     return lines[:SHOWN_FAILURE_LINES] + ([f"and {more} more lines"] if more > 0 else [])
 
 
-def running_job(run: RunDir) -> str | None:
-    """Give the id of the run's job if SLURM still has it, queued or running."""
-    job_id = last_job(run)
-    if job_id is None or shutil.which("scontrol") is None or slurm.has_ended(job_id):
-        return None
-    return job_id
-
-
 def last_job(run: RunDir) -> str | None:
     """Return the run's last SLURM job, never that of a run which it was copied from.
 
@@ -215,7 +215,10 @@ def cancel_run(run: RunDir) -> str:
     """
     job_id = last_job(run)
     if job_id is None:
-        raise LaunchError(f"{run.path}: has no SLURM job; stop a local run with Ctrl-C")
+        owner = owner_sight.line(run)
+        raise LaunchError(
+            f"{run.path}: has no SLURM job; stop a local run with Ctrl-C (its owner: {owner})"
+        )
     slurm.cancel(job_id)
     return job_id
 

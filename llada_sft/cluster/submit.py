@@ -21,6 +21,8 @@ TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
+    # Several writers.
+    | {"array"}
     # With these sbatch does not submit, does not come back, or does not say the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
@@ -29,6 +31,8 @@ _WHY = {
     # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD), which we requeue ourselves.
     "requeue": "is set by the launcher, and never to 'expedite', which holds a job after an attempt"
     " that failed; leave it out",
+    "array": "starts several jobs that would write into one run directory: leave it out,"
+    " and launch one run for each, with another run.name",
 }
 
 

@@ -28,11 +28,13 @@ from llada_sft.cluster import (
     suspects,
 )
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
+from llada_sft.cluster.claim import claim
 from llada_sft.cluster.door import OLDER_LAUNCHER
 from llada_sft.cluster.evidence import Job
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.judge import Death, Evidence, Verdict, judge
+from llada_sft.cluster.ownership import give_up, held, job_owner, of_job
 from llada_sft.cluster.restarts import Decision
 from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
@@ -48,10 +50,16 @@ def begin(run: RunDir, job: Job | None, world_size: int) -> int:
 
     Returns:
         0, or 70 if the job was given up.
+
+    Raises:
+        LaunchError: Somebody else owns the run: who, in one line.
     """
+    ownership = claim(run, job_owner(job.job_id, job.restarts)) if job else held(run.path)
     _close_last(run, job)
     if job and (why := restarts.given_up(journal.read(run.journal), job.job_id)):
         print(f"given up: {why}\nto go on:  {run.shell_command('resume')}", flush=True)
+        if ownership:
+            give_up(ownership)
         return GIVEN_UP_EXIT_CODE
     failures.clear(run)
     entry: Entry = {"event": "started", "attempt": journal.next_attempt(run.journal)}
@@ -98,29 +106,41 @@ def end(run: RunDir, job: Job, srun_code: int) -> int:
 
     Returns:
         The job's exit code.
+
+    Raises:
+        SupersededError: The run is not this job's any more.
     """
+    ownership = of_job(run, job.job_id, job.restarts)
+    code, over = _end(run, job, srun_code)
+    if over and ownership:
+        give_up(ownership)
+    return code
+
+
+def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
+    """End an attempt: the job's exit code, and whether the run is free for others."""
     started = evidence.open_attempt(run)
-    if started is None:
+    if started is None or not _is_of(started, job):
         # Rank 0 has said why, and has requeued the job if it was to be.
-        return srun_code
+        return srun_code, _last_cause(run) in restarts.OVER
     print(evidence.srun_messages(run, started) or "", end="")
     found = evidence.of_this_job(run, job, started, srun_code)
     verdict = judge(found)
     decision = _write(run, started, verdict)
     if not decision.restart:
-        return decision.exit_code
+        return decision.exit_code, True
     if found.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
         _warn(run, started, "not restarted: the job was cancelled while its ranks were failing")
-        return decision.exit_code
+        return decision.exit_code, True
     try:
         if not job_states.is_requeued(slurm.job_fields(job.job_id), job.restarts):
             slurm.requeue(job.job_id)
     except LaunchError as error:
         _warn(run, started, f"not restarted: {error}; to go on:  {run.shell_command('resume')}")
-        return decision.exit_code or 1
+        return decision.exit_code or 1, False
     if verdict.suspect and verdict.node:
         suspects.leave_out(run, started, verdict, _needed_nodes(run))
-    return decision.exit_code
+    return decision.exit_code, False
 
 
 def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | None:
@@ -144,6 +164,16 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
     verdict = judge(found)
     _write(run, started, verdict)
     return verdict
+
+
+def _is_of(started: Entry, job: Job) -> bool:
+    """Whether an attempt is of this start of this job."""
+    return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
+
+
+def _last_cause(run: RunDir) -> str:
+    ended = [entry for entry in journal.read(run.journal) if entry.get("event") == "ended"]
+    return ended[-1].get("cause", "") if ended else ""
 
 
 def _close_last(run: RunDir, job: Job | None) -> None:

@@ -80,6 +80,7 @@ RULES: Mapping[str, Rule] = {
     "run.name": Rule("fixed", "it is the name of the run directory", "rename the directory"),
     "run.root": Rule("fixed", "it is where the run directory is", "move the directory"),
     **_trained("it keys the noise and the order of the rows", "run", "seed"),
+    **_free("run", "owner_timeout_s"),
     **_stated(
         "it must be the same model: config.json and the tokenizer are read from it, the weights"
         " come from the checkpoint",

@@ -65,6 +65,9 @@ class RunConfig(Section):
     root: NonEmptyStr = "runs"
     # Keys every random choice: the noise, and the weights of `model.init: random`.
     seed: NonNegativeInt = 0
+    # A process that owns the run on another host (a launcher, or --local) is taken for dead after
+    # so many seconds without a sign of life; one on this host, and a job, are seen directly.
+    owner_timeout_s: Annotated[int, Field(ge=5)] = 180
 
 
 class ModelSize(Section):

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +189,7 @@ def finish(
     data_state: DataState,
     records: Mapping[str, FileRecord],
     keep: int,
+    require_owner: Callable[[], None] = lambda: None,
 ) -> Path:
     """Verify a checkpoint that all ranks have written, and make it the newest; rank 0 only.
 
@@ -198,6 +199,7 @@ def finish(
         data_state: Of all ranks.
         records: What all ranks have written, by the path within `partial`.
         keep: Checkpoints to keep, this one among them.
+        require_owner: Asked before each rename: it does not return if the run is another's now.
 
     Raises:
         OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
@@ -218,6 +220,7 @@ def finish(
     # Written before the one is whose name it holds: moving it later needs no room.
     beside = latest.with_name(latest.name + ".partial")
     _write(beside, complete.name + "\n")
+    require_owner()
     if complete.exists():
         # Out of the way by one rename: what a crash leaves of it must not look damaged.
         replaced = partial.with_suffix(".replaced.partial")
@@ -226,10 +229,12 @@ def finish(
     partial.rename(complete)
     # It is complete: what fails from here on is tidied up later.
     with suppress(OSError):
+        require_owner()
         beside.replace(latest)
         _sync(partial.parent)
+        require_owner()
         clean_partial(partial.parent)
-        _prune(partial.parent, keep)
+        _prune(partial.parent, keep, require_owner)
     return complete
 
 
@@ -262,10 +267,11 @@ def _num_shards(checkpoint: Path) -> int:
     return len(list((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_states.pt")))
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _prune(folder: Path, keep: int, require_owner: Callable[[], None]) -> None:
     # Only complete ones are counted and removed: the newest of them always stays.
     for _, path in list_checkpoints(folder)[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.
+        require_owner()
         doomed = path.with_suffix(".partial")
         path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)

@@ -18,6 +18,8 @@ class Host:
 
     Attributes:
         stop_requested: Asked once per step; when any rank says yes, all save and stop.
+        require_owner: Ends the process if another owner has the run now; asked before checkpoints
+            change.
         signals: Names the signals that this rank got; asked once, when all have agreed to stop.
         claim_signals: Installs the job's signal handlers again, over Lightning's, and says in one
             line who handles what; raises a LladaSftError where somebody else does.
@@ -32,3 +34,4 @@ class Host:
     failed: Callable[[Exception, int], None] = lambda error, step: None
     pulse: Callable[[Phase, int], None] = lambda phase, step: None
     signals: Callable[[], Sequence[str]] = lambda: ()
+    require_owner: Callable[[], None] = lambda: None

@@ -72,6 +72,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     torch.set_num_threads(config.train.threads_per_rank)
     init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
     consensus = Consensus()
+    # What is tidied up from here on may be another's by now: the imports took their time.
+    host.require_owner()
     network_config = resolve_network(config.model)
     notes = Notes(host, consensus, placement.rank)
     max_steps = config.train.max_steps
@@ -119,8 +121,9 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         dataset.fingerprints(),
         notes,
         host.pulse,
-        examples_key(config.data),
-        lambda: nonfinite.skipped,
+        examples_key=examples_key(config.data),
+        skipped=lambda: nonfinite.skipped,
+        require_owner=host.require_owner,
     )
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),

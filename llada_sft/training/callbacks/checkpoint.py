@@ -39,6 +39,7 @@ class CheckpointSaver(pl.Callback):
         pulse: Says what this rank begins to do.
         examples_key: Of what makes examples of rows.
         skipped: Returns the steps that were not made for their loss or gradient.
+        require_owner: Does not return if the run is another's now.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class CheckpointSaver(pl.Callback):
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         examples_key: str = "",
         skipped: Callable[[], SkippedSteps] = SkippedSteps,
+        require_owner: Callable[[], None] = lambda: None,
     ) -> None:
         self._examples_key, self._skipped = examples_key, skipped
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
-        self._notes, self._pulse = notes, pulse
+        self._notes, self._pulse, self._require_owner = notes, pulse, require_owner
         # Whether the run ended because it was told to.
         self.stopped = False
 
@@ -95,6 +97,7 @@ class CheckpointSaver(pl.Callback):
             return
         line = ""
         if trainer.is_global_zero:
+            self._require_owner()
             partial = checkpoints.partial_path(self._run.checkpoints, step)
             line = checkpoints.abandon(partial, first, num_bytes)
         line = str(self._consensus.gather(line)[0])
@@ -120,6 +123,8 @@ class CheckpointSaver(pl.Callback):
         if any(errors):
             return errors, 0
         partial = checkpoints.partial_path(folder, step)
+        # Each rank: another owner may be writing a checkpoint of the same step.
+        self._require_owner()
         trainer.save_checkpoint(partial)
         writer = cast(Zero3Strategy, trainer.strategy).shard_writer
         found: Any = self._consensus.gather(
@@ -149,13 +154,15 @@ class CheckpointSaver(pl.Callback):
             batch.epoch, (one[:2] for one in found), self._examples_key
         )
         records = {name: record for one in found for name, record in one[3].items()}
-        finish = partial, manifest, data, records, self._config.keep_checkpoints
+        keep = self._config.keep_checkpoints
+        finish = partial, manifest, data, records, keep, self._require_owner
         return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
 
     def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:
         """Let rank 0 write, and tell all ranks what became of it."""
         error = None
         if zero:
+            self._require_owner()
             try:
                 write()
             except OSError as caught:

@@ -57,6 +57,10 @@ def files(project: Path) -> list[Path]:
     return sorted(path for path in project.rglob("*") if path.is_file())
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in files(folder)}
+
+
 def test_a_mistake_is_a_message_and_exit_code_2(call: Call) -> None:
     assert call("--config", "a.yaml", "optim.lrr=1") == (
         2,
@@ -182,7 +186,7 @@ def test_after_a_submission_that_failed_the_next_launch_takes_the_present_files(
     # Now its job is in the queue: it is what was submitted.
     fake_tool("scontrol", "echo JobId=42 JobState=PENDING")
     code, _, err = call("--config", "a.yaml", "optim.lr=2", "run.seed=1", "--prepare")
-    assert (code, "is a run with another config: optim.lr differ" in err) == (2, True)
+    assert (code, "is trained by job 42, PENDING" in err) == (2, True)
 
 
 def test_a_run_whose_job_is_in_the_queue_is_not_launched_again(
@@ -190,12 +194,19 @@ def test_a_run_whose_job_is_in_the_queue_is_not_launched_again(
 ) -> None:
     slurm(fake_tool, state="RUNNING")
     assert call("--config", "a.yaml")[0] == 0
-    message = (
-        f"{project}/runs/a: its job 42 is still in the queue:"
-        " wait for it, or stop it with  scancel 42\n"
-    )
-    assert call("--config", "a.yaml") == (2, "", message)
-    assert call("resume", "runs/a") == (2, "", message)
+    run = project / "runs/a"
+    before = contents(run)
+    for command in (
+        ["--config", "a.yaml"],
+        ["--config", "a.yaml", "--local"],
+        ["resume", "runs/a"],
+    ):
+        code, out, err = call(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"run {run} is trained by job 42, RUNNING since 20")
+        assert err.endswith(": wait for it, or stop it with  scancel 42\n")
+    assert call("--config", "a.yaml", "--prepare")[0] == 2
+    assert contents(run) == before
 
 
 def test_follow_shows_the_log_until_the_job_ends(

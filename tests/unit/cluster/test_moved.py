@@ -78,7 +78,7 @@ def test_a_copy_of_a_run_that_trains_is_another_run(
     assert contents(run.path) == before
     # Also when it is resumed before it was ever launched from its new place.
     assert journal.last_job_id(copy.journal) is None
-    with pytest.raises(LaunchError, match="job 42 is still in the queue"):
+    with pytest.raises(LaunchError, match="is trained by job 42, RUNNING"):
         again(run)
 
 

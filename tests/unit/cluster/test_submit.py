@@ -98,6 +98,15 @@ def test_an_expedited_requeue_is_refused(project: Path) -> None:
     assert "#SBATCH --requeue\n" in text
 
 
+def test_an_array_of_jobs_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_extra(load_config(ROOT / "config/zero3.yaml", ["slurm.extra={array: 0-1}"]))
+    assert str(caught.value) == (
+        "slurm.extra.array: starts several jobs that would write into one run directory:"
+        " leave it out, and launch one run for each, with another run.name"
+    )
+
+
 def test_no_path_reaches_the_shell_unquoted(tmp_path: Path, fake_tool: FakeTool) -> None:
     run = RunDir(tmp_path / "a b; touch pwned $(touch pwned) `touch pwned`")
     run.code.mkdir(parents=True)

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from llada_sft.cluster import failures, journal, logs, prepare, slurm, status
+from llada_sft.cluster import failures, journal, logs, owner_files, prepare, slurm, status
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.owner import Owner
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -47,6 +48,7 @@ def test_status_of_a_run_that_was_only_prepared(run: RunDir, project: Path) -> N
         "job          none (local, or not launched yet)",
         "progress     no step yet",
         "checkpoints  none",
+        "owner        nobody",
         "attempts     none",
     ]
 
@@ -66,6 +68,7 @@ def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> N
         "job          42 PENDING",
         "progress     step 20, train/loss 4.5, val/loss 4.25",
         "checkpoints  step 5, step 20 (3 h ago)",
+        "owner        job 42, PENDING since its launch",
         "attempts     1: cancelled",
         "failure      mend this",
     ]
@@ -134,11 +137,11 @@ def test_status_of_a_run_with_a_history(run: RunDir) -> None:
         "excluded     node3, node4",
         "given up     3 failed attempts without a new checkpoint",
     ]
-    assert status.status_lines(status.find_run("runs/a"))[8:] == shown
+    assert status.status_lines(status.find_run("runs/a"))[9:] == shown
     # Started again by hand: it is not given up any more, and the first attempt is not shown.
     journal.append(run.journal, {"event": "launched"})
     journal.append(run.journal, {"event": "started"})
-    assert status.status_lines(status.find_run("runs/a"))[8:] == [
+    assert status.status_lines(status.find_run("runs/a"))[9:] == [
         "attempts     1 earlier",
         *shown[1:5],
         "             6: running, or ended by force",
@@ -213,7 +216,13 @@ def test_cancel_asks_slurm(run: RunDir, fake_tool: FakeTool, tmp_path: Path) -> 
     fake_tool("scancel", f'echo "$@" > {tmp_path}/cancelled')
     with pytest.raises(LaunchError) as caught:
         status.cancel_run(run)
-    assert str(caught.value) == f"{run.path}: has no SLURM job; stop a local run with Ctrl-C"
+    assert str(caught.value) == (
+        f"{run.path}: has no SLURM job; stop a local run with Ctrl-C (its owner: nobody)"
+    )
+    owner_files.create(run.path, 1, Owner("a", "process", host="h", pid=7, since="S"))
+    with pytest.raises(LaunchError, match=r"\(its owner: process 7 on host h since S\)"):
+        status.cancel_run(run)
+    owner_files.create(run.path, 2, Owner("b", "nobody"))
     journal.append(run.journal, {"event": "launched", "job_id": "42"})
     assert status.cancel_run(run) == "42"
     assert (tmp_path / "cancelled").read_text() == "42\n"

@@ -1,0 +1,335 @@
+"""Who owns a run: what an owner file says, and whether its owner is dead.
+
+An owner is a SLURM job (id and restart count), a process of a host, or nobody: the file that frees
+a run. Decisions here are pure functions of what was seen; `owner_files.py` does the reading and
+writing, `ownership.py` the claiming.
+
+A process can be seen only from its own host, boot and pid namespace. From anywhere else it is dead
+when its file was not touched for `timeout_s` (`run.owner_timeout_s`), by the file server's clock.
+A job is dead only if SLURM says so: not while SLURM does not answer.
+"""
+
+import getpass
+import os
+import re
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from llada_sft.cluster import job_states
+
+Kind = Literal["process", "job", "nobody"]
+# What a process does with the run: a job waits for a process that may be about to hand it over.
+Doing = Literal["training", "launching", "preparing"]
+DEFAULT_TIMEOUT_S = 180
+
+_VERBS = {"training": "trained", "launching": "being launched", "preparing": "being prepared"}
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MACHINE_ID = Path("/etc/machine-id")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The content of an owner file; `asdict` is its JSON.
+
+    Attributes:
+        token: Tells this claim from all others.
+        kind: What owns the run.
+        since: When it was claimed, for people: no decision depends on it.
+        user: Who claimed it.
+        timeout_s: A process that cannot be seen is dead after so many seconds without a sign.
+        doing: What a process does with the run.
+        job_id: SLURM's number of a job, or of the job that a process runs in.
+        restarts: How often SLURM had restarted that job.
+        cluster: SLURM's name of its cluster, where that is known.
+        host: Of the process.
+        machine: /etc/machine-id; two hosts may have one name.
+        boot_id: Of the host's kernel.
+        pid_namespace: A container has pids of its own.
+        pid: Of the process.
+        start_time: Of the process, in clock ticks since the boot: a pid may be used again.
+        path: The run directory as the owner saw it; and
+        inode: its number in the file system. Where both differ, the run directory is a copy.
+    """
+
+    token: str
+    kind: Kind
+    since: str = ""
+    user: str = ""
+    timeout_s: int = DEFAULT_TIMEOUT_S
+    doing: Doing = "training"
+    job_id: str = ""
+    restarts: int = 0
+    cluster: str = ""
+    host: str = ""
+    machine: str = ""
+    boot_id: str = ""
+    pid_namespace: str = ""
+    pid: int = 0
+    start_time: str = ""
+    path: str = ""
+    inode: int = 0
+
+    @staticmethod
+    def from_json(content: Any) -> "Owner":
+        """Read an owner; keys that this version does not know are ignored.
+
+        Raises:
+            ValueError: It is not one.
+        """
+        if not isinstance(content, dict) or not content.get("token"):
+            raise ValueError("not an owner")
+        if content.get("kind") not in ("process", "job", "nobody"):
+            raise ValueError(f"not an owner: kind {content.get('kind')!r}")
+        known = {
+            field.name: content[field.name] for field in fields(Owner) if field.name in content
+        }
+        for name, value in known.items():
+            wanted = int if name in ("timeout_s", "restarts", "pid", "inode") else str
+            if type(value) is not wanted:
+                raise ValueError(f"{name} must be of type {wanted.__name__}")
+        return Owner(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def is_same_attempt(self, other: "Owner") -> bool:
+        """Whether both are the same start of the same job."""
+        return (
+            self.kind == other.kind == "job"
+            and self.is_same_job(other)
+            and self.restarts == other.restarts
+        )
+
+    def is_same_job(self, other: "Owner") -> bool:
+        """Whether both run in one SLURM job, whatever its restart count."""
+        if not self.job_id or self.job_id != other.job_id:
+            return False
+        return not self.cluster or not other.cluster or self.cluster == other.cluster
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a claimant can see of an owner.
+
+    Attributes:
+        process: Whether its process is there; `unknown` where it cannot be seen.
+        silent_s: Seconds since it touched its file, by the file server's clock.
+        job: What SLURM says of its job; `alive` also where SLURM does not answer.
+        copied: The owner file was copied together with the run directory.
+    """
+
+    process: Literal["alive", "gone", "unknown"] = "unknown"
+    silent_s: float = 0.0
+    job: Literal["alive", "over"] = "alive"
+    copied: bool = False
+
+
+def is_dead(owner: Owner, claimant: Owner, seen: Seen) -> bool:
+    """Decide whether a run may be taken from its owner.
+
+    Args:
+        owner: Whom the highest owner file names.
+        claimant: Who wants to have the run.
+        seen: What the claimant sees of the owner.
+    """
+    if owner.kind == "nobody" or seen.copied:
+        return True
+    # SLURM ends all processes of a job before it starts the job again.
+    if owner.is_same_job(claimant) and owner.restarts < claimant.restarts:
+        return True
+    if owner.kind == "job":
+        return seen.job == "over"
+    if seen.process != "unknown":
+        return seen.process == "gone"
+    if seen.job == "over" or was_rebooted(owner, claimant):
+        return True
+    return seen.silent_s > owner.timeout_s
+
+
+def is_visible(owner: Owner, claimant: Owner) -> bool:
+    """Whether the claimant sees the owner's process under the owner's pid."""
+    return (
+        bool(owner.boot_id)
+        and owner.boot_id == claimant.boot_id
+        and owner.pid_namespace == claimant.pid_namespace
+    )
+
+
+def was_rebooted(owner: Owner, claimant: Owner) -> bool:
+    """Whether the owner ran on the claimant's host before its last boot."""
+    same_host = (owner.host, owner.machine) == (claimant.host, claimant.machine)
+    return same_host and bool(owner.boot_id) and owner.boot_id != claimant.boot_id
+
+
+def job_is_over(job: Mapping[str, str], restarts: int) -> bool:
+    """Whether a job has ended for good, or runs again after the start in question.
+
+    Args:
+        job: The fields of `scontrol show job`; empty for a job that SLURM has forgotten.
+        restarts: The job's restart count at that start; -1 to ask for the whole job.
+    """
+    if not job or job_states.has_ended(job.get("JobState", "")):
+        return True
+    again = job.get("Restarts", "")
+    return restarts >= 0 and again.isdecimal() and int(again) > restarts
+
+
+def describe(owner: Owner, job: Mapping[str, str]) -> str:
+    """Name an owner in a few words: "job 1, RUNNING on node[1-2] since 2026-11-26 01:00 UTC".
+
+    Args:
+        owner: Whom to name.
+        job: The fields of `scontrol show job`, where they are known.
+    """
+    if owner.kind == "nobody":
+        return "nobody"
+    if owner.kind == "process":
+        return f"process {owner.pid} on host {owner.host} since {owner.since}"
+    state = job.get("JobState", "")
+    nodes = job.get("NodeList", "")
+    on_nodes = f" on {nodes}" if nodes not in ("", "(null)") else ""
+    started = job.get("StartTime", "") if state != "PENDING" else ""
+    since = _utc(int(started)) if started.isdecimal() else owner.since
+    return f"job {owner.job_id},{f' {state}' if state else ''}{on_nodes} since {since}"
+
+
+def refusal(run: Path, owner: Owner, job: Mapping[str, str], silent_s: float = 0.0) -> str:
+    """Say in one line who owns a run, and what to do.
+
+    Args:
+        run: The run directory.
+        owner: Its owner.
+        job: The fields of `scontrol show job`, where they are known.
+        silent_s: Seconds since the owner's last sign of life.
+    """
+    verb = _VERBS.get(owner.doing, "owned") if owner.kind == "process" else "trained"
+    line = f"run {run} is {verb} by {describe(owner, job)}"
+    if owner.kind == "job":
+        return f"{line}: wait for it, or stop it with  scancel {owner.job_id}"
+    if silent_s > owner.timeout_s / 2:
+        left = max(1, round(owner.timeout_s - silent_s))
+        return f"{line}: it has given no sign for {silent_s:.0f} s; try again in {left} s"
+    return f"{line}: wait for it, or stop it there with  kill -INT {owner.pid}"
+
+
+def this_process(doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Owner:
+    """Describe this process as an owner."""
+    return Owner(
+        **_common("process", timeout_s),
+        doing=doing,
+        **_job_of(os.environ),
+        pid=os.getpid(),
+        start_time=process_start(os.getpid()) or "",
+    )
+
+
+def this_job(environment: Mapping[str, str], timeout_s: int = DEFAULT_TIMEOUT_S) -> Owner:
+    """Describe the SLURM job of this process as an owner."""
+    return Owner(**_common("job", timeout_s), **_job_of(environment))
+
+
+def launched_job(job_id: str, cluster: str, launcher: Owner) -> Owner:
+    """Describe a job that a launcher has submitted."""
+    return Owner(
+        _token(),
+        "job",
+        since=_now(),
+        user=launcher.user,
+        timeout_s=launcher.timeout_s,
+        job_id=job_id,
+        cluster=cluster,
+        path=launcher.path,
+        inode=launcher.inode,
+    )
+
+
+def nobody(last: Owner) -> Owner:
+    """Describe that an owner has released a run."""
+    return replace(last, token=_token(), kind="nobody", since=_now())
+
+
+def process_start(pid: int) -> str | None:
+    """Return a process's start time; "" where it may not be read, None where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return "" if _exists(pid) else None
+    except OSError:
+        return ""
+    # The second field is the program's name, which may hold spaces and parentheses.
+    fields_ = stat.rpartition(")")[2].split()
+    # Fields 3 and 22. A zombie is over: only its exit code is left.
+    return None if fields_[0] in "ZXx" else fields_[19]
+
+
+def _exists(pid: int) -> bool:
+    # /proc may be mounted so that it hides the processes of others (hidepid).
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _common(kind: Kind, timeout_s: int) -> dict[str, Any]:
+    return {
+        "token": _token(),
+        "kind": kind,
+        "since": _now(),
+        "user": _user(),
+        "timeout_s": timeout_s,
+        "host": socket.gethostname(),
+        "machine": _line(_MACHINE_ID),
+        "boot_id": _line(_BOOT_ID),
+        "pid_namespace": _pid_namespace(),
+    }
+
+
+def _job_of(environment: Mapping[str, str]) -> dict[str, Any]:
+    restarts = environment.get("SLURM_RESTART_COUNT") or "0"
+    return {
+        "job_id": environment.get("SLURM_JOB_ID", ""),
+        "restarts": int(restarts) if re.fullmatch(r"\d+", restarts) else 0,
+        "cluster": environment.get("SLURM_CLUSTER_NAME", ""),
+    }
+
+
+def _token() -> str:
+    return uuid.uuid4().hex
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    # A container's user may have no name.
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _now() -> str:
+    return _utc(datetime.now(UTC).timestamp())
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
