@@ -103,6 +103,9 @@ def note_move(run: RunDir) -> list[str]:
     if started is not None and how == "copied":
         ended: Entry = {"event": "ended", "attempt": started.get("attempt", 0), "exit_code": 1}
         journal.append(run.journal, {**ended, "cause": Cause.LOST, "detail": detail})
+    if how == "copied":
+        # At W&B, too, it is a run of its own.
+        run.wandb_id.unlink(missing_ok=True)
     journal.append(run.journal, {"event": "changed", "moved_from": str(home), "detail": detail})
     return [f"{how:<16} from {home}: nothing there is used"]
 

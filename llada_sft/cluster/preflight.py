@@ -5,9 +5,13 @@ check adds its problems to one list, so that a user sees all of them in one go i
 hour in the queue.
 """
 
+import importlib.util
+import netrc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -43,6 +47,7 @@ def find_problems(config: Config, new_run: RunDir | None = None) -> list[str]:
         _setup_script,
         _checkpoint,
         _tokenizer,
+        _wandb,
     )
     place = [] if new_run is None else list(place_problems(new_run))
     return place + [problem for check in checks for problem in check(config)]
@@ -179,3 +184,36 @@ def _read_json(path: Path) -> dict[str, Any] | str:
     if not isinstance(content, dict):
         return f"{path}: must be a JSON object"
     return content
+
+
+def _wandb(config: Config) -> Iterator[str]:
+    """Check that Weights & Biases is installed and has a key, where it is to be used."""
+    if config.log.wandb_project is None or os.environ.get("WANDB_MODE") in ("disabled", "dryrun"):
+        return
+    if importlib.util.find_spec("wandb") is None:
+        yield (
+            "log.wandb_project: the package wandb is not installed:"
+            " run  pip install 'llada-sft[wandb]'  or set log.wandb_project=null"
+        )
+    if os.environ.get("WANDB_MODE") != "offline" and not _has_wandb_key(config):
+        yield (
+            "log.wandb_project: no key for W&B: run  wandb login, or set WANDB_API_KEY,"
+            " or WANDB_MODE=offline, or log.wandb_project=null"
+        )
+
+
+def _has_wandb_key(config: Config) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    setup = config.slurm.setup
+    try:
+        for file in filter(None, files):
+            path = Path(file).expanduser()
+            if path.is_file() and host and netrc.netrc(path).authenticators(host):
+                return True
+        # What a job gets only there.
+        return setup is not None and "WANDB_" in Path(setup).read_text(errors="replace")
+    except (OSError, RuntimeError, UnicodeDecodeError, netrc.NetrcParseError):
+        return False

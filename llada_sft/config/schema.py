@@ -390,7 +390,7 @@ class LogConfig(Section):
     every_n_steps: PositiveInt = 10
     tensorboard: bool = True
     csv: bool = True
-    # Project name; the run's name is the id, so that a requeued job continues the same curve.
+    # The project at Weights & Biases (README). All attempts of a run are one curve there.
     wandb_project: NonEmptyStr | None = None
 
 

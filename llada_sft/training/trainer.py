@@ -4,14 +4,14 @@ The process group comes first: how long the training is, and where it goes on, i
 ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from llada_sft.config.arithmetic import nothing_to_do
 from llada_sft.config.schema import Config
@@ -48,6 +48,7 @@ from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.record_format import settle_format
 from llada_sft.training.resume import Resume, find_resume
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
+from llada_sft.training.wandb_log import WandbLog
 
 Outcome = Literal["finished", "stopped"]
 
@@ -138,7 +139,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         config,
         placement,
         device,
-        build_loggers(config, run, placement, resume.step, dataset.mixed_sources),
+        build_loggers(config, run, placement, resume.step, dataset.mixed_sources, host.note),
         [
             LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
@@ -280,7 +281,12 @@ def build_validation(
 
 
 def build_loggers(
-    config: Config, run: RunDir, placement: Placement, first_step: int, sources: Sequence[str]
+    config: Config,
+    run: RunDir,
+    placement: Placement,
+    first_step: int,
+    sources: Sequence[str],
+    note: Callable[[Mapping[str, object]], None],
 ) -> list[Logger]:
     """Make the loggers that the config asks for; a resumed run continues their curves."""
     loggers: list[Logger] = []
@@ -291,13 +297,10 @@ def build_loggers(
             TensorBoardLogger(run.logs, name="tensorboard", version="", purge_step=first_step + 1)
         )
     if config.log.wandb_project and placement.rank == 0:
-        loggers.append(
-            WandbLogger(
-                project=config.log.wandb_project,
-                name=config.run.name,
-                id=config.run.name,
-                resume="allow",
-                save_dir=run.logs,
-            )
-        )
+
+        def warn(text: str) -> None:
+            print(text, flush=True)
+            note({"event": "warning", "detail": text})
+
+        loggers.append(WandbLog(config.log.wandb_project, run, config.run.name, warn))
     return loggers

@@ -66,6 +66,7 @@ def test_a_copy_of_a_run_that_trains_is_another_run(
 ) -> None:
     fake_tool("scontrol", "echo JobId=42 JobState=RUNNING")
     fake_tool("scancel", "exit 1")
+    run.wandb_id.write_text("a-1234\n")
     before = contents(run.path)
     copy = copied(run, project / "runs/copy")
     assert "job          none" in "\n".join(status.status_lines(copy))
@@ -73,6 +74,8 @@ def test_a_copy_of_a_run_that_trains_is_another_run(
         status.cancel_run(copy)
     assert again(copy) == 0
     assert f"copied           from {run.path}: nothing there is used" in capsys.readouterr().out
+    # At W&B, too, it is another run.
+    assert not copy.wandb_id.exists()
     # The attempt that is under way is not the copy's.
     assert evidence.open_attempt(copy) is None
     assert contents(run.path) == before

@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from llada_sft.cluster import preflight
 from llada_sft.cluster.launcher import count_rows
 from llada_sft.cluster.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
@@ -236,4 +237,61 @@ def test_the_shards_must_do_for_the_most_nodes(project: Path) -> None:
     assert problems(project, *elastic) == [
         "2 shards for 4 ranks in shards: use at most 2 ranks,"
         " or run  llada-sft shard shards shards_4 --num-shards 4"
+    ]
+
+
+NO_KEY = (
+    "log.wandb_project: no key for W&B: run  wandb login, or set WANDB_API_KEY,"
+    " or WANDB_MODE=offline, or log.wandb_project=null"
+)
+NETRC = "machine {} login user password x\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "netrc", "found"),
+    [
+        ({}, None, [NO_KEY]),
+        ({"WANDB_API_KEY": "x"}, None, []),
+        ({"WANDB_MODE": "offline"}, None, []),
+        ({"WANDB_MODE": "disabled"}, None, []),
+        ({}, NETRC.format("api.wandb.ai"), []),
+        ({}, NETRC.format("example.com"), [NO_KEY]),
+        ({}, "not a netrc", [NO_KEY]),
+        ({"WANDB_BASE_URL": "https://w.example.com:8080/"}, NETRC.format("w.example.com"), []),
+        ({"WANDB_BASE_URL": "https://w.example.com"}, NETRC.format("api.wandb.ai"), [NO_KEY]),
+    ],
+)
+def test_wandb_needs_a_key(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    netrc: str | None,
+    found: list[str],
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(project))
+    if netrc is not None:
+        (project / ".netrc").write_text(netrc)
+    assert problems(project, "log.wandb_project=p") == found
+    assert problems(project) == []
+
+
+def test_a_key_that_the_setup_script_sets_is_taken_on_trust(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(project))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (project / "setup.sh").write_text("export WANDB_API_KEY=$(cat /secrets/wandb)\n")
+    assert problems(project, "log.wandb_project=p") == []
+
+
+def test_wandb_must_be_installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    assert problems(project, "log.wandb_project=p") == [
+        "log.wandb_project: the package wandb is not installed:"
+        " run  pip install 'llada-sft[wandb]'  or set log.wandb_project=null"
     ]
