@@ -379,4 +379,48 @@ MUTANTS = (
         "data/test_validation.py",
         ("if number >= max_rows:", "if number > max_rows:", "a validation row too many"),
     ),
+    *of_file(
+        "data/formats.py",
+        "data/test_formats.py",
+        (
+            "return all(fields.get(name, name)",
+            "return any(fields.get(name, name)",
+            "half a turn is a format",
+        ),
+        (
+            'if turns[0]["role"] == "system":',
+            'if turns[-1]["role"] == "system":',
+            "a record may have two system turns",
+        ),
+    ),
+    *of_file(
+        "data/records.py",
+        "data/test_golden_formats.py data/test_records.py",
+        (
+            "prompt.removeprefix(begin)",
+            "prompt",
+            "the prompts of a conversation repeat what came before",
+        ),
+        (
+            "[False] * len(prompt_ids) + [True] * len(response_ids),",
+            "[True] * len(prompt_ids) + [True] * len(response_ids),",
+            "prompts are learned",
+        ),
+        ("if own.get(LEARN) is True:", "if own.get(LEARN):", "whatever is not false marks a turn"),
+    ),
+    *of_file(
+        "data/hook.py",
+        "data/test_bad_hooks.py data/test_hook.py",
+        ("enough and required <= 3", "enough", "a hook that needs a fourth argument is accepted"),
+    ),
+    *of_file(
+        "data/detect.py",
+        "data/test_detect.py",
+        ("votes.most_common(1)[0]", "votes.most_common()[-1]", "the rarest format is taken"),
+        (
+            'line.removeprefix(mark), b""',
+            "line.removeprefix(mark), mark",
+            "a mark within a file is none",
+        ),
+    ),
 )

@@ -201,11 +201,11 @@ MUTANTS = (
     *of_file(
         "training/resume.py",
         "training/test_resume.py",
-        ("if not any(of_ranks):", "if not mine:", "ranks choose different checkpoints"),
+        ("if not findings:", "if not mine:", "ranks choose different checkpoints"),
         (
-            'return any("damaged" in one for one in kinds) or',
-            'return all("damaged" in one for one in kinds) or',
-            "damage that one rank alone sees does not count",
+            "len(others) < int(",
+            "len(others) <= int(",
+            "a config of another network has its checkpoints set aside as damaged",
         ),
         (
             "at._replace(examples=0, tokens=0)",

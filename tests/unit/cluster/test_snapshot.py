@@ -27,6 +27,11 @@ def test_every_place_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact(f"{SHORT}\n--key={SHORT}") == "***\n--key=***"
 
 
+def test_the_shortest_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "12345678")
+    assert redact("a 12345678") == "a ***"
+
+
 @pytest.mark.parametrize("value", ["", "1", "true", "1234567"])
 def test_flags_and_numbers_are_no_secrets(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("A_TOKEN", value)

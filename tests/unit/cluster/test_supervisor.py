@@ -175,6 +175,16 @@ def test_never_fewer_nodes_than_needed(run: RunDir, calls: FakeSlurm) -> None:
     )
 
 
+def test_a_node_is_left_out_where_just_enough_others_are_left(
+    run: RunDir, calls: FakeSlurm
+) -> None:
+    calls.excluded.write_text("node3\n")
+    supervisor.begin(run, JOB, 4)
+    run.srun_log("42", 0).write_text(KILLED)
+    assert supervisor.end(run, JOB, 137) == 1
+    assert calls.excluded.read_text() == "node3,node2\n"
+
+
 def test_an_exclusion_that_slurm_does_not_keep(run: RunDir, calls: FakeSlurm) -> None:
     calls.excluded.unlink()
     calls.excluded.mkdir()

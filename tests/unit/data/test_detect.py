@@ -39,6 +39,8 @@ def detect(folder: Path, *contents: bytes, **keys: Any) -> Detected:
         # Blank lines are no rows, and what is not JSON has no format.
         ([BYTE_ORDER_MARK + PROMPT + b"\n \n{\n\xff\n" + TEXT * 2], ("text", 2, 5), None),
         ([BYTE_ORDER_MARK + TEXT], ("text", 1, 1), None),
+        # Such a mark is one at the beginning only: training takes the other row for a bad one.
+        ([BYTE_ORDER_MARK + TEXT + BYTE_ORDER_MARK + TEXT], ("text", 1, 2), None),
         ([b"{"], (None, 0, 1), None),
         ([MESSAGES + PROMPT], ("messages", 1, 2), None),
         ([PROMPT + MESSAGES], ("prompt_response", 1, 2), None),

@@ -88,6 +88,10 @@ def test_fields_may_have_other_names() -> None:
         ({"conversations": PAIR}, None),
         ({"messages": []}, None),
         ({"messages": "hello"}, None),
+        # Half a turn.
+        ({"messages": [{"role": "user"}]}, None),
+        ({"messages": [{"content": "a"}], "text": "ab"}, "text"),
+        ({"conversations": [{"value": "a"}]}, None),
         # For a hook of the user's own.
         ({"prompt": [1, 2], "response": [3]}, None),
         ({"question": "a", "answer": "b"}, None),

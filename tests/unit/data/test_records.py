@@ -159,6 +159,14 @@ def test_turns_that_are_marked_are_learned(tokenizer: Any) -> None:
     assert learned({"messages": only_first}, tokenizer) == ["d"]
 
 
+@pytest.mark.parametrize("value", [1, "true", "no", [], None, False])
+def test_only_true_is_a_mark(tokenizer: Any, value: object) -> None:
+    """A field of this name may be the user's own: the last answer is learned."""
+    letters = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    turns = [turn(role, letter) | {"learn": value} for role, letter in letters]
+    assert learned({"messages": turns}, tokenizer) == ["d"]
+
+
 def test_fields_that_are_none_of_ours_change_nothing(tokenizer: Any) -> None:
     question, answer = turn("user", "a"), turn("assistant", "b")
     plain = encode_record({"messages": [question, answer]}, tokenizer)
@@ -190,6 +198,11 @@ def test_a_template_that_renders_an_answer_otherwise_later(tokenizer: Any) -> No
         ),
         (
             {"messages": [turn("user", "a") | {"learn": True}, turn("assistant", "b")]},
+            "'messages[0].learn' is true, but that turn is no answer: "
+            "the assistant's, with text, after another turn",
+        ),
+        (
+            {"messages": [turn("assistant", "a") | {"learn": True}, turn("user", "b")]},
             "'messages[0].learn' is true, but that turn is no answer: "
             "the assistant's, with text, after another turn",
         ),
