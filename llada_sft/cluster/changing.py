@@ -37,6 +37,7 @@ class Plan:
         changes: The keys with other values.
         lines: What to print before.
         update: The run gets the present code.
+        text: Of config.yaml, when the plan was made.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class Plan:
     changes: Sequence[Change]
     lines: Sequence[str]
     update: bool
+    text: bytes
 
 
 def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Plan:
@@ -60,6 +62,7 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
         LaunchError: The directory was moved or copied in a way that cannot work.
     """
     moved.check_place(run)
+    text = run.config.read_bytes()
     before, after, lines = _read(run, overrides, base, update)
     changes = [change for change in find_changes(before, after) if not _is_own(change, run)]
     trained = is_trained(run)
@@ -72,7 +75,7 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
     final = _with_files(moved.rebase(after, run), str(run.hook), own_setup)
     given = {text.partition("=")[0].strip() for text in overrides} | {one.key for one in changes}
     hook, setup, note = _files_to_take(run, final, after, given, update)
-    return Plan(final, _with_files(final, hook, setup), changes, [*lines, *note], update)
+    return Plan(final, _with_files(final, hook, setup), changes, [*lines, *note], update, text)
 
 
 def apply(run: RunDir, plan: Plan) -> None:
@@ -82,6 +85,8 @@ def apply(run: RunDir, plan: Plan) -> None:
         LaunchError: The run directory cannot be written.
     """
     with _writing(run):
+        if run.config.read_bytes() != plan.text:
+            raise LaunchError(f"{run.path}: somebody else has changed it meanwhile; try again")
         _say([*moved.note_move(run), *plan.lines])
         entry: Entry = {"event": "changed", "keys": journal_values(plan.changes)}
         if plan.update:

@@ -7,6 +7,7 @@ directory are replaced when the run is opened; nothing there is read or written.
 """
 
 import re
+import secrets
 from pathlib import Path
 
 import yaml
@@ -103,11 +104,20 @@ def note_move(run: RunDir) -> list[str]:
     if started is not None and how == "copied":
         ended: Entry = {"event": "ended", "attempt": started.get("attempt", 0), "exit_code": 1}
         journal.append(run.journal, {**ended, "cause": Cause.LOST, "detail": detail})
-    if how == "copied":
-        # At W&B, too, it is a run of its own.
-        run.wandb_id.unlink(missing_ok=True)
+    _keep_wandb_id(run, home, how)
     journal.append(run.journal, {"event": "changed", "moved_from": str(home), "detail": detail})
     return [f"{how:<16} from {home}: nothing there is used"]
+
+
+def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
+    """Let a moved run stay the same run at W&B, and a copy become another one there."""
+    stored = run.wandb_id
+    if how == "copied":
+        if stored.exists() or (run.logs / "wandb").exists():
+            stored.write_text(f"{run.path.name}-{secrets.token_hex(4)}\n", encoding="utf-8")
+    elif not stored.exists() and (run.logs / "wandb").exists():
+        # Before ids were stored, the name of the run was the id.
+        stored.write_text(f"{home.name}\n", encoding="utf-8")
 
 
 def _is_shared(path: Path, home: Path, target: Path) -> bool:

@@ -145,8 +145,10 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Cla
     moved.check_place(run)
     if not has_started(run):
         claim(run, None)
-        _rebuild(run, sources, final, base)
-        return False
+        # Somebody else may have owned it, and started it, in between.
+        if not has_started(run):
+            _rebuild(run, sources, final, base)
+            return False
     door.require(run)
     before = moved.rebase(load_config(run.config), run)
     _check_same_run(run, before, final, Path(sources.data.hook))

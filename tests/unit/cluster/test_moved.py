@@ -1,5 +1,6 @@
 """A run directory that was moved, renamed or copied: its own paths, and nobody else's jobs."""
 
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -102,6 +103,23 @@ def test_a_whole_project_that_was_moved(
     assert str(project) + "/" not in moved_run.config.read_text()
     # Now it is the run of this config again.
     assert launch(LaunchOptions("a.yaml", prepare=True)) == 0
+
+
+@pytest.mark.parametrize("stored", [None, "a-1234\n"])
+def test_at_wandb_a_moved_run_is_the_same_and_a_copy_another(
+    run: RunDir, project: Path, stored: str | None, fake_tool: FakeTool
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=COMPLETED")
+    (run.logs / "wandb").mkdir()
+    if stored is not None:
+        (run.path / "wandb_id.txt").write_text(stored)
+    copy = copied(run, project / "runs/copy")
+    assert again(copy) == 0
+    assert re.fullmatch(r"copy-[0-9a-f]{8}\n", (copy.path / "wandb_id.txt").read_text())
+    new = RunDir(project / "runs/new")
+    run.path.rename(new.path)
+    assert again(new) == 0
+    assert (new.path / "wandb_id.txt").read_text() == (stored or "a\n")
 
 
 @pytest.mark.parametrize("link", ["into the original", "shared", "nowhere"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llada_sft.cluster import door, journal, local, prepare, update_code
+from llada_sft.cluster import changing, door, journal, local, prepare, update_code
 from llada_sft.cluster.launcher import resume
 from llada_sft.cluster.old_version import OldConfig, carry_over, read_old
 from llada_sft.cluster.origin import Origin, origin_of
@@ -269,6 +269,15 @@ def test_the_config_has_keys_that_are_gone(run: RunDir, again: Resume) -> None:
         again(run, update=False)
     assert again(run) == 0
     assert "paper" not in run.config.read_text()
+
+
+def test_a_run_that_somebody_changed_meanwhile_is_left_to_them(run: RunDir) -> None:
+    plan = changing.plan(run, ["optim.lr=1"], Path.cwd(), update=False)
+    theirs = run.config.read_text().replace("lr: 2.5e-05", "lr: 3.0")
+    run.config.write_text(theirs)
+    with pytest.raises(LaunchError, match=r"somebody else has changed it meanwhile; try again$"):
+        changing.apply(run, plan)
+    assert run.config.read_text() == theirs
 
 
 def test_secrets_do_not_reach_the_journal(
