@@ -76,7 +76,7 @@ def test_a_copy_of_a_run_that_trains_is_another_run(
     assert again(copy) == 0
     assert f"copied           from {run.path}: nothing there is used" in capsys.readouterr().out
     # At W&B, too, it is another run.
-    assert not copy.wandb_id.exists()
+    assert copy.wandb_id.read_text() != run.wandb_id.read_text()
     # The attempt that is under way is not the copy's.
     assert evidence.open_attempt(copy) is None
     assert contents(run.path) == before
