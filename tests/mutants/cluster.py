@@ -288,4 +288,37 @@ MUTANTS = (
             "the end has no grace",
         ),
     ),
+    *of_file(
+        "cluster/failures.py",
+        "cluster/test_failures.py",
+        (
+            "yields = failure.consequence or failure.witness is not None",
+            "yields = failure.consequence",
+            "what one rank writes for another overwrites what that has said",
+        ),
+    ),
+    *of_file(
+        "cluster/leaving.py",
+        "cluster/test_watchdog.py",
+        ("        self.answer_hang()\n", "", "TERM cuts off the report of a rank that hangs"),
+    ),
+    *of_file(
+        "cluster/watchdog.py",
+        "cluster/test_watchdog.py",
+        (
+            "            stacks.call(self._run, self._attempt, own.rank)",
+            "            pass",
+            "who finds a hang calls nobody",
+        ),
+        (
+            "if whole or self._late.is_set() or",
+            "if whole or",
+            "a report that TERM has found in the middle waits on, and is killed",
+        ),
+    ),
+    *of_file(
+        "cluster/peers.py",
+        "cluster/test_leaving.py",
+        (r"Timed out waiting \d+ ?ms for|", "", "gloo's timeout is a cause"),
+    ),
 )

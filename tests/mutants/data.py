@@ -423,4 +423,22 @@ MUTANTS = (
             "a mark within a file is none",
         ),
     ),
+    *of_file(
+        "data/cache.py",
+        "data/test_cache.py",
+        (
+            "        self._require_own()\n        path =",
+            "        path =",
+            "planted rows are read from the cache of another user",
+        ),
+    ),
+    *of_file(
+        "data/background.py",
+        "data/test_background.py",
+        (
+            "                _kill(self._processes)\n                return",
+            "                return",
+            "a hook that blocks keeps the rank",
+        ),
+    ),
 )

@@ -268,4 +268,27 @@ MUTANTS = (
         ),
         ("self.error = self.error or found", "self.error = found", "a later error hides the first"),
     ),
+    *of_file(
+        "training/ranks.py",
+        "training/test_ranks.py",
+        (
+            '"LOCAL_RANK": str(device_ordinal(device, placement))',
+            '"LOCAL_RANK": str(placement.local_rank)',
+            "a GPU is asked for that the task does not see",
+        ),
+        (
+            "    _set_default_timeout(timeout)\n",
+            "",
+            "groups that are made later have torch's timeout",
+        ),
+    ),
+    *of_file(
+        "config/schema.py",
+        "training/test_ranks.py",
+        (
+            "self.train.hang_timeout_s + self.train.hang_grace_s +",
+            "self.train.hang_timeout_s +",
+            "a collective gives up in a long phase before the watchdog",
+        ),
+    ),
 )

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -120,12 +120,16 @@ class BlocksAtItsEnd:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("dataset", "num_steps"),
-    [(Blocks(), 0), (Blocks(), 1), (BlocksAtItsEnd(), 1), (BlocksAtItsEnd(), 2)],
-    ids=["not asked", "blocks", "one is left", "blocks at its end"],
+    ("dataset", "num_steps", "closed"),
+    [
+        pytest.param(Blocks(), 0, False, id="not asked"),
+        pytest.param(Blocks(), 1, True, id="blocks"),
+        pytest.param(BlocksAtItsEnd(), 1, False, id="one is left"),
+        pytest.param(BlocksAtItsEnd(), 2, False, id="blocks at its end"),
+    ],
 )
 def test_a_hook_that_blocks_does_not_keep_the_rank(
-    dataset: object, num_steps: int, monkeypatch: pytest.MonkeyPatch
+    dataset: object, num_steps: int, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_exit: list[Callable[[], None]] = []
     monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(partial(*call)))
@@ -137,6 +141,9 @@ def test_a_hook_that_blocks_does_not_keep_the_rank(
         assert next(steps, None) in ("first", None)
     (process,) = multiprocessing.active_children()
     handler = signal.getsignal(signal.SIGCHLD)
+    if closed:
+        cast(Generator[object, None, None], steps).close()
+        assert not process.is_alive()
     # atexit calls its handlers in the order of last in, first out.
     for action in reversed(at_exit):
         action()
