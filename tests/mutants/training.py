@@ -46,8 +46,8 @@ MUTANTS = (
             "the names of a checkpoint are not on the disk when it is pointed to",
         ),
         (
-            "        _sync(partial.parent)\n        clean",
-            "        clean",
+            "        _sync(partial.parent)\n        require_owner()\n        clean",
+            "        require_owner()\n        clean",
             "older checkpoints are removed before the new one is on the disk",
         ),
     ),
