@@ -17,7 +17,7 @@ from llada_sft.cluster import code_diff, fitting, journal, moved, update_code
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.old_version import carry_over, read_old
 from llada_sft.cluster.origin import origin_of
-from llada_sft.cluster.snapshot import code_version, redact
+from llada_sft.cluster.snapshot import checkout_of_the_package, code_version, redact
 from llada_sft.config import Config, dump_config, load_config, resolve_paths, yaml12
 from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
 from llada_sft.errors import LaunchError
@@ -138,7 +138,7 @@ def _read(
         path.write_text(yaml12.dump(data), encoding="utf-8")
         before = resolve_paths(load_config(path), base)
         after = resolve_paths(load_config(path, overrides), base)
-    return before, after, [f"other default    {line}" for line in lines]
+    return before, after, [redact(f"config           {line}") for line in lines]
 
 
 def _is_own(change: Change, run: RunDir) -> bool:
@@ -172,7 +172,8 @@ def _with_files(config: Config, hook: str, setup: str | None) -> Config:
 
 def _update(run: RunDir, plan: Plan, entry: Entry) -> None:
     sources = plan.sources
-    building = update_code.build(run, sources.data.hook, sources.slurm.setup, Path.cwd())
+    checkout = checkout_of_the_package(otherwise=Path.cwd())
+    building = update_code.build(run, sources.data.hook, sources.slurm.setup, checkout)
     files = code_diff.compare(run, building)
     diff = code_diff.hook_diff(run, building)
     before, after = code_version(run), code_version(building)

@@ -83,6 +83,14 @@ def git_state(folder: Path) -> dict[str, str]:
     }
 
 
+def checkout_of_the_package(otherwise: Path) -> Path:
+    """Give the git checkout that the running package is part of; of an installed one another."""
+    package = Path(llada_sft.__file__).parent
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return otherwise
+    return Path((_git(package, "rev-parse", "--show-toplevel") or str(otherwise)).strip())
+
+
 def redact(text: str) -> str:
     """Strike out the values of environment variables whose names speak of a secret."""
     secrets = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llada_sft.cluster import changing, door, journal, local, prepare, update_code
+from llada_sft.cluster import changing, door, journal, local, prepare, snapshot, update_code
 from llada_sft.cluster.launcher import resume
 from llada_sft.cluster.old_version import OldConfig, carry_over, read_old
 from llada_sft.cluster.origin import Origin, origin_of
@@ -117,6 +117,9 @@ def test_another_hook_and_no_setup(run: RunDir, project: Path, again: Resume) ->
     (project / "sub/other.py").write_text(FIXED)
     assert again(run, "data.hook=sub/other.py", "slurm.setup=null") == 0
     assert run.hook.read_text() == FIXED
+    # From wherever it is called: the commit of the package.
+    commit = snapshot.git_state(Path(__file__).parent).get("commit.txt", "").strip()
+    assert (changed(run)["code"]["after"]["commit"] or "") == commit
     assert not run.setup.exists()
     assert load_config(run.config).slurm.setup is None
     assert origin_of(run) == Origin(f"{project}/sub/other.py", None)
@@ -215,7 +218,7 @@ def _stop_at(number: int, patched: pytest.MonkeyPatch, act: Callable[[], int]) -
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_run_of_an_older_version_goes_on_with_the_present_code(
-    older: RunDir, again: Resume, prepared: bool
+    older: RunDir, again: Resume, prepared: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if prepared:
         # From another folder than it was launched from.
@@ -227,6 +230,7 @@ def test_a_run_of_an_older_version_goes_on_with_the_present_code(
     assert door.door_of(older) is not None
     now = read_values(older.config)
     assert {name: {key: now[name][key] for key in values[name]} for name in values} == values
+    assert "config           run.owner_timeout_s: is new: " in capsys.readouterr().out
     # Keys that are new have their values written down, too.
     assert now["train"].keys() > values["train"].keys()
     assert (older.path / "code.1/llada_sft/cluster/ports.py").exists()
