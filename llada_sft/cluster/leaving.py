@@ -23,6 +23,7 @@ from llada_sft.cluster import failures
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.peers import is_of_peer
+from llada_sft.errors import SupersededError
 from llada_sft.run_dir import RunDir
 
 EXCEPTION_EXIT_CODE = 1
@@ -66,6 +67,9 @@ class Leaving:
         except OSError as problem:
             path = self._run.failure(self._rank)
             print(f"{path}: cannot be written: {problem.strerror}", file=sys.stderr, flush=True)
+        except SupersededError as problem:
+            # In another's run nothing is written, and nothing is left to say.
+            print(problem, file=sys.stderr, flush=True)
 
     def fail(self, error: Exception) -> None:
         """Leave with an exception; does not return."""

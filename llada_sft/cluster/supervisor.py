@@ -122,7 +122,8 @@ def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
     started = evidence.open_attempt(run)
     if started is None or not _is_of(started, job):
         # Rank 0 has said why, and has requeued the job if it was to be.
-        return srun_code, _last_cause(run) in restarts.OVER
+        given_up = restarts.given_up(journal.read(run.journal), job.job_id)
+        return srun_code, bool(given_up) or _last_cause(run) in restarts.OVER
     print(evidence.srun_messages(run, started) or "", end="")
     found = evidence.of_this_job(run, job, started, srun_code)
     verdict = judge(found)

@@ -134,6 +134,30 @@ def test_a_torn_report_of_another_rank_does_not_keep_it_from_saving(run: RunDir)
     assert failures.read_all(run) == []
 
 
+@pytest.mark.parametrize("leaves", ["by an exception", "after another"])
+def test_a_rank_leaves_also_where_it_may_not_write(run: RunDir, leaves: str) -> None:
+    """Another owner has taken the run over."""
+    script = """
+from llada_sft.cluster import failures
+from llada_sft.errors import SupersededError
+def refuse(*_):
+    raise SupersededError("run a is trained by job 2")
+failures.write = refuse
+print("refused", flush=True)
+"""
+    if leaves == "by an exception":
+        with start(run, script + 'leaving.fail(ValueError("a"))') as rank:
+            assert rank.wait(100) == 1
+    else:
+        with start(run, script + WAIT) as rank:
+            assert rank.stdout
+            assert rank.stdout.readline() == "refused\n"
+            another_left(run)
+            rank.send_signal(signal.SIGTERM)
+            assert rank.wait(100) == 143
+    assert not run.failure(0).exists()
+
+
 BUSY = """
 import atexit, threading
 from llada_sft.cluster import leaving as module

@@ -110,6 +110,17 @@ def test_what_rank_0_has_said_stands(run: RunDir, calls: FakeSlurm) -> None:
     assert calls.requeues == 0
 
 
+def test_a_job_that_rank_0_gave_up_leaves_its_run(run: RunDir, calls: FakeSlurm) -> None:
+    supervisor.begin(run, JOB, 4)
+    for entry in (
+        journal.Entry(event="ended", attempt=1, job_id="42", cause="time limit"),
+        journal.Entry(event="given_up", attempt=1, job_id="42", detail="no progress"),
+    ):
+        journal.append(run.journal, entry)
+    assert supervisor._end(run, JOB, 70) == (70, True)
+    assert calls.requeues == 0
+
+
 def test_an_exception_is_told_once_and_the_job_requeued_once(
     run: RunDir, calls: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
