@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.config.schema import DataConfig
-from llada_sft.data.datamodule import StepSize
+from llada_sft.config.schema import DataConfig, SourceConfig
+from llada_sft.data.datamodule import Positions, StepDataset, StepSize
 from llada_sft.data.hook import examples_key, hook_hash
+from llada_sft.data.sources import list_sources
 from llada_sft.data.stream import FilePosition, Pending
 from llada_sft.errors import DataError
-from tests.unit.data.steps import all_seen, dataset, write
+from tests.unit.data.steps import IDS, all_seen, dataset, write
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -117,6 +118,53 @@ def test_from_every_step_each_row_is_trained_by_one_hook_or_is_half_done(
                 # Done, or begun again; never less, and a finished one never again.
                 assert (before[row] == parts and row not in repeated) or after[row] == 3
                 assert not (before[row] == parts > 0 and row in repeated)
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_in_a_mixture_each_source_has_its_own(tmp_path: Path, batching: str) -> None:
+    rows = {"a": [3, 1, 2, 3], "b": [2, 3, 3]}
+    sources = {}
+    for number, (name, parts) in enumerate(rows.items()):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = write(folder, [[]] * number + [parts])
+        # Rows are known by their ids: 0, 1, … and 100, 101, …
+        sources[name] = SourceConfig(path=str(folder / "train" / f"{number}.jsonl"))
+    update = {"train": sources, "batching": batching}
+    size = StepSize(2, 1)
+    if batching == "packed":
+        update |= {"max_tokens": 51, "pack_buffer": 3}
+        size = StepSize(1, 1)
+    config = config.model_copy(update=update)
+    old_hook = Path(config.hook).read_text()
+
+    def steps(positions: Positions | None = None) -> StepDataset:
+        return StepDataset(
+            config, Path("none"), IDS, list_sources(config, 2), 3, size, 0, positions
+        )
+
+    first = list(steps())
+    for number, step in enumerate(first[:-1]):
+        Path(config.hook).write_text(old_hook)
+        before = Counter(row for row, _ in all_seen(first[: number + 1]))
+        new_hook(config)
+        again = steps(step.positions)
+        half_done = again.encode_again()
+        after = Counter(row for row, _ in all_seen(list(again)))
+        # Whole rows, each at most once for each of its two epochs.
+        assert set(after.values()) <= {3, 6}
+        sizes = {
+            100 * source + row: n
+            for source, each in enumerate(rows.values())
+            for row, n in enumerate(each)
+        }
+        repeated = 0
+        for row, parts_of_row in sizes.items():
+            epochs_before, rest = divmod(before[row], parts_of_row)
+            epochs_after = after[row] // 3
+            repeated += epochs_before + epochs_after - 2 + (rest > 0)
+            assert epochs_before + epochs_after >= 2
+        assert repeated <= half_done
 
 
 def test_the_key_is_of_all_that_makes_examples(tmp_path: Path) -> None:
