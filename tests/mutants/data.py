@@ -441,4 +441,27 @@ MUTANTS = (
             "a hook that blocks keeps the rank",
         ),
     ),
+    *of_file(
+        "data/datamodule.py",
+        "data/test_yields.py",
+        (
+            "max(1, step.steps_left) if more else 0",
+            "step.steps_left",
+            "a rank does not know its last step",
+        ),
+    ),
+    *of_file(
+        "data/yields.py",
+        "data/test_yields.py",
+        (
+            "- of.given_examples",
+            "",
+            "examples that a row gave before a checkpoint are counted again",
+        ),
+        (
+            "(sum(examples) + waiting)",
+            "sum(examples)",
+            "examples that wait are not counted",
+        ),
+    ),
 )

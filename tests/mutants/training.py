@@ -291,4 +291,86 @@ MUTANTS = (
             "a collective gives up in a long phase before the watchdog",
         ),
     ),
+    *of_file(
+        "training/plan.py",
+        "training/test_plan.py",
+        (
+            "later_epochs * agreed.epoch_steps",
+            "later_epochs",
+            "the steps of later epochs are not counted",
+        ),
+        (
+            "self._basis.run_epochs - 1 - epoch",
+            "self._basis.run_epochs - epoch",
+            "an epoch too many is counted",
+        ),
+        ("else min(left, limit)", "else limit", "rows that end before max_steps are not seen"),
+        (
+            "kept.basis == self._basis and not self._data_changed",
+            "False",
+            "the schedule of a checkpoint is planned anew at each resume",
+        ),
+        (
+            "kept.steps_left * self._batch_ratio(kept.basis)",
+            "kept.steps_left",
+            "steps before a longer training are not counted in today's batch",
+        ),
+        (
+            "point = kept.point.continued(left)",
+            "point = Point(step, step + left, descent_at(self._optim, step, step + left))",
+            "the rate jumps on other ranks",
+        ),
+        (
+            "known = same and not data_changed and",
+            "known = same and",
+            "changed files are not sampled again",
+        ),
+    ),
+    *of_file(
+        "training/schedule.py",
+        "training/test_schedule.py",
+        (
+            "if steps_left <= 1:",
+            "if steps_left <= 0:",
+            "the last step is not the end of the schedule",
+        ),
+        (
+            "descent += (1 - descent) / steps_left",
+            "descent += 1 / steps_left",
+            "the rate falls too fast",
+        ),
+        (
+            "if descent > 0 or _falls",
+            "if _falls",
+            "a fall that has begun may pause",
+        ),
+        (
+            "_fall_begins(config, self.total) < self.total",
+            "True",
+            "a constant rate falls at the last step",
+        ),
+    ),
+    *of_file(
+        "training/consensus.py",
+        "training/test_consensus.py",
+        (
+            "steps_left=max(one.steps_left for one in every),",
+            "",
+            "the ranks' ways to the end are added up",
+        ),
+    ),
+    *of_file(
+        "training/nonfinite.py",
+        "training/test_nonfinite.py",
+        (
+            "if step == self.last + 1 else 1",
+            "if self.last else 1",
+            "skipped steps need not be in a row",
+        ),
+        (
+            "is_last and self.skipped.total == step",
+            "False",
+            "a run that made no step has finished",
+        ),
+    ),
 )

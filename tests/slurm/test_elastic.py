@@ -12,7 +12,10 @@ from cluster import NODES, Cluster
 from conftest import Launched
 from processes import wait_until
 
+from llada_sft.config import load_config
 from llada_sft.run_dir import RunDir
+from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.schedule import learning_rate
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 HOOK = Path(__file__).parent / "hooks/note_rows.py"
@@ -25,6 +28,8 @@ OVERRIDES = [
     "train.epochs=1",
     "train.micro_batch_size=2",
     "train.checkpoint_every_steps=20",
+    # Of 40 steps all but two are on the way down.
+    "optim.warmup_steps=2",
     "log.every_n_steps=1",
     "log.tensorboard=false",
 ]
@@ -87,3 +92,11 @@ def test_the_loss_of_a_node(cluster: Cluster, launched: Launched, tmp_path: Path
     assert len(rows) == NUM_SHARDS * ROWS_PER_SHARD
     assert set(rows.values()) == {1}
     assert (run.checkpoints / "latest").read_text() == "step_40\n"
+    # The batch is the same, and so is the learning rate of every step.
+    assert (
+        f"4 -> 2 ranks, the same global batch of 8 examples: 40 steps in all, {40 - resumed}"
+        in said
+    )
+    rates = [float(row["lr"]) for row in read_metrics(run.metrics) if row["loss"]]
+    optim = load_config(run.config).optim
+    assert rates == pytest.approx([learning_rate(optim, step, 40) for step in range(40)])

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_tokenizer")
         ([(10, 10, 50)], [(9, 0)], 0, 3),
         ([(10, 10, 50)], [(0, 0)], 0, 0),
         ([(10, 10, 50)], [(7, 0)], 1, 2),
+        ([(10, 10, 50)], [(8, 0)], 1, 3),
         # Three a row, of which the next row has given two already.
         ([(2, 6, 50)], [(3, 0)], 0, 3),
         ([(2, 6, 50)], [(3, 2)], 0, 2),

@@ -373,6 +373,11 @@ def test_rows_that_do_not_fill_their_packs(tmp_path: Path) -> None:
     assert whole.totals[-1] == 25
     assert whole.rates[:2] == [0.5, 1.0]
     assert whole.rates == [0.5, *sorted(whole.rates[1:], reverse=True)]
+    # A resume goes on from the checkpoint's schedule, not from a new and better one.
+    first = attempt(config, 1, 1, stop=9)
+    second = attempt(config, 1, 1, before=first.saved)
+    assert first.rates + second.rates == whole.rates
+    assert second.saved.schedule == whole.saved.schedule
     # It falls over half of the rows, not of the estimate.
     assert sum(rate < 1 for rate in whole.rates[1:]) in (12, 13, 14)
     assert whole.rates[-1] == 0.1
@@ -436,6 +441,9 @@ def test_max_steps_ends_the_schedule(tmp_path: Path, padded: Config) -> None:
     whole = attempt(limited, 2, 2)
     assert whole.totals == [10] * 10
     assert whole.rates == pytest.approx([0.5, *[1.0] * 4, *falling(1.0, 5)])
+    # Rows may end before.
+    far = config_of(tmp_path, padded.data.train, OPTIM, epochs=2, max_steps=100)
+    assert attempt(far, 2, 2).rates == attempt(padded, 2, 2).rates
     # Steps count, also on other ranks: half of them are made.
     first = attempt(limited, 2, 2, stop=5)
     second = attempt(limited, 1, 2, before=first.saved)

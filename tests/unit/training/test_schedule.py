@@ -142,3 +142,11 @@ def test_rows_that_end_before_the_fall_was_to_begin() -> None:
     # But where the rate is not to fall at all it stays.
     constant = OptimConfig(lr=1.0, final_lr=0.1, warmup_steps=2, decay_fraction=0.0)
     assert half.after_step(constant, 50, 1).descent == 0
+
+
+def test_a_fall_that_has_begun_goes_on_in_steps_of_another_batch() -> None:
+    config = OptimConfig(lr=1.0, final_lr=0.1, warmup_steps=2, decay_fraction=0.1)
+    # In these steps it would begin at 28.
+    point = Point(27.6, 30.6, 0.4)
+    assert point.after_step(config, 20, 3).descent == pytest.approx(0.6)
+    assert Point(27.6, 30.6, 0.0).after_step(config, 20, 3).descent == 0
