@@ -8,6 +8,7 @@ directory are replaced when the run is opened; nothing there is read or written.
 
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 import yaml
@@ -77,13 +78,14 @@ def check_place(run: RunDir) -> None:
     lines = []
     if UNSAFE_IN_PATH.search(str(run.path)):
         lines.append(f"{run.path}: must not contain %, quotes or backslashes; rename it")
-    for path in sorted(run.path.iterdir()):
+    checkpoints = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    for path in sorted([*run.path.iterdir(), *checkpoints]):
         if not path.is_symlink():
             continue
         target = path.resolve()
         if not target.exists():
             lines.append(f"{path}: a link to {path.readlink()}, which does not exist; restore it")
-        elif home is not None and _is_shared(path, home, target):
+        elif home is not None and _is_shared(run, path, home, target):
             lines.append(f"{path}: a link to {target}, which is of the run {home}; make it a copy")
     if lines:
         raise LaunchError("\n".join(lines))
@@ -100,6 +102,7 @@ def note_move(run: RunDir) -> list[str]:
         return []
     how = "copied" if is_copy(run) else "moved"
     detail = f"the run was {how} from {home} to {run.path}"
+    _break_hard_links(run)
     started = open_attempt(run)
     if started is not None and how == "copied":
         ended: Entry = {"event": "ended", "attempt": started.get("attempt", 0), "exit_code": 1}
@@ -107,6 +110,16 @@ def note_move(run: RunDir) -> list[str]:
     _keep_wandb_id(run, home, how)
     journal.append(run.journal, {"event": "changed", "moved_from": str(home), "detail": detail})
     return [f"{how:<16} from {home}: nothing there is used"]
+
+
+def _break_hard_links(run: RunDir) -> None:
+    """Give the run files of its own where it appends: `cp -al` makes a copy that shares them."""
+    paths = [run.journal, run.command, *run.logs.rglob("*"), *run.quarantine.glob("*")]
+    for path in paths:
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
+            own = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            shutil.copy2(path, own)
+            own.replace(path)
 
 
 def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
@@ -120,9 +133,10 @@ def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
         stored.write_text(f"{home.name}\n", encoding="utf-8")
 
 
-def _is_shared(path: Path, home: Path, target: Path) -> bool:
+def _is_shared(run: RunDir, path: Path, home: Path, target: Path) -> bool:
     """Tell whether a link's target is of the old directory, or used by the original, too."""
-    return target.is_relative_to(home.resolve()) or _same(home / path.name, target)
+    at_home = home / path.relative_to(run.path)
+    return target.is_relative_to(home.resolve()) or _same(at_home, target)
 
 
 def _same(one: Path, other: Path) -> bool:

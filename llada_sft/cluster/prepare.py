@@ -178,7 +178,8 @@ def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
         update_code.discard(building)
         return
     detail = "it had never started: built again from the present files"
-    print(f"{run.path}: {detail}", file=sys.stderr)
+    for line in [*moved.note_move(run), f"{run.path}: {detail}"]:
+        print(line, file=sys.stderr)
     update_code.commit(run, building, text, {"event": "changed", "detail": detail}, keep=False)
 
 

@@ -1,5 +1,6 @@
 """A run directory that was moved, renamed or copied: its own paths, and nobody else's jobs."""
 
+import os
 import re
 import shlex
 import shutil
@@ -120,6 +121,43 @@ def test_at_wandb_a_moved_run_is_the_same_and_a_copy_another(
     run.path.rename(new.path)
     assert again(new) == 0
     assert (new.path / "wandb_id.txt").read_text() == (stored or "a\n")
+
+
+def test_a_copy_of_a_pending_run_that_is_launched(
+    project: Path, fake_tool: FakeTool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=PENDING")
+    run, _ = prepare.create(load_config("a.yaml"), project, ["launch.py"])
+    journal.append(run.journal, {"event": "launched", "job_id": "42"})
+    copy = copied(run, project / "other/a")
+    assert launch(LaunchOptions("a.yaml", overrides=["run.root=other"], prepare=True)) == 0
+    assert f"copied           from {run.path}: nothing there is used" in capsys.readouterr().err
+    assert moved.old_place(copy) is None
+    assert moved.own_job_id(copy) is None
+
+
+def test_a_copy_that_shares_files_with_the_original_leaves_them_alone(
+    run: RunDir, project: Path
+) -> None:
+    """`cp -al`: what is appended to one file would be in the other, too."""
+    run.metrics.write_text("step,loss\n")
+    before = contents(run.path)
+    copy = RunDir(project / "runs/copy")
+    shutil.copytree(run.path, copy.path, copy_function=os.link)
+    assert again(copy) == 0
+    for path in (copy.journal, copy.command, copy.metrics):
+        with path.open("a") as file:
+            file.write("more\n")
+    assert contents(run.path) == before
+
+
+def test_a_checkpoint_that_is_a_link_into_the_original(run: RunDir, project: Path) -> None:
+    (run.checkpoints / "step_3").mkdir(parents=True)
+    copy = copied(run, project / "runs/copy")
+    (copy.checkpoints / "step_3").rmdir()
+    (copy.checkpoints / "step_3").symlink_to(run.checkpoints / "step_3")
+    with pytest.raises(LaunchError, match=r"copy/checkpoints/step_3: a link to \S*, which is of"):
+        again(copy)
 
 
 @pytest.mark.parametrize("link", ["into the original", "shared", "nowhere"])
