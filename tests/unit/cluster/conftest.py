@@ -42,11 +42,9 @@ def write_weights(file: Path, shapes: Shapes, dtype: str = "F32") -> None:
     file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a folder with a config, shards, a hook, a setup script and a model; it is the cwd."""
-    folder = tmp_path / "project"
-    (folder / "shards").mkdir(parents=True)
+def write_project(folder: Path) -> None:
+    """Write a config, shards, a hook, a setup script and a model into a folder."""
+    (folder / "shards").mkdir()
     for i in range(2):
         (folder / "shards" / f"{i}.jsonl").write_text('{"prompt": "a"}\n' * (3 + i))
     (folder / "hook.py").write_text("def process_data(record, tokenizer, max_length): ...\n")
@@ -56,6 +54,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_weights(folder / "model/model.safetensors", sizes_of(MODEL).parameter_shapes())
     (folder / "model/tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 7}]}))
     (folder / "a.yaml").write_text(CONFIG)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder that a run can be launched from; it is the cwd."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    write_project(folder)
     monkeypatch.chdir(folder)
     return folder
 
