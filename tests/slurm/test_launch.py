@@ -56,6 +56,8 @@ def test_what_srun_refuses_is_the_cause(cluster: Cluster, launched: Launched) ->
     script = cluster.run(["scontrol", "write", "batch_script", job, "-"])
     file = run.path / "more.sbatch"
     file.write_text(script.replace("cpus_per_rank=1\n", "cpus_per_rank=3\n"))
+    # A run has one owner.
+    cluster.run(["scancel", job])
     more = cluster.run(["sbatch", "--parsable", "--begin=now", str(file)], cwd=run.path).strip()
     fields = cluster.wait_job(more, ["FAILED"], TIMEOUT_S)
     assert (fields["ExitCode"], causes(run)) == ("2:0", ["mistake"])
