@@ -65,6 +65,8 @@ class Attempt:
 
     Attributes:
         new_steps: How much newer its newest checkpoint is than all before; 0 if it left none.
+        saved_steps: The steps that it made up to that checkpoint. More than new ones where it began
+            at an older checkpoint, for a newer one was damaged.
     """
 
     number: int
@@ -72,11 +74,12 @@ class Attempt:
     error: str
     step: int | None
     new_steps: int
+    saved_steps: int
 
     def without_progress(self, least_steps: int) -> bool:
         """Tell whether it counts as one that came no further."""
         if self.cause in _BY_SLURM:
-            return self.new_steps < least_steps
+            return self.saved_steps < least_steps
         return self.cause is not None and self.cause not in STOPS and self.new_steps == 0
 
 
@@ -121,7 +124,7 @@ def attempts_of_last_job(entries: Sequence[Entry]) -> list[Attempt]:
         own = [entry for entry in entries if entry.get("attempt") == number]
         saved = max((e.get("step", 0) for e in own if e.get("event") == "checkpoint"), default=0)
         if one.get("job_id") == job_id:
-            found.append(_attempt(number, own, new_steps=max(0, saved - newest)))
+            found.append(_attempt(number, own, saved, newest))
         newest = max(newest, saved)
     return found
 
@@ -132,13 +135,16 @@ def given_up(entries: Sequence[Entry], job_id: str) -> str:
     return last[-1].get("detail", "") if last else ""
 
 
-def _attempt(number: int, own: Sequence[Entry], new_steps: int) -> Attempt:
+def _attempt(number: int, own: Sequence[Entry], saved: int, newest: int) -> Attempt:
+    first = next((e.get("step", newest) for e in own if e.get("event") == "resumed"), newest)
     failed = next((entry for entry in own if entry.get("event") == "failed"), Entry())
     ended = [entry for entry in own if entry.get("event") == "ended"]
     word = ended[-1].get("cause") if ended else None
     step = failed.get("step", ended[-1].get("step") if ended else None)
     cause = Cause(word) if word in _WORDS else None
-    return Attempt(number, cause, failed.get("error", ""), step, new_steps)
+    return Attempt(
+        number, cause, failed.get("error", ""), step, max(0, saved - newest), max(0, saved - first)
+    )
 
 
 def _twice(failed: Sequence[Attempt]) -> str:

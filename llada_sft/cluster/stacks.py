@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import get_type_hints
 
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
@@ -65,6 +66,10 @@ class Stand:
             return "wrote no stack: stopped, or its node is gone"
         lock = "" if self.phase else ", in C code that holds Python's lock"
         return f"stands in {self.place}{lock}"
+
+
+# What a field may be: the file of a rank may be torn or damaged.
+_KINDS = {**get_type_hints(Stand), "seconds": int | float}
 
 
 def title(rank: int, world_size: int, node: str) -> str:
@@ -222,9 +227,14 @@ def _read(run: RunDir, attempt: int, rank: int) -> Stand:
     node = first.partition(" on ")[2]
     told, _, _ = rest.partition("\n")
     try:
-        return Stand(rank, node, **json.loads(told))
-    except (ValueError, TypeError):
+        stand = Stand(rank, node, **json.loads(told))
+    except (ValueError, TypeError, RecursionError):
         return Stand(rank, node, place=_last_place(rest))
+    return stand if _fits(stand) else Stand(rank, node)
+
+
+def _fits(stand: Stand) -> bool:
+    return all(isinstance(getattr(stand, name), kind) for name, kind in _KINDS.items())
 
 
 def _last_place(text: str) -> str:

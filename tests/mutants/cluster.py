@@ -176,12 +176,12 @@ MUTANTS = (
             "stops by a person count as standstill",
         ),
         (
-            "return self.new_steps < least_steps",
-            "return self.new_steps <= least_steps",
+            "return self.saved_steps < least_steps",
+            "return self.saved_steps <= least_steps",
             "preemptions with just enough steps count as standstill",
         ),
         (
-            "self.new_steps < least_steps",
+            "self.saved_steps < least_steps",
             "False",
             "a job that makes a step per time limit is requeued for ever",
         ),
@@ -191,8 +191,8 @@ MUTANTS = (
             "an attempt without progress too many",
         ),
         (
-            "new_steps=max(0, saved - newest)",
-            "new_steps=saved",
+            "max(0, saved - newest)",
+            "saved",
             "the same checkpoint written again counts as progress",
         ),
         (

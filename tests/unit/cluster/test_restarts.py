@@ -237,6 +237,18 @@ def test_the_budget(config: Config, attempts: list[Told], why: str) -> None:
         assert decision.exit_code == 70
 
 
+def test_steps_after_a_damaged_checkpoint_are_counted_from_the_one_before(config: Config) -> None:
+    entries = written(stop(Cause.TIME_LIMIT, saved=500))
+    for number, last in enumerate((420, 440, 460, 480), start=2):
+        again = written(stop(Cause.TIME_LIMIT, saved=last), first=number)
+        entries += [
+            again[0],
+            {"event": "resumed", "attempt": number, "step": last - 20},
+            *again[1:],
+        ]
+    assert decide(entries, config).restart
+
+
 def test_steps_need_not_be_counted() -> None:
     off = load_config(ROOT / "config/demo.yaml", ["slurm.min_steps_per_attempt=0"])
     assert decide(written(*[stop(Cause.TIME_LIMIT)] * 50), off).restart

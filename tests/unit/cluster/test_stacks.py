@@ -129,6 +129,49 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "",
+        "null",
+        "[]",
+        '{"phase": "step", "step": "7"}',
+        '{"phase": 3}',
+        '{"phase": "step", "seconds": null}',
+        '{"phase": "step", "unknown": 1}',
+        '{"phase": "step", "step": 7, "sec',
+    ],
+)
+def test_a_file_that_is_damaged_is_a_rank_that_wrote_none(tmp_path: Path, told: str) -> None:
+    run = RunDir(tmp_path)
+    run.stacks.mkdir()
+    run.rank_stacks(1, 0).write_text(f"{stacks.title(0, 1, 'node0')}{told}\n")
+    assert stacks.read_all(run, 1, 1) == [Stand(0, "node0")]
+
+
+def test_a_call_is_heard_in_its_attempt_alone(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.stacks.mkdir()
+    for attempt in (1, 2):
+        for rank in (0, 1):
+            stacks.prepare_call(run, attempt, rank)
+            assert run.hang_call(attempt).read_bytes() == b""
+    # That of the first attempt, which was killed, is gone.
+    assert [path.name for path in run.stacks.iterdir()] == ["attempt_2_call.txt"]
+    assert not stacks.is_called(run, 2)
+    stacks.call(run, 2, 1)
+    stacks.call(run, 2, 0)
+    assert (stacks.is_called(run, 2), stacks.is_called(run, 1)) == (True, False)
+    assert run.hang_call(2).read_text() == "rank 1 found a hang\nrank 0 found a hang\n"
+    # It is kept, as the stacks are; and is not heard in an attempt that has the same number.
+    stacks.prepare_call(run, 3, 0)
+    assert run.hang_call(2).exists()
+    stacks.prepare_call(run, 2, 1)
+    assert stacks.is_called(run, 2)
+    stacks.prepare_call(run, 2, 0)
+    assert not stacks.is_called(run, 2)
+
+
 def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.stacks.mkdir()
