@@ -1,4 +1,7 @@
-"""A job that begins on two nodes, loses one, and ends on the other: no row lost or repeated."""
+"""A job that begins on two nodes, loses one, and ends on the other: no row lost or repeated.
+
+On its way it is told to stop while its checkpoint is converted for the ranks that are left.
+"""
 
 import json
 import re
@@ -12,6 +15,8 @@ from cluster import NODES, Cluster
 from conftest import Launched
 from processes import wait_until
 
+from llada_sft.cluster import journal
+from llada_sft.cluster.causes import Cause
 from llada_sft.config import load_config
 from llada_sft.run_dir import RunDir
 from llada_sft.training.metrics_csv import read_metrics
@@ -79,16 +84,27 @@ def test_the_loss_of_a_node(cluster: Cluster, launched: Launched, tmp_path: Path
     # first: the test's slurmd would report back from a node that is down.
     for state in ("DRAIN", "DOWN"):
         cluster.run(["scontrol", "update", f"NodeName={NODES[1]}", *taken_out(state)])
-    ended = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S, restarts=1)
-    assert (ended["NumNodes"], ended["Restarts"]) == ("1", "1")
-    said = (run.slurm / f"{job}_0_log.out").read_text()
+    log, converting = run.slurm / f"{job}_0_log.out", "converting it from 4 to 2 ranks"
+    assert wait_until(lambda: converting in log.read_text(), TIMEOUT_S), cluster.job(job)
+    # Every process of the step gets the signal, the converter too: nothing is lost, and the next
+    # attempt converts the checkpoint again.
+    cluster.run(["scancel", "--signal=USR2", job])
+    ended = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S, restarts=2)
+    assert (ended["NumNodes"], ended["Restarts"]) == ("1", "2")
+    said = log.read_text()
     assert "2 of 1 to 2 nodes: 4 ranks × 1 accumulated; the global batch stays 8 examples" in said
     assert "1 of 1 to 2 nodes: 2 ranks × 2 accumulated; the global batch stays 8 examples" in said
-    assert "converting it from 4 to 2 ranks" in said
+    assert said.count(converting) == 2
     # SLURM sends TERM first, and there may be time for another checkpoint.
-    (resumed,) = map(int, re.findall(r"^resuming from \S+/step_(\d+)$", said, re.MULTILINE))
+    steps = re.findall(r"^resuming from \S+/step_(\d+)$", said, re.MULTILINE)
+    (resumed,) = set(map(int, steps))
+    assert len(steps) == 2
     assert resumed >= 20
-    rows = trained_rows(run, 0, 1, resumed) + trained_rows(run, 1, resumed + 1, 10**6)
+    ends = [entry for entry in journal.read(run.journal) if entry["event"] == "ended"]
+    assert ends[-2]["cause"] == Cause.TOLD_TO_STOP
+    assert ends[-2]["step"] == resumed
+    assert trained_rows(run, 1, 1, 10**6) == Counter()
+    rows = trained_rows(run, 0, 1, resumed) + trained_rows(run, 2, resumed + 1, 10**6)
     assert len(rows) == NUM_SHARDS * ROWS_PER_SHARD
     assert set(rows.values()) == {1}
     assert (run.checkpoints / "latest").read_text() == "step_40\n"
