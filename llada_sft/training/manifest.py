@@ -56,7 +56,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     raw = (checkpoint / MANIFEST).read_bytes()
     try:
         content: dict[str, Any] = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ManifestError(_not_json(raw)) from None
     if not _is_checkpoints(content):
         raise ManifestError("is not a checkpoint's")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llada_sft.model.safe_load import load_data, what_is_held
-from llada_sft.training.checkpoints import DATA_STATE, DEEPSPEED_TAG
+from llada_sft.training.checkpoints import DATA_STATE, DEEPSPEED_TAG, read_data_state
 from llada_sft.training.checksums import read_record
 from llada_sft.training.manifest import MANIFEST, ManifestError, read_manifest, records_of
 
@@ -137,19 +137,22 @@ class _Part(NamedTuple):
         )
 
     def content(self, name: str, proved: bool) -> Finding | None:
-        """Open a torch file without running code, and ask to whom it belongs.
+        """Open a file without running code from it, and ask to whom it belongs.
 
         Args:
             name: The file.
             proved: Its checksum is right.
         """
         if not (of_rank := _OF_RANK.search(name)):
-            return None
+            return self._small(name)
         look = _look_at_model if of_rank[2] == "model" else _look_at_optimizer
         try:
             wrong = look(load_data(self.checkpoint / name, "cpu", mmap=True), self)
         except pickle.UnpicklingError as error:
-            return Finding("code", f"{name} holds {what_is_held(error)}")
+            held = what_is_held(error)
+            # Without a checksum, what names no function may as well be torn.
+            is_code = proved or held.startswith("code")
+            return Finding("code" if is_code else "damaged", f"{name} holds {held}")
         except OSError as error:
             return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
         except Exception as error:
@@ -158,6 +161,19 @@ class _Part(NamedTuple):
             kind: Literal["code", "damaged"] = "code" if proved else "damaged"
             return Finding(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
         return None if wrong is None else Finding(wrong.kind, f"{name} {wrong.text}")
+
+    def _small(self, name: str) -> Finding | None:
+        """Read a small common file: without a checksum only its content shows damage."""
+        try:
+            if name == DATA_STATE:
+                read_data_state(self.checkpoint)
+            elif name == "latest" and (self.checkpoint / name).read_text() != DEEPSPEED_TAG:
+                return Finding("damaged", f"{name} does not name the folder {DEEPSPEED_TAG}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            return Finding("damaged", f"{name} is not what was written: {type(error).__name__}")
+        except OSError as error:
+            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+        return None
 
 
 def _look_at_model(state: Any, part: _Part) -> Finding | None:

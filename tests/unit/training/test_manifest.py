@@ -59,6 +59,7 @@ def test_one_of_an_older_version(tmp_path: Path) -> None:
         ("", "is empty"),
         ("\0" * 99, "holds nothing but zeros"),
         ('{"step": 2, "wor', "is not JSON: torn or changed"),
+        ("[" * 100_000, "is not JSON: torn or changed"),
         ("null", "is not a checkpoint's"),
         ('{"step": "7", "world_size": 2, "files": {}}', "is not a checkpoint's"),
         ('{"step": 7, "world_size": 2, "files": {"a": null}}', "is not a checkpoint's"),

@@ -168,6 +168,25 @@ def test_one_of_an_older_version_has_sizes_only(checkpoint: Path) -> None:
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    "text", ["", "\0" * 340, "{}", "null", '{"epoch": 1, "files": {"a": 3}}', "[" * 100_000]
+)
+def test_small_files_of_an_older_version_are_read(checkpoint: Path, text: str) -> None:
+    for name, line in (
+        ("latest", "latest does not name the folder checkpoint"),
+        ("data_state.json", "data_state.json is not what was written: "),
+    ):
+        kept = (checkpoint / name).read_text()
+        (checkpoint / name).write_text(text)
+        # With sizes that are right.
+        reseal(checkpoint)
+        as_of_older_version(checkpoint)
+        (finding,) = examine(checkpoint, ALL, NETWORK)
+        assert finding.kind == "damaged"
+        assert finding.text.startswith(line)
+        (checkpoint / name).write_text(kept)
+
+
 def test_what_another_node_does_not_see_yet_is_not_called_gone(checkpoint: Path) -> None:
     hidden = checkpoint / OF_RANK_1
     hidden.rename(checkpoint / "hidden")
@@ -199,6 +218,21 @@ def test_code_is_refused_and_not_run(
     (finding,) = examine(checkpoint, ALL, NETWORK)
     assert finding == Finding("code", f"{name} holds code (posix.system)")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickle_that_names_no_function_is_damage_without_a_checksum(
+    checkpoint: Path, older: bool
+) -> None:
+    name = OPTIMIZER.format(1)
+    torch.save({"a": b"bytes"}, checkpoint / name, pickle_protocol=4)
+    reseal(checkpoint)
+    if older:
+        as_of_older_version(checkpoint)
+    (finding,) = examine(checkpoint, ALL, NETWORK)
+    text = f"{name} holds more than tensors and plain values"
+    assert finding == Finding("damaged" if older else "code", text)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
