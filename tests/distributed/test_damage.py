@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,15 @@ __all__ = ["small_disk"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 WORKERS = "tests.distributed.saving_workers"
 TIMEOUT_S = 280
+CONVERT = """
+import sys
+from pathlib import Path
+from llada_sft.training.universal import Conversion
+
+conversion = Conversion(Path(sys.argv[1]))
+print(conversion.pid, flush=True)
+conversion.ended(120)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +171,26 @@ def test_a_conversion_that_is_killed(trained: RunDir, tmp_path: Path) -> None:
         " the process was killed by SIGKILL (out of memory?)"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["step_4"]
+
+
+def test_a_conversion_ends_with_the_rank_that_began_it(trained: RunDir, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(trained.checkpoints / "step_4", tmp_path / "step_4"))
+    rank = subprocess.Popen(
+        [sys.executable, "-c", CONVERT, str(checkpoint)], stdout=subprocess.PIPE, text=True
+    )
+    assert rank.stdout is not None
+    group = int(rank.stdout.readline())
+    written = universal_path(checkpoint) / DEEPSPEED_TAG / "tmp"
+    deadline = time.monotonic() + 120
+    while not written.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert living(group)
+    rank.kill()
+    rank.communicate()
+    while living(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_conversion_on_a_full_disk(trained: RunDir, small_disk: Path) -> None:
