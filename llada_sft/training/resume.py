@@ -83,6 +83,7 @@ def find_resume(
     """
     host = host or Host()
     if placement.rank == 0:
+        host.require_owner()
         checkpoints.clean_partial(run.checkpoints)
     checkpoint = _choose(run.checkpoints, placement, consensus, host, network or {})
     if checkpoint is None:
@@ -126,6 +127,7 @@ def _choose(
         findings = [finding for of_rank in of_ranks for finding in of_rank]
         if not findings:
             if placement.rank == 0 and checkpoint != named[0]:
+                host.require_owner()
                 with suppress(OSError):
                     checkpoints.point_to(checkpoint)
             if placement.rank == 0 and not has_checksums(checkpoint):
@@ -183,6 +185,7 @@ def _pass_over(
     checkpoint: Path, findings: list[Finding], before: Path | None, line: str, host: Host
 ) -> None:
     """Name a checkpoint that cannot be used; rank 0 only."""
+    host.require_owner()
     if is_damaged(checkpoint, findings):
         # Where it cannot be renamed it is found again by the next attempt.
         with suppress(OSError):

@@ -47,6 +47,7 @@ def resume(
     world_size: int = 2,
     network: Any = NETWORK,
     stop: Callable[[int], bool] = lambda rank: False,
+    require_owner: Callable[[], None] = lambda: None,
 ) -> Seen:
     threads, seen = Threads(world_size), Seen()
 
@@ -58,6 +59,7 @@ def resume(
             note=lambda entry: seen.notes.append(dict(entry)),
             pulse=pulse,
             stop_requested=lambda: stop(rank),
+            require_owner=require_owner,
         )
         place = Placement(rank, world_size, rank, 0, "", 0)
         try:

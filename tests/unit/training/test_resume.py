@@ -93,6 +93,38 @@ def test_where_one_rank_finds_damage_all_take_the_one_before(
     assert resume(tmp_path).notes == []
 
 
+# Before the clean-up, before a checkpoint is renamed, before `latest` changes.
+@pytest.mark.parametrize(
+    ("lost_at", "left"),
+    [
+        (1, ["latest", "step_2", "step_4", "step_6.partial"]),
+        (2, ["latest", "step_2", "step_4"]),
+        (3, ["latest", "step_2", "step_4.damaged"]),
+    ],
+)
+def test_who_has_lost_the_run_changes_nothing_more(
+    tmp_path: Path, lost_at: int, left: list[str]
+) -> None:
+    class LostError(Exception):
+        pass
+
+    asked: list[None] = []
+
+    def require_owner() -> None:
+        asked.append(None)
+        if len(asked) == lost_at:
+            raise LostError
+
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4):
+        write_checkpoint(folder, step)
+    (folder / "step_6.partial").mkdir()
+    spoil(folder / "step_4/latest")
+    assert isinstance(resume(tmp_path, 1, require_owner=require_owner).outcomes[0], LostError)
+    assert names(folder) == left
+    assert (folder / "latest").read_text() == "step_4\n"
+
+
 def test_damage_is_kept_when_the_same_step_is_damaged_again(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     write_checkpoint(folder, 2)
