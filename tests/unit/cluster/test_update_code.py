@@ -151,6 +151,18 @@ def test_a_mistake_changes_nothing(run: RunDir, project: Path, again: Resume) ->
     assert contents(run.path) == before
 
 
+def test_a_run_that_somebody_owns_is_not_updated(
+    run: RunDir, project: Path, again: Resume, fake_tool: Callable[[str, str], None]
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=RUNNING")
+    journal.append(run.journal, {"event": "launched", "job_id": "42"})
+    (project / "hook.py").write_text(FIXED)
+    before = contents(run.path)
+    with pytest.raises(LaunchError, match="42"):
+        again(run, "optim.lr=1")
+    assert contents(run.path) == before
+
+
 def test_an_update_that_was_interrupted_is_old_or_new(
     run: RunDir, project: Path, again: Resume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
