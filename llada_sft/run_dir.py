@@ -15,6 +15,7 @@ runs/<name>/
   quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
   wandb_id.txt      the run at Weights & Biases, the same for all attempts (with log.wandb_project)
+  owner.N           who owns the run: the highest N; see cluster/owner_files.py
   failures/         rank_N.json: the failure report of a rank that could not go on
   stacks/           attempt_K_rank_N.txt: where each rank stood when the watchdog found a hang;
                     attempt_K_call.txt: by it, the rank that finds a hang asks the others

@@ -9,7 +9,7 @@ before, or since the attempt began.
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,18 @@ class MetricsCsv(Logger):
         path: The file; its folder is made.
         first_step: Rows after this step are dropped.
         more_columns: Beside those that every run has.
+        require_owner: Asked before each write: it does not return if the run is another's now.
     """
 
-    def __init__(self, path: Path, first_step: int, more_columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        first_step: int,
+        more_columns: Sequence[str] = (),
+        require_owner: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self._require_owner = require_owner
         self._path, self._first_step, self._ready = path, first_step, False
         self._columns = (*COLUMNS, *more_columns)
 
@@ -65,6 +73,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._require_owner()
         if not self._ready:
             self._keep_rows()
         size = self._path.stat().st_size

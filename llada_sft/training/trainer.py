@@ -4,7 +4,7 @@ The process group comes first: how long the training is, and where it goes on, i
 ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -139,7 +139,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         config,
         placement,
         device,
-        build_loggers(config, run, placement, resume.step, dataset.mixed_sources, host.note),
+        build_loggers(config, run, placement, resume.step, dataset.mixed_sources, host),
         [
             LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
@@ -286,12 +286,13 @@ def build_loggers(
     placement: Placement,
     first_step: int,
     sources: Sequence[str],
-    note: Callable[[Mapping[str, object]], None],
+    host: Host,
 ) -> list[Logger]:
     """Make the loggers that the config asks for; a resumed run continues their curves."""
     loggers: list[Logger] = []
     if config.log.csv:
-        loggers.append(MetricsCsv(run.metrics, first_step, list(map(share_of, sources))))
+        columns = list(map(share_of, sources))
+        loggers.append(MetricsCsv(run.metrics, first_step, columns, host.require_owner))
     if config.log.tensorboard:
         loggers.append(
             TensorBoardLogger(run.logs, name="tensorboard", version="", purge_step=first_step + 1)
@@ -300,7 +301,7 @@ def build_loggers(
 
         def warn(text: str) -> None:
             print(text, flush=True)
-            note({"event": "warning", "detail": text})
+            host.note({"event": "warning", "detail": text})
 
         loggers.append(WandbLog(config.log.wandb_project, run, config.run.name, warn))
     return loggers

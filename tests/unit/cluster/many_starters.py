@@ -102,7 +102,8 @@ def play(number: int) -> int:
     Raises:
         AssertionError: Two have trained at a time, or what is left does not fit.
     """
-    with tempfile.TemporaryDirectory(prefix=f"starters_{number}_") as name:
+    prefix = f"starters_{number}_"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (folder / "project").mkdir()
         write_project(folder / "project")
@@ -162,6 +163,9 @@ class _Case:
         step_s = self._random.choice((0.0, 0.02, 0.1))
         if not (pid := os.fork()):
             _become(self._folder, output, self._act(kind, 1 + number, step_s))
+        # Here, too: it may be killed before it has done that itself.
+        with suppress(ProcessLookupError, PermissionError):
+            os.setpgid(pid, pid)
         self._starters.append(Starter(kind, pid, output))
 
     def _act(self, kind: str, number: int, step_s: float) -> Callable[[], int]:

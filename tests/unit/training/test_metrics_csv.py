@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llada_sft.errors import SupersededError
 from llada_sft.training.metrics_csv import COLUMNS, MetricsCsv, data_wait, read_metrics
 
 HEADER = ",".join(COLUMNS) + "\r\n"
@@ -125,3 +126,17 @@ def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.Monk
         ("1", "1.5"),
         ("3", "3.5"),
     ]
+
+
+def test_a_run_that_was_lost_gets_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    MetricsCsv(path, 0).log_metrics({"loss": 1.5}, 1)
+
+    def lost() -> None:
+        raise SupersededError("lost")
+
+    before = path.read_text()
+    # Neither a row, nor those dropped that this attempt would make again.
+    with pytest.raises(SupersededError):
+        MetricsCsv(path, 0, require_owner=lost).log_metrics({"loss": 2.5}, 1)
+    assert path.read_text() == before

@@ -10,9 +10,11 @@ import torch
 
 import llada_sft.training.resume as resume_module
 from llada_sft.data.stream import FilePosition, Pending
-from llada_sft.errors import CheckpointError, PeerFailedError
+from llada_sft.errors import CheckpointError, PeerFailedError, SupersededError
 from llada_sft.training.checkpoints import DataState
+from llada_sft.training.host import Host
 from llada_sft.training.resume import Resume
+from llada_sft.training.verify import Finding
 from tests.unit.training.checkpoint_files import (
     MODEL,
     NETWORK,
@@ -321,3 +323,16 @@ def test_other_ranks_begin_to_share_out_the_data_anew(tmp_path: Path) -> None:
     assert Resume(tmp_path, 4, data, universal=True).positions == {"a/0.jsonl": anew}
     assert Resume(None, 0, None).positions is None
     assert Resume(None, 0, None, universal=True).positions is None
+
+
+def test_a_checkpoint_of_a_run_that_was_lost_keeps_its_name(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step_4"
+    checkpoint.mkdir()
+
+    def lost() -> None:
+        raise SupersededError("lost")
+
+    finding = Finding("damaged", "a")
+    with pytest.raises(SupersededError):
+        resume_module._pass_over(checkpoint, [finding], None, "a", Host(require_owner=lost))
+    assert names(tmp_path) == ["step_4"]
