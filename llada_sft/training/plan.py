@@ -170,6 +170,7 @@ class Schedule:
         kept: The checkpoint's schedule; None where there is none, or of an older version.
         data_changed: Whether files changed since that checkpoint.
         say: Gets a line for the user.
+        older_ratio: How many of today's steps make one of a checkpoint without a schedule.
     """
 
     def __init__(
@@ -180,7 +181,9 @@ class Schedule:
         kept: Planned | None = None,
         data_changed: bool = False,
         say: Callable[[str], None] = lambda line: None,
+        older_ratio: float = 1.0,
     ) -> None:
+        self._older_ratio = older_ratio
         self._optim, self._basis, self._first_step = optim, basis, step
         self._kept, self._data_changed, self._say = kept, data_changed, say
         self._point: Point | None = None
@@ -219,7 +222,9 @@ class Schedule:
     def _begin(self, left: int) -> Point:
         step, kept = self._first_step, self._kept
         if kept is None:
-            return Point(step, step + left, descent_at(self._optim, step, step + left))
+            # Where `max_steps` ends the training, each step counts the same.
+            made = step if left == self._limit(step) else step * self._older_ratio
+            return Point(made, made + left, descent_at(self._optim, made, made + left))
         if kept.basis == self._basis and not self._data_changed:
             return kept.point
         if not self._basis.has_length_of(kept.basis):

@@ -40,6 +40,7 @@ class Resume:
         universal: `checkpoint` was written by another number of ranks, and converted.
         stopped: The ranks were told to stop while it was converted: there is nothing to load.
         planned: The checkpoint's schedule; None where there is none.
+        world_size: The ranks that wrote it.
         skipped: Steps that were not made for their loss or gradient.
     """
 
@@ -49,6 +50,7 @@ class Resume:
     universal: bool = False
     stopped: bool = False
     planned: Planned | None = None
+    world_size: int | None = None
     skipped: SkippedSteps = SkippedSteps()  # noqa: RUF009 (frozen)
 
     @property
@@ -96,6 +98,7 @@ def find_resume(
         manifest["step"],
         data,
         planned=Planned.from_json(manifest.get("schedule")),
+        world_size=manifest["world_size"],
         skipped=SkippedSteps(**manifest.get("skipped_steps", {})),
     )
     is_done = max_steps is not None and resume.step >= max_steps

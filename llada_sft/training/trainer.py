@@ -242,7 +242,11 @@ def build_schedule(
         if placement.rank == 0:
             print(line, flush=True)
 
-    return Schedule(config.optim, basis, resume.step, planned, changed, say)
+    ratio = 1.0
+    # With slurm.elastic the global batch of other ranks was the same.
+    if resume.world_size is not None and config.slurm.elastic is None:
+        ratio = resume.world_size / placement.world_size
+    return Schedule(config.optim, basis, resume.step, planned, changed, say, ratio)
 
 
 def build_noise(config: Config, network_config: LLaDAConfig, placement: Placement) -> NoiseSource:

@@ -98,6 +98,7 @@ def attempt(
     stop: int | None = None,
     before: Saved | None = None,
     data_changed: bool = False,
+    older_ratio: float = 1.0,
 ) -> Attempt:
     """Make steps on so many ranks, from a checkpoint on, until `stop` steps are made."""
     train = config.train.model_copy(update={"accumulate_grad_batches": accumulate})
@@ -123,7 +124,7 @@ def attempt(
         )
         step = before.step if before else 0
         say = lines.append if rank == 0 else lambda line: None
-        schedule = Schedule(config.optim, basis, step, kept, data_changed, say)
+        schedule = Schedule(config.optim, basis, step, kept, data_changed, say, older_ratio)
         feed = StepFeed(
             dataset, source(rank, world_size), consensus, lambda: False, step, schedule=schedule
         )
@@ -506,6 +507,13 @@ def test_a_checkpoint_of_an_older_version_is_planned_anew(padded: Config) -> Non
         "schedule: the checkpoint is of an older version and has none: 24 steps in all,"
         " 9 of them left"
     ]
+
+
+def test_a_checkpoint_of_an_older_version_on_other_ranks(padded: Config) -> None:
+    """12 of 24 steps on two ranks are 24 of 48 on one: the rate falls over what is left."""
+    older = attempt(padded, 2, 2, stop=12).saved._replace(schedule={})
+    second = attempt(padded, 1, 2, before=older, older_ratio=2.0)
+    assert second.rates == pytest.approx(falling(1.0, 24))
 
 
 def test_a_sample_is_drawn_again_only_where_rows_may_make_something_else(padded: Config) -> None:
