@@ -113,7 +113,10 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
         if "Invalid job id" in str(error):
             return {}
         raise
-    return dict(re.findall(r"(\S+?)=(\S*)", text))
+    jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
+    # Of a task of an array whose number is the array's, scontrol shows all tasks.
+    own = [fields for fields in jobs if fields.get("JobId") == job_id]
+    return next(iter(own or jobs), {})
 
 
 def cluster_name(timeout_s: float | None = None) -> str:

@@ -199,6 +199,17 @@ def test_times_are_asked_for_in_seconds(
     assert slurm.job_fields("42") == {"EndTime": "%s"}
 
 
+def test_a_task_of_an_array_is_not_taken_for_another(fake_tool: FakeTool) -> None:
+    """The last task of an array has the array's number: scontrol shows all of them for it."""
+    tasks = [
+        "JobId=42 ArrayJobId=42 ArrayTaskId=1 JobState=RUNNING",
+        "JobId=43 ArrayJobId=42 ArrayTaskId=0 JobState=FAILED",
+    ]
+    for order in (tasks, tasks[::-1]):
+        fake_tool("scontrol", f"printf '%s\\n' {' '.join(map(repr, order))}")
+        assert slurm.job_fields("42")["JobState"] == "RUNNING"
+
+
 @pytest.mark.parametrize(
     ("fields", "cause"), [(PREEMPTED, Cause.PREEMPTED), (AT_THE_LIMIT, Cause.TIME_LIMIT)]
 )
