@@ -109,7 +109,8 @@ def _nodes(config: Config) -> str:
 def _length(config: Config, rows: RowCount) -> list[str]:
     about = "≈ " if rows.estimated else ""
     packed = config.data.batching == "packed"
-    read = f"until the busiest rank has read its {about}{rows.busiest_rank:,} rows"
+    # A hook may make several of a row, or none: the training samples some rows (docs/schedule.md).
+    read = f"if each of the busiest rank's {about}{rows.busiest_rank:,} rows makes one example"
     steps = steps_of(config, rows.busiest_rank)
     if rows.by_source:
         lines = [

@@ -205,7 +205,7 @@ class Schedule:
             rate=rate_of(self._optim, step, self._point.descent),
             planned=Planned(self._point, left - 1, self._basis),
             total_steps=step + left,
-            estimated=agreed.estimated > 0 and left != self._limit(step),
+            estimated=agreed.estimated > 0 and left > 1 and left != self._limit(step),
         )
 
     def _steps_left(self, step: int, epoch: int, agreed: Report) -> int:

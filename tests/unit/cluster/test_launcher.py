@@ -93,7 +93,7 @@ def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) ->
         "# global batch     2 examples = 1 micro × 1 accumulated × 2 ranks",
         "# tokens per step  at most 8,192 = 2 × 4,096",
         "# rows per epoch   7",
-        "# steps per epoch  4, until the busiest rank has read its 4 rows",
+        "# steps per epoch  4, if each of the busiest rank's 4 rows makes one example",
         "# steps in all     80 = 20 epochs × 4",
     ]
 

@@ -30,7 +30,7 @@ def test_with_the_files() -> None:
     rows = RowCount(total=4_500_000, busiest_rank=140_630, estimated=True)
     assert batch_arithmetic(config(max_steps=100), rows)[3:] == [
         "rows per epoch   ≈ 4,500,000",
-        "steps per epoch  ≈ 17,579, until the busiest rank has read its ≈ 140,630 rows",
+        "steps per epoch  ≈ 17,579, if each of the busiest rank's ≈ 140,630 rows makes one example",
         "steps in all     ≈ 52,737 = 3 epochs × 17,579",
         "                 stops after 100 (train.max_steps)",
     ]
@@ -53,7 +53,7 @@ def test_sources() -> None:
     expected = [
         "chat             1,000 rows × 2 epochs",
         "code             500 rows × 1 epochs",
-        "steps in all     75, until the busiest rank has read its 600 rows",
+        "steps in all     75, if each of the busiest rank's 600 rows makes one example",
     ]
     assert batch_arithmetic(config(), rows)[3:] == expected
 
