@@ -321,4 +321,79 @@ MUTANTS = (
         "cluster/test_leaving.py",
         (r"Timed out waiting \d+ ?ms for|", "", "gloo's timeout is a cause"),
     ),
+    *of_file(
+        "cluster/owner.py",
+        "cluster/test_owner.py",
+        ("seen.silent_s > owner.timeout_s", "seen.silent_s > 0", "an owner is dead at once"),
+        (
+            "owner.restarts < claimant.restarts",
+            "owner.restarts <= claimant.restarts",
+            "a job takes its run from itself",
+        ),
+        (
+            'if seen.job == "over" or was_rebooted',
+            "if was_rebooted",
+            "a process whose job is over lives on",
+        ),
+        ("return same_host and bool(", "return bool(", "a process of any other host is dead"),
+        (
+            "        and owner.pid_namespace == claimant.pid_namespace\n",
+            "",
+            "pids of a container are looked for outside",
+        ),
+        ("int(again) > restarts", "int(again) >= restarts", "a job that runs is over"),
+        (
+            "            and self.restarts == other.restarts\n",
+            "",
+            "the start before is taken for this one",
+        ),
+    ),
+    *of_file(
+        "cluster/owner_files.py",
+        "cluster/test_owner_files.py",
+        (
+            "max(_numbers(folder), default=0)",
+            "min(_numbers(folder), default=0)",
+            "the first owner stays it for ever",
+        ),
+        (
+            "owner.token and highest(folder) == number",
+            "owner.token",
+            "a number below the highest is a claim",
+        ),
+        (")[:-KEPT]:", ")[KEPT:]:", "the highest owner file is removed"),
+    ),
+    *of_file(
+        "cluster/ownership.py",
+        "cluster/test_ownership.py",
+        (
+            "return highest == self.number and self._is_own_file()",
+            "return True",
+            "an owner that lost its run writes on",
+        ),
+        (
+            "return highest == self.number and self._is_own_file()",
+            "return highest == self.number",
+            "an owner whose files were removed writes on",
+        ),
+    ),
+    *of_file(
+        "cluster/claim.py",
+        "cluster/test_ownership.py",
+        (
+            "elif sight and not is_dead(",
+            "elif sight and is_dead(",
+            "a run is taken from whoever lives",
+        ),
+    ),
+    *of_file(
+        "cluster/owner_sight.py",
+        "cluster/test_ownership.py",
+        ("start == owner.start_time", "start", "a pid that was used again is the owner"),
+        (
+            "    except LaunchError:\n        return False, {}\n    return job_is",
+            "    except LaunchError:\n        return True, {}\n    return job_is",
+            "SLURM that does not answer means dead",
+        ),
+    ),
 )

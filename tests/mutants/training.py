@@ -373,4 +373,38 @@ MUTANTS = (
             "a run that made no step has finished",
         ),
     ),
+    *of_file(
+        "training/module.py",
+        "training/test_module.py",
+        ('group["lr"] = rate', 'group["initial_lr"] = rate', "a step's rate is not the schedule's"),
+        (
+            "in optimizer.param_groups:",
+            "in optimizer.param_groups[:1]:",
+            "the gains of norms keep the rate of the start",
+        ),
+        (
+            "last = batch is batches[-1]",
+            "last = batch is batches[0]",
+            "the first micro-batch closes a step",
+        ),
+        (
+            "self._left_out(step + 1,",
+            "self._left_out(step,",
+            "a step that was left out has the number before",
+        ),
+        (
+            "torch.stack(losses).sum(), rate",
+            "losses[-1], rate",
+            "the logged loss is that of the last micro-batch",
+        ),
+    ),
+    *of_file(
+        "training/module.py",
+        "training/test_network.py",
+        (
+            'gains, "weight_decay": 0.0}',
+            'gains, "weight_decay": weight_decay}',
+            "the gains of norms are decayed",
+        ),
+    ),
 )

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import failures
+from llada_sft.cluster import failures, leaving
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.judge import Evidence, judge, read_srun
-from llada_sft.cluster.leaving import last_line
+from llada_sft.cluster.leaving import Leaving, last_line
 from llada_sft.cluster.peers import is_of_peer
 from llada_sft.run_dir import RunDir
 
 # As in a rank: TERM sets a flag. What follows stands for the training.
 PROLOGUE = """
 import ctypes, os, pathlib, signal, sys, time
-from llada_sft.cluster.leaving import Leaving
+from llada_sft.cluster.leaving import Leaving, Leaving
 from llada_sft.run_dir import RunDir
 flags = []
 signal.signal(signal.SIGTERM, lambda number, frame: flags.append(number))
@@ -258,3 +258,29 @@ except ValueError as error:
 )
 def test_an_exception_in_one_line(error: Exception, line: str) -> None:
     assert last_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "consequence"),
+    [
+        ([], KeyError("a"), False),
+        ([], RuntimeError("Connection closed by peer [10.0.0.1]:29500"), True),
+        # Whatever it raises once another rank has left may follow from that.
+        ([1], KeyError("a"), True),
+        ([1], RuntimeError("Connection closed by peer [10.0.0.1]:29500"), True),
+    ],
+)
+def test_what_a_rank_raises_after_another_has_left_is_a_consequence(
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    others: list[int],
+    error: Exception,
+    consequence: bool,
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(leaving, "_exit", codes.append)
+    for rank in others:
+        failures.write(run, Failure(rank, "", Cause.EXCEPTION, "its own"))
+    Leaving(run, 0).fail(error)
+    assert codes == [1]
+    assert failures.read_all(run)[0].consequence is consequence

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llada_sft.cluster import owner
-from llada_sft.cluster.owner import Owner, Seen, describe, is_dead, job_is_over, refusal
+from llada_sft.cluster.owner import Owner, Seen, describe, is_dead, is_visible, job_is_over, refusal
 
 HERE: dict[str, Any] = {"host": "h", "machine": "m", "boot_id": "b", "pid_namespace": "p"}
 ME = Owner("me", "process", pid=9, start_time="9", **HERE)
@@ -63,6 +63,10 @@ OVER = Seen(job="over")
         (job(job_id="42", restarts=0), MY_JOB, Seen(), True),
         (job(job_id="42", restarts=2), MY_JOB, Seen(), False),
         (job(job_id="42", restarts=0, cluster="a"), MY_JOB, Seen(), True),
+        # A process within this start of this very job: two of them are two writers.
+        (process(job_id="42", restarts=1), MY_JOB, ALIVE, False),
+        (process(job_id="42", restarts=1, pid_namespace="q"), MY_JOB, SHORT, False),
+        (job(job_id="42", restarts=1), MY_JOB, Seen(), False),
         (
             job(job_id="42", restarts=0, cluster="a"),
             dataclasses.replace(MY_JOB, cluster="b"),
@@ -73,6 +77,38 @@ OVER = Seen(job="over")
 )
 def test_who_is_dead(it: Owner, claimant: Owner, seen: Seen, dead: bool) -> None:
     assert is_dead(it, claimant, seen) is dead
+
+
+@pytest.mark.parametrize(
+    ("changes", "visible"),
+    [
+        ({}, True),
+        # Its pid is another process's in a container, after a boot, and on another host.
+        ({"pid_namespace": "q"}, False),
+        ({"boot_id": "c"}, False),
+        ({"boot_id": ""}, False),
+        # One kernel is one host, whatever it is called.
+        ({"host": "alias"}, True),
+    ],
+)
+def test_whose_process_can_be_seen(changes: dict[str, str], visible: bool) -> None:
+    assert is_visible(process(**changes), ME) is visible
+
+
+@pytest.mark.parametrize(
+    ("changes", "same_job", "same_attempt"),
+    [
+        ({"restarts": 1}, True, True),
+        ({"restarts": 0}, True, False),
+        ({"restarts": 1, "job_id": "43"}, False, False),
+        ({"restarts": 1, "job_id": ""}, False, False),
+        ({"restarts": 1, "kind": "process"}, True, False),
+    ],
+)
+def test_one_start_of_one_job(changes: dict[str, Any], same_job: bool, same_attempt: bool) -> None:
+    it = job(**{"job_id": "42"} | changes)
+    assert (it.is_same_job(MY_JOB), it.is_same_attempt(MY_JOB)) == (same_job, same_attempt)
+    assert (MY_JOB.is_same_job(it), MY_JOB.is_same_attempt(it)) == (same_job, same_attempt)
 
 
 @pytest.mark.parametrize(
