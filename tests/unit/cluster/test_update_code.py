@@ -248,6 +248,16 @@ def test_a_run_of_an_older_version_goes_on_with_the_present_code(
     assert (older.path / "code.1/llada_sft/cluster/ports.py").exists()
 
 
+def test_a_run_that_has_lost_its_code_gets_it_again(run: RunDir, again: Resume) -> None:
+    hook = run.hook.read_text()
+    shutil.rmtree(run.code)
+    with pytest.raises(LaunchError, match="has no copy of llada_sft in code/"):
+        again(run, update=False)
+    assert again(run) == 0
+    assert run.hook.read_text() == hook
+    assert run.kept_code() == []
+
+
 def test_where_a_hook_came_from_is_read_in_the_command(older: RunDir, project: Path) -> None:
     assert origin_of(older) == Origin(f"{project}/hook.py", f"{project}/setup.sh")
     older.command.write_text(f"cd {project} && python launch.py --config=a.yaml data.hook=b.py\n")
