@@ -41,7 +41,8 @@ class Progress(pl.Callback):
             self._bar.set_postfix_str(_numbers(metrics))
         elif step % self._every_n_steps == 0:
             left = self._seconds_left(step, total)
-            about = "≈" if batch.pace.estimated else ""
+            # Not every encoding of a log knows another sign for it.
+            about = "~" if batch.pace.estimated else ""
             print(
                 f"step {step}/{about}{total}  {_numbers(metrics)}  {_clock(left)} left",
                 flush=True,

@@ -74,7 +74,7 @@ def test_a_total_that_is_estimated_is_marked_and_never_passed(
 ) -> None:
     run(clock, range(1, 41), lambda step: max(15, step), estimated=True)
     lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert lines == ["step 10/≈15", "step 20/≈20", "step 30/≈30", "step 40/≈40"]
+    assert lines == ["step 10/~15", "step 20/~20", "step 30/~30", "step 40/~40"]
 
 
 def test_bad_rows_are_seen_at_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
