@@ -5,12 +5,13 @@ training loop is decided between ranks: if the numbers here are equal on all of 
 decisions, and no rank can wait for a collective that another one skips.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from llada_sft.errors import PeerFailedError
 
@@ -72,15 +73,10 @@ class Report:
         return Report(**single, by_source=tuple(left))
 
     @staticmethod
-    def together(ranks: Sequence[Sequence[int]]) -> "Report":
-        """Make the report of all ranks of the `numbers` of each."""
-        summed = Report.of(map(sum, zip(*ranks, strict=True)))
-        every = [Report.of(numbers) for numbers in ranks]
-        return replace(
-            summed,
-            steps_left=max(one.steps_left for one in every),
-            epoch_steps=max(one.epoch_steps for one in every),
-        )
+    def together(ranks: Tensor) -> "Report":
+        """Make the report of all ranks of the `numbers` of each: int64 [ranks, numbers]."""
+        summed, largest = (Report.of(row.tolist()) for row in (ranks.sum(0), ranks.amax(0)))
+        return replace(summed, steps_left=largest.steps_left, epoch_steps=largest.epoch_steps)
 
 
 class Consensus:
@@ -98,7 +94,7 @@ class Consensus:
         own = torch.tensor(report.numbers(), dtype=torch.int64)
         ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(ranks, own, group=self._group)
-        summed = Report.together([numbers.tolist() for numbers in ranks])
+        summed = Report.together(torch.stack(ranks))
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         return summed

@@ -354,7 +354,7 @@ MUTANTS = (
         "training/consensus.py",
         "training/test_consensus.py",
         (
-            "steps_left=max(one.steps_left for one in every),",
+            "steps_left=largest.steps_left, ",
             "",
             "the ranks' ways to the end are added up",
         ),

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from llada_sft.errors import PeerFailedError
 from llada_sft.training.consensus import Consensus, Report
 
@@ -33,7 +35,7 @@ class OneRank(Consensus):
 
     def agree(self, report: Report) -> Report:
         said = self._ranks.exchange(self._rank, report.numbers())
-        summed = Report.together(said)
+        summed = Report.together(torch.tensor(said))
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         if self._rank == 0:
