@@ -190,7 +190,6 @@ def _pass_over(
     """Name a checkpoint that cannot be used; rank 0 only."""
     host.require_owner()
     if is_damaged(checkpoint, findings):
-        host.require_owner()
         # Where it cannot be renamed it is found again by the next attempt.
         with suppress(OSError):
             line = f"{line}; renamed to {checkpoints.set_aside(checkpoint).name}"
