@@ -9,6 +9,7 @@ step 0 by itself.
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,7 +110,7 @@ def find_resume(
             f"converting it from {manifest['world_size']} to {placement.world_size} ranks",
             flush=True,
         )
-    pulse = lambda: host.pulse("start", manifest["step"])  # noqa: E731
+    pulse = partial(host.pulse, "start", resume.step)
     if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
         return replace(resume, checkpoint=None, stopped=True)
     return replace(resume, checkpoint=checkpoints.universal_path(checkpoint), universal=True)
