@@ -137,7 +137,7 @@ class Ownership:
 
     def _lost(self) -> str:
         with suppress(OSError):
-            if owner := owner_files.find(self.run).owner:
+            if owner := owner_files.read(self.run, owner_files.highest(self.run)):
                 return (
                     f"run {self.run} was taken over by {describe(owner, {})}:"
                     " leaving, nothing more is written"

@@ -24,7 +24,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from llada_sft.cluster import failures, journal, stacks
+from llada_sft.cluster import failures, fence, journal, stacks
 from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.stacks import Stand
 from llada_sft.config.schema import TrainConfig
@@ -173,6 +173,8 @@ class Watchdog:
             os._exit(HANG_EXIT_CODE)
 
     def _report(self, since: float, phase: str, step: int) -> None:
+        # A rank that was stopped until another owner came would find itself late.
+        fence.check(self._run.path)
         seconds = time.monotonic() - since
         own = self._stand(phase, step, seconds)
         with suppress(OSError):

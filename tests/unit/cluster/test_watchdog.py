@@ -13,13 +13,14 @@ from typing import get_args
 
 import pytest
 
-from llada_sft.cluster import failures, journal, stacks, watchdog
+from llada_sft.cluster import failures, fence, journal, stacks, watchdog
 from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.leaving import FOLLOWED_EXIT_CODE
 from llada_sft.cluster.stacks import Stand
 from llada_sft.cluster.watchdog import Watchdog
 from llada_sft.config.schema import TrainConfig
+from llada_sft.errors import SupersededError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Phase
@@ -31,6 +32,7 @@ from pathlib import Path
 from llada_sft.cluster import stacks, watchdog
 from llada_sft.cluster.leaving import Leaving
 from llada_sft.config.schema import TrainConfig
+from llada_sft.errors import SupersededError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
@@ -320,3 +322,19 @@ def test_the_attempt_that_runs(tmp_path: Path) -> None:
     for attempt in (1, 2):
         journal.append(path, {"event": "started", "attempt": attempt})
         assert journal.current_attempt(path) == attempt
+
+
+def test_a_rank_whose_run_is_anothers_by_now_reports_no_hang(tmp_path: Path) -> None:
+    """It was stopped until another owner came: to itself it looks late."""
+
+    def lost() -> None:
+        raise SupersededError("lost")
+
+    fence.put_up(tmp_path, lost)
+    try:
+        late = Watchdog(RunDir(tmp_path), Placement(0, 2, 0, 0, "", 0), "")
+        with pytest.raises(SupersededError):
+            late._report(time.monotonic() - 1000, "step", 3)
+    finally:
+        fence.take_down(tmp_path)
+    assert list(tmp_path.iterdir()) == []
