@@ -17,8 +17,8 @@ Compress = Literal["zst", "gz"]
 _WAITING_BYTES = 2**26
 _MIN_FRAME_BYTES, _MAX_FRAME_BYTES = 2**14, 2**22
 _ZSTD_LEVEL, _GZIP_LEVEL = 3, 2
-# What the process has open besides.
-_OTHER_FILES = 64
+# What the process has open besides; and what it may open more meanwhile, where it has more open.
+_OTHER_FILES, _MARGIN = 64, 16
 
 
 def shard_name(number: int, num_shards: int, compress: Compress | None) -> str:
@@ -127,5 +127,9 @@ def _allow_open_files(num_shards: int) -> None:
             f"--num-shards: {num_shards:,}: this process may open only {hard - _OTHER_FILES:,}"
             " files at once; make fewer shards"
         )
+    # More are open already where this runs within a program of the user's own.
+    needed = max(needed, num_shards + len(os.listdir("/proc/self/fd")) + _MARGIN)  # noqa: PTH208
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
     if soft != resource.RLIM_INFINITY and needed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,6 +1,7 @@
 """From files of every kind to shards: the same rows, of the same size, in a known order."""
 
 import json
+import os
 import random
 import resource
 from itertools import pairwise
@@ -182,12 +183,16 @@ def test_buckets_that_are_too_large_are_split(
     assert len(texts) == 4
 
 
-def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("open_already", [0, 100])
+def test_more_shards_than_files_may_be_open(tmp_path: Path, open_already: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     (tmp_path / "a.jsonl").write_bytes(b"{}\n" * 300)
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(open_already)]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
         made = make_shards([str(tmp_path / "a.jsonl")], tmp_path / "out", 300)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in opened:
+            os.close(file)
     assert len(made.sizes) == len(shards_in(tmp_path / "out")) == 300
