@@ -4,7 +4,6 @@
 import argparse
 import sys
 
-from llada_sft.cluster.launcher import LaunchOptions, launch
 from llada_sft.entry import exit_code
 
 
@@ -35,7 +34,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     arguments = parser().parse_intermixed_args()
-    return exit_code(lambda: launch(LaunchOptions(**vars(arguments))))
+    return exit_code(lambda: _launch(arguments))
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    # Here, not above: Ctrl-C during the imports is to end without a traceback, too.
+    from llada_sft.cluster.launcher import LaunchOptions, launch
+
+    return launch(LaunchOptions(**vars(arguments)))
 
 
 if __name__ == "__main__":

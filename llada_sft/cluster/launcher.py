@@ -133,7 +133,6 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
     if local:
         from llada_sft.cluster.local import run_local
 
-        journal.append(run.journal, {"event": "launched"})
         return run_local(run.path, config)
     job_id = submit.submit(config, run)
     journal.append(run.journal, {"event": "launched", "job_id": job_id})

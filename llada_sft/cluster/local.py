@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from llada_sft.cluster import restarts, status, supervisor
+from llada_sft.cluster import journal, restarts, status, supervisor
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.claim import hold
 from llada_sft.cluster.judge import Death
@@ -56,19 +56,23 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
 
 def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: Ownership) -> int:
     run.logs.mkdir(exist_ok=True)
-    supervisor.begin(run, None, config.world_size)
     ranks = _Ranks(ownership)
-    # Before the first rank starts: a signal to the launcher must never leave ranks behind.
+    # Before anything is begun: a signal to the launcher must leave no rank, and no attempt without
+    # an end.
     with _forwarded_signals(ranks) as received:
-        ranks.start(run, config, [*command, str(run.path)])
-        deaths = ranks.wait()
-    ownership.require()
-    verdict = supervisor.end_local(run, deaths, told=bool(received))
+        journal.append(run.journal, {"event": "launched"})
+        supervisor.begin(run, None, config.world_size)
+        deaths = [] if received else ranks.run(run, config, [*command, str(run.path)])
+        ownership.require()
+        verdict = supervisor.end_local(run, deaths, told=bool(received))
+    if received and (verdict is None or verdict.cause == Cause.CANCELLED):
+        print(f"stopped; to resume:  {run.shell_command('resume', '--local')}", file=sys.stderr)
+        return 128 + received[0]
     if deaths:
         cause = verdict.cause if verdict else Cause.LOST
         named = verdict.rank if verdict else None
         return _report(run, cause, deaths[0].rank if named is None else named)
-    return 128 + received[0] if received else 0
+    return 0
 
 
 class _Ranks:
@@ -81,7 +85,12 @@ class _Ranks:
         self._sent: list[int] = []
         self._shown = threading.Thread()
 
-    def start(self, run: RunDir, config: Config, command: list[str]) -> None:
+    def run(self, run: RunDir, config: Config, command: list[str]) -> list[Death]:
+        """Start all ranks, wait for them, and return those that failed."""
+        self._start(run, config, command)
+        return self._wait()
+
+    def _start(self, run: RunDir, config: Config, command: list[str]) -> None:
         port = free_port()
         for rank in range(config.world_size):
             environment = _environment(run, config, rank, port)
@@ -104,7 +113,7 @@ class _Ranks:
             except ProcessLookupError:
                 continue
 
-    def wait(self) -> list[Death]:
+    def _wait(self) -> list[Death]:
         """Wait for all ranks; when one fails, end the others and give those that failed before."""
         failed: list[Death] = []
         while not failed and any(process.poll() is None for process in self.processes):
@@ -121,9 +130,14 @@ class _Ranks:
 
     def _failed(self) -> list[Death]:
         codes = [process.poll() for process in self.processes]
-        # Who kills the run with a second Ctrl-C has ended all ranks alike.
-        first = signal.SIGKILL not in self._sent
-        return [Death(rank, "", _how(code), first) for rank, code in enumerate(codes) if code]
+        # A signal that was passed on ends a rank that does not handle it yet; and who kills the run
+        # with a second Ctrl-C has ended all ranks alike.
+        killed = signal.SIGKILL in self._sent
+        return [
+            Death(rank, "", _how(code), first=not killed and -code not in self._sent)
+            for rank, code in enumerate(codes)
+            if code
+        ]
 
     def _end(self) -> None:
         self.send(signal.SIGTERM)

@@ -155,9 +155,12 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
     started = evidence.open_attempt(run)
     if started is None:
         return None
+    # Ended by our own signal: it was told to stop before it could listen. What others say of that
+    # (a peer that is gone, an interrupted start) is no failure.
+    unready = told and any(death.by_signal and not death.first for death in deaths)
     found = Evidence(
         exit_code=1 if deaths else 0,
-        failures=failures.read_all(run),
+        failures=[] if unready else failures.read_all(run),
         deaths=evidence.with_peers(deaths, run.rank_log),
         world_size=started.get("world_size", 1),
         stopped=Cause.CANCELLED if told else None,

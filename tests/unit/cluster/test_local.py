@@ -217,3 +217,103 @@ def test_signals_are_passed_on(tmp_path: Path, config: Config, sent: str, arrive
     assert launcher.wait(200) == 128 + number
     for one in range(2):
         assert RunDir(tmp_path).rank_log(one).read_text() == f"got {arrives}\n"
+
+
+# What ranks may be doing when Ctrl-C comes before they listen to it.
+UNREADY = {
+    "none listens yet": "ready(); time.sleep(600)",
+    "some listen": """
+import signal
+seen = []
+# The second one comes when the others are gone.
+def note(*_): sys.exit(0) if seen else seen.append(1)
+if rank == 0: signal.signal(signal.SIGTERM, note)
+ready(); time.sleep(600)
+""",
+    "one says that its peers are gone": """
+import signal
+from llada_sft.cluster.leaving import Leaving; from llada_sft.run_dir import RunDir
+def fail(*_): Leaving(RunDir(pathlib.Path(sys.argv[1])), rank).fail(ConnectionError("gone"))
+if rank == 0: signal.signal(signal.SIGTERM, fail)
+ready(); time.sleep(600)
+""",
+}
+
+
+@pytest.mark.parametrize("script", UNREADY.values(), ids=UNREADY)
+def test_ctrl_c_before_the_ranks_listen_is_cancelled(
+    tmp_path: Path, config: Config, script: str
+) -> None:
+    ready = "def ready(): pathlib.Path(sys.argv[1], f'ready_{rank}').write_text(str(os.getpid()))\n"
+    rank = command(f"exec({ready + script!r}, globals())")
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path), *rank], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGINT)
+    _, err = launcher.communicate(timeout=200)
+    run = RunDir(tmp_path)
+    assert (launcher.returncode, err) == (
+        130,
+        f"stopped; to resume:  {run.shell_command('resume', '--local')}\n",
+    )
+    events = [(entry["event"], entry.get("cause")) for entry in journal.read(run.journal)]
+    assert events == [("launched", None), ("started", None), ("ended", "cancelled")]
+    for file in tmp_path.glob("ready_*"):
+        wait_for_end(int(file.read_text()))
+
+
+@pytest.mark.parametrize("moment", ["journal.append", "supervisor.begin", "free_port"])
+def test_ctrl_c_before_the_ranks_are_there_is_cancelled(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    name = f"llada_sft.cluster.local.{moment}"
+    target, _, attribute = name.rpartition(".")
+    original = getattr(sys.modules.get(target) or local_part(target), attribute)
+
+    def interrupted(*arguments: object) -> object:
+        done = original(*arguments)
+        if interrupted not in seen:
+            seen.append(interrupted)
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    seen: list[object] = []
+    monkeypatch.setattr(name, interrupted)
+    assert run_local(tmp_path, config, command("time.sleep(600)")) == 130
+    entries = journal.read(RunDir(tmp_path).journal)
+    assert [(entry["event"], entry.get("cause")) for entry in entries] == [
+        ("launched", None),
+        ("started", None),
+        ("ended", "cancelled"),
+    ]
+
+
+def local_part(name: str) -> object:
+    return getattr(sys.modules["llada_sft.cluster.local"], name.rpartition(".")[2])
+
+
+def test_a_rank_that_is_killed_while_it_saves_after_ctrl_c_is_not_cancelled(
+    tmp_path: Path, config: Config
+) -> None:
+    script = """
+import signal
+def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
+seen = []
+def note(*_): sys.exit(0) if seen else seen.append(1)
+signal.signal(signal.SIGTERM, killed if rank == 1 else note)
+pathlib.Path(sys.argv[1], f"ready_{rank}").touch(); time.sleep(600)
+"""
+    rank = command(f"exec({script!r}, globals())")
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(tmp_path), *rank], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("ready_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=200)
+    assert launcher.returncode == 1
+    assert journal.read(RunDir(tmp_path).journal)[-1]["cause"] == "killed"
