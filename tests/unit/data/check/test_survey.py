@@ -2,10 +2,10 @@
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,9 @@ import pytest
 
 from llada_sft.cli import main
 from llada_sft.config import Config
+from llada_sft.data.check import command as check_command
 from llada_sft.data.check.findings import find
-from llada_sft.data.check.reading import Worker
+from llada_sft.data.check.reading import BuildWorker, Worker
 from llada_sft.data.check.report import as_json, as_text
 from llada_sft.data.check.survey import Request, Survey, survey
 from llada_sft.data.check.workers import Workers
@@ -323,25 +324,32 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("no_color", [False, True])
-def test_colours_are_for_a_terminal(project: Path, no_color: bool) -> None:
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "coloured"),
+    [(True, "", True), (True, "1", False), (False, "", False), (False, "1", False)],
+)
+def test_colours_are_for_a_terminal(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    no_color: str,
+    coloured: bool,
+) -> None:
+    @contextmanager
+    def here(build: BuildWorker, num_processes: int) -> Iterator[Here]:
+        yield Here(build())
+
     write(project / "train", a=words("abc"))
-    (project / "config.yaml").write_text(CONFIG)
-    (project / "hook.py").write_text(HOOK)
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(project)}
-    environment.pop("NO_COLOR", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "llada_sft", "check", "config.yaml"],
-        cwd=project,
-        env=environment | ({"NO_COLOR": "1"} if no_color else {}),
-        stdout=theirs,
-        stderr=subprocess.PIPE,
-        timeout=120,
-    )
-    os.close(theirs)
-    text = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert done.returncode == 0, done.stderr
-    assert ("\x1b[32mcba" in text) is not no_color
-    assert ("[response] cba" in text) is no_color
+    monkeypatch.setattr(check_command, "Workers", here)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    # The command sets it.
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    tokenizer = make_tokenizer()
+    ids = TokenIds(len(tokenizer), tokenizer.eos_token_id, tokenizer.mask_token_id)
+    request = Request(config(project), ranks=1, sample=None)
+    assert check_command.check(request, ids, json=False) == 0
+    text = capsys.readouterr().out
+    assert ("\x1b[32mcba" in text) is coloured
+    assert ("[response] cba" in text) is not coloured
