@@ -1,5 +1,6 @@
 """How both entry points end: what the user can mend is a message, not a traceback."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,9 @@ INTERRUPTED = 130
 
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command and give its exit code; 2 with the message for a `LladaSftError`."""
+    # A path that is no text, or a terminal without UTF-8, is no reason to end.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except LladaSftError as error:

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from llada_sft.cluster import ending, job_states, journal, restarts, run_files, slurm, status
+from llada_sft.cluster import (
+    ending,
+    job_states,
+    journal,
+    owner,
+    owner_sight,
+    restarts,
+    run_files,
+    slurm,
+    status,
+)
 from llada_sft.entry import INTERRUPTED
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -126,10 +136,18 @@ class _Watch:
             raise LaunchError(f"{self._run.journal}: cannot be read: {error.strerror}") from None
         last = entries[-1] if entries else None
         if local:
-            return last is None or last.get("event") == "ended"
+            return last is None or last.get("event") == "ended" or self._owner_is_gone()
         ended = last is not None and last.get("event") == "ended"
         given_up = last is not None and last.get("event") == "given_up"
         return given_up or (ended and last is not None and last.get("cause") in restarts.OVER)
+
+    def _owner_is_gone(self) -> bool:
+        """Tell whether nobody is left who could still write how a local run ended."""
+        reader = owner.this_process("training")
+        with suppress(OSError):
+            sight = owner_sight.look(self._run.path, reader)
+            return sight is not None and owner.is_dead(sight.owner, reader, sight.seen)
+        return False
 
     def _say(self, line: str) -> None:
         """Say something once, until there is something else to say."""

@@ -42,13 +42,18 @@ def patience(seconds: float | None = None) -> Iterator[None]:
         _patience[:] = before
 
 
+def patience_left() -> float:
+    """Return for how many seconds one more question may be waited for."""
+    return min([TIMEOUT_S, *_patience])
+
+
 def run_tool(*command: str, timeout_s: float | None = None) -> str:
     """Run a SLURM command and give its output; without a `timeout_s`, wait for TIMEOUT_S.
 
     Raises:
         LaunchError: it is not there, fails, or does not answer.
     """
-    timeout_s = min([timeout_s or TIMEOUT_S, *_patience])
+    timeout_s = min(timeout_s or TIMEOUT_S, patience_left())
     begin = time.monotonic()
     try:
         code, out, errors = _run(command, timeout_s)

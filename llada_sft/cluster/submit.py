@@ -10,7 +10,7 @@ import shutil
 import sys
 from typing import Any
 
-from llada_sft.cluster import batch_script, sbatch_environment
+from llada_sft.cluster import batch_script, sbatch_environment, slurm
 from llada_sft.config import Config
 from llada_sft.config.schema import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
@@ -34,6 +34,9 @@ _WHY = {
     "array": "starts several jobs that would write into one run directory: leave it out,"
     " and launch one run for each, with another run.name",
 }
+
+# Exit codes of coreutils' `timeout`: it ended the command, or had to kill it.
+_TIMED_OUT = (124, 137)
 
 
 def check_extra(config: Config) -> None:
@@ -77,10 +80,17 @@ def submit(config: Config, run: RunDir) -> str:
 
     executor = SlurmExecutor(folder=run.slurm)
     executor.update_parameters(**_parameters(config))
+    wait_s = max(1.0, slurm.patience_left())
+    executor._make_submission_command = lambda file: _with_timeout(["sbatch", str(file)], wait_s)
     try:
         with sbatch_environment.for_sbatch(config):
             submitted = executor._submit_command(batch_script.script(config, run, sys.executable))
     except FailedJobError as error:
+        if getattr(error.__cause__, "returncode", 0) in _TIMED_OUT:
+            raise LaunchError(
+                f"sbatch: no answer in {wait_s:.0f} s: it may have submitted the job or not; look"
+                f" with  squeue --me --name={config.run.name}  and try again"
+            ) from None
         raise LaunchError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
     except FailedSubmissionError as error:
         raise LaunchError(
@@ -89,6 +99,16 @@ def submit(config: Config, run: RunDir) -> str:
         ) from None
     shutil.copyfile(submitted.paths.submission_file, run.sbatch)
     return str(submitted.job_id)
+
+
+def _with_timeout(command: list[str], seconds: float) -> list[str]:
+    """Write a command that ends after so many seconds, and all that it has started.
+
+    submitit itself waits for sbatch for ever.
+    """
+    if shutil.which("timeout") is None:
+        return command
+    return ["timeout", "--kill-after=1", f"{seconds:.1f}", *command]
 
 
 def require_sbatch() -> None:

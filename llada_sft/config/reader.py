@@ -254,7 +254,8 @@ def resolve_paths(config: Config, base: str | Path) -> Config:
         if is_url(path):
             return path
         # Not resolve(): a cluster's links (/home, automounts) mean the same on every node.
-        return os.path.normpath(Path.cwd() / base / Path(path).expanduser())
+        # Not Path.expanduser(), which raises where there is no such user: `~x` is then a name.
+        return os.path.normpath(Path.cwd() / base / os.path.expanduser(path))  # noqa: PTH111
 
     return map_paths(config, absolute)
 

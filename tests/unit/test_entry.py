@@ -1,5 +1,6 @@
 """How both entry points end."""
 
+import os
 import subprocess
 import sys
 
@@ -44,3 +45,19 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
         assert writer.stdout is not None and writer.stderr is not None
         writer.stdout.close()
         assert (writer.stderr.read(), writer.wait(30)) == (b"", 1)
+
+
+def test_what_an_output_cannot_encode_is_no_traceback() -> None:
+    script = (
+        "import sys; from llada_sft.entry import exit_code\n"
+        "def write():\n print('\\u00d7 \\udcff'); return 0\n"
+        "sys.exit(exit_code(write))"
+    )
+    for encoding, shown in (("ascii", b"\\xd7 \\udcff\n"), ("utf-8", b"\xc3\x97 \\udcff\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=True,
+        )
+        assert done.stdout == shown

@@ -186,6 +186,27 @@ def test_without_slurm_the_journal_says_that_it_is_over(
     assert logs.follow(run, 0, ask_every_s=0.01) == 2
 
 
+def test_following_a_local_run_whose_launcher_was_killed_ends(
+    run: RunDir, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from llada_sft.cluster.claim import hold
+from llada_sft.run_dir import RunDir
+with hold(RunDir(Path(sys.argv[1])), "training", 180):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, str(run.path)], check=False)
+    attempt(run, job=None)
+    run.rank_log(0).write_text("a line\n")
+    assert logs.follow(run, 0, ask_every_s=0.01) == 1
+    assert capfd.readouterr().out.splitlines()[:2] == [
+        "a line",
+        "ended        without a word in the journal (exit code 1)",
+    ]
+
+
 FOLLOW = """
 import sys
 from llada_sft import cli

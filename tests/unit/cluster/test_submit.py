@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import prepare
+from llada_sft.cluster import prepare, slurm
 from llada_sft.cluster.batch_script import BODY
 from llada_sft.cluster.submit import check_extra, require_sbatch, sbatch_text, submit
 from llada_sft.config import Config, load_config
@@ -248,6 +248,18 @@ def test_a_refusal_of_sbatch_is_one_line(project: Path, fake_tool: FakeTool) -> 
     with pytest.raises(LaunchError) as caught:
         submit(config, run)
     assert str(caught.value) == "sbatch refused the job: sbatch: error: invalid partition"
+
+
+def test_an_sbatch_that_does_not_answer(project: Path, fake_tool: FakeTool, tmp_path: Path) -> None:
+    config, run = prepared(project)
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "exec sleep 300")
+    with slurm.patience(1.5), pytest.raises(LaunchError) as caught:
+        submit(config, run)
+    assert str(caught.value) == (
+        "sbatch: no answer in 2 s: it may have submitted the job or not; look with"
+        "  squeue --me --name=a  and try again"
+    )
 
 
 @pytest.mark.usefixtures("no_slurm")

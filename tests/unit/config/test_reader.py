@@ -612,3 +612,17 @@ def test_urls_are_no_paths() -> None:
     config = resolve_paths(load(MINIMAL, *overrides, "data.cache_dir=cache"), "/base")
     assert (config.data.train, config.data.validation) == tuple(urls.values())
     assert config.data.cache_dir == "/base/cache"
+
+
+def test_the_home_of_nobody_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = "run: {name: a, root: ~nobody_of_this_name/runs}\nmodel: {path: ~/m}\ndata: {train: d}\n"
+    config = resolve_paths(load(text), "/base")
+    assert config.run.root == "/base/~nobody_of_this_name/runs"
+    assert config.model.path == "/home/me/m"
+
+
+def test_a_character_that_no_path_can_have_is_refused() -> None:
+    assert problems_of('run: {name: a, root: "a\\0b"}\nmodel: {path: m}\ndata: {train: d}\n') == (
+        "a.yaml:1: run.root: must not contain the character NUL, which no path or command can have"
+    )

@@ -1,6 +1,7 @@
 """What we write, we and the official code can read."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ def test_round_trip(
     for a, b in zip(golden.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not (tmp_path / "exports" / "run-1.partial").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_modes_are_those_of_the_umask(
+    golden: LLaDAModelLM, golden_dir: Path, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        export_checkpoint(network_tensors(golden), golden.config, golden_dir, tmp_path / "a/out")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a", *(tmp_path / "a").rglob("*")):
+        expected = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == expected & ~umask, path
 
 
 def test_the_index_is_the_official_kind(
