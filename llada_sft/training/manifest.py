@@ -21,7 +21,7 @@ MANIFEST = "checkpoint.json"
 _BLANK = "0" * 32
 # Always the last characters of the file.
 _SEAL = re.compile(rb'"checksum": "([0-9a-f]{32})"\n\}\Z')
-_OLDER_KEYS = frozenset({"step", "world_size", "versions", "files", "schedule"})
+_OLDER_KEYS = frozenset({"step", "world_size", "versions", "files"})
 
 
 class ManifestError(ValueError):

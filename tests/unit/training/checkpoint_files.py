@@ -69,13 +69,13 @@ def optimizer_state(world_size: int, network: Mapping[str, tuple[int, ...]]) -> 
 
 
 def as_of_older_version(checkpoint: Path) -> None:
-    """Take the checksums away, as versions before them wrote it."""
+    """Leave in checkpoint.json what versions before checksums wrote there."""
     import json
 
     path = checkpoint / "checkpoint.json"
     content = json.loads(path.read_text())
-    for name in ("checksums", "checksum"):
-        del content[name]
+    known = ("step", "world_size", "versions", "files")
+    content = {name: content[name] for name in known}
     path.write_text(json.dumps(content, indent=1))
 
 
