@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,19 @@ class WandbLog(Logger):
         )
         # Read by wandb itself wherever a mode is not given.
         os.environ["WANDB_MODE"] = "offline"
-        self._sender = self._start("offline", failed.unsent())
+        self._sender = self._start("offline", failed.unsent(), again=True)
 
-    def _start(self, mode: str, rows: list[Row]) -> "_Sender":
+    def _start(self, mode: str, rows: list[Row], again: bool = False) -> "_Sender":
         folder = self._run.logs
         folder.mkdir(parents=True, exist_ok=True)
         run_id = stored_id(self._run, self._name)
-        return _Sender(mode, rows, lambda: _init(self._project, run_id, self._name, folder, mode))
+
+        def start() -> Any:
+            if again:
+                _forget_the_first()
+            return _init(self._project, run_id, self._name, folder, mode)
+
+        return _Sender(mode, rows, start)
 
 
 class _Sender:
@@ -179,6 +186,15 @@ def stored_id(run: RunDir, name: str) -> str:
     partial.write_text(f"{made}\n", encoding="utf-8")
     partial.replace(run.wandb_id)
     return made
+
+
+def _forget_the_first() -> None:
+    """End wandb's service process: it holds the id of a run that it could not start."""
+    import wandb
+
+    # What is broken may break here, too; the init after it will tell.
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
 
 
 def _init(project: str, run_id: str, name: str, folder: Path, mode: str) -> Any:

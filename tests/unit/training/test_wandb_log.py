@@ -32,6 +32,9 @@ class FakeWandb:
     def Settings(self, **settings: Any) -> Row:
         return settings
 
+    def teardown(self, exit_code: int) -> None:
+        self.inits.clear()
+
     def init(self, **arguments: Any) -> SimpleNamespace:
         mode = arguments["mode"]
         self.inits.append(arguments)
@@ -135,8 +138,7 @@ def test_an_init_that_raises_is_one_warning_and_an_offline_run(
         "W&B cannot be reached (ConnectionError: no route to host with key ***);"
     )
     assert OFFLINE.format(tmp_path) in warning
-    # Both are one run.
-    assert len({arguments["id"] for arguments in fake.inits}) == 1
+    assert fake.inits[-1]["id"] == log._run.wandb_id.read_text().strip()
 
 
 def test_an_init_that_hangs_delays_nothing(
@@ -196,7 +198,7 @@ def test_where_offline_fails_too_it_is_off(
         "W&B cannot be reached",
         "W&B is off",
     ]
-    assert len(fake.inits) == 2
+    assert [arguments["mode"] for arguments in fake.inits] == ["offline"]
 
 
 def test_without_the_package_it_is_off(
@@ -228,27 +230,42 @@ def test_a_run_from_before_ids_were_stored_keeps_its_curve(tmp_path: Path) -> No
     assert stored_id(run, "name") == "name"
 
 
-def test_the_real_package_offline(tmp_path: Path) -> None:
-    """With what is true of it: its settings, its files, and no secret in them."""
-    script = f"""
+SCRIPT = """
+import sys
 from pathlib import Path
 from llada_sft.run_dir import RunDir
-from llada_sft.training.wandb_log import WandbLog
-log = WandbLog("project", RunDir(Path({str(tmp_path)!r})), "name", print)
+from llada_sft.training import wandb_log
+wandb_log.INIT_S = 2
+log = wandb_log.WandbLog("project", RunDir(Path(sys.argv[1])), "name", print)
 for step in (1, 2):
-    log.log_metrics({{"loss": 5.0}}, step)
+    log.log_metrics({"loss": 5.0}, step)
 log.finalize("success")
 """
-    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": "SECRET" * 7}
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_the_real_package_without_a_network(tmp_path: Path, mode: str) -> None:
+    """With what is true of it: its settings, its service process, its files, no secret in them."""
+    environment = {
+        **os.environ,
+        "WANDB_MODE": mode,
+        "WANDB_API_KEY": "SECRET" * 7,
+        # A port that nobody listens at.
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "HOME": str(tmp_path),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == ""
+    warnings = done.stdout.splitlines()
+    assert [line.split(" (")[0] for line in warnings] == (
+        ["W&B cannot be reached"] if mode == "online" else []
+    )
     (folder,) = (tmp_path / "logs/wandb").glob("offline-run-*")
     run_id = (tmp_path / "wandb_id.txt").read_text().strip()
     assert folder.name.endswith(run_id)
