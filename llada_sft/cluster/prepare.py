@@ -83,7 +83,10 @@ def create(
     try:
         return run, _create(run, sources, final, base, command, claim)
     except OSError as error:
-        where = error.filename or run.path
+        # Of a copy, the second name is the file that could not be written.
+        where = Path(error.filename2 or error.filename or run.path)
+        # What is built beside its place has a name that nobody knows.
+        where = run.path if where.is_relative_to(run.path.parent) else where
         reason = error.strerror or error
         raise ConfigError(f"{where}: cannot be written: {reason}; see run.root") from None
 

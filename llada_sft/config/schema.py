@@ -188,7 +188,8 @@ class DataConfig(Section):
     # padded: micro-batches of train.micro_batch_size examples, brought to one length;
     # packed: examples one behind the other in one row of at most max_tokens tokens.
     batching: Literal["padded", "packed"] = "padded"
-    # Packed only: the most tokens of a micro-batch; at least max_length.
+    # Packed only: the most tokens of a micro-batch; at least max_length. It may be more than the
+    # model's max_sequence_length, which limits max_length: positions begin again with each example.
     max_tokens: PositiveInt | None = None
     # Packed only: examples read ahead, of which the one that fits best comes next.
     pack_buffer: PositiveInt = 32

@@ -53,11 +53,15 @@ def test_what_is_in_it(project: Path) -> None:
     assert {"torch", "lightning", "deepspeed", "transformers", "submitit"} <= versions.keys()
 
 
+@pytest.mark.parametrize("by_a_copy", [False, True])
 def test_nothing_is_left_of_an_attempt_that_failed(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, by_a_copy: bool
 ) -> None:
-    def full(*_: object) -> dict[str, str]:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(folder: Path) -> dict[str, str]:
+        # As shutil.copyfile says it: the file that is read comes first.
+        (partial,) = (project / "runs").glob(".a.*")
+        files = ("/usr/lib/a.py", None, str(partial / "code/a.py")) if by_a_copy else ()
+        raise OSError(errno.ENOSPC, "No space left on device", *files)
 
     monkeypatch.setattr(snapshot, "git_state", full)
     assert refusal(project) == (
