@@ -21,6 +21,7 @@ from llada_sft.data.hook import examples_key
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.validation import validation_batches
 from llada_sft.data.yields import SAMPLE_ROWS
+from llada_sft.errors import DataError
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.model.llada import parameter_shapes
 from llada_sft.placement import Placement
@@ -151,7 +152,23 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     )
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
-    return "stopped" if saver.stopped else "finished"
+    return outcome(saver.stopped, trainer.global_step)
+
+
+def outcome(stopped: bool, step: int) -> Outcome:
+    """Say how a training ended; the same on all ranks.
+
+    Raises:
+        DataError: It came to its end without a step.
+    """
+    if stopped:
+        return "stopped"
+    if step == 0:
+        raise DataError(
+            "data.train: the training ended without a step: none of its rows makes an example (the"
+            " files are empty, or the hook drops every row), or every step was skipped"
+        )
+    return "finished"
 
 
 def build_trainer(
