@@ -141,13 +141,22 @@ def _choose(
         if placement.rank == 0:
             _pass_over(checkpoint, findings, before, lines[-1], host)
     if lines:
-        raise CheckpointError(
-            "\n".join(lines) + f"\n{folder}: no checkpoint can be used, and a run does not start"
-            " again from step 0 by itself: put back a copy of one under its name step_N (or the"
-            " network that it was trained with), start a new run,"
-            f" or remove {folder} to train from step 0"
-        )
+        other = any("is of another network" in line for line in lines)
+        raise CheckpointError("\n".join([*lines, _none_left(folder, other)]))
     return None
+
+
+def _none_left(folder: Path, other_network: bool) -> str:
+    """Say what to do where there are checkpoints and none can be used."""
+    first = (
+        "give the run the network that they were trained with"
+        if other_network
+        else "put back a copy of one under its name step_N"
+    )
+    return (
+        f"{folder}: no checkpoint can be used, and a run does not start again from step 0 by"
+        f" itself: {first}, start a new run, or remove {folder} to train from step 0"
+    )
 
 
 def _judge(checkpoint: Path, findings: list[Finding]) -> str:

@@ -151,7 +151,10 @@ def test_a_run_never_starts_again_by_itself(tmp_path: Path) -> None:
     ending = (
         f"{folder}: no checkpoint can be used, and a run does not start again from step 0 by itself"
     )
-    assert first[1].startswith(ending)
+    assert first[1] == (
+        f"{ending}: put back a copy of one under its name step_N, start a new run,"
+        f" or remove {folder} to train from step 0"
+    )
     # Nor the next time.
     again = error_of(resume(tmp_path)).splitlines()
     assert again[0] == f"{folder}/step_4.damaged: was found damaged before"
@@ -234,6 +237,7 @@ def test_a_config_of_another_network_damages_nothing(tmp_path: Path, world_size:
         f"{folder}/step_2",
     ]
     assert "ln.weight is [31] there, [7] here" in lines[0]
+    assert "give the run the network that they were trained with, start a new run" in lines[-1]
     assert names(folder) == ["latest", "step_2", "step_4"]
     assert steps(resume(tmp_path)) == {4}
 
