@@ -17,7 +17,7 @@ from llada_sft.cluster import journal, run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.evidence import open_attempt
 from llada_sft.cluster.journal import Entry
-from llada_sft.config import Config
+from llada_sft.config import Config, yaml12
 from llada_sft.config.reader import MAX_BYTES, map_paths
 from llada_sft.config.urls import is_url
 from llada_sft.errors import LaunchError
@@ -35,10 +35,13 @@ def old_place(run: RunDir) -> Path | None:
     Reads no more of config.yaml than it needs: it may be of another version, or damaged.
     """
     try:
-        hook = yaml.safe_load(run_files.read_start(run.config, MAX_BYTES))["data"]["hook"]
-        home = Path(hook).parent.parent
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
+        root = yaml12.compose(run_files.read_start(run.config, MAX_BYTES).decode())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
+    hook = yaml12.text_at(root, "data", "hook")
+    if hook is None:
+        return None
+    home = Path(hook).parent.parent
     if home == run.path or not home.is_absolute() or RunDir(home).hook != Path(hook):
         return None
     return None if _same(home, run.path) else home

@@ -94,7 +94,7 @@ def _safely(name: str, make: Callable[[], Iterable[Row]]) -> Iterator[Row]:
 
 
 def _column(name: str, lines: Iterable[str]) -> list[Row]:
-    """Write the name beside the first line only."""
+    """Put the name in front of the first line only."""
     return [(name if number == 0 else "", line) for number, line in enumerate(lines)]
 
 

@@ -93,6 +93,15 @@ def compose(text: str) -> yaml.Node | None:
     return node
 
 
+def text_at(node: yaml.Node | None, *keys: str) -> str | None:
+    """Return the text below some keys, without building any value; None if there is none."""
+    for key in keys:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        node = next((value for name, value in node.value if name.value == key), None)
+    return node.value if isinstance(node, yaml.ScalarNode) else None
+
+
 def dump(data: dict[str, Any]) -> str:
     """Write plain data so that `compose` and `scalar_value` give it back."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -74,6 +74,14 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "a list": content(b"[1, 2]\n[]\n"),
     "a number": content(b"5\n"),
     "null": content(b"null\n"),
+    # Ten lines that PyYAML's own loader would make billions of values of.
+    "merge keys of merge keys": content(
+        b"a0: &a0 {x: 1}\n"
+        + b"".join(
+            b"a%d: &a%d {<<: [%s]}\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9))
+            for i in range(1, 12)
+        )
+    ),
     "deep": content(b"[" * 100_000 + b"\n"),
     "numbers for all values": content(of_wrong_types(7)),
     "lists for all values": content(of_wrong_types([1, None])),
