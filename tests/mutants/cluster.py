@@ -381,8 +381,8 @@ MUTANTS = (
         "cluster/claim.py",
         "cluster/test_ownership.py",
         (
-            "elif sight and not is_dead(",
-            "elif sight and is_dead(",
+            "return _is_own(sight.owner, claimant) or is_dead(",
+            "return _is_own(sight.owner, claimant) or not is_dead(",
             "a run is taken from whoever lives",
         ),
     ),
@@ -395,5 +395,29 @@ MUTANTS = (
             "    except LaunchError:\n        return True, {}\n    return job_is",
             "SLURM that does not answer means dead",
         ),
+    ),
+    *of_file(
+        "cluster/ports.py",
+        "cluster/test_ports.py",
+        (
+            "if not first <= port <= last]",
+            "if first <= port <= last]",
+            "the kernel's own ports are chosen",
+        ),
+    ),
+    *of_file(
+        "cluster/slurm.py",
+        "cluster/test_slurm.py",
+        (
+            'if "Invalid job id" in str(error):',
+            "if error:",
+            "SLURM that does not answer has forgotten the job",
+        ),
+        (
+            '{**inherited, "SLURM_TIME_FORMAT": "%s"}',
+            "inherited",
+            "times come in the format of the shell",
+        ),
+        ("own or jobs", "jobs", "the first task of an array is any job of it"),
     ),
 )
