@@ -65,7 +65,9 @@ def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: O
         deaths = [] if received else ranks.run(run, config, [*command, str(run.path)])
         ownership.require()
         verdict = supervisor.end_local(run, deaths, told=bool(received))
-    if received and (verdict is None or verdict.cause == Cause.CANCELLED):
+    # A signal may also come when the last step is made.
+    finished = verdict is None and not deaths and supervisor.last_cause(run) == Cause.FINISHED
+    if received and not finished and (verdict is None or verdict.cause == Cause.CANCELLED):
         print(f"stopped; to resume:  {run.shell_command('resume', '--local')}", file=sys.stderr)
         return 128 + received[0]
     if deaths:

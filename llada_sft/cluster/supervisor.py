@@ -123,7 +123,7 @@ def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
     if started is None or not _is_of(started, job):
         # Rank 0 has said why, and has requeued the job if it was to be.
         given_up = restarts.given_up(journal.read(run.journal), job.job_id)
-        return srun_code, bool(given_up) or _last_cause(run) in restarts.OVER
+        return srun_code, bool(given_up) or last_cause(run) in restarts.OVER
     print(evidence.srun_messages(run, started) or "", end="")
     found = evidence.of_this_job(run, job, started, srun_code)
     verdict = judge(found)
@@ -175,7 +175,8 @@ def _is_of(started: Entry, job: Job) -> bool:
     return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
 
 
-def _last_cause(run: RunDir) -> str:
+def last_cause(run: RunDir) -> str:
+    """Return why the last attempt that is over ended, in the journal's word."""
     ended = [entry for entry in journal.read(run.journal) if entry.get("event") == "ended"]
     return ended[-1].get("cause", "") if ended else ""
 

@@ -291,6 +291,28 @@ def test_ctrl_c_before_the_ranks_are_there_is_cancelled(
     ]
 
 
+def test_ctrl_c_after_the_last_step_changes_nothing(
+    tmp_path: Path, config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = """
+import signal
+from llada_sft.cluster import journal; from llada_sft.run_dir import RunDir
+def end(*_):
+    if rank == 0:
+        run = RunDir(pathlib.Path(sys.argv[1]))
+        journal.append(run.journal, {"event": "ended", "attempt": 1, "cause": "finished"})
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path(sys.argv[1], f"ready_{rank}").touch()
+if rank == 0:
+    while len(list(pathlib.Path(sys.argv[1]).glob("ready_*"))) < 4: time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGINT)
+time.sleep(600)
+"""
+    assert run_local(tmp_path, config, command(f"exec({script!r}, globals())")) == 0
+    assert "stopped" not in capfd.readouterr().err
+
+
 def local_part(name: str) -> object:
     return getattr(sys.modules["llada_sft.cluster.local"], name.rpartition(".")[2])
 
