@@ -118,9 +118,10 @@ class NonFiniteSteps:
                 "or leave such steps out with train.on_nonfinite=skip"
             )
         if self.skipped.in_a_row >= self._max_skipped:
+            count = self.skipped.in_a_row
+            steps = "1 step was" if count == 1 else f"{count} steps in a row were"
             raise NonFiniteError(
-                f"{problem}; {self.skipped.in_a_row} steps in a row were skipped "
-                f"(train.max_skipped_steps: {self._max_skipped}); {_DO}"
+                f"{problem}; {steps} skipped (train.max_skipped_steps: {self._max_skipped}); {_DO}"
             )
         if is_last and self.skipped.total == step:
             raise NonFiniteError(f"{problem}; every step of the run was skipped; {_DO}")
