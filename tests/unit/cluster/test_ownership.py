@@ -432,3 +432,14 @@ def test_a_run_of_an_earlier_version_belongs_to_its_last_job(
         claim.claim(run, this_process("training"))
     assert claim.claim(run, ownership.job_owner("42", 3)).number == 1
     assert owner_files.highest(run.path) == 1
+
+
+def test_a_look_refuses_for_a_live_owner_only_and_claims_nothing(run: RunDir) -> None:
+    """Before anything is built: whoever launches learns at once that the run is somebody's."""
+    holder = Holder(this_process("launching"))
+    number = put(run, elsewhere(), silent_s=5.0)
+    with pytest.raises(LaunchError, match=r"is trained by process 7 on host other"):
+        holder.refuse(run)
+    number = put(run, elsewhere(token="dead"), silent_s=3600.0)
+    holder.refuse(run)
+    assert owner_files.highest(run.path) == number
