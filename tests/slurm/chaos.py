@@ -25,9 +25,9 @@ from pathlib import Path
 
 import faults
 from cluster import FINAL_STATES, PROFILES, Cluster, ClusterError, wanted_profile
-from faults import Fault, Planned, Target
+from faults import Fault, Planned, Starter, Target
 from processes import wait_until
-from project import new_project
+from project import ROOT, new_project
 from verdict import Attempt, judge, lost_steps
 from weights import differences
 
@@ -38,7 +38,7 @@ HOOK = Path(__file__).with_name("chaos_hook.py")
 CHECKPOINT_EVERY = 6
 # What the run may go on while a fault takes its effect (chaos_hook.py slows it).
 SPARE_STEPS = 5
-SPARE_STEPS_TIME_LIMIT = 35
+SPARE_STEPS_SLOW = {Fault.TIME_LIMIT: 35, Fault.SECOND_STARTER: 20}
 # For one attempt, on a machine that has other things to do.
 TIMEOUT_S = 900
 LOCAL_TIMEOUT_S = 1800
@@ -79,9 +79,10 @@ class ChaosRun:
 
     def __init__(self, cluster: Cluster, project: Path, plan: Sequence[Planned]) -> None:
         self.cluster, self.project, self.plan = cluster, project, plan
-        slow = sum(one.fault == Fault.TIME_LIMIT for one in plan)
         self.max_steps = sum(one.after + SPARE_STEPS for one in plan)
-        self.max_steps += slow * SPARE_STEPS_TIME_LIMIT + CHECKPOINT_EVERY
+        self.max_steps += sum(SPARE_STEPS_SLOW.get(one.fault, 0) for one in plan)
+        self.max_steps += CHECKPOINT_EVERY
+        self._problems: list[str] = []
         self.notes = project / "chaos"
         self.run = RunDir(project / "runs" / "chaos")
         self.calm = RunDir(project / "runs" / "calm")
@@ -98,14 +99,14 @@ class ChaosRun:
         with self._calm_run() as calm:
             job = self._launch()
             try:
-                times = self._faults(Target(self.cluster, job))
+                times = self._faults(Target(self.cluster, job, self.run, self._starters()))
                 restarts = self.cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S)["Restarts"]
             finally:
                 subprocess.run(["scancel", job], env=self.cluster.env, check=False)
             times.append(time.monotonic())
             calm_code = calm.wait(LOCAL_TIMEOUT_S)
         attempts = self._attempts(times)
-        problems = judge(attempts, int(restarts), self.max_steps, CHECKPOINT_EVERY)
+        problems = self._problems + judge(attempts, int(restarts), self.max_steps, CHECKPOINT_EVERY)
         if calm_code:
             problems.append(f"the run without faults failed: exit code {calm_code}")
         last = f"step_{self.max_steps}"
@@ -147,6 +148,21 @@ class ChaosRun:
             process.terminate()
             process.wait()
 
+    def _starters(self) -> list[Starter]:
+        """List what may start this run a second time while its job trains."""
+        template = ["sbatch", "--parsable", "--partition=low", "--nodes=1", "--output=second.out"]
+        _, _, config, _, *overrides = self._command("chaos")
+        return [
+            Starter(self._command("chaos"), self.project),
+            Starter(self._command("chaos", "--local"), self.project),
+            Starter(
+                [*template, "slurm/train.sbatch", config.partition("=")[2], *overrides],
+                self.project,
+                submits=True,
+            ),
+            Starter([sys.executable, "-m", "llada_sft", "resume", str(self.run.path)], ROOT),
+        ]
+
     def _launch(self) -> str:
         command = self._command("chaos")
         env = {"LLADA_SFT_CHAOS": str(self.notes)}
@@ -165,8 +181,8 @@ class ChaosRun:
             self._wait_for_steps(target, number, 1)
             times.append(time.monotonic())
             self._wait_for_steps(target, number, planned.after)
-            if planned.fault not in faults.IN_RANK:
-                faults.inject(target, planned)
+            if planned.fault not in faults.IN_RANK and (problem := faults.inject(target, planned)):
+                self._problems.append(f"attempt {number + 1} ({planned.fault}): {problem}")
             self._wait_for_requeue(target, number)
             faults.mend(target)
         self._wait_for_steps(target, len(self.plan), 1)

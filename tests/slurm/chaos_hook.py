@@ -9,6 +9,7 @@ must hit one moment of a checkpoint. Without the variable it does nothing of thi
 import functools
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -50,6 +51,9 @@ class Chaos:
             raise RuntimeError(f"chaos at step {step}")
         if self.is_due("hang of a rank"):
             time.sleep(3600)
+        if self.is_due("a damaged newest checkpoint"):
+            damage(newest_checkpoint(), random.Random(ATTEMPT))
+            os.kill(os.getpid(), signal.SIGKILL)
         late = self.made - self.planned["after"]
         if late >= 0 and RANK == 0:
             # Slower and slower: SLURM may take its time, and the run must not end meanwhile.
@@ -73,6 +77,22 @@ class Chaos:
         completes = Path(source).suffix == ".partial" and Path(target).suffix != ".partial"
         if completes and self.is_due("kill -9 before latest"):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def newest_checkpoint():
+    # The hook lies in RUN/code.
+    folder = Path(__file__).parents[1] / "checkpoints"
+    complete = [path for path in folder.glob("step_*") if path.name[5:].isdecimal()]
+    return max(complete, key=lambda path: int(path.name[5:]))
+
+
+def damage(checkpoint, generator):
+    """Change one bit of one file; nothing else tells that it is not what was written."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    file = generator.choice(files)
+    content = bytearray(file.read_bytes())
+    content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    file.write_bytes(content)
 
 
 def install(chaos):

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -17,8 +18,10 @@ from pathlib import Path
 
 from cluster import NODES, Cluster
 from processes import find_processes, read_words, wait_until
+from second_starter import Starter, start_again
 
 from llada_sft.cluster.causes import Cause
+from llada_sft.run_dir import RunDir
 
 
 class Fault(StrEnum):
@@ -33,6 +36,8 @@ class Fault(StrEnum):
     KILL_BEFORE_LATEST = "kill -9 before latest"
     EXCEPTION = "exception on a rank"
     HANG = "hang of a rank"
+    SECOND_STARTER = "a second starter"
+    DAMAGED = "a damaged newest checkpoint"
 
 
 GRACEFUL = {
@@ -41,17 +46,29 @@ GRACEFUL = {
     Fault.REQUEUE: Cause.REQUEUED,
     Fault.USR2_TO_ONE: Cause.TOLD_TO_STOP,
     Fault.TERM: Cause.TOLD_TO_STOP,
+    # It is refused; then USR2 ends the attempt.
+    Fault.SECOND_STARTER: Cause.TOLD_TO_STOP,
 }
 KILLS = {
     Fault.KILL_RANK: Cause.KILLED,
     Fault.KILL_NODE: Cause.NODE_FAILURE,
     Fault.KILL_IN_SAVE: Cause.KILLED,
     Fault.KILL_BEFORE_LATEST: Cause.KILLED,
+    # A rank changes one bit of the newest checkpoint, then kills itself.
+    Fault.DAMAGED: Cause.KILLED,
 }
 OTHERS = {Fault.EXCEPTION: Cause.EXCEPTION, Fault.HANG: Cause.HANG}
 # The word that the journal must have for it.
 CAUSES = GRACEFUL | KILLS | OTHERS
-IN_RANK = (Fault.KILL_IN_SAVE, Fault.KILL_BEFORE_LATEST, Fault.EXCEPTION, Fault.HANG)
+IN_RANK = (
+    Fault.KILL_IN_SAVE,
+    Fault.KILL_BEFORE_LATEST,
+    Fault.EXCEPTION,
+    Fault.HANG,
+    Fault.DAMAGED,
+)
+# Checkpoints that an attempt makes before its fault: of a damaged one the one before is needed.
+CHECKPOINTS_BEFORE = {Fault.DAMAGED: 2}
 NUM_NODES, RANKS_PER_NODE = 2, 2
 # Of a rank's command line.
 RANK_WORDS = {"llada_sft.cluster", "rank"}
@@ -84,11 +101,15 @@ class Target:
     """The job that a fault befalls.
 
     Attributes:
+        run: Its run directory.
+        starters: What starts the run a second time.
         resting: Nodes that get no job, and until when.
     """
 
     cluster: Cluster
     job: str
+    run: RunDir
+    starters: Sequence[Starter] = ()
     resting: dict[str, float] = field(default_factory=dict)
 
     def ranks(self) -> dict[int, int]:
@@ -121,7 +142,8 @@ def make_plan(
     return [
         Planned(
             fault,
-            checkpoint_every + generator.randint(1, checkpoint_every - 1),
+            checkpoint_every * CHECKPOINTS_BEFORE.get(fault, 1)
+            + generator.randint(1, checkpoint_every - 1),
             # Only rank 0 renames.
             0 if fault == Fault.KILL_BEFORE_LATEST else generator.choice(ranks),
         )
@@ -137,8 +159,13 @@ def choose_faults(number: int, generator: random.Random, among: list[Fault]) -> 
     return chosen[:number]
 
 
-def inject(target: Target, planned: Planned) -> None:
-    """Bring the fault about, where the rank does not do so itself."""
+def inject(target: Target, planned: Planned) -> str | None:
+    """Bring the fault about, where the rank does not do so itself.
+
+    Returns:
+        What was not as it should be already now, if anything.
+    """
+    problem = None
     cluster, job = target.cluster, target.job
     match planned.fault:
         case Fault.TIME_LIMIT:
@@ -149,6 +176,10 @@ def inject(target: Target, planned: Planned) -> None:
             cluster.run(["sbatch", where, *options], cwd=cluster.state_dir)
         case Fault.REQUEUE:
             cluster.run(["scontrol", "requeue", job])
+        case Fault.SECOND_STARTER:
+            starter = target.starters[planned.rank % len(target.starters)]
+            problem = start_again(target.cluster, target.run, starter)
+            os.kill(target.ranks()[planned.rank], signal.SIGUSR2)
         case Fault.USR2_TO_ONE:
             os.kill(target.ranks()[planned.rank], signal.SIGUSR2)
         case Fault.TERM:
@@ -160,6 +191,7 @@ def inject(target: Target, planned: Planned) -> None:
             if node != cluster.job(job)["BatchHost"]:
                 target.resting[node] = math.inf
             kill_node(target, node)
+    return problem
 
 
 def mend(target: Target) -> None:

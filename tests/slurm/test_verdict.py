@@ -78,6 +78,23 @@ def test_what_is_wrong_is_named(number: int, fields: dict[str, object], problem:
     assert problems(*changed(number, **fields)) == [problem]
 
 
+@pytest.mark.parametrize(
+    ("first", "loaded", "expected"),
+    [
+        (13, "step_12", []),
+        (19, "step_18", ["lost 5 steps, 6 to 12 are allowed"]),
+        (7, "step_6", ["lost 17 steps, 6 to 12 are allowed"]),
+    ],
+)
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    first: int, loaded: str, expected: list[str]
+) -> None:
+    damaged = Attempt(Planned(Fault.DAMAGED, after=14, rank=0), 10, 23, ["step_9"], ["killed"])
+    last = Attempt(None, first, 40, [loaded], ["finished"])
+    found = problems(GOOD[0], damaged, last)
+    assert found == [f"attempt 2 (a damaged newest checkpoint): {one}" for one in expected]
+
+
 def test_a_restart_too_many() -> None:
     assert problems(*GOOD, restarts=3) == ["3 restarts of 3 attempts"]
 
@@ -100,7 +117,8 @@ def test_a_seed_chooses_the_same_faults() -> None:
     assert plan(1) == plan(1) != plan(2)
     # Each comes before any comes again, and after a checkpoint of its attempt.
     assert {one.fault for one in plan(1)[: len(Fault)]} == set(Fault)
-    assert {one.after for one in plan(1)} <= set(range(7, 12))
+    assert {one.after for one in plan(1) if one.fault != Fault.DAMAGED} <= set(range(7, 12))
+    assert {one.after for one in plan(1) if one.fault == Fault.DAMAGED} <= set(range(13, 18))
     assert all(one.rank == 0 for one in plan(1) if one.fault == Fault.KILL_BEFORE_LATEST)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from faults import CAUSES, GRACEFUL, Planned
+from faults import CAUSES, CHECKPOINTS_BEFORE, GRACEFUL, Planned
 
 from llada_sft.cluster.causes import Cause
 
@@ -78,7 +78,11 @@ def _loaded(attempt: Attempt) -> str | None:
 def _lost(attempt: Attempt, following: Attempt, checkpoint_every: int) -> str | None:
     assert attempt.planned
     lost = lost_steps(attempt, following)
-    allowed = 0 if attempt.planned.fault in GRACEFUL else checkpoint_every
-    if 0 <= lost <= allowed:
+    # More than one: the newest of so many checkpoints must not be used.
+    spent = CHECKPOINTS_BEFORE.get(attempt.planned.fault, 1)
+    least, most = (spent - 1) * checkpoint_every, spent * checkpoint_every
+    if attempt.planned.fault in GRACEFUL:
+        most = 0
+    if least <= lost <= most:
         return None
-    return f"lost {lost} steps, {allowed} are allowed"
+    return f"lost {lost} steps, {f'{least} to ' if least else ''}{most} are allowed"
