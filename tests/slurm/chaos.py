@@ -217,7 +217,9 @@ class ChaosRun:
 
     def _attempts(self, times: Sequence[float]) -> list[Attempt]:
         """Put together what the ranks, the log and the journal say of each attempt."""
-        ended = [entry for entry in journal.read(self.run.journal) if entry["event"] == "ended"]
+        entries = journal.read(self.run.journal)
+        ended = [entry for entry in entries if entry["event"] == "ended"]
+        damaged = [entry.get("attempt") for entry in entries if entry["event"] == "damaged"]
         plan: list[Planned | None] = [*self.plan, None]
         return [
             Attempt(
@@ -226,6 +228,7 @@ class ChaosRun:
                 last=self._steps(number)[-1],
                 loaded=self._loaded(number),
                 causes=[e["cause"] for e in ended if e["attempt"] == number + 1],
+                damaged=damaged.count(number + 1),
                 seconds=times[number + 1] - times[number],
             )
             for number, planned in enumerate(plan)

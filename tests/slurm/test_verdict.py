@@ -90,9 +90,20 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     first: int, loaded: str, expected: list[str]
 ) -> None:
     damaged = Attempt(Planned(Fault.DAMAGED, after=14, rank=0), 10, 23, ["step_9"], ["killed"])
-    last = Attempt(None, first, 40, [loaded], ["finished"])
+    last = Attempt(None, first, 40, [loaded], ["finished"], damaged=1)
     found = problems(GOOD[0], damaged, last)
     assert found == [f"attempt 2 (a damaged newest checkpoint): {one}" for one in expected]
+
+
+def test_damage_is_found_where_it_is_and_nowhere_else() -> None:
+    damaged = Attempt(Planned(Fault.DAMAGED, after=14, rank=0), 10, 23, ["step_9"], ["killed"])
+    last = Attempt(None, 13, 40, ["step_12"], ["finished"])
+    assert problems(GOOD[0], damaged, last) == [
+        "attempt 2 (a damaged newest checkpoint): the next attempt found 0 damaged checkpoints of 1"
+    ]
+    assert problems(*changed(3, damaged=1)) == [
+        "attempt 2 (kill -9 of a rank): the next attempt found 1 damaged checkpoints of 0"
+    ]
 
 
 def test_a_restart_too_many() -> None:

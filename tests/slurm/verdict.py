@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from faults import CAUSES, CHECKPOINTS_BEFORE, GRACEFUL, Planned
+from faults import CAUSES, CHECKPOINTS_BEFORE, GRACEFUL, Fault, Planned
 
 from llada_sft.cluster.causes import Cause
 
@@ -18,6 +18,7 @@ class Attempt:
         last: The last one that it made.
         loaded: The name of the checkpoint that its ranks loaded, empty where there was none: one.
         causes: The journal's causes of its end: one.
+        damaged: Checkpoints that it passed over for damage, as the journal says.
         seconds: From its first step to the first one of the next attempt.
     """
 
@@ -26,6 +27,7 @@ class Attempt:
     last: int
     loaded: Sequence[str]
     causes: Sequence[str]
+    damaged: int = 0
     seconds: float = 0.0
 
 
@@ -46,7 +48,10 @@ def judge(
     for number, attempt in enumerate(attempts, start=1):
         found = [_cause(attempt), _loaded(attempt)]
         if number < len(attempts):
-            found.append(_lost(attempt, attempts[number], checkpoint_every))
+            found += [
+                _lost(attempt, attempts[number], checkpoint_every),
+                _damage(attempt, attempts[number]),
+            ]
         name = attempt.planned.fault if attempt.planned else "to the end"
         problems += [f"attempt {number} ({name}): {problem}" for problem in found if problem]
     if attempts[0].first != 1:
@@ -86,3 +91,11 @@ def _lost(attempt: Attempt, following: Attempt, checkpoint_every: int) -> str | 
     if least <= lost <= most:
         return None
     return f"lost {lost} steps, {f'{least} to ' if least else ''}{most} are allowed"
+
+
+def _damage(attempt: Attempt, following: Attempt) -> str | None:
+    assert attempt.planned
+    expected = int(attempt.planned.fault == Fault.DAMAGED)
+    if following.damaged == expected:
+        return None
+    return f"the next attempt found {following.damaged} damaged checkpoints of {expected}"
