@@ -9,7 +9,7 @@ import pytest
 from cluster import Cluster
 from conftest import Launched
 
-from llada_sft.cluster import failures, journal, status
+from llada_sft.cluster import failures, journal, logs, status
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -21,7 +21,9 @@ def causes(run: RunDir) -> list[str | None]:
     return [e.get("cause") for e in journal.read(run.journal) if e["event"] == "ended"]
 
 
-def test_a_mistake_ends_the_job_without_a_requeue(cluster: Cluster, launched: Launched) -> None:
+def test_a_mistake_ends_the_job_without_a_requeue(
+    cluster: Cluster, launched: Launched, capfd: pytest.CaptureFixture[str]
+) -> None:
     # Held back until the mistake is made.
     run, job = launched("mistake", 20, "slurm.extra={begin: now+3600}")
     run.config.write_text(run.config.read_text().replace("epochs: 3", "epochs: x"))
@@ -29,6 +31,12 @@ def test_a_mistake_ends_the_job_without_a_requeue(cluster: Cluster, launched: La
     fields = cluster.wait_job(job, ["FAILED"], TIMEOUT_S)
     assert (fields["ExitCode"], fields["Restarts"]) == ("2:0", "0")
     assert causes(run) == ["mistake"]
+    # Who follows the job learns that, though the config cannot be read.
+    capfd.readouterr()
+    assert logs.follow(run, rank=0) == 2
+    shown = capfd.readouterr().out
+    assert "\nended        mistake: " in shown
+    assert f"\nnext         fix what the failure says, then  llada-sft resume {run.path}\n" in shown
     assert "--kill-on-bad-exit=1" in run.sbatch.read_text()
     lines = [failure.error for failure in failures.read_all(run) if not failure.consequence]
     assert lines
