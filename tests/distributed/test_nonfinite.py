@@ -84,8 +84,15 @@ def test_the_rows_are_named_in_the_journal(overrides: list[str], tmp_path: Path)
 
 
 def test_a_run_is_stopped_before_the_step(overrides: list[str], tmp_path: Path) -> None:
-    more = [*overrides, "train.on_nonfinite=stop", "train.checkpoint_every_steps=1"]
-    ranks = runs(tmp_path, more, whole=("none", 0), nan=("nan", 0))
+    saving = [*overrides, "train.checkpoint_every_steps=1"]
+    more = [*saving, "train.on_nonfinite=stop"]
+    limited = [*saving, "train.max_skipped_steps=1"]
+    cases = {"whole": (more, "none"), "nan": (more, "nan"), "limited": (limited, "nan")}
+    found = run_on_ranks(
+        f"{WORKERS}:spoiled_runs", 2, 250, config_file=CONFIG,
+        runs=[(str(tmp_path / name), *case, 0) for name, case in cases.items()],
+    )  # fmt: skip
+    ranks = [dict(zip(cases, rank, strict=True)) for rank in found]
     for rank in ranks:
         bad = ", ".join(ranks[BAD_RANK]["nan"]["rows"][BAD_MICRO_BATCH])
         assert rank["nan"]["error"] == [
@@ -93,6 +100,10 @@ def test_a_run_is_stopped_before_the_step(overrides: list[str], tmp_path: Path) 
             f"step {BAD_STEP + 1}: the loss is NaN or infinite: rows {bad}; look at them, "
             "lower optim.lr, or leave such steps out with train.on_nonfinite=skip",
         ]
+        kind, message = rank["limited"]["error"]
+        assert kind == "NonFiniteError"
+        assert "; 1 step was skipped (train.max_skipped_steps: 1); look at" in message
+        assert rank["limited"]["states"] == rank["nan"]["states"]
         before = rank["whole"]["states"][: BAD_STEP + 1]
         assert rank["nan"]["states"] == [*before, before[-1]]
     newest = newest_checkpoint(RunDir(tmp_path / "nan").checkpoints)
