@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command and give its exit code; 2 with the message for a `LladaSftError`."""
-    # A path that is no text, or a terminal without UTF-8, is no reason to end.
+    # A path that is not text, or a terminal without UTF-8, must not end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

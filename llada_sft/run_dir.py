@@ -6,8 +6,8 @@ runs/<name>/
   job.sbatch        the exact text given to sbatch (SLURM only)
   versions.json     package versions of the launching environment
   code/             the package, the hook and git's state at launch; ranks run from here
-  code.N/           what code/ was before the N-th `llada-sft resume RUN --update-code`
-  update/           such an update, decided and not finished: the next resume or launch finishes it
+  code.N/           the code before the N-th `llada-sft resume RUN --update-code`
+  update/           an update that was interrupted: the next resume or launch finishes it
   slurm/            the submitted script, the log of each rank; srun's own messages
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), step_N.damaged/ (found
                     damaged by a resume), latest
@@ -16,9 +16,9 @@ runs/<name>/
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
   wandb_id.txt      the run at Weights & Biases, the same for all attempts (with log.wandb_project)
   owner.N           who owns the run: the highest N; see cluster/owner_files.py
-  failures/         rank_N.json: the failure report of a rank that could not go on
+  failures/         rank_N.json: the failure report of a rank that failed
   stacks/           attempt_K_rank_N.txt: where each rank stood when the watchdog found a hang;
-                    attempt_K_call.txt: by it, the rank that finds a hang asks the others
+                    attempt_K_call.txt: the rank that finds a hang calls the others by it
 """
 
 import shlex
@@ -116,11 +116,11 @@ class RunDir:
         return self.logs / f"rank_{rank}.log"
 
     def srun_log(self, job_id: str, restarts: int) -> Path:
-        """Name what srun itself said of one attempt of a job."""
+        """Return the file with srun's own messages of one attempt of a job."""
         return self.slurm / f"{job_id}_{restarts}_srun.log"
 
     def setup_log(self, job_id: str, restarts: int) -> Path:
-        """Name what setup.sh said at one attempt of a job."""
+        """Return the file with the output of setup.sh in one attempt of a job."""
         return self.slurm / f"{job_id}_{restarts}_setup.log"
 
     def rank_quarantine(self, rank: int) -> Path:
@@ -133,5 +133,5 @@ class RunDir:
         return self.stacks / f"attempt_{attempt}_rank_{rank}.txt"
 
     def hang_call(self, attempt: int) -> Path:
-        """Name what the rank that finds a hang writes first, and all others look for."""
+        """Return the file by which the first rank that finds a hang calls the others."""
         return self.stacks / f"attempt_{attempt}_call.txt"

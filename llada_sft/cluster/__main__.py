@@ -3,13 +3,13 @@
     python -m llada_sft.cluster port
         print a free port for the ranks to meet at
     python -m llada_sft.cluster begin RUN_DIR
-        before srun: note the attempt, source setup.sh, and print what that exports, as bash
+        before srun: record the attempt, source setup.sh, and print what that exports, as bash
     python -m llada_sft.cluster rank RUN_DIR
         train as one rank, as SLURM's variables, or those of --local, describe it
     python -m llada_sft.cluster end RUN_DIR EXIT_CODE
-        after srun, with its exit code: say why the ranks ended, requeue the job or not
+        after srun, with its exit code: record why the ranks ended; requeue the job or not
 
-What these take and print is numbered: `llada_sft.cluster.DOOR`.
+`llada_sft.cluster.DOOR` is the version of this interface.
 """
 
 import os
@@ -36,7 +36,7 @@ USAGE = (
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what a batch script asks for, and give the exit code."""
+    """Do what a batch script asks for, and return the exit code."""
     match arguments:
         case ["rank", path]:
             run_rank(path)
@@ -55,10 +55,10 @@ def _begin(run: RunDir) -> int:
     from llada_sft.cluster import supervisor
     from llada_sft.cluster.evidence import Job
 
-    # As `_ignore_signals`, for this process and for what setup.sh starts; but they are noted.
+    # For this process and for what setup.sh starts, as `_ignore_signals`; a thread records them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     job = Job.of(os.environ)
-    # The batch script evaluates what is printed: what is meant for people goes to its log.
+    # The batch script evaluates stdout: messages for people go to its log.
     with redirect_stdout(sys.stderr):
         if code := supervisor.begin(run, job, job.world_size):
             return code
@@ -90,7 +90,7 @@ def _ignore_signals() -> None:
 
 
 def _note_signals(run: RunDir, job: "Job") -> None:
-    """Note what SLURM does to the job before its ranks can, while setup.sh runs."""
+    """Record what SLURM does to the job while setup.sh runs: its ranks cannot do so yet."""
     from llada_sft.cluster import supervisor
 
     while True:

@@ -1,8 +1,8 @@
-"""The batch script of a job: what stands around the ranks, in bash.
+"""The batch script of a job: everything around the ranks, in bash.
 
-`BODY` is the same, character by character, in slurm/train.sbatch, where a person may read and
-change it; a test compares the two. What differs comes before it: run_dir, python, ranks_per_node,
-cpus_per_rank and srun_options are set by the launcher (`script`), or by train.sbatch.
+`BODY` is the same, character by character, in slurm/train.sbatch, which people may read and change;
+a test compares the two. The variables that differ are set before it: run_dir, python,
+ranks_per_node, cpus_per_rank and srun_options, by the launcher (`script`) or by train.sbatch.
 """
 
 import shlex
@@ -52,7 +52,7 @@ trap '' TERM USR2
 
 
 def script(config: Config, run: RunDir, python: str) -> str:
-    """Write everything of a batch script but its `#SBATCH` lines."""
+    """Return a batch script without its `#SBATCH` lines."""
     return "\n".join(
         [
             f"run_dir={shlex.quote(str(run.path))}",

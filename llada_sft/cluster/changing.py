@@ -1,7 +1,7 @@
 """What `llada-sft resume RUN [section.key=value ...] [--update-code]` changes of a run.
 
-`plan` reads and refuses, and writes nothing; `apply` writes. Relative paths in changed values start
-at the current folder.
+`plan` reads, refuses what may not change, and writes nothing; `apply` writes. Relative paths in
+changed values start at the current folder.
 """
 
 import re
@@ -33,11 +33,11 @@ class Plan:
 
     Attributes:
         config: As it will be in config.yaml.
-        sources: The same, with the hook and setup.sh that are to be taken.
+        sources: The same, with the paths that hook and setup.sh are copied from.
         changes: The keys with other values.
-        lines: What to print before.
+        lines: What to print before the change.
         update: The run gets the present code.
-        text: Of config.yaml, when the plan was made.
+        text: The content of config.yaml when the plan was made.
     """
 
     config: Config
@@ -79,7 +79,7 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
 
 
 def apply(run: RunDir, plan: Plan) -> None:
-    """Change the run, say so, and note it in the journal; nobody else may use the run.
+    """Change the run, print what changes, and journal it; nobody else may use the run.
 
     Raises:
         LaunchError: The run directory cannot be written.
@@ -128,7 +128,7 @@ def journal_values(changes: Sequence[Change]) -> dict[str, list[object]]:
 def _read(
     run: RunDir, overrides: Sequence[str], base: Path, update: bool
 ) -> tuple[Config, Config, list[str]]:
-    """Read the config without and with the overrides; list what other code reads differently."""
+    """Read the config without and with the overrides; list what the new code reads differently."""
     if not update:
         before = resolve_paths(load_config(run.config), base)
         return before, resolve_paths(load_config(run.config, overrides), base), []
@@ -142,7 +142,7 @@ def _read(
 
 
 def _is_own(change: Change, run: RunDir) -> bool:
-    """Tell whether a path was given that is the run's own copy."""
+    """Tell whether the new value is the path of the run's own copy."""
     own = {"data.hook": str(run.hook), "slurm.setup": str(run.setup)}
     return change.key in own and own[change.key] == str(change.new)
 
@@ -150,7 +150,7 @@ def _is_own(change: Change, run: RunDir) -> bool:
 def _files_to_take(
     run: RunDir, final: Config, after: Config, given: Set[str], update: bool
 ) -> tuple[str, str | None, list[str]]:
-    """Say which hook and setup.sh to take: as given, as recorded, or the run's own; and a note."""
+    """Return the hook and the setup.sh to take (given, recorded, or the run's own), and a note."""
     origin = origin_of(run)
     hook = after.data.hook if "data.hook" in given else origin.hook if update else str(run.hook)
     setup = final.slurm.setup

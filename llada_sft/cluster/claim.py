@@ -1,4 +1,4 @@
-"""Claiming a run directory: everybody but one is refused, with a line that names the owner."""
+"""Claims a run directory: all claimants but one are refused, with a line that names the owner."""
 
 import os
 import sys
@@ -27,17 +27,17 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 POLL_S = 0.5
-# Besides the owner's timeout, how long a job waits for the launcher that may have submitted it.
+# How much longer than the owner's timeout a job waits for the launcher that may have submitted it.
 PATIENCE_S = 30.0
 
 
 def claim(run: RunDir, claimant: Owner, building: Path | None = None) -> Ownership:
-    """Become the owner of a run; a claim of the same process or job is taken up again.
+    """Become the owner of a run; a process or job that owns it already keeps its claim.
 
     Args:
         run: The run directory.
-        claimant: Who wants it. A job waits for a launcher that may be about to hand over to it.
-        building: Where the run directory is until it is renamed.
+        claimant: Who claims it. A job waits for a launcher that may be about to hand it over.
+        building: The path of the run directory until it is renamed.
 
     Raises:
         LaunchError: Somebody else owns it: who, in one line.
@@ -63,7 +63,7 @@ class Holder:
     """Owns the run that a launcher writes into, until the run is handed over or the context ends.
 
     Args:
-        claimant: The launcher's process; or its job, which keeps the run when the context ends.
+        claimant: The launcher's process; or its job, which keeps the run after the context.
     """
 
     def __init__(self, claimant: Owner) -> None:
@@ -71,7 +71,7 @@ class Holder:
         self._ownership: Ownership | None = None
 
     def refuse(self, run: RunDir) -> None:
-        """Look whether a run could be claimed now, without claiming it.
+        """Check whether a run could be claimed now, without claiming it.
 
         Raises:
             LaunchError: Somebody else owns it: who, in one line.
@@ -83,7 +83,7 @@ class Holder:
                 raise LaunchError(_refusal(run.path, claimant, sight))
 
     def claim(self, run: RunDir, building: Path | None = None) -> None:
-        """Claim a run; once more, by its own name, when what was built has been renamed.
+        """Claim a run; a second time, with its final path, after the built directory was renamed.
 
         Raises:
             LaunchError: Somebody else owns it: who, in one line.
@@ -107,7 +107,7 @@ class Holder:
 
 @contextmanager
 def hold(run: RunDir, doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Iterator[Ownership]:
-    """Own a run as a process for as long as the context lasts; a claim of its own is taken up.
+    """Own a run as a process during the context; a process that owns it already keeps its claim.
 
     Raises:
         LaunchError: Somebody else owns it.
@@ -125,7 +125,7 @@ def hold(run: RunDir, doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Itera
 def of_batch_script() -> Owner | None:
     """Describe the job of this process if it is a batch script's; None elsewhere.
 
-    Not in an interactive allocation: what is started there by hand are several processes.
+    Not in an interactive allocation: a person may start several processes there.
     """
     if "SLURM_JOB_ID" in os.environ and os.environ.get("ENVIRONMENT") == "BATCH":
         return this_job(os.environ)
@@ -161,7 +161,7 @@ def _is_own(owner: Owner, claimant: Owner) -> bool:
 
 
 def _deadline(owner: Owner, claimant: Owner) -> float:
-    """Until when to wait for an owner that is alive: a job for what may be its launcher."""
+    """Return until when to wait for a living owner: only a job waits, for a possible launcher."""
     if claimant.kind != "job" or owner.kind != "process" or owner.doing == "training":
         return 0.0
     return time.monotonic() + owner.timeout_s + PATIENCE_S

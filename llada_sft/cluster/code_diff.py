@@ -1,4 +1,4 @@
-"""Two copies of a run's code, compared: files with line counts, and the hook's diff."""
+"""Compares two copies of a run's code: changed files with line counts, and the hook's diff."""
 
 import difflib
 from pathlib import Path
@@ -8,7 +8,7 @@ from llada_sft.run_dir import RunDir
 
 
 class FileChange(NamedTuple):
-    """A file that is not the same in both; one of the counts is 0 where it is new or gone."""
+    """A file that differs, and how many lines were added and removed."""
 
     name: str
     what: str
@@ -32,14 +32,14 @@ def compare(old: RunDir, new: RunDir) -> list[FileChange]:
 
 
 def hook_diff(old: RunDir, new: RunDir) -> str:
-    """Return the unified diff of the hook; empty where it is the same."""
+    """Return the unified diff of the hook; empty if there is no difference."""
     a, b = (_read(run.hook).decode(errors="replace").splitlines() for run in (old, new))
     name = old.hook.name
     return "\n".join(difflib.unified_diff(a, b, f"{name} (before)", f"{name} (now)", lineterm=""))
 
 
 def _files(run: RunDir) -> dict[str, bytes]:
-    """Read what ranks run: Python and shell; not the notes of git's state, not bytecode."""
+    """Read the Python and shell files that ranks run; not bytecode, not the recorded git state."""
     paths = [path for path in run.code.rglob("*") if path.suffix in (".py", ".sh")]
     return {str(path.relative_to(run.code)): _read(path) for path in paths if path.is_file()}
 

@@ -1,10 +1,9 @@
 """Can this launcher start a run's own copy of the code, which may be of another version?
 
 A batch script is written by the launcher and runs the copy in the run directory. Both must know the
-same door: the number `llada_sft.cluster.DOOR`. Versions before it had no door, and no number.
+same door: the number `llada_sft.cluster.DOOR`. The first versions had neither.
 """
 
-import json
 import re
 import shlex
 
@@ -13,7 +12,7 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 _NUMBER = re.compile(r"^DOOR = (\d+)$", re.MULTILINE)
-# What the door's predecessors say to a launcher that is older than the run's code.
+# What the entry points before the door print, when called by a launcher older than the run's code.
 OLDER_LAUNCHER = (
     "the run's code is newer than the llada_sft that launched this job:"
     " launch or resume it with the newer version"
@@ -52,15 +51,11 @@ def door_of(run: RunDir) -> int | None:
 
 def launched_by(run: RunDir) -> str:
     """Name the version and the commit that a run's copy of the code was made from."""
-    parts = []
-    try:
-        versions = json.loads(run.versions.read_text(encoding="utf-8"))
-        parts.append(f"version {versions['llada-sft']}")
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    try:
-        commit = (run.code / "commit.txt").read_text(encoding="utf-8").strip()
+    # Here, not above: batch scripts load this file, too.
+    from llada_sft.cluster.snapshot import code_version
+
+    known = code_version(run)
+    parts = [f"version {known['version']}"] if known["version"] else []
+    if commit := known["commit"]:
         parts.append(f"commit {commit[:12]}")
-    except (OSError, UnicodeDecodeError):
-        pass
     return ", ".join(parts) or "version unknown"

@@ -1,7 +1,7 @@
-"""How a run's job ended, for who has followed it: its exit code, and a few lines.
+"""How a run's job ended, for a person who followed it: its exit code, and a few lines.
 
-Why, where training stands, where the checkpoint is, and what to do next. The journal knows most of
-it; where the batch script was killed before it could say anything, SLURM's word stands.
+The lines say why it ended, how far the training came, where the checkpoint is, and what to do next.
+Most of this is in the journal; SLURM is asked if the batch script was killed before it could write.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ _FIRST = {
 
 @dataclass(frozen=True)
 class Ending:
-    """How it ended.
+    """How a job ended.
 
     Attributes:
-        exit_code: The job's.
+        exit_code: Of the job.
         cause: Of the last attempt; None where the journal does not know.
-        why: In one line.
+        why: The reason, in one line.
     """
 
     exit_code: int
@@ -82,7 +82,7 @@ def _of_attempt(attempt: list[Entry], job_id: str | None) -> Ending:
         code = given_up.get("exit_code", GIVEN_UP_EXIT_CODE)
         return Ending(code, cause, f"given up: {given_up.get('detail', '')}; at last {why}")
     if cause in restarts.STOPS and job_id is not None and "error" not in ended:
-        # It was to go on, and waited for that.
+        # The job was to run again, and has ended while it waited.
         return _of_slurm(job_id)
     return Ending(
         ended.get("exit_code", 1 if cause is None else restarts.exit_code(cause)), cause, why

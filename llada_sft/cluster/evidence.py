@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llada_sft.cluster import failures, job_states, journal, slurm
+from llada_sft.cluster import failures, job_states, journal, run_files, slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.judge import Death, Evidence, read_srun, why_not_started
@@ -14,7 +14,7 @@ from llada_sft.cluster.restarts import STOPS
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
-# Of the end of a rank's log.
+# How much of the end of a rank's log is read.
 _READ_BYTES = 1 << 16
 # What a job that is over says of itself.
 _CAUSE_OF_STATE = {
@@ -99,7 +99,7 @@ def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) ->
 
 
 def with_peers(deaths: Sequence[Death], log_of: Callable[[int], Path]) -> list[Death]:
-    """Add what NCCL's watchdog says of a peer in the log of a rank, before it aborts the rank."""
+    """Add the line on a peer that NCCL's watchdog logs before it aborts a rank."""
     return [
         replace(death, of_peer=last_line_of_peer(_end_of(log_of(death.rank))))
         if death.how.startswith("Aborted")
@@ -110,9 +110,7 @@ def with_peers(deaths: Sequence[Death], log_of: Callable[[int], Path]) -> list[D
 
 def _end_of(log: Path) -> str:
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _READ_BYTES))
-            return file.read().decode(errors="replace")
+        return run_files.read_end(log, _READ_BYTES).decode(errors="replace")
     except OSError:
         return ""
 

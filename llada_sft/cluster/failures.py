@@ -4,8 +4,8 @@ Each rank writes its own, so that no two nodes ever append to one file over the 
 the attempt (`supervisor.py`) reads them all. A rank that is killed leaves none, and a file that is
 empty, torn or foreign counts as none.
 
-A rank has one report, whatever the order in which things happen: its own first one, and until it
-speaks for itself what another rank has written for it.
+A rank has one report, whatever the order of events: the first that it wrote itself, or else the one
+that another rank wrote for it.
 """
 
 import json
@@ -49,7 +49,7 @@ class Failure:
 
 
 _MAX_BYTES = 1 << 20
-# What a field of a report may be: `Failure` itself takes anything.
+# The types of the fields: `Failure` itself does not check them.
 _KINDS = get_type_hints(Failure)
 
 
@@ -107,13 +107,13 @@ def _read(path: Path) -> Failure | None:
 
 
 def _link(partial: Path, path: Path) -> bool:
-    """Put a report in place if there is none; say whether there is one now."""
+    """Put a report in place if there is none; tell whether there is one now."""
     try:
         path.hardlink_to(partial)
     except FileExistsError:
-        # Of the rank itself, in this very moment; else what is there is no report.
+        # The rank has written its own at this moment; or the file is not a report.
         return _read(path) is not None
     except OSError:
-        # A file system without links.
+        # A file system without hard links.
         return False
     return True

@@ -1,7 +1,7 @@
-"""Before anything is written into a run: does this process, or its job, still own it?
+"""Checks before each write into a run that this process, or its job, still owns it.
 
-`ownership.py` registers the question; the journal and the failure reports ask it before each write.
-A process that has claimed nothing is not asked: `status` only reads.
+`ownership.py` registers the check; the journal and the failure reports call it before each write.
+For a process that has claimed nothing (`status` only reads) there is no check.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _required: dict[Path, Callable[[], None]] = {}
 
 
 def put_up(run: Path, require: Callable[[], None]) -> None:
-    """Ask `require` before each write into a run directory; it raises, or ends the process."""
+    """Call `require` before each write into a run directory; it raises, or ends the process."""
     _required[run.absolute()] = require
 
 

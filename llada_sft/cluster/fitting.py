@@ -1,7 +1,7 @@
-"""Do other data and another model still fit a run's checkpoint? Looked at before anything changes.
+"""Do other data and another model still fit a run's checkpoint? Checked before anything is changed.
 
-Only what small files tell: the names of the shards, and the sizes in config.json. The ranks compare
-the contents of the shards and the shapes of all tensors when they start.
+Reads small files only: the names of the shards, and the sizes in config.json. The ranks compare the
+contents of the shards and the shapes of all tensors when they start.
 """
 
 import json
@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from llada_sft.cluster.status import newest_checkpoint
 from llada_sft.config import Config
 from llada_sft.config.changes import Change
 from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.run_dir import RunDir
 
 _DATA_STATE = "data_state.json"
-# Of config.json: what makes another network of it, or another meaning of its ids.
+# Keys of config.json: the sizes of the network, and the meaning of the token ids.
 _SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "mlp_ratio")
 _VOCABULARY = ("vocab_size", "embedding_size", "mask_token_id", "eos_token_id")
 
@@ -45,7 +46,7 @@ def _files(run: RunDir, after: Config) -> Iterator[str]:
     try:
         sources = list_sources(after.data, after.train.epochs)
     except LladaSftError:
-        # Preflight says what is wrong with them.
+        # Preflight reports what is wrong with them.
         return
     gone = sorted(set(names) - {shard.name for source in sources for shard in source.shards})
     if gone:
@@ -58,10 +59,9 @@ def _files(run: RunDir, after: Config) -> Iterator[str]:
 
 def _files_of_the_checkpoint(run: RunDir) -> list[str]:
     """Read which files the newest checkpoint knows; none where that cannot be read."""
-    paths = [path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal()]
-    if not paths:
+    newest = newest_checkpoint(run)
+    if newest is None:
         return []
-    newest = max(paths, key=lambda path: int(path.name[5:]))
     files = _read_json(newest / _DATA_STATE).get("files")
     return list(files) if isinstance(files, dict) else []
 

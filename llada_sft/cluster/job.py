@@ -61,7 +61,7 @@ def run(run_dir: str) -> None:
     """Train as one rank until the end, or until told to stop; then this process ends in time.
 
     Raises:
-        SystemExit: With code 2, after a mistake of the user's was written to `failures/`.
+        SystemExit: With code 2, after a user's mistake was written to `failures/`.
     """
     try:
         _run(run_dir)
@@ -86,7 +86,7 @@ def _run(run_dir: str) -> None:
             leaving.answer_hang = watchdog.answer
             _attempt(_Rank(run_path, placement, stop, leaving, watchdog, owned))
     except (PeerFailedError, SupersededError) as error:
-        # The rank that it happened on has said what it is; in another's run nothing is written.
+        # The other rank has reported the reason; and another owner's run is not written to.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
@@ -136,9 +136,9 @@ def _attempt(rank: _Rank) -> None:
 
 
 def _check_world_size(rank: _Rank) -> None:
-    """Compare the ranks that were started with those that the batch script noted for this attempt.
+    """Check that all ranks were started that the batch script recorded for this attempt.
 
-    An elastic job trains on any number of nodes, but on all that it has.
+    An elastic job trains on any number of nodes, but always on all that it has.
     """
     started = journal.last_started(rank.run.journal)
     job = (os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
@@ -158,7 +158,7 @@ def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Co
         SystemExit: The job should go on, but could not be requeued: with code 0 SLURM would call it
             COMPLETED, and nobody would learn that it is not. Or it is given up.
     """
-    # What came since the ranks agreed is known of this one alone: it may say what it was.
+    # Signals that came after the ranks agreed are known only to this rank: they may be the reason.
     told = sorted({*noted.told, *stop.names()})
 
     def given_up(cause: Cause) -> str:

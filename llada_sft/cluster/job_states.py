@@ -1,6 +1,6 @@
 """SLURM's words for the state of a job: will it run again, and what should a person do?
 
-scontrol shows a base state (RUNNING), or instead of it what goes on with the job (COMPLETING).
+scontrol shows a base state (RUNNING), or in its place what is being done to the job (COMPLETING).
 Newer versions may show both, joined by commas.
 
 Source: "Job State Codes" in SLURM's documentation, 22.05 to 25.11.
@@ -13,11 +13,11 @@ ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED"}
     | {"NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
-# These may stand beside the state of a job that has ended, and do not change it.
+# Shown next to the state of a job that has ended; they do not change its meaning.
 _REMARKS = frozenset({"LAUNCH_FAILED", "RECONFIG_FAIL", "UPDATE_DB"})
 # SLURM ends the job's processes, or has ended them.
 _ENDING = ENDED | {"COMPLETING", "STAGE_OUT", "REVOKED"}
-# SLURM has put it back, to run again at once, later, or when somebody releases it.
+# Requeued by SLURM: it runs again at once, later, or when a person releases it.
 _REQUEUED = frozenset({"EXPEDITING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"})
 _RELEASE = "to let it run again:  scontrol release {job}"
 _WHAT_TO_DO = {
@@ -35,7 +35,7 @@ _WHAT_TO_DO = {
     "REVOKED": "started on another cluster:  squeue --federation",
     "STAGE_OUT": "its files are being staged out",
 }
-# Of a job that is pending: it waits for a person.
+# Reasons of a pending job that waits for a person.
 _HELD = frozenset(
     {"JobHeldUser", "JobHeldAdmin", "job_requeued_in_held_state", "launch_failed_requeued_held"}
 )
@@ -48,16 +48,16 @@ def has_ended(state: str) -> bool:
 
 
 def is_ending(state: str) -> bool:
-    """Tell whether SLURM is ending a job, or has; a word that is not known says nothing of that."""
+    """Tell whether SLURM is ending a job or has ended it; an unknown word says neither."""
     return bool(_words(state) & _ENDING)
 
 
 def is_requeued(fields: Mapping[str, str], restarts_before: int) -> bool:
-    """Tell whether SLURM has put a job back into the queue since an attempt of it began.
+    """Tell whether SLURM has requeued a job since an attempt of it started.
 
     Args:
         fields: What `scontrol show job` says.
-        restarts_before: SLURM's count of its restarts when the attempt began.
+        restarts_before: SLURM's count of its restarts when the attempt started.
     """
     restarts = fields.get("Restarts", "")
     if restarts.isdecimal() and int(restarts) > restarts_before:
@@ -66,7 +66,7 @@ def is_requeued(fields: Mapping[str, str], restarts_before: int) -> bool:
 
 
 def described(job_id: str, fields: Mapping[str, str]) -> str:
-    """Say a job's state, and what a person should do about it if anything."""
+    """Describe a job's state, and what a person should do about it, if anything."""
     state = fields.get("JobState", "")
     if not state:
         return f"{job_id} no longer known to SLURM"

@@ -167,13 +167,8 @@ def last_started(journal: Path) -> Entry:
     return next((entry for entry in entries if entry.get("event") == "started"), Entry())
 
 
-def last_job_id(journal: Path) -> str | None:
-    """Give the SLURM job that was launched or started last; None if that was a local run."""
-    return job_of(read(journal))
-
-
 def job_of(entries: list[Entry]) -> str | None:
-    """Return the SLURM job of entries that was launched or started last, as `last_job_id` does."""
+    """Return the SLURM job that was launched or started last; None if that was a local run."""
     for entry in reversed(entries):
         if entry.get("event") in ("launched", "started"):
             return entry.get("job_id")

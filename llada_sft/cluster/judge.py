@@ -21,13 +21,13 @@ _ENDING = re.compile(r"^srun: (?:launch/slurm: \S+ Terminating |Job step aborted
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 # By the signal itself, or as `leaving.py` does.
 _BY_TERM = re.compile(r"Terminated\b|Exited with exit code 143$")
-# srun could start no rank: what was asked of it does not fit the job, whenever it is asked ...
+# srun started no rank, because its options do not fit the job: it would fail again ...
 _REFUSED = re.compile(
     r"^srun: (?:fatal: (?!.*(?:connect|communicat|[Cc]ould not))"
     r"|(?:unrecognized|invalid|ambiguous) option|error: Unable to create step for job \d+: "
     r"(?:More processors|Invalid|Requested node configuration|Memory required))"
 )
-# ... or something else, which may pass.
+# ... or for another reason, which may be temporary.
 _NO_STEP = re.compile(
     r"^srun: (?:fatal: |error: Unable to )"
     r"|srun: (?:not found|command not found|No such file or directory|Permission denied)$"
@@ -51,7 +51,7 @@ class Death:
         node: Where it ran; empty for a local run.
         how: srun's words: "Killed", "Exited with exit code 1", "Out Of Memory".
         first: It died before srun began to end all ranks.
-        of_peer: What it heard of another rank, where NCCL ended it for that; else empty.
+        of_peer: Its last log line on another rank, if NCCL aborted it for that; else empty.
     """
 
     rank: int
@@ -66,10 +66,10 @@ class Death:
 
     @property
     def by_term(self) -> bool:
-        """It was told to leave, by TERM.
+        """TERM ended it.
 
-        SLURM tells so the siblings of a rank that failed: from 26.05 on by itself, and srun need
-        not have said anything before.
+        SLURM sends TERM to the other ranks when one fails: from 26.05 on by itself, possibly before
+        srun has reported anything.
         """
         return _BY_TERM.match(self.how) is not None
 
@@ -86,9 +86,9 @@ class Evidence:
         nodes: The attempt's nodes, in the order of their ranks.
         world_size: Its ranks; as many on each node.
         stopped: What SLURM itself did to the job, if anything.
-        silent_srun: Nobody saw srun end, and it said nothing, if it ran at all: not that it was
-            told to end the ranks, as it always does where SLURM ends a job.
-        not_started: srun's line on why it could start no rank; empty where it started them.
+        silent_srun: Nobody saw srun end, and it printed nothing, if it ran at all. Where SLURM ends
+            a job, srun always prints that it ends the ranks.
+        not_started: srun's message why it started no rank; empty if it started them.
     """
 
     exit_code: int | None = None
@@ -150,7 +150,7 @@ def read_srun(text: str) -> tuple[list[Death], list[str]]:
 
 
 def why_not_started(text: str) -> str:
-    """Return srun's line on why it could start no rank; empty where it says nothing of that."""
+    """Return srun's message why it started no rank; empty if there is none."""
     lines = [line.strip() for line in text.splitlines()]
     refused = [line for line in lines if _REFUSED.match(line)]
     return next(iter(refused or [line for line in lines if _NO_STEP.search(line)]), "")
@@ -205,11 +205,11 @@ def _told(failures: Sequence[Failure]) -> Verdict | None:
 def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
     """Name a rank that a signal ended before it could say anything."""
     silent = [one for one in _silent(evidence) if one in deaths]
-    # It may be seen late.
+    # srun may report lack of memory after the other deaths.
     first = next(
         (one for one in silent if _OUT_OF_MEMORY.search(one.how)), next(iter(silent), None)
     )
-    # Who exited without a word was there before whom SLURM killed because of it.
+    # If a rank exited without a report first, SLURM killed the others because of it.
     if first is None or not first.by_signal or first.of_peer:
         return None
     out_of_memory = _OUT_OF_MEMORY.search(first.how) is not None
@@ -226,7 +226,7 @@ def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
 
 
 def _silent(evidence: Evidence) -> Sequence[Death]:
-    """List the deaths of ranks that said nothing; those that follow from others, if all do."""
+    """List the deaths of ranks without a report: consequences of other deaths only if all are."""
     spoke = {failure.rank for failure in evidence.failures}
     silent = [one for one in evidence.deaths if one.rank not in spoke]
     own = [one for one in silent if not one.by_term and not one.of_peer]
@@ -297,7 +297,7 @@ def _without_a_word(evidence: Evidence) -> Verdict:
 
 
 def _heard_of_peer(rank: int, error: str, step: int | None) -> Verdict:
-    """Judge by what a rank says of others, where nobody says more."""
+    """Judge by what a rank says of others, if nothing else is known."""
     if is_time_out(error):
         what = f"a collective timed out, and no rank said why; rank {rank}: {error}"
         return Verdict(Cause.HANG, what, step=step)

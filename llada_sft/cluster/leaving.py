@@ -6,8 +6,8 @@ is lost anyway: the next attempt resumes from the last checkpoint.
 
 Ranks that wait for one that has left receive TERM: from `srun --kill-on-bad-exit`, from SLURM
 itself (since 26.05), or from the launcher of a local run. TERM alone means "save and stop". TERM
-with another rank's failure report, there already or seconds later, means "exit now"; and where that
-report says that the attempt hangs, "say first where you stand" (`Watchdog.answer`).
+with another rank's failure report, there already or seconds later, means "exit now"; if that report
+is of a hang, a rank first reports where it stands itself (`Watchdog.answer`).
 """
 
 import os
@@ -47,11 +47,11 @@ class Leaving:
         self._lock = threading.Lock()
         # Optimizer steps that were made; None before the training begins.
         self.step: int | None = None
-        # Where another rank found a hang: reports where this one stands, and does not return.
+        # If another rank reported a hang: reports where this rank stands, and does not return.
         self.answer_hang: Callable[[], None] = lambda: None
 
     def say(self, cause: Cause, error: str, traceback: str = "", consequence: bool = False) -> None:
-        """Leave this rank's failure report; where the disk takes none, it leaves all the same."""
+        """Write this rank's failure report; a rank that cannot write it leaves all the same."""
         failure = Failure(
             rank=self._rank,
             node=self._node,
@@ -68,7 +68,7 @@ class Leaving:
             path = self._run.failure(self._rank)
             print(f"{path}: cannot be written: {problem.strerror}", file=sys.stderr, flush=True)
         except SupersededError as problem:
-            # In another's run nothing is written, and nothing is left to say.
+            # Another owner's run is not written to, not even with a report.
             print(problem, file=sys.stderr, flush=True)
 
     def fail(self, error: Exception) -> None:
@@ -112,12 +112,12 @@ class Leaving:
 def exit_in_time(code: int) -> None:
     """End this process with its exit code even if the interpreter cannot shut down.
 
-    It waits for every thread of a library or a hook, and for every child process: for one that a
-    file system keeps, for ever. Nothing is left to lose then.
+    The interpreter waits for the threads and child processes of libraries and hooks: for ever, if
+    one hangs in a file system. At that point nothing can be lost.
     """
 
     def end() -> None:
-        # It is over as soon as the interpreter begins to shut down.
+        # Returns as soon as the interpreter begins to shut down.
         threading.main_thread().join()
         time.sleep(EXIT_S)
         # Not `print`: the main thread may hold the lock of the stream.

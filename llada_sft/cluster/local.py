@@ -57,15 +57,15 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
 def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: Ownership) -> int:
     run.logs.mkdir(exist_ok=True)
     ranks = _Ranks(ownership)
-    # Before anything is begun: a signal to the launcher must leave no rank, and no attempt without
-    # an end.
+    # First of all: a signal to the launcher must not leave a rank behind, or an attempt without an
+    # `ended`.
     with _forwarded_signals(ranks) as received:
         journal.append(run.journal, {"event": "launched"})
         supervisor.begin(run, None, config.world_size)
         deaths = [] if received else ranks.run(run, config, [*command, str(run.path)])
         ownership.require()
         verdict = supervisor.end_local(run, deaths, told=bool(received))
-    # A signal may also come when the last step is made.
+    # A signal may also come after the last step.
     finished = verdict is None and not deaths and supervisor.last_cause(run) == Cause.FINISHED
     if received and not finished and (verdict is None or verdict.cause == Cause.CANCELLED):
         print(f"stopped; to resume:  {run.shell_command('resume', '--local')}", file=sys.stderr)
@@ -125,15 +125,15 @@ class _Ranks:
         if failed:
             self._end()
         else:
-            # What a hook has started may outlive its rank, and keep the output open.
+            # A process that a hook started may outlive its rank, and keep the output open.
             self.send(signal.SIGKILL)
         self._shown.join()
         return failed
 
     def _failed(self) -> list[Death]:
         codes = [process.poll() for process in self.processes]
-        # A signal that was passed on ends a rank that does not handle it yet; and who kills the run
-        # with a second Ctrl-C has ended all ranks alike.
+        # A signal that was passed on ends a rank that does not handle it yet; and a second Ctrl-C
+        # kills all ranks: neither rank failed first.
         killed = signal.SIGKILL in self._sent
         return [
             Death(rank, "", _how(code), first=not killed and -code not in self._sent)

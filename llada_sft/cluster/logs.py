@@ -97,7 +97,7 @@ def _print_from(log: Path, position: int) -> int:
         raise
     except OSError as error:
         if error.filename is None:
-            # Of the output, not of the log.
+            # The output failed, not the log.
             raise
         raise LaunchError(f"{log}: cannot be read: {error.strerror}") from None
 
@@ -109,7 +109,7 @@ def _goes_on(run: RunDir, job_id: str | None) -> str:
 
 
 class _Watch:
-    """Asks whether a run is over, and says on stderr what its job waits for meanwhile."""
+    """Asks whether a run is over; meanwhile it prints on stderr what the job waits for."""
 
     def __init__(self, run: RunDir, job_id: str | None) -> None:
         self._run, self._job_id = run, job_id
@@ -150,7 +150,7 @@ class _Watch:
         return False
 
     def _say(self, line: str) -> None:
-        """Say something once, until there is something else to say."""
+        """Print a line, unless it is the same as the last one."""
         if line != self._said:
             print(line, file=sys.stderr, flush=True)
             self._said = line

@@ -1,9 +1,9 @@
 """A run directory that was moved or copied: its paths, and the jobs that are not its own.
 
 config.yaml holds the absolute path of the directory that the run was launched in, in `data.hook`.
-Where it names another directory, this one was moved; or copied, if the other one is still a run:
-then it is a run of its own, and the jobs in its journal are the original's. Paths into the old
-directory are replaced when the run is opened; nothing there is read or written.
+Where it names another directory, this one was moved; or copied, if the other one is still a run.
+A copy is a run of its own, and the jobs in its journal belong to the original. Paths into the old
+directory are replaced when the run is opened; nothing in that directory is read or written.
 """
 
 import re
@@ -48,7 +48,7 @@ def old_place(run: RunDir) -> Path | None:
 
 
 def is_copy(run: RunDir) -> bool:
-    """Tell whether the run that this directory was made from is still there."""
+    """Tell whether this is a copy: the directory that it was made from is still a run."""
     home = old_place(run)
     return home is not None and RunDir(home).config.exists()
 
@@ -71,10 +71,10 @@ def rebase(config: Config, run: RunDir) -> Config:
 
 
 def check_place(run: RunDir) -> None:
-    """Check where a run directory has come, by its name and by the links inside of it.
+    """Check the path of a run directory, and the links inside it.
 
     Raises:
-        LaunchError: SLURM could not write to such a path; or a link leads nowhere, or into the
+        LaunchError: SLURM could not write to such a path; or a link is broken, or points into the
             directory of the original.
     """
     home = old_place(run)
@@ -95,7 +95,7 @@ def check_place(run: RunDir) -> None:
 
 
 def note_move(run: RunDir) -> list[str]:
-    """Note in the journal that this is another directory than before, before config.yaml says so.
+    """Record in the journal that the run was moved or copied, before config.yaml is rewritten.
 
     Returns:
         What to print.
@@ -116,7 +116,7 @@ def note_move(run: RunDir) -> list[str]:
 
 
 def _break_hard_links(run: RunDir) -> None:
-    """Give the run files of its own where it appends: `cp -al` makes a copy that shares them."""
+    """Copy the files that the run appends to, where `cp -al` made the original share them."""
     paths = [run.journal, run.command, *run.logs.rglob("*"), *run.quarantine.glob("*")]
     for path in paths:
         if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
@@ -126,7 +126,7 @@ def _break_hard_links(run: RunDir) -> None:
 
 
 def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
-    """Let a moved run stay the same run at W&B, and a copy become another one there."""
+    """Keep the W&B id of a moved run, and give a copy a new one."""
     stored = run.wandb_id
     if how == "copied":
         if stored.exists() or (run.logs / "wandb").exists():
@@ -137,7 +137,7 @@ def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
 
 
 def _is_shared(run: RunDir, path: Path, home: Path, target: Path) -> bool:
-    """Tell whether a link's target is of the old directory, or used by the original, too."""
+    """Tell whether a link points into the old directory, or to what the original links to."""
     at_home = home / path.relative_to(run.path)
     return target.is_relative_to(home.resolve()) or _same(at_home, target)
 

@@ -1,7 +1,7 @@
-"""The config of a run, as the version that launched it reads it: its values and its defaults.
+"""The config of a run as the version that launched it reads it: its values and its defaults.
 
-Needed when a run gets other code: a default that has changed since must not change the run, a key
-that is no longer known must not end it, and both are told.
+Needed when a run gets other code. A default that has changed since must not change the run, a key
+that is no longer known must not end it, and both are reported.
 """
 
 import json
@@ -18,7 +18,7 @@ from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
 TIMEOUT_S = 60
-# Runs with the old package alone: nothing here may be imported from the new one.
+# Runs with the old package only: it must not import anything from the present one.
 _PROGRAM = """
 import json, sys
 from llada_sft.config.reader import load_config
@@ -36,11 +36,11 @@ print(json.dumps({"values": config.model_dump(mode="json"), "defaults": defaults
 
 @dataclass(frozen=True)
 class OldConfig:
-    """What config.yaml means to the version that the run has.
+    """What config.yaml means to the version of the run's code.
 
     Attributes:
-        values: Of each section, every key of that version.
-        defaults: Of each section, the keys that have one; empty where that could not be asked.
+        values: For each section the values of all keys of that version.
+        defaults: For each section the defaults of its keys; empty if that code could not be asked.
     """
 
     values: Mapping[str, Mapping[str, Any]]
@@ -48,7 +48,7 @@ class OldConfig:
 
 
 def read_old(run: RunDir) -> OldConfig:
-    """Ask the run's own code for its config; where that fails, read the file alone.
+    """Ask the run's own code for its config; where that fails, only read the file.
 
     Raises:
         ConfigError: The file cannot be read either.
@@ -71,7 +71,7 @@ def read_old(run: RunDir) -> OldConfig:
 
 
 def carry_over(old: OldConfig) -> tuple[dict[str, Any], list[str]]:
-    """Write the old version's values with the keys of this one.
+    """Convert the old version's values to the keys of this version.
 
     Returns:
         The data of a config.yaml, and one line for each key that this version reads differently.
@@ -110,7 +110,7 @@ def _read_file(run: RunDir) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _plain(value: object) -> Any:
-    """Bring a default into the form that it has in JSON."""
+    """Convert a default to what it becomes in JSON."""
     return json.loads(json.dumps(value, default=str))
 
 

@@ -1,7 +1,7 @@
 """Where a run's hook and setup.sh were copied from: recorded at launch, in code/origin.json.
 
-A run of an older version has no record. There the command that launched it, in command.txt, is read
-again: it names the config.
+A run of an older version has no record: there the config is read again that the launch command in
+command.txt names.
 """
 
 import json
@@ -16,7 +16,7 @@ from llada_sft.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Origin:
-    """Absolute paths.
+    """Where the hook and setup.sh were copied from, as absolute paths.
 
     Attributes:
         hook: None where it is not known.

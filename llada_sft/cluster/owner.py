@@ -1,8 +1,8 @@
 """Who owns a run: what an owner file says, and whether its owner is dead.
 
-An owner is a SLURM job (id and restart count), a process of a host, or nobody: the file that frees
-a run. Decisions here are pure functions of what was seen; `owner_files.py` does the reading and
-writing, `ownership.py` the claiming.
+An owner is a SLURM job (id and restart count), a process of a host, or nobody, once the run was
+released. Decisions here are pure functions of what was seen; `owner_files.py` reads and writes the
+files, `claim.py` and `ownership.py` claim and release runs.
 
 A process can be seen only from its own host, boot and pid namespace. From anywhere else it is dead
 when its file was not touched for `timeout_s` (`run.owner_timeout_s`), by the file server's clock.
@@ -37,11 +37,11 @@ class Owner:
     """The content of an owner file; `asdict` is its JSON.
 
     Attributes:
-        token: Tells this claim from all others.
+        token: Distinguishes this claim from all others.
         kind: What owns the run.
         since: When it was claimed, for people: no decision depends on it.
         user: Who claimed it.
-        timeout_s: A process that cannot be seen is dead after so many seconds without a sign.
+        timeout_s: A process that cannot be seen is dead after this time without a sign of life.
         doing: What a process does with the run.
         job_id: SLURM's number of a job, or of the job that a process runs in.
         restarts: How often SLURM had restarted that job.
@@ -49,11 +49,11 @@ class Owner:
         host: Of the process.
         machine: /etc/machine-id; two hosts may have one name.
         boot_id: Of the host's kernel.
-        pid_namespace: A container has pids of its own.
+        pid_namespace: Of the process: a container has pids of its own.
         pid: Of the process.
         start_time: Of the process, in clock ticks since the boot: a pid may be used again.
-        path: The run directory as the owner saw it; and
-        inode: its number in the file system. Where both differ, the run directory is a copy.
+        path: The run directory, as the owner saw it.
+        inode: Of the run directory. Where path and inode both differ, it is a copy.
     """
 
     token: str
@@ -79,7 +79,7 @@ class Owner:
         """Read an owner; keys that this version does not know are ignored.
 
         Raises:
-            ValueError: It is not one.
+            ValueError: The content is not an owner.
         """
         if not isinstance(content, dict) or not content.get("token"):
             raise ValueError("not an owner")
@@ -98,7 +98,7 @@ class Owner:
         return asdict(self)
 
     def is_same_attempt(self, other: "Owner") -> bool:
-        """Whether both are the same start of the same job."""
+        """Tell whether both are the same start of the same job."""
         return (
             self.kind == other.kind == "job"
             and self.is_same_job(other)
@@ -106,7 +106,7 @@ class Owner:
         )
 
     def is_same_job(self, other: "Owner") -> bool:
-        """Whether both run in one SLURM job, whatever its restart count."""
+        """Tell whether both run in one SLURM job, whatever its restart count."""
         if not self.job_id or self.job_id != other.job_id:
             return False
         return not self.cluster or not other.cluster or self.cluster == other.cluster
@@ -133,8 +133,8 @@ def is_dead(owner: Owner, claimant: Owner, seen: Seen) -> bool:
     """Decide whether a run may be taken from its owner.
 
     Args:
-        owner: Whom the highest owner file names.
-        claimant: Who wants to have the run.
+        owner: The one that the highest owner file names.
+        claimant: The one that wants the run.
         seen: What the claimant sees of the owner.
     """
     if owner.kind == "nobody" or seen.copied:
@@ -152,7 +152,7 @@ def is_dead(owner: Owner, claimant: Owner, seen: Seen) -> bool:
 
 
 def is_visible(owner: Owner, claimant: Owner) -> bool:
-    """Whether the claimant sees the owner's process under the owner's pid."""
+    """Tell whether the claimant sees the owner's process under the owner's pid."""
     return (
         bool(owner.boot_id)
         and owner.boot_id == claimant.boot_id
@@ -161,13 +161,13 @@ def is_visible(owner: Owner, claimant: Owner) -> bool:
 
 
 def was_rebooted(owner: Owner, claimant: Owner) -> bool:
-    """Whether the owner ran on the claimant's host before its last boot."""
+    """Tell whether the owner ran on the claimant's host before its last boot."""
     same_host = (owner.host, owner.machine) == (claimant.host, claimant.machine)
     return same_host and bool(owner.boot_id) and owner.boot_id != claimant.boot_id
 
 
 def job_is_over(job: Mapping[str, str], restarts: int) -> bool:
-    """Whether a job has ended for good, or runs again after the start in question.
+    """Tell whether a job has ended for good, or was restarted after a given start.
 
     Args:
         job: The fields of `scontrol show job`; empty for a job that SLURM has forgotten.
@@ -249,7 +249,7 @@ def launched_job(job_id: str, cluster: str, launcher: Owner) -> Owner:
 
 
 def nobody(last: Owner) -> Owner:
-    """Describe that an owner has released a run."""
+    """Describe a run that its last owner has released."""
     return replace(last, token=_token(), kind="nobody", since=_now())
 
 

@@ -1,9 +1,9 @@
 """The files `owner.1`, `owner.2`, … of a run directory: the highest number is the owner.
 
 A file is written under another name and linked to the next number: link(2) fails where the number
-is taken, on NFS too, so that of several claimants only one gets it. A lock (flock) would do neither
-on every file system, nor tell who holds it. The highest is never removed: a number never comes
-again as the highest.
+is taken, on NFS too, so that of several claimants only one gets it. A lock (flock) does not work on
+every file system, and does not say who holds it. The highest file is never removed, so that no
+number is the highest twice.
 
 Times are compared as the file server gives them: hosts' clocks may be hours off.
 """
@@ -20,12 +20,12 @@ from llada_sft.cluster import run_files
 from llada_sft.cluster.owner import Owner
 
 _NAME = re.compile(r"owner\.([1-9]\d*)")
-# The highest and some before it: for people who want to know how it came.
+# How many of the highest are kept: the earlier ones tell a person what happened.
 KEPT = 4
 # What a killed claimant left is removed after this time.
 LEFTOVER_S = 3600
 _MAX_BYTES = 1 << 16
-# File systems without hard links say one of these.
+# Errors of file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
@@ -54,16 +54,16 @@ def highest(folder: Path) -> int:
 
 
 def refresh(folder: Path) -> None:
-    """Let an NFS client see what is in a folder now: it lists from its memory for up to a minute.
+    """Make an NFS client list a folder as it is now: it may list from its cache for up to a minute.
 
-    The answer to this change brings the folder's present state with it.
+    The server's answer to this change tells the client that its cache is outdated.
     """
     with suppress(OSError):
         os.utime(folder)
 
 
 def read(folder: Path, number: int) -> Owner | None:
-    """Read an owner file; None where it cannot be read or is none."""
+    """Read an owner file; None if it cannot be read, or is not one."""
     try:
         content = json.loads(run_files.read_start(_path(folder, number), _MAX_BYTES))
         return Owner.from_json(content)
@@ -82,7 +82,7 @@ def find(folder: Path) -> OwnerFile:
     if number == 0:
         return OwnerFile(0, None)
     try:
-        # Opened first: an NFS client then asks the server for the time, and does not remember it.
+        # Opened first: an NFS client then asks the server for the time instead of its cache.
         with run_files.open_regular(_path(folder, number)) as file:
             touched = os.fstat(file.fileno()).st_mtime
     except OSError:
@@ -91,7 +91,7 @@ def find(folder: Path) -> OwnerFile:
 
 
 def server_time(folder: Path) -> float:
-    """Return the time by the clock that the files of a folder are dated with.
+    """Return the time by the clock that dates the files of a folder.
 
     Raises:
         OSError: Nothing can be written there.
@@ -122,7 +122,7 @@ def create(folder: Path, number: int, owner: Owner) -> bool:
         except OSError as error:
             if error.errno in _NO_LINKS:
                 _create_without_link(beside, path)
-            # An NFS server may have made the link and its answer been lost.
+            # An NFS server may have made the link although its answer was lost.
             elif not os.path.lexists(path):
                 raise
     finally:

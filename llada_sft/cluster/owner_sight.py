@@ -1,4 +1,4 @@
-"""Seeing the owner of a run: its process, its job in SLURM, and for how long it gave no sign."""
+"""What can be seen of a run's owner: its process, its SLURM job, and its last sign of life."""
 
 import shutil
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from llada_sft.cluster.owner import (
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
-# A person may be waiting for the answer.
+# Seconds: a person may be waiting for the answer.
 ASK_SLURM_S = 10.0
 
 
@@ -34,7 +34,7 @@ class Sight(NamedTuple):
 
 
 def look(folder: Path, claimant: Owner) -> Sight | None:
-    """See who owns a run, dead or alive; None where no one ever did.
+    """Return who owns a run, dead or alive; None if nobody ever did.
 
     Raises:
         OSError: The folder cannot be read or written.
@@ -93,9 +93,9 @@ def _ask(owner: Owner) -> tuple[bool, dict[str, str]]:
 
 
 def _is_copied(owner: Owner, folder: Path) -> bool:
-    """Whether the run directory is a copy: at another path, and another folder.
+    """Tell whether the run directory is a copy: both its path and its inode differ.
 
-    One of these alone is none: hosts may mount it elsewhere, and number its folders differently.
+    One alone is not enough: hosts may mount it elsewhere, and number its folders differently.
     """
     if not owner.path or not owner.inode:
         return False
@@ -103,7 +103,7 @@ def _is_copied(owner: Owner, folder: Path) -> bool:
 
 
 def _before_owner_files(folder: Path) -> Sight | None:
-    """Take the journal's last job for the owner of a run that an earlier version has launched."""
+    """Treat the journal's last job as the owner of a run that an earlier version launched."""
     # Here, not above: it reads configs, and a job has no time for that.
     from llada_sft.cluster.status import last_job
 

@@ -1,13 +1,13 @@
-"""Claiming a run directory, keeping it, handing it over and releasing it.
+"""Owning a run directory: keeping it, handing it over and releasing it; `claim.py` claims it.
 
     launcher        claims as a process before it writes, submits, hands over to the job
     --local         claims as a process; its ranks belong to it, and end with it
     begin           claims for a start of its job
     rank 0, end     find the claim of their job; they write only while it is the highest
 
-Whoever finds a higher number than its own has lost the run and leaves: it was taken for dead,
-because it was stopped or its host could not be reached (fencing). A claimant that is killed at any
-moment leaves a dead owner, which the next claimant takes over from.
+An owner that finds a higher number than its own has lost the run and leaves (fencing): it was taken
+for dead, because it was stopped or its host could not be reached. A claimant that is killed, at any
+moment, leaves a dead owner, from which the next claimant takes over.
 """
 
 import ctypes
@@ -35,14 +35,14 @@ from llada_sft.run_dir import RunDir
 
 # The claim that the ranks of a local run belong to: "NUMBER:TOKEN".
 VARIABLE = "LLADA_SFT_OWNER"
-# An owner gives so many signs of life within `run.owner_timeout_s`.
+# How many signs of life an owner gives within `run.owner_timeout_s`.
 SIGNS = 10
 WATCH_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Ownership:
-    """A run directory that this process, or its job, owns as long as its number is the highest.
+    """A run directory that this process, or its job, owns while its number is the highest.
 
     Attributes:
         on_lost: Called by the thread of `keep` when another one has taken the run over.
@@ -55,16 +55,16 @@ class Ownership:
 
     @property
     def word(self) -> str:
-        """What the ranks of a local run get in the variable VARIABLE."""
+        """What the ranks of a local run get in the environment variable `VARIABLE`."""
         return f"{self.number}:{self.owner.token}"
 
     def is_held(self) -> bool:
-        """Whether the run is still this owner's; also where its folder cannot be read."""
+        """Tell whether the run is still this owner's; true also if its folder cannot be read."""
         try:
             owner_files.refresh(self.run)
             highest = owner_files.highest(self.run)
             if highest == 0:
-                # Somebody has removed the files; who claims the run now sees this one.
+                # Somebody has removed the files: a new one tells other claimants of this owner.
                 return owner_files.create(self.run, self.number, self.owner)
         except OSError:
             return True
@@ -154,13 +154,13 @@ def held(run: Path) -> Ownership | None:
 
 
 def put_up(run: Path, ownership: Ownership) -> None:
-    """Have the claim asked for before each write into the run."""
+    """Register the claim: it is checked before each write into the run."""
     _held[run.absolute()] = ownership
     fence.put_up(run, ownership.require)
 
 
 def forget(ownership: Ownership) -> None:
-    """Let this process claim the run no longer; its owner file stays."""
+    """Forget this process's claim of a run; the owner file stays."""
     ownership.let_go()
     _held.pop(ownership.run.absolute(), None)
     fence.take_down(ownership.run)
@@ -173,7 +173,7 @@ def give_up(ownership: Ownership) -> None:
 
 
 def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
-    """Find the claim of a start of a job; None where no one has ever claimed the run.
+    """Find the claim of one start of a job; None if nobody ever claimed the run.
 
     Raises:
         SupersededError: The run is somebody else's.
@@ -200,8 +200,8 @@ def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
 def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership | None:
     """Find the claim that a rank belongs to; None where it was started by hand, without one.
 
-    A rank that has lost the run leaves at once, rank 0 without being asked. A rank of a local run
-    ends with its launcher: nobody else would end it.
+    A rank that has lost the run leaves before its next write; rank 0 looks every few seconds, too.
+    A rank of a local run ends with its launcher: nobody else would end it.
 
     Raises:
         SupersededError: The run is somebody else's.

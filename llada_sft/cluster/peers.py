@@ -1,6 +1,6 @@
-"""What gloo, NCCL and their store say where the fault is another rank's: words of a consequence.
+"""Errors of gloo, NCCL and their store that are a consequence: another rank is gone or late.
 
-A rank that hears of a peer only through a collective cannot know what became of it. The peer's own
+A rank that notices this only in a collective cannot know what happened to its peer. The peer's own
 failure report, or srun, says that.
 """
 
@@ -23,7 +23,7 @@ _TIMED_OUT = re.compile(
 
 
 def is_of_peer(error: BaseException) -> bool:
-    """Tell whether an exception says only that another rank is gone, or did not come.
+    """Tell whether an exception says only that another rank is gone or late.
 
     A hook's own broken connection is an `OSError`; those of torch are `RuntimeError`.
     """
@@ -32,14 +32,14 @@ def is_of_peer(error: BaseException) -> bool:
 
 
 def is_time_out(text: str) -> bool:
-    """Tell whether an error says that a collective has waited in vain."""
+    """Tell whether an error says that a collective has timed out."""
     return _TIMED_OUT.search(text) is not None
 
 
 def last_line_of_peer(log: str) -> str:
-    """Return the last line of a rank's log that speaks of a peer; empty where there is none.
+    """Return the last line of a rank's log that is about a peer; empty if there is none.
 
-    NCCL's watchdog says it there, and then aborts the process: no exception of Python's comes.
+    NCCL's watchdog writes it, and then aborts the process without a Python exception.
     """
     lines = [one for one in log.splitlines() if _GONE.search(one) or is_time_out(one)]
     return lines[-1].strip() if lines else ""

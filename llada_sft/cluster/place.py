@@ -1,4 +1,4 @@
-"""Can a run directory be made where `run.root` says? Asked before anything is written."""
+"""Can a run directory be made where `run.root` says? Checked before anything is written."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from llada_sft.run_dir import RunDir
 
 _ADVICE = "set run.root to a folder that can be written to"
-# Of what PATH_MAX, 4096, leaves for the files below the run directory.
+# Bytes that the paths of files below the run directory may need of PATH_MAX, 4096.
 _LONGEST_PATH_BELOW = 256
 _LONGEST_PATH = 4096 - _LONGEST_PATH_BELOW
 

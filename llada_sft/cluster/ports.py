@@ -1,9 +1,8 @@
-"""Where the ranks meet: a port that nobody gets by chance.
+"""The port at which the ranks meet: not one of those that the kernel gives to anybody.
 
-Rank 0 listens at it only seconds after it was chosen, and who asks the kernel for any free port
-meanwhile must not get this one. srun asks: then rank 0 fails, the other ranks talk to srun, and
-srun waits for the rest of what it takes for a message instead of ending them (seen: four minutes).
-So it is none of those that the kernel gives.
+Rank 0 binds this port a few seconds after it is chosen. It must not be in the kernel's ephemeral
+range: otherwise srun may take it in between, rank 0 fails to bind, and the other ranks connect to
+srun, which then hangs (four minutes observed) instead of killing them.
 """
 
 import random

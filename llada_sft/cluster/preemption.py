@@ -66,7 +66,7 @@ class Ending:
     Attributes:
         cause: In the journal's words.
         error: Why the job, which should go on, could not be requeued; else empty.
-        given_up: Why it shall not go on, though nobody cancelled it; else empty.
+        given_up: Why it is not to run again although nobody cancelled it; else empty.
     """
 
     cause: Cause
@@ -100,7 +100,7 @@ def after_stop(
         told: The names of the signals that any rank got.
         job: None for a local run, which nobody requeues.
         cause: What `before_save` has found.
-        given_up: Says why the job is not to run again after this cause; empty if it is.
+        given_up: Returns why the job is not to run again after a cause; empty if it is.
     """
     if job is None:
         return Ending(_of_local(told))

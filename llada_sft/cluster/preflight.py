@@ -1,4 +1,4 @@
-"""Looking before leaping: what would end the job on its nodes is found here, on the login node.
+"""Checks, on the login node, for what would end the job on its nodes.
 
 Only reads: small files, the headers of weights, shards up to their first row; never torch. Every
 check adds its problems to one list, so that a user sees all of them in one go instead of one per
@@ -29,7 +29,7 @@ def require(config: Config, new_run: RunDir | None = None) -> None:
 
     Args:
         config: With absolute paths.
-        new_run: The run directory, where it is still to be made.
+        new_run: The run directory, if it is still to be made.
 
     Raises:
         ConfigError: one line for each problem.
@@ -213,7 +213,7 @@ def _has_wandb_key(config: Config) -> bool:
             path = Path(file).expanduser()
             if path.is_file() and host and netrc.netrc(path).authenticators(host):
                 return True
-        # What a job gets only there.
+        # The key may be exported there only.
         return setup is not None and "WANDB_" in Path(setup).read_text(errors="replace")
     except (OSError, RuntimeError, UnicodeDecodeError, netrc.NetrcParseError):
         return False

@@ -6,7 +6,7 @@
 The directory is built beside its place and renamed: an interrupted launch leaves no half run. Code
 and hook are those of the first launch, until `llada-sft resume RUN --update-code`; the sections
 `slurm` and `log` may change from launch to launch. A run that never started, because sbatch refused
-it, is built again by the next launch from the files of then.
+it, is built again by the next launch from the files that it finds.
 """
 
 import json
@@ -29,7 +29,7 @@ from llada_sft.run_dir import RunDir
 # A run stays the same run when only these change.
 CHANGEABLE_SECTIONS = frozenset({"slurm", "log"})
 CHANGEABLE_KEYS = frozenset({"run.owner_timeout_s"})
-# Becomes the owner of a run directory, which is being built at the path, if one is given.
+# Makes the launcher the owner of a run directory; the path is where it is being built, if it is.
 Claim = Callable[[RunDir, Path | None], None]
 
 
@@ -83,9 +83,9 @@ def create(
     try:
         return run, _create(run, sources, final, base, command, claim)
     except OSError as error:
-        # Of a copy, the second name is the file that could not be written.
+        # The error of a copy has two names: the second is the file that could not be written.
         where = Path(error.filename2 or error.filename or run.path)
-        # What is built beside its place has a name that nobody knows.
+        # A directory that is being built has a temporary name, which tells the user nothing.
         where = run.path if where.is_relative_to(run.path.parent) else where
         reason = error.strerror or error
         raise ConfigError(f"{where}: cannot be written: {reason}; see run.root") from None
@@ -137,7 +137,7 @@ def _move_into_place(partial: Path, run: RunDir) -> bool:
 
 
 def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
-    """Take up a run directory that is there; one that never started is built again.
+    """Take up an existing run directory; one that never started is built again.
 
     Returns:
         Whether the run has started before.
@@ -148,7 +148,7 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Cla
     moved.check_place(run)
     if not has_started(run):
         claim(run, None)
-        # Somebody else may have owned it, and started it, in between.
+        # Another owner may have started it in between.
         if not has_started(run):
             _rebuild(run, sources, final, base)
             return False
@@ -158,7 +158,7 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Cla
     claim(run, None)
     changes = find_changes(before, final)
     for line in [*moved.note_move(run), *change_lines(changes, trained=True)]:
-        # Not among what --prepare prints: that is read by a script.
+        # Not to stdout: a script reads what --prepare prints there.
         print(redact(line), file=sys.stderr)
     take_setup(run, sources.slurm.setup)
     replace_config(run, final)
@@ -174,7 +174,7 @@ def has_started(run: RunDir) -> bool:
 
 
 def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
-    """Build a run again that never started, from the present files and config."""
+    """Build a run that never started again, from the present files and config."""
     building = update_code.build(run, sources.data.hook, sources.slurm.setup, base)
     text = dump_config(final)
     if not compare(run, building) and text == run.config.read_text(encoding="utf-8"):

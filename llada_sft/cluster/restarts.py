@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Told by somebody, and saved or not: nobody's fault.
 STOPS = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.REQUEUED, Cause.TOLD_TO_STOP})
-# SLURM's, not a person's: they come again by themselves, however little was done between.
+# Caused by SLURM, not by a person: these repeat, however little was done in between.
 _BY_SLURM = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT})
 OVER = frozenset({Cause.FINISHED, Cause.CANCELLED, Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE})
 OF_THE_MACHINE = frozenset({Cause.NODE_FAILURE, Cause.KILLED, Cause.LOST})
@@ -64,9 +64,9 @@ class Attempt:
     """What counts of an attempt.
 
     Attributes:
-        new_steps: How much newer its newest checkpoint is than all before; 0 if it left none.
-        saved_steps: The steps that it made up to that checkpoint. More than new ones where it began
-            at an older checkpoint, for a newer one was damaged.
+        new_steps: By how many steps its newest checkpoint is ahead of all earlier ones; 0 if none.
+        saved_steps: The steps that it made up to that checkpoint. More than `new_steps` if it began
+            at an older checkpoint because a newer one was damaged.
     """
 
     number: int
@@ -77,7 +77,7 @@ class Attempt:
     saved_steps: int
 
     def without_progress(self, least_steps: int) -> bool:
-        """Tell whether it counts as one that came no further."""
+        """Tell whether it counts as an attempt without progress."""
         if self.cause in _BY_SLURM:
             return self.saved_steps < least_steps
         return self.cause is not None and self.cause not in STOPS and self.new_steps == 0

@@ -1,4 +1,4 @@
-"""Reading the files of a run for a person, whatever they have become.
+"""Reads the files of a run for a person, whatever state they are in.
 
 A run directory may be half copied, damaged by a full disk, or written to by something else. What is
 read here is bounded, never waits (a named pipe would wait for a writer for ever), and is safe to
@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-# The end of a file is what is shown of it.
+# Of a longer file only the end is read.
 MAX_BYTES = 64 << 20
 MAX_LINE_CHARACTERS = 2000
 
@@ -51,6 +51,6 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def printable(text: str) -> str:
-    """Return a line without what a terminal would obey, or an output could not encode."""
+    """Return a line without control characters, and not too long for a terminal."""
     shown = "".join(one if one.isprintable() else "?" for one in text)
     return shown if len(shown) <= MAX_LINE_CHARACTERS else f"{shown[:MAX_LINE_CHARACTERS]}..."

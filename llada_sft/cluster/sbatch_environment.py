@@ -1,9 +1,10 @@
 """Which of the submitting shell's SLURM variables sbatch and the job get.
 
-A shell inside a job has SLURM_* of that job, and srun in the new job would take them for options:
-one rank on two nodes, or memory that contradicts the request. SBATCH_* override the options in the
-batch script, which say what the config says. So of both only these pass: how to reach SLURM, and on
-whose account and where, as far as the config leaves that open. SRUN_* are options of srun, too.
+A shell inside a job has the SLURM_* of that job, and srun in the new job would take them for
+options: one rank on two nodes, or memory that contradicts the request. SBATCH_* override the
+options in the batch script, which are those of the config. Of both, only these pass: how to reach
+SLURM; and account, partition, qos and reservation where the config does not set them. SRUN_* are
+options, too, and do not pass.
 
 SBATCH_EXPORT and SLURM_EXPORT_ENV do not pass: a job has all other variables of the shell that
 launched it, because its ranks run that shell's Python; setup.sh is the place for changes.
@@ -22,7 +23,7 @@ _SECRETS = {"SLURM_JWT"}
 
 
 def passed(environment: Mapping[str, str], config: Config) -> dict[str, str]:
-    """Return what sbatch and the job get of an environment."""
+    """Return the part of an environment that sbatch and the job get."""
     kept = {*_REACH_SLURM, *_left_open(config)}
     return {
         name: value
@@ -33,7 +34,7 @@ def passed(environment: Mapping[str, str], config: Config) -> dict[str, str]:
 
 @contextmanager
 def for_sbatch(config: Config) -> Iterator[None]:
-    """Take the variables that do not pass out of this process's environment."""
+    """Remove the variables that do not pass from this process's environment during the context."""
     before = dict(os.environ)
     for name in before.keys() - passed(before, config).keys():
         del os.environ[name]
@@ -44,7 +45,7 @@ def for_sbatch(config: Config) -> Iterator[None]:
 
 
 def lines(environment: Mapping[str, str], config: Config) -> list[str]:
-    """Say, as comments of a dry run, which variables of SLURM pass and which do not."""
+    """List, as comments of a dry run, which variables of SLURM pass and which do not."""
     of_slurm = sorted(name for name in environment if _OF_SLURM.match(name))
     kept = passed(environment, config)
     said = [

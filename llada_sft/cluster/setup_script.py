@@ -1,10 +1,10 @@
-"""Run a run's setup.sh, and find what it changes for the ranks.
+"""Runs a run's setup.sh, and finds out what it changes for the ranks.
 
-It is a person's file, and may do anything: set options and traps, define functions named like
+It is a user's file, and may do anything: set options and traps, define functions named like
 commands, change the folder, close its output, or exit. So it is sourced by a bash of its own, which
-then says what is left of it: exported variables, resource limits and the umask. Nothing else passes
-on. The batch script loads these in the process that becomes srun, and nowhere else: `end` runs with
-the environment that the job was given.
+then reports its exported variables, resource limits and umask. Nothing else passes on. The batch
+script loads these in the process that becomes srun, and nowhere else: `end` runs with the
+environment that the job was given.
 """
 
 import json
@@ -29,7 +29,7 @@ report = {"status": int(sys.argv[2]), "limits": limits, "umask": os.umask(0)}
 with open("/proc/self/environ", "rb") as environ, open(sys.argv[1], "wb") as file:
     file.write(json.dumps(report).encode() + b"\\n" + environ.read())
 """
-# Letters of bash's `ulimit`, and the bytes or things that it counts in.
+# Options of bash's `ulimit`, and its units: in bytes, or 1 for a count.
 _LIMITS = {
     resource.RLIMIT_CORE: ("c", 1024),
     resource.RLIMIT_DATA: ("d", 1024),
@@ -44,14 +44,14 @@ _LIMITS = {
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Bash's own, and those that cannot be assigned.
 _OF_BASH = {"_", "SHLVL", "PWD", "OLDPWD", "SHELLOPTS", "BASHOPTS", "UID", "EUID", "PPID"}
-# The batch script's, which the file neither sees nor changes.
+# Variables of the batch script, which the file neither sees nor changes.
 _OURS = {"MASTER_ADDR", "MASTER_PORT", "PYTHONSAFEPATH"}
 SHOWN_LINES = 5
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process hands on to those that it starts.
+    """What a process passes on to the processes that it starts.
 
     Attributes:
         limits: Soft and hard, in the order of `_LIMITS`.
@@ -67,10 +67,10 @@ def run_setup(run: RunDir, log: Path) -> str:
 
     Args:
         run: The run directory.
-        log: Where its output goes; what is there is printed as well.
+        log: The file for its output, which is printed, too.
 
     Raises:
-        LaunchError: It is missing, or it did not come to its end; with the end of its output.
+        LaunchError: The file is missing, or exited; the message has the last lines of its output.
     """
     if not _is_wanted(run):
         return ""
@@ -104,7 +104,7 @@ def _is_wanted(run: RunDir) -> bool:
     try:
         return load_config(run.config).slurm.setup is not None
     except ConfigError:
-        # The ranks say so.
+        # The ranks report it.
         return False
 
 
@@ -119,7 +119,7 @@ def _surroundings(run: RunDir) -> Surroundings:
 
 
 def _source(setup: Path, variables: Mapping[str, str], log: Path) -> tuple[bytes, int]:
-    """Source the file; return what the bash reported at its end, if it came there, and its code."""
+    """Source the file; return bash's report (empty if the file exited), and its exit code."""
     # In memory: variables may be secrets. Opened by its path: the file may close what it inherits.
     memory = os.memfd_create("setup")
     report = f"/proc/{os.getpid()}/fd/{memory}"
@@ -141,7 +141,7 @@ def _source(setup: Path, variables: Mapping[str, str], log: Path) -> tuple[bytes
 
 
 def _show(log: Path) -> str:
-    """Print what the file has said; return it, and keep no empty log."""
+    """Print the output of the file and return it; remove an empty log."""
     text = log.read_text(encoding="utf-8", errors="replace")
     if not text:
         log.unlink()

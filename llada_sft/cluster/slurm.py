@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from llada_sft.cluster import job_states
 from llada_sft.errors import LaunchError
 
-# Of one question, where nobody waits at a terminal.
+# The timeout of one query, if nobody waits at a terminal.
 TIMEOUT_S = 60
-# Of all questions of a command that a person waits for.
+# The timeout of all queries together of a command that a person waits for.
 PATIENCE_S = 10.0
-# The seconds that are left of it; empty where nobody waits.
+# The seconds that are left of it; empty if nobody waits.
 _patience: list[float] = []
 _OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
 # Formats, filters and other options of the tools, as variables.
@@ -29,10 +28,10 @@ EXCLUDE_PAUSE_S = 0.3
 
 @contextmanager
 def patience(seconds: float | None = None) -> Iterator[None]:
-    """Let all questions of a block together wait so long at most: a person waits for them.
+    """Limit the time of all queries of a block together: a person waits for them.
 
     Args:
-        seconds: None stands for PATIENCE_S. A block inside another one has its own.
+        seconds: None stands for PATIENCE_S. A block inside another one has its own limit.
     """
     before = _patience.copy()
     _patience[:] = [seconds or PATIENCE_S]
@@ -43,7 +42,7 @@ def patience(seconds: float | None = None) -> Iterator[None]:
 
 
 def patience_left() -> float:
-    """Return for how many seconds one more question may be waited for."""
+    """Return the timeout of the next query, in seconds."""
     return min([TIMEOUT_S, *_patience])
 
 
@@ -64,7 +63,7 @@ def run_tool(*command: str, timeout_s: float | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise LaunchError(f"{' '.join(command)}: no answer in {timeout_s:g} s; try again") from None
     finally:
-        # What is left is for the next question; a moment, so that it can fail in its own words.
+        # The rest is for the next query: at least a moment, so that it fails with its own message.
         _patience[:] = [max(0.1, left - (time.monotonic() - begin)) for left in _patience]
     if code:
         reason = " ".join((errors or out).split()) or f"exit code {code}"
@@ -75,8 +74,8 @@ def run_tool(*command: str, timeout_s: float | None = None) -> str:
 def _run(command: Sequence[str], timeout_s: float) -> tuple[int, str, str]:
     """Run a command in a process group of its own, and end the whole group if it takes too long.
 
-    Where the command is a shell script, what it has started would keep the pipes open, and Python
-    would wait for that.
+    If the command is a shell script, a process that it started would keep the pipes open, and
+    Python would wait for that one.
     """
     with subprocess.Popen(
         command,
@@ -98,7 +97,7 @@ def _run(command: Sequence[str], timeout_s: float) -> tuple[int, str, str]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a query: without what a user has set for his own.
+    """Return the environment of a query: without what the user has set for these tools.
 
     Times are seconds since 1970: no time zone.
     """
@@ -119,7 +118,7 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
             return {}
         raise
     jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
-    # Of a task of an array whose number is the array's, scontrol shows all tasks.
+    # For the task whose id is that of its array, scontrol shows all tasks.
     own = [fields for fields in jobs if fields.get("JobId") == job_id]
     return next(iter(own or jobs), {})
 
@@ -133,17 +132,6 @@ def cluster_name(timeout_s: float | None = None) -> str:
     text = run_tool("scontrol", "show", "config", timeout_s=timeout_s)
     found = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
     return found[1] if found else ""
-
-
-def job_state(job_id: str) -> str | None:
-    """Give a job's state (PENDING, RUNNING, ...); None when SLURM has forgotten it."""
-    return job_fields(job_id).get("JobState")
-
-
-def has_ended(job_id: str) -> bool:
-    """Tell whether a job is over for good."""
-    state = job_state(job_id)
-    return state is None or job_states.has_ended(state)
 
 
 def requeue(job_id: str) -> None:

@@ -30,7 +30,7 @@ def take_snapshot(
         hook: The file to copy.
         setup: The file to copy, if any.
         launched_from: The folder whose git state is noted.
-        origin: What to note as the place of both, if they are not taken from there.
+        origin: What to record as the origin of both, if it is not `hook` and `setup`.
     """
     package = Path(llada_sft.__file__).parent
     for source in sorted(package.rglob("*.py")):
@@ -60,15 +60,17 @@ def versions() -> dict[str, str | None]:
 
 
 def code_version(run: RunDir) -> dict[str, str | None]:
-    """Give the commit and the package's version that a run's code is of, as far as it is known."""
+    """Return the version and the commit of a run's code; None for what is not known."""
     try:
         known = json.loads(run.versions.read_text(encoding="utf-8"))
         version = known.get("llada-sft")
     except (OSError, ValueError, AttributeError):
         version = None
-    commit = run.code / "commit.txt"
-    text = commit.read_text(encoding="utf-8").strip() if commit.exists() else None
-    return {"version": version, "commit": text}
+    try:
+        commit = (run.code / "commit.txt").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        commit = None
+    return {"version": version, "commit": commit}
 
 
 def git_state(folder: Path) -> dict[str, str]:
@@ -84,7 +86,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def checkout_of_the_package(otherwise: Path) -> Path:
-    """Give the git checkout that the running package is part of; of an installed one another."""
+    """Return the git checkout that has the running package; `otherwise` if it is installed."""
     package = Path(llada_sft.__file__).parent
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return otherwise

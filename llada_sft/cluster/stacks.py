@@ -10,8 +10,8 @@ C code held Python's lock.
 
 Ranks find a hang at different times: their last signs of life differ, and some phases may take
 longer than others. So the first that finds it calls all others through `stacks/attempt_K_call.txt`.
-That file is there, empty, from the start on: what a node knows to be missing it may believe to be
-missing for a minute (NFS), while a file that is opened again is looked at again.
+That file exists, empty, from the start: an NFS client may remember for a minute that a file is
+missing, but asks the server about an existing file whenever it is opened.
 """
 
 import json
@@ -68,7 +68,7 @@ class Stand:
         return f"stands in {self.place}{lock}"
 
 
-# What a field may be: the file of a rank may be torn or damaged.
+# The types of the fields: the file of a rank may be torn or damaged.
 _KINDS = {**get_type_hints(Stand), "seconds": int | float}
 
 
@@ -84,7 +84,7 @@ def header(stand: Stand) -> str:
 
 
 def prepare_call(run: RunDir, attempt: int, rank: int) -> None:
-    """Make the file of the call; rank 0 removes those of attempts that were killed."""
+    """Create the call file; rank 0 removes those of attempts that were killed."""
     own = run.hang_call(attempt)
     if rank == 0:
         own.write_bytes(b"")

@@ -1,6 +1,6 @@
 """What a run is doing, from its own files and one question to SLURM; with or without sacct.
 
-A person looks at a run when something is wrong with it: whatever one file has become, `status`
+A person looks at a run when something is wrong with it: whatever state one file is in, `status`
 shows what the others say.
 """
 
@@ -53,18 +53,8 @@ def find_run(path: str) -> RunDir:
     return run
 
 
-def open_run(path: str) -> tuple[RunDir, Config]:
-    """Take up a run directory and its config.
-
-    Raises:
-        ConfigError: The path is not a run directory, or its config cannot be used.
-    """
-    run = find_run(path)
-    return run, rebase(load_config(run.config), run)
-
-
 def status_lines(run: RunDir) -> list[str]:
-    """Describe the run in a few lines; what cannot be read is said, and nothing is raised."""
+    """Describe the run in a few lines; a file that cannot be read is one line, not an error."""
     with slurm.patience():
         return [printable(f"{name:<12} {text}") for name, text in _rows(run)]
 
@@ -88,7 +78,7 @@ def _safely(name: str, make: Callable[[], Iterable[Row]]) -> Iterator[Row]:
         yield from list(make())
     except OSError as error:
         yield name, f"cannot be read: {error.filename}: {error.strerror}"
-    # The last resort: whatever a file made us stumble over, the other rows are shown.
+    # The last resort: whatever is wrong with one file, the other rows are shown.
     except Exception as error:
         yield name, f"cannot be read: {type(error).__name__}: {error}"
 
@@ -100,7 +90,7 @@ def _column(name: str, lines: Iterable[str]) -> list[Row]:
 
 def _of_config(run: RunDir) -> Iterator[Row]:
     try:
-        # Not of a named pipe, which would wait for ever.
+        # Opened without waiting first: a named pipe would block for ever.
         run_files.read_start(run.config, 1)
         config = rebase(load_config(run.config), run)
     except OSError as error:
@@ -134,12 +124,11 @@ def _read_journal(run: RunDir, entries: list[Entry]) -> list[Row]:
 
 def newest_step(run: RunDir) -> int:
     """Return the step of the newest checkpoint; 0 where there is none."""
-    names = [path.name[5:] for path in run.checkpoints.glob("step_*") if path.is_dir()]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max((int(path.name[5:]) for path in _checkpoint_paths(run) if path.is_dir()), default=0)
 
 
 def total_steps(entries: Sequence[Entry]) -> int | None:
-    """Return the steps of the whole training, as the last checkpoint knew them."""
+    """Return the steps of the whole training, as the last checkpoint recorded them."""
     found = [entry.get("total_steps") for entry in entries]
     known = [number for number in found if type(number) is int]
     return known[-1] if known else None
@@ -163,7 +152,7 @@ def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
         return f"cannot be read: {run.metrics}: has no column step" if start else "no step yet"
     last: dict[str, str] = {}
     for row in _csv_rows(end):
-        # Others are torn, or something else's.
+        # Other rows are torn, or not of this file.
         if len(row) == len(columns) and row[columns.index("step")].isdecimal():
             last |= {name: value for name, value in zip(columns, row, strict=True) if value}
     losses = [f"{name} {last[name]}" for name in last if name.endswith("loss")]
@@ -192,7 +181,7 @@ def failure_lines(run: RunDir) -> list[str]:
 
 
 def last_job(run: RunDir) -> str | None:
-    """Return the run's last SLURM job, never that of a run which it was copied from.
+    """Return the run's last SLURM job, never that of the run that it was copied from.
 
     Raises:
         LaunchError: The journal cannot be read.
@@ -244,14 +233,14 @@ def _checkpoints(run: RunDir) -> str:
     if not paths:
         return f"none{ending}"
     steps = ", ".join(f"step {path.name[5:]}" for path in paths)
-    # The link itself, should it be one; and the run may just now have removed it.
+    # lstat: it may be a broken link. And the run may have removed it just now.
     with suppress(FileNotFoundError):
         steps += f" ({age(time.time() - paths[-1].lstat().st_mtime)} ago)"
     return steps + ending
 
 
 def newest_checkpoint(run: RunDir) -> Path | None:
-    """Return the newest of what is named like a complete checkpoint."""
+    """Return the newest path that is named like a complete checkpoint."""
     paths = _checkpoint_paths(run)
     return paths[-1] if paths else None
 

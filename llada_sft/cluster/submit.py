@@ -21,7 +21,7 @@ TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
-    # Several writers.
+    # Its tasks would be several writers of one run.
     | {"array"}
     # With these sbatch does not submit, does not come back, or does not say the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
@@ -102,9 +102,9 @@ def submit(config: Config, run: RunDir) -> str:
 
 
 def _with_timeout(command: list[str], seconds: float) -> list[str]:
-    """Write a command that ends after so many seconds, and all that it has started.
+    """Return a command that is ended after this time, with all that it has started.
 
-    submitit itself waits for sbatch for ever.
+    submitit itself waits for sbatch without a limit.
     """
     if shutil.which("timeout") is None:
         return command

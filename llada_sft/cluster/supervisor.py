@@ -87,7 +87,7 @@ def set_up(run: RunDir, job: Job) -> tuple[int, str]:
 
 
 def note_signal(run: RunDir, job: Job, name: str) -> None:
-    """Note why SLURM sent a signal before any rank was there: the script may be killed next."""
+    """Record why SLURM sent a signal before any rank ran: the script may be killed next."""
     entry: Entry = {"event": "signal", "attempt": journal.current_attempt(run.journal)}
     entry |= {"job_id": job.job_id, "signals": [name], "detail": "the batch script"}
     stopping = preemption.Job(job.job_id, job.restarts, signal_lead_s=0)
@@ -118,7 +118,7 @@ def end(run: RunDir, job: Job, srun_code: int) -> int:
 
 
 def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
-    """End an attempt: the job's exit code, and whether the run is free for others."""
+    """End an attempt; return the job's exit code, and whether the run is free for others."""
     started = evidence.open_attempt(run)
     if started is None or not _is_of(started, job):
         # Rank 0 has said why, and has requeued the job if it was to be.
@@ -155,8 +155,8 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
     started = evidence.open_attempt(run)
     if started is None:
         return None
-    # Ended by our own signal: it was told to stop before it could listen. What others say of that
-    # (a peer that is gone, an interrupted start) is no failure.
+    # Ranks that our signal ended before they could handle it. What other ranks report of that (a
+    # peer that is gone, an interrupted start) is not a failure.
     unready = told and any(death.by_signal and not death.first for death in deaths)
     found = Evidence(
         exit_code=1 if deaths else 0,
@@ -171,12 +171,12 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
 
 
 def _is_of(started: Entry, job: Job) -> bool:
-    """Whether an attempt is of this start of this job."""
+    """Tell whether an attempt belongs to this start of this job."""
     return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
 
 
 def last_cause(run: RunDir) -> str:
-    """Return why the last attempt that is over ended, in the journal's word."""
+    """Return the cause with which the last ended attempt ended, as in the journal."""
     ended = [entry for entry in journal.read(run.journal) if entry.get("event") == "ended"]
     return ended[-1].get("cause", "") if ended else ""
 
@@ -252,6 +252,6 @@ def _warn(run: RunDir, started: Entry, detail: str) -> None:
 
 
 if __name__ == "__main__":
-    # As a launcher calls it that is older than `python -m llada_sft.cluster`.
+    # Called by a launcher that is older than `python -m llada_sft.cluster`.
     print(OLDER_LAUNCHER, file=sys.stderr)
     raise SystemExit(EXIT_CODE)

@@ -1,12 +1,13 @@
-"""A run gets other code: `llada-sft resume RUN --update-code`, and a launch of what never started.
+"""Replaces a run's code: `llada-sft resume RUN --update-code`, and the launch of a run that never
+started.
 
     RUN/update.partial-*/   being built: code/, versions.json, config.yaml, entry.json
-    RUN/update/             complete: the update is decided, and whoever opens the run finishes it
+    RUN/update/             complete: the update is decided; the next resume or launch finishes it
     RUN/code.N/             the code before, kept
 
-The one rename from update.partial-* to update/ is the moment of the change: an update that is
-interrupted before it has changed nothing, and after it is finished by `finish`, each step of which
-may be done again.
+The rename from update.partial-* to update/ is the moment of the change. An update interrupted
+before it has changed nothing; an update interrupted after it is completed by `finish`, whose steps
+can be repeated.
 """
 
 import json
@@ -27,7 +28,7 @@ _DECISION = "decision.json"
 
 
 def build(run: RunDir, hook: str, setup: str | None, launched_from: Path) -> RunDir:
-    """Build the present code next to the run's; `discard` or `commit` it.
+    """Build a copy of the present code inside the run directory; `discard` or `commit` it.
 
     Nobody else may use the run: what an interrupted update has left is removed.
     """
@@ -50,7 +51,7 @@ def discard(building: RunDir) -> None:
 
 
 def commit(run: RunDir, building: RunDir, config: str, entry: Entry, keep: bool = True) -> None:
-    """Put what was built, and a config, in place of what the run has.
+    """Replace the run's code and config by what was built and the new config.
 
     Args:
         run: The run, which nobody else uses.
@@ -71,7 +72,7 @@ def commit(run: RunDir, building: RunDir, config: str, entry: Entry, keep: bool 
 
 
 def finish(run: RunDir) -> None:
-    """Finish an update that was decided, and interrupted; nobody else may use the run."""
+    """Finish an update that was decided and then interrupted; nobody else may use the run."""
     decided = RunDir(run.update)
     if not decided.path.is_dir():
         return
@@ -87,7 +88,7 @@ def finish(run: RunDir) -> None:
     if not decision["keep"]:
         shutil.rmtree(kept, ignore_errors=True)
     journal.append(run.journal, cast(Entry, decision["entry"]))
-    # Renamed first: half removed it must not look decided.
+    # Renamed first: a half-removed update must not look decided.
     done = run.path / f"{run.update.name}.done"
     shutil.rmtree(done, ignore_errors=True)
     decided.path.rename(done)
@@ -95,7 +96,7 @@ def finish(run: RunDir) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until all that is in a folder is on the disk: the rename must not come first."""
+    """Wait until all files of a folder are on the disk: the rename must not come first."""
     for path in folder.rglob("*"):
         if path.is_file():
             file = os.open(path, os.O_RDONLY)
@@ -117,7 +118,7 @@ def _read_decision(decided: RunDir) -> dict[str, Any]:
 
 
 def _origin(run: RunDir, hook: str, setup: str | None) -> Origin:
-    """Say where the files come from: what the run keeps comes from where it came before."""
+    """Return where the files come from; for a file that the run keeps, the recorded origin."""
     before = origin_of(run)
     return Origin(
         before.hook if hook == str(run.hook) else hook,

@@ -62,7 +62,7 @@ class Watchdog:
         self._last = (time.monotonic(), "start", 0)
         self._attempt, self._file = 1, sys.__stderr__.fileno() if sys.__stderr__ else 2
         self._over, self._ending = threading.Event(), False
-        # Another rank has found a hang; and it has left: there is no time to wait for more stacks.
+        # Set when another rank has found a hang; and when it has exited, so that time is short.
         self._called, self._late = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -95,7 +95,7 @@ class Watchdog:
         if hang:
             self._late.set()
             self._called.set()
-        # What has begun already is a report of its own.
+        # A report that has begun already is this rank's own: it must be completed.
         if hang or self._over.is_set() or self._ending:
             self._thread.join()
 
@@ -173,7 +173,7 @@ class Watchdog:
             os._exit(HANG_EXIT_CODE)
 
     def _report(self, since: float, phase: str, step: int) -> None:
-        # A rank that was stopped until another owner came would find itself late.
+        # A rank that was stopped while another owner took the run over has not hung.
         fence.check(self._run.path)
         seconds = time.monotonic() - since
         own = self._stand(phase, step, seconds)
@@ -212,7 +212,7 @@ class Watchdog:
         before: list[Stand] = []
         while True:
             stands = stacks.read_all(self._run, self._attempt, self._placement.world_size)
-            # faulthandler writes bit by bit, the main thread last: its stack stands still then.
+            # faulthandler writes piece by piece, the main thread last: read until nothing is added.
             whole = all(one.place for one in stands) and (
                 all(one.phase for one in stands) or stands == before
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import evidence, job_states, journal, owner_sight, preemption, slurm, status
+from llada_sft.cluster import evidence, job_states, journal, owner_sight, preemption, status
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.preemption import Job, cause_of
 from llada_sft.run_dir import RunDir
@@ -131,7 +131,7 @@ def test_a_job_that_may_run_again_keeps_its_run(
     run = RunDir(tmp_path)
     journal.append(run.journal, {"event": "launched", "job_id": "42"})
     fake_tool("scontrol", f"echo JobId=42 JobState={state}")
-    assert slurm.has_ended("42") is over
+    assert job_states.has_ended(state) is over
     line = f"job 42, {state} since its launch"
     assert owner_sight.line(run) == (f"{line} (gone)" if over else line)
 

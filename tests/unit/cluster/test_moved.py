@@ -82,7 +82,7 @@ def test_a_copy_of_a_run_that_trains_is_another_run(
     assert evidence.open_attempt(copy) is None
     assert contents(run.path) == before
     # Also when it is resumed before it was ever launched from its new place.
-    assert journal.last_job_id(copy.journal) is None
+    assert journal.job_of(journal.read(copy.journal)) is None
     with pytest.raises(LaunchError, match="is trained by job 42, RUNNING"):
         again(run)
 
@@ -133,7 +133,7 @@ def test_a_copy_of_a_pending_run_that_is_launched(
     assert launch(LaunchOptions("a.yaml", overrides=["run.root=other"], prepare=True)) == 0
     assert f"copied           from {run.path}: nothing there is used" in capsys.readouterr().err
     assert moved.old_place(copy) is None
-    assert journal.last_job_id(copy.journal) is None
+    assert journal.job_of(journal.read(copy.journal)) is None
 
 
 def test_a_copy_that_shares_files_with_the_original_leaves_them_alone(

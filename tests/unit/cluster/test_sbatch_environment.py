@@ -89,7 +89,7 @@ def test_queries_are_those_of_a_shell_without_settings(
         monkeypatch.setenv(name, "relative")
     monkeypatch.setenv("SLURM_CLUSTERS", "b")
     fake_tool("scontrol", f"env > {shlex.quote(str(tmp_path))}/seen; echo JobState=RUNNING")
-    assert slurm.job_state("42") == "RUNNING"
+    assert slurm.job_fields("42") == {"JobState": "RUNNING"}
     seen = (tmp_path / "seen").read_text().splitlines()
     assert {"SLURM_TIME_FORMAT=%s", "SLURM_CLUSTERS=b"} <= set(seen)
     assert not [line for line in seen if line.partition("=")[0] in [*settings, "SLURM_BITSTR_LEN"]]

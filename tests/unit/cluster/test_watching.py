@@ -28,13 +28,17 @@ def run(project: Path) -> RunDir:
     return run
 
 
+def last_job(run: RunDir) -> str | None:
+    return journal.job_of(journal.read(run.journal))
+
+
 def test_the_journal_counts_attempts_and_skips_a_line_cut_off(run: RunDir) -> None:
-    assert (journal.next_attempt(run.journal), journal.last_job_id(run.journal)) == (1, None)
+    assert (journal.next_attempt(run.journal), last_job(run)) == (1, None)
     journal.append(run.journal, {"event": "launched", "job_id": "41"})
     journal.append(run.journal, {"event": "started", "attempt": 1, "job_id": "42"})
     with run.journal.open("a") as file:
         file.write('{"event": "sta')
-    assert (journal.next_attempt(run.journal), journal.last_job_id(run.journal)) == (2, "42")
+    assert (journal.next_attempt(run.journal), last_job(run)) == (2, "42")
     assert journal.read(run.journal)[0]["time"].endswith("+00:00")
 
 
@@ -208,7 +212,7 @@ def test_a_slurm_that_does_not_answer(fake_tool: FakeTool, monkeypatch: pytest.M
 
 def test_no_run_directory(project: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        status.open_run("shards")
+        status.find_run("shards")
     assert str(caught.value) == "shards: not a run directory: it has no config.yaml"
 
 
@@ -267,7 +271,7 @@ def test_following_a_job_ends_when_it_cannot_run_again(
     run: RunDir, fake_tool: FakeTool, state: str, over: bool
 ) -> None:
     fake_tool("scontrol", f"echo JobId=42 JobState={state}")
-    assert slurm.has_ended("42") is over
+    assert logs._Watch(run, "42").is_over() is over
 
 
 def test_following_a_local_run_ends_with_its_journal(
