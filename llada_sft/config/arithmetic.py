@@ -55,6 +55,14 @@ def nothing_to_do(max_steps: int, step: int) -> str:
     )
 
 
+def no_rows_left(step: int) -> str:
+    """Say that all rows of all epochs are trained already."""
+    return (
+        f"train.epochs: no rows are left after step {step:,}: there is nothing to do;"
+        " raise it, or the epochs of a source, to train further"
+    )
+
+
 def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[str]:
     """Work out world size, global batch and length of the run; without rows, the first two."""
     slurm, train = config.slurm, config.train

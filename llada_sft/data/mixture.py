@@ -50,7 +50,8 @@ class SourceRows:
         }
 
     def examples(self) -> Iterator[Example]:
-        while True:
+        # Its epochs may have been lowered below the one that it is in.
+        while self._rows.epoch < self._epochs:
             for example in self._rows.examples():
                 self._add(example)
                 yield example
@@ -77,8 +78,8 @@ class SourceRows:
 
     @property
     def rows_done(self) -> int:
-        """Rows that are done, in all epochs."""
-        return self._stream.rows_done(self.positions)
+        """Rows that are done, in all epochs; there may have been more of these than now."""
+        return min(self.num_rows, self._stream.rows_done(self.positions))
 
     @property
     def num_rows(self) -> int:
@@ -88,9 +89,8 @@ class SourceRows:
     @property
     def left(self) -> RowsLeft:
         """What is left of all epochs."""
-        positions = self.positions
-        rows_done = self._stream.rows_done(positions)
-        return RowsLeft(self.num_rows - rows_done, sum(at.part for at in positions.values()))
+        given = sum(at.part for at in self.positions.values())
+        return RowsLeft(self.num_rows - self.rows_done, given)
 
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""

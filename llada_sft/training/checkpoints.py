@@ -104,18 +104,25 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def list_named(folder: Path) -> list[tuple[int, Path]]:
-    """Return everything that has the name of a checkpoint, oldest first, whole or not."""
-    found = []
-    for path in folder.glob("step_*"):
-        match = _COMPLETE.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
-    return sorted(found)
+    """Return everything that has the name of a checkpoint, oldest first, whatever it is.
+
+    A file, or a link to a disk that is not mounted, is one that cannot be read, and not none.
+    """
+    paths = folder.glob("step_*")
+    return sorted(
+        (int(found[1]), path) for path in paths if (found := _COMPLETE.fullmatch(path.name))
+    )
 
 
 def list_damaged(folder: Path) -> list[Path]:
     """Return what `set_aside` left."""
     return sorted(folder.glob("step_*.damaged*"))
+
+
+def list_set_aside(folder: Path) -> list[tuple[int, Path]]:
+    """Return them with their steps, but those that somebody gave another name."""
+    steps = ((_COMPLETE.fullmatch(path.name.split(".")[0]), path) for path in list_damaged(folder))
+    return [(int(step[1]), path) for step, path in steps if step]
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -174,7 +181,7 @@ def universal_path(checkpoint: Path) -> Path:
 def begin(folder: Path, step: int) -> Path:
     """Make an empty folder for a checkpoint that is being written; rank 0 only."""
     partial = partial_path(folder, step)
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.mkdir(parents=True)
     return partial
 
@@ -221,10 +228,10 @@ def finish(
     beside = latest.with_name(latest.name + ".partial")
     _write(beside, complete.name + "\n")
     require_owner()
-    if complete.exists():
+    if complete.exists() or complete.is_symlink():
         # Out of the way by one rename: what a crash leaves of it must not look damaged.
         replaced = partial.with_suffix(".replaced.partial")
-        shutil.rmtree(replaced, ignore_errors=True)
+        remove(replaced)
         complete.rename(replaced)
     partial.rename(complete)
     # It is complete: what fails from here on is tidied up later.
@@ -232,9 +239,10 @@ def finish(
         require_owner()
         beside.replace(latest)
         _sync(partial.parent)
+    with suppress(OSError):
         require_owner()
         clean_partial(partial.parent)
-        _prune(partial.parent, keep, require_owner)
+        _prune(partial.parent, manifest["step"], keep, require_owner)
     return complete
 
 
@@ -246,7 +254,7 @@ def abandon(partial: Path, error: OSError, num_bytes: int) -> str:
         error: Of the first rank that failed.
         num_bytes: What all ranks had to write; 0 where that is not known.
     """
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.with_name(_LATEST + ".partial").unlink(missing_ok=True)
     found = list_checkpoints(partial.parent)
     before = f"the checkpoint of step {found[-1][0]} is intact" if found else "it is the first one"
@@ -258,7 +266,16 @@ def clean_partial(folder: Path) -> None:
     """Remove what crashes and conversions left behind; rank 0 only."""
     for pattern in ("step_*.partial", "step_*.universal"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or what is in the place of one; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _num_shards(checkpoint: Path) -> int:
@@ -267,14 +284,16 @@ def _num_shards(checkpoint: Path) -> int:
     return len(list((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_states.pt")))
 
 
-def _prune(folder: Path, keep: int, require_owner: Callable[[], None]) -> None:
-    # Only complete ones are counted and removed: the newest of them always stays.
-    for _, path in list_checkpoints(folder)[:-keep]:
+def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:
+    # Only complete ones are counted and removed, and none that is further than the one just
+    # written: it was passed over when the run resumed, and may not be of use.
+    found = [path for step, path in list_checkpoints(folder) if step <= newest]
+    for path in found[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.
         require_owner()
         doomed = path.with_suffix(".partial")
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove(doomed)
 
 
 def room_for(folder: Path, error: OSError, num_bytes: int) -> str:

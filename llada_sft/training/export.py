@@ -52,10 +52,7 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
         CheckpointError: It is not: another one is named, but never taken instead.
     """
     named = dict(checkpoints.list_named(run.checkpoints))
-    damaged = {
-        int(path.name.split(".")[0].removeprefix("step_")): path
-        for path in checkpoints.list_damaged(run.checkpoints)
-    }
+    damaged = dict(checkpoints.list_set_aside(run.checkpoints))
     if not named and not damaged:
         raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
     chosen = max(named | damaged) if step is None else step

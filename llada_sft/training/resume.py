@@ -121,8 +121,10 @@ def _choose(
 ) -> Path | None:
     """Return the newest checkpoint that no rank finds anything wrong with."""
     there = [path for _, path in reversed(checkpoints.list_named(folder))]
-    of_rank_0 = consensus.gather((there, checkpoints.list_damaged(folder)))[0]
-    named, damaged = cast(tuple[list[Path], list[Path]], of_rank_0)
+    of_rank_0 = consensus.gather((there, checkpoints.list_damaged(folder), _unreadable(folder)))[0]
+    named, damaged, unreadable = cast(tuple[list[Path], list[Path], str], of_rank_0)
+    if unreadable:
+        raise CheckpointError(unreadable)
     share = Share(placement.rank, placement.world_size)
     lines = [f"{path}: was found damaged before" for path in damaged]
     for checkpoint, before in zip(named, [*named, None][1:], strict=True):
@@ -144,6 +146,20 @@ def _choose(
         other = any("is of another network" in line for line in lines)
         raise CheckpointError("\n".join([*lines, _none_left(folder, other)]))
     return None
+
+
+def _unreadable(folder: Path) -> str:
+    """Say why it is not known which checkpoints there are; empty where it is, or there are none."""
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        why = "leads to nothing" if folder.is_symlink() else ""
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    else:
+        why = ""
+    rule = "a run does not start again from step 0 by itself: make it readable"
+    return f"{folder}: {why}; {rule}" if why else ""
 
 
 def _none_left(folder: Path, other_network: bool) -> str:

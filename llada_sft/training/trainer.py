@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from llada_sft.config.arithmetic import nothing_to_do
+from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
 from llada_sft.config.schema import Config
 from llada_sft.data.background import step_loader
 from llada_sft.data.datamodule import StepDataset, StepSize, build_encoder
@@ -152,7 +152,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     )
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
-    return outcome(saver.stopped, trainer.global_step)
+    ended = outcome(saver.stopped, trainer.global_step)
+    if placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
+        print(no_rows_left(resume.step), flush=True)
+    return ended
 
 
 def outcome(stopped: bool, step: int) -> Outcome:

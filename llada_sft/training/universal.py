@@ -24,7 +24,7 @@ import torch
 
 import llada_sft
 from llada_sft.errors import CheckpointError, SaveError
-from llada_sft.training.checkpoints import DEEPSPEED_TAG, room_for, universal_path
+from llada_sft.training.checkpoints import DEEPSPEED_TAG, remove, room_for, universal_path
 
 _MAX_WORKERS = 8
 # SLURM sends them to every process of the step; only the ranks may act on them.
@@ -40,7 +40,7 @@ class Conversion:
 
     def __init__(self, checkpoint: Path) -> None:
         self._checkpoint, self._folder = checkpoint, universal_path(checkpoint)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
         package = str(Path(llada_sft.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))

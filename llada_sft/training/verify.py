@@ -69,6 +69,8 @@ def examine(
         pulse: Called now and then: it may take long.
     """
     try:
+        if not checkpoint.is_dir():
+            return [Finding("unreadable", "is not a folder, or its disk is not there")]
         manifest = read_manifest(checkpoint)
     except FileNotFoundError:
         return [_missing(MANIFEST, share)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 from llada_sft.training.metrics_csv import read_metrics
-from tests.distributed.ranks import run_on_ranks
+from tests.distributed.ranks import run_on_ranks, started_ranks
 from tests.distributed.training_workers import losses
 
 pytestmark = pytest.mark.distributed
@@ -125,8 +125,12 @@ def test_a_finished_run_does_nothing_more_unless_asked_for_more(demo: Path, tmp_
         shorter, longer = ([*base, f"train.{limit}={value}"] for value in (short, long))
         again, once = (str(tmp_path / f"{limit}_{kind}") for kind in ("again", "once"))
         runs += [(again, shorter), (again, shorter), (again, longer), (once, longer)]
-    ranks = run_on_ranks(f"{WORKERS}:train_each", 2, 280, config_file=CONFIG, runs=runs)
-    assert ranks[0] == [3, 3, 6, 6, 2, 2, 5, 5]
+    with started_ranks(f"{WORKERS}:train_each", 2, config_file=CONFIG, runs=runs) as ranks:
+        assert ranks.wait(280) is None, ranks.logs()
+        assert ranks.results()[0] == [3, 3, 6, 6, 2, 2, 5, 5]
+        said = "\n".join(ranks.whole_logs())
+    assert said.count("train.epochs: no rows are left after step 3: there is nothing to do") == 1
+    assert said.count("train.max_steps: 2 steps are made, got 2: there is nothing to do") == 1
     for limit in ("epochs", "max_steps"):
         assert losses(tmp_path / f"{limit}_again") == losses(tmp_path / f"{limit}_once")
 

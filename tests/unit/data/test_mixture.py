@@ -231,3 +231,17 @@ def test_steps_of_all_epochs(tmp_path: Path) -> None:
     steps = list(packed)[:-1]
     assert len(steps) == -(-26 * 5 // 50)
     assert [one.steps_left for one in steps] == [2, 1, 0]
+
+
+def test_epochs_below_the_one_that_a_source_is_in_end_it_at_once(tmp_path: Path) -> None:
+    config = write(tmp_path, {"a": ([8], 1.0, 3), "b": ([40], 1.0, 1)})
+    # 12 rows of each: "a" is in its second epoch.
+    made = list(islice(dataset(config), 12))
+    assert isinstance(config.train, dict)
+    fewer = {name: one.model_copy(update={"epochs": 1}) for name, one in config.train.items()}
+    rest = list(
+        dataset(config.model_copy(update={"train": fewer}), positions=as_saved(made[-1].positions))
+    )
+    assert names(rest) == {"b": 28}
+    assert [step.steps_left for step in rest] == [*reversed(range(14)), 0]
+    assert {(step.rows_done, step.epoch_rows) for step in rest[-1:]} == {(48, 48)}

@@ -289,3 +289,35 @@ def test_a_state_survives_json(files: dict[str, tuple[int, int, str]], epoch: in
         {name: fingerprint for name, (_, _, fingerprint) in files.items()},
     )
     assert DataState.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+def test_one_that_was_passed_over_takes_no_place_of_the_newest(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    # It could not be read when the run resumed, and the run went on from step 10.
+    further = make(tmp_path, 20)
+    made = make(tmp_path, 15, keep=1)
+    assert [path for _, path in list_checkpoints(tmp_path)] == [made, further]
+    assert (tmp_path / "latest").read_text() == "step_15\n"
+    make(tmp_path, 25, keep=1)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [25]
+
+
+def test_what_is_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / "a").touch()
+    folder = tmp_path / "checkpoints"
+    make(folder, 1)
+    partial_path(folder, 2).write_text("a file")
+    partial_path(folder, 3).symlink_to(kept)
+    universal_path(folder / "step_1").symlink_to(kept)
+    (folder / "step_3").symlink_to(tmp_path / "not_there")
+    (folder / "step_4").write_text("a file")
+    (folder / "latest").unlink()
+    (folder / "latest").mkdir()
+    for step in (2, 3, 4):
+        make(folder, step, keep=2)
+    # Whoever made that folder has to look at it; the rest is tidied up all the same.
+    left = ["latest", "latest.partial", "step_3", "step_4"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+    assert (kept / "a").exists()

@@ -74,6 +74,10 @@ def test_one_that_was_set_aside_is_named(run: RunDir, tmp_path: Path) -> None:
             f"{aside}: was found damaged when the run resumed: not exported;"
             " export another one with  --step 2"
         )
+    # Names that somebody gave.
+    for name in ("step_4_old.damaged", "step_.damaged"):
+        (run.checkpoints / name).mkdir()
+        assert refused(run, tmp_path / "out").startswith(f"{aside}: was found damaged")
     (run.checkpoints / "step_2/latest").unlink()
     assert refused(run, tmp_path / "out").endswith("not exported; there is no other")
 

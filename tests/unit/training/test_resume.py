@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +341,31 @@ def test_a_checkpoint_of_a_run_that_was_lost_keeps_its_name(tmp_path: Path) -> N
     with pytest.raises(SupersededError):
         resume_module._pass_over(checkpoint, [finding], None, "a", Host(require_owner=lost))
     assert names(tmp_path) == ["step_4"]
+
+
+def test_what_cannot_be_reached_does_not_start_a_run_again(tmp_path: Path) -> None:
+    # A checkpoint that was moved away and linked, whose disk is not mounted; and a file.
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "step_4").symlink_to(tmp_path / "not_mounted")
+    (folder / "step_2").write_text("a file")
+    lines = error_of(resume(tmp_path)).splitlines()
+    why = "is not a folder, or its disk is not there"
+    assert lines[:2] == [f"{folder}/step_{step}: passed over: {why}" for step in (4, 2)]
+    assert "does not start again from step 0" in lines[2]
+    assert names(folder) == ["step_2", "step_4"]
+    # Once its disk is there again, it is used.
+    (folder / "step_2").unlink()
+    write_checkpoint(tmp_path / "other", 4).rename(tmp_path / "not_mounted")
+    assert steps(resume(tmp_path)) == {4}
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("not_mounted")])
+def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "checkpoints")
+    line = error_of(resume(tmp_path))
+    assert line.startswith(f"{tmp_path}/checkpoints: ")
+    assert "a run does not start again from step 0 by itself" in line
+    assert "\n" not in line
