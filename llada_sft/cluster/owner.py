@@ -29,6 +29,7 @@ DEFAULT_TIMEOUT_S = 180
 
 _VERBS = {"training": "trained", "launching": "being launched", "preparing": "being prepared"}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_JOB_ID = re.compile(r"(?:[0-9]+(?:[_+][0-9]+)?)?")
 _MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -92,6 +93,9 @@ class Owner:
             wanted = int if name in ("timeout_s", "restarts", "pid", "inode") else str
             if type(value) is not wanted:
                 raise ValueError(f"{name} must be of type {wanted.__name__}")
+        # It is handed to scontrol, and to people in a command.
+        if not _JOB_ID.fullmatch(known.get("job_id", "")):
+            raise ValueError(f"not an owner: job_id {known['job_id']!r}")
         return Owner(**known)
 
     def to_json(self) -> dict[str, Any]:
@@ -163,7 +167,9 @@ def is_visible(owner: Owner, claimant: Owner) -> bool:
 def was_rebooted(owner: Owner, claimant: Owner) -> bool:
     """Tell whether the owner ran on the claimant's host before its last boot."""
     same_host = (owner.host, owner.machine) == (claimant.host, claimant.machine)
-    return same_host and bool(owner.boot_id) and owner.boot_id != claimant.boot_id
+    # Images of containers have no number of a machine, and their hosts' names come again.
+    known = bool(owner.boot_id) and bool(owner.machine)
+    return same_host and known and owner.boot_id != claimant.boot_id
 
 
 def job_is_over(job: Mapping[str, str], restarts: int) -> bool:

@@ -41,13 +41,13 @@ def look(folder: Path, claimant: Owner) -> Sight | None:
     """
     found = owner_files.find(folder)
     if found.number == 0:
-        return _before_owner_files(folder)
+        return _before_owner_files(folder, claimant)
     owner = found.owner or Owner("", "process", host="unknown")
     process = _process(owner, claimant)
     over, job = False, dict[str, str]()
     asks = bool(owner.job_id) and not owner.is_same_job(claimant)
     if owner.kind != "nobody" and asks and process == "unknown":
-        over, job = _ask(owner)
+        over, job = _ask(owner, claimant)
     seen = Seen(
         process=process,
         silent_s=found.silent_s,
@@ -80,12 +80,16 @@ def _process(owner: Owner, claimant: Owner) -> Literal["alive", "gone", "unknown
     return "alive" if start == owner.start_time else "gone"
 
 
-def _ask(owner: Owner) -> tuple[bool, dict[str, str]]:
+def _ask(owner: Owner, claimant: Owner) -> tuple[bool, dict[str, str]]:
     """Ask SLURM whether an owner's job is over; while SLURM does not answer, it is not."""
+    is_of_another = bool(owner.user) and owner.user != claimant.user
     try:
         job = slurm.job_fields(owner.job_id, ASK_SLURM_S)
         # Another cluster does not know the job either.
         if not job and owner.cluster and slurm.cluster_name(ASK_SLURM_S) != owner.cluster:
+            return False, {}
+        # SLURM says of a job that it hides what it says of one that it does not know.
+        if not job and is_of_another and slurm.hides_jobs(ASK_SLURM_S):
             return False, {}
     except LaunchError:
         return False, {}
@@ -102,7 +106,7 @@ def _is_copied(owner: Owner, folder: Path) -> bool:
     return owner.path != str(folder) and owner.inode != folder.stat().st_ino
 
 
-def _before_owner_files(folder: Path) -> Sight | None:
+def _before_owner_files(folder: Path, claimant: Owner) -> Sight | None:
     """Treat the journal's last job as the owner of a run that an earlier version launched."""
     # Here, not above: it reads configs, and a job has no time for that.
     from llada_sft.cluster.status import last_job
@@ -113,9 +117,8 @@ def _before_owner_files(folder: Path) -> Sight | None:
     job_id = last_job(run)
     if job_id is None:
         return None
-    starts = [
-        e.get("restarts", 0) for e in journal.read(run.journal) if e.get("event") == "started"
-    ]
+    started = [e for e in journal.read(run.journal) if e.get("event") == "started"]
+    starts = [e.get("restarts", 0) for e in started if e.get("job_id") == job_id]
     owner = Owner("earlier", "job", job_id=job_id, restarts=starts[-1] if starts else 0)
-    over, job = _ask(owner)
+    over, job = _ask(owner, claimant)
     return Sight(0, replace(owner, since="its launch"), Seen(job="over" if over else "alive"), job)

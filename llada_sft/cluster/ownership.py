@@ -179,6 +179,8 @@ def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
         SupersededError: The run is somebody else's.
     """
     claimant = job_owner(job_id, restarts)
+    # This may be another node than that of `begin`, and have listed the folder before it.
+    owner_files.refresh(run.path)
     try:
         number = owner_files.highest(run.path)
     except OSError:

@@ -129,8 +129,22 @@ def cluster_name(timeout_s: float | None = None) -> str:
     Raises:
         LaunchError: scontrol is missing or does not answer.
     """
+    return _setting("ClusterName", timeout_s)
+
+
+def hides_jobs(timeout_s: float | None = None) -> bool:
+    """Tell whether this cluster shows nobody the jobs of others.
+
+    Raises:
+        LaunchError: scontrol is missing or does not answer.
+    """
+    return "jobs" in _setting("PrivateData", timeout_s).split(",")
+
+
+def _setting(name: str, timeout_s: float | None) -> str:
+    """Return a value of slurm.conf; empty where there is none."""
     text = run_tool("scontrol", "show", "config", timeout_s=timeout_s)
-    found = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
+    found = re.search(rf"^{name}\s*=\s*(\S+)", text, re.MULTILINE)
     return found[1] if found else ""
 
 

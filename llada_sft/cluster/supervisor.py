@@ -83,7 +83,11 @@ def set_up(run: RunDir, job: Job) -> tuple[int, str]:
         node = os.environ.get("SLURMD_NODENAME", "")
         failures.write(run, Failure(0, node, Cause.MISTAKE, str(error), time=time.time()))
     started = evidence.open_attempt(run) or Entry()
-    return _write(run, started, judge(Evidence(failures=failures.read_all(run)))).exit_code, ""
+    decision = _write(run, started, judge(Evidence(failures=failures.read_all(run))))
+    # A mistake is never restarted, and there is no `end`.
+    if ownership := held(run.path):
+        give_up(ownership)
+    return decision.exit_code, ""
 
 
 def note_signal(run: RunDir, job: Job, name: str) -> None:

@@ -1,10 +1,10 @@
 """When an owner is dead: the decision as a table, and the line that names it."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ OVER = Seen(job="over")
     [
         # Nobody, and a copy of the run directory.
         (Owner("it", "nobody"), ME, Seen(), True),
-        (process(), ME, dataclasses.replace(ALIVE, copied=True), True),
+        (process(), ME, replace(ALIVE, copied=True), True),
         (job(), ME, Seen(copied=True), True),
         # A process of this host, boot and pid namespace: its sign of life does not matter.
         (process(), ME, GONE, True),
@@ -51,6 +51,7 @@ OVER = Seen(job="over")
         (process(host="other", boot_id="c"), ME, Seen(silent_s=-7200.0), False),
         # The same host after a boot, but not another host of the same name.
         (process(boot_id="c"), ME, SHORT, True),
+        (process(boot_id="c", machine=""), replace(ME, machine=""), SHORT, False),
         (process(boot_id="c", machine="n"), ME, SHORT, False),
         (process(boot_id=""), ME, SHORT, False),
         # A job is dead only if SLURM says so.
@@ -69,7 +70,7 @@ OVER = Seen(job="over")
         (job(job_id="42", restarts=1), MY_JOB, Seen(), False),
         (
             job(job_id="42", restarts=0, cluster="a"),
-            dataclasses.replace(MY_JOB, cluster="b"),
+            replace(MY_JOB, cluster="b"),
             Seen(),
             False,
         ),
@@ -201,6 +202,7 @@ def test_an_owner_survives_json() -> None:
         {"token": 1, "kind": "job"},
         {"token": "a", "kind": "job", "restarts": "1"},
         {"token": "a", "kind": "job", "pid": True},
+        {"token": "a", "kind": "job", "job_id": "7; rm -rf ."},
     ],
 )
 def test_what_is_not_an_owner(content: object) -> None:

@@ -171,6 +171,41 @@ def test_another_cluster_that_does_not_know_the_job_is_not_believed(
     claim.claim(run, this_process("training"))
 
 
+@pytest.mark.parametrize(
+    ("user", "hidden", "refused"),
+    [("them", "accounts,jobs", True), ("them", "none", False), ("me", "accounts,jobs", False)],
+)
+def test_a_job_that_slurm_may_hide_is_not_taken_for_over(
+    run: RunDir, fake_tool: FakeTool, user: str, hidden: str, refused: bool
+) -> None:
+    config = f"echo 'Configuration data'; echo 'PrivateData             = {hidden}'; exit 0"
+    fake_tool("scontrol", f'[ "$2" != config ] || {{ {config}; }}\n{UNKNOWN}')
+    me = dataclasses.replace(this_process("training"), user="me")
+    put(run, Owner("it", "job", job_id="7", since="S", user=user))
+    if refused:
+        with pytest.raises(LaunchError, match="is trained by job 7"):
+            claim.claim(run, me)
+    else:
+        assert claim.claim(run, me).owner == dataclasses.replace(
+            me, path=str(run.path), inode=run.path.stat().st_ino
+        )
+
+
+def test_a_rank_on_another_node_sees_the_owner_that_begin_has_made(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS client lists from its memory, until a change of its own brings the present state."""
+    put(run, ownership.job_owner("42", 0))
+    put(run, ownership.job_owner("42", 1))
+    fresh: list[Path] = []
+    real = owner_files.highest
+    monkeypatch.setattr(owner_files, "refresh", fresh.append)
+    monkeypatch.setattr(owner_files, "highest", lambda one: real(one) - (one not in fresh))
+    found = ownership.of_job(run, "42", 1)
+    assert found is not None
+    assert found.number == 2
+
+
 def test_a_job_takes_over_from_its_earlier_start_and_never_back(
     run: RunDir, fake_tool: FakeTool
 ) -> None:
@@ -235,6 +270,14 @@ def test_a_run_that_ended_is_free(
     journal.append(run.journal, {"event": "ended", "attempt": 1, "cause": cause})
     assert supervisor.end(run, JOB, 0) == 0
     assert (owner_sight.line(run) == "nobody") is free
+
+
+def test_a_job_that_setup_sh_has_ended_leaves_its_run(run: RunDir, fake_tool: FakeTool) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=RUNNING")
+    run.setup.write_text("exit 3\n")
+    assert supervisor.begin(run, JOB, 4) == 0
+    assert supervisor.set_up(run, JOB) == (2, "")
+    assert claim.claim(run, this_process("training")).number == 3
 
 
 def test_a_job_waits_for_its_launcher_to_hand_over(
@@ -432,6 +475,15 @@ def test_a_run_of_an_earlier_version_belongs_to_its_last_job(
         claim.claim(run, this_process("training"))
     assert claim.claim(run, ownership.job_owner("42", 3)).number == 1
     assert owner_files.highest(run.path) == 1
+
+
+def test_the_last_job_of_an_earlier_version_has_its_own_restarts(
+    run: RunDir, fake_tool: FakeTool
+) -> None:
+    fake_tool("scontrol", "echo JobId=43 JobState=RUNNING NodeList=node1")
+    journal.append(run.journal, {"event": "started", "attempt": 1, "job_id": "42", "restarts": 3})
+    journal.append(run.journal, {"event": "launched", "job_id": "43"})
+    assert claim.claim(run, ownership.job_owner("43", 0)).number == 1
 
 
 def test_a_look_refuses_for_a_live_owner_only_and_claims_nothing(run: RunDir) -> None:
