@@ -137,6 +137,23 @@ def test_a_requeued_job_resumes_with_the_code_and_config_of_its_first_start(
     assert [(e["attempt"], e["restarts"]) for e in started] == [(1, 0), (2, 1)]
 
 
+def test_a_home_that_cannot_be_written(by_hand: ByHand) -> None:
+    """As on the nodes of some clusters: the note is in the folder of submission."""
+    read_only = {"XDG_STATE_HOME": "", "HOME": "/proc/nowhere"}
+    assert by_hand.start(**read_only).returncode == 0
+    edit_config(by_hand.project)
+    done = by_hand.start(fields="Restarts=1 GRES=", SLURM_RESTART_COUNT="1", **read_only)
+    assert done.returncode == 0, done.stderr
+    assert by_hand.srun()["arguments"][-1] == str(by_hand.run.path)
+    assert (by_hand.project / ".llada_sft/jobs/c_42").exists()
+
+
+def test_options_of_the_shell_that_submits_do_not_end_the_script(by_hand: ByHand) -> None:
+    done = by_hand.start(SHELLOPTS="errexit:nounset", XDG_STATE_HOME="/proc/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert by_hand.seen.exists()
+
+
 def test_a_note_holds_no_argument(by_hand: ByHand) -> None:
     by_hand.start("log.every_n_steps=4711")
     (note,) = (by_hand.folder / "state/llada_sft/jobs").iterdir()
