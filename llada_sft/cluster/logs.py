@@ -125,9 +125,14 @@ class _Watch:
             self._say(f"{error}; following goes on")
             return self._journal_is_over(local=False)
         state = fields.get("JobState")
+        if state is None or job_states.has_ended(state):
+            return True
         if state == "PENDING":
             self._say(f"job {self._job_id} is PENDING ({fields.get('Reason', 'None')})")
-        return state is None or job_states.has_ended(state)
+        # Such as REQUEUE_HOLD: it waits for a person.
+        elif ":" in (waits := job_states.described(self._job_id, fields)):
+            self._say(f"job {waits}")
+        return False
 
     def _journal_is_over(self, local: bool) -> bool:
         try:

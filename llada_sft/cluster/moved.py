@@ -24,7 +24,7 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 # SLURM replaces % in the names of log files, and the others do not survive its own unquoting.
-UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
+_UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
 # As `run.name` in the schema.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
@@ -70,6 +70,17 @@ def rebase(config: Config, run: RunDir) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update=where)})
 
 
+def path_problem(path: Path) -> str:
+    """Say what keeps SLURM, or a config, from naming a path; empty where nothing does."""
+    if _UNSAFE_IN_PATH.search(str(path)):
+        return "must not contain %, quotes or backslashes"
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "must be UTF-8"
+    return ""
+
+
 def check_place(run: RunDir) -> None:
     """Check the path of a run directory, and the links inside it.
 
@@ -79,8 +90,8 @@ def check_place(run: RunDir) -> None:
     """
     home = old_place(run)
     lines = []
-    if UNSAFE_IN_PATH.search(str(run.path)):
-        lines.append(f"{run.path}: must not contain %, quotes or backslashes; rename it")
+    if problem := path_problem(run.path):
+        lines.append(f"{run.path}: {problem}; rename it")
     checkpoints = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
     for path in sorted([*run.path.iterdir(), *checkpoints]):
         if not path.is_symlink():

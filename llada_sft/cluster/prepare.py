@@ -41,8 +41,8 @@ def resolved(config: Config, base: Path) -> Config:
     """
     config = resolve_paths(config, base)
     run = run_dir_of(config)
-    if moved.UNSAFE_IN_PATH.search(str(run.path)):
-        raise ConfigError(f"run.root: must not contain %, quotes or backslashes, got {run.path}")
+    if problem := moved.path_problem(run.path):
+        raise ConfigError(f"run.root: {problem}, got {run.path}")
     setup = None if config.slurm.setup is None else str(run.setup)
     return config.model_copy(
         update={
@@ -101,7 +101,8 @@ def _create(
         found = _take_up(run, sources, final, base, claim)
     else:
         claim(run, None)
-    with run.command.open("a", encoding="utf-8") as commands:
+    # A folder or an argument may be no UTF-8.
+    with run.command.open("a", encoding="utf-8", errors="surrogateescape") as commands:
         commands.write(redact(f"cd {shlex.quote(str(base))} && {shlex.join(command)}\n"))
     return found
 

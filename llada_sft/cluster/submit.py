@@ -23,6 +23,8 @@ TAKEN_OPTIONS = frozenset(
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
     # Its tasks would be several writers of one run.
     | {"array"}
+    # Whose jobs scontrol and scancel, here and in the job, would not find.
+    | {"clusters"}
     # With these sbatch does not submit, does not come back, or does not say the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
@@ -33,7 +35,11 @@ _WHY = {
     " that failed; leave it out",
     "array": "starts several jobs that would write into one run directory: leave it out,"
     " and launch one run for each, with another run.name",
+    "clusters": "is not heeded by the commands that look for the job: leave it out,"
+    " and set the variable SLURM_CLUSTERS in the shell instead",
 }
+# sbatch takes the beginning of an option for the option, but these are options of their own.
+_WHOLE = frozenset({"gpus"})
 
 # Exit codes of coreutils' `timeout`: it ended the command, or had to kill it.
 _TIMED_OUT = (124, 137)
@@ -47,8 +53,10 @@ def check_extra(config: Config) -> None:
     """
     extra = config.slurm.extra
     problems = [
-        f"slurm.extra.{option}: {_WHY.get(option, _TAKEN)}"
-        for option in sorted(TAKEN_OPTIONS & extra.keys())
+        f"slurm.extra.{key}: {'' if key == option else f'short for {option}, which '}"
+        f"{_WHY.get(option, _TAKEN)}"
+        for key in sorted(extra)
+        if (option := _taken(key))
     ]
     if not str(extra.get("export", "ALL")).startswith("ALL"):
         problems.append(
@@ -57,6 +65,13 @@ def check_extra(config: Config) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _taken(key: str) -> str | None:
+    """Return the option of ours that sbatch would take a key for."""
+    if key in TAKEN_OPTIONS or key in _WHOLE:
+        return key if key in TAKEN_OPTIONS else None
+    return next((option for option in sorted(TAKEN_OPTIONS) if option.startswith(key)), None)
 
 
 def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:

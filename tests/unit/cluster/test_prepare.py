@@ -160,6 +160,18 @@ def test_a_path_that_slurm_cannot_write_to(project: Path, root: str) -> None:
     )
 
 
+def test_a_folder_whose_name_is_no_text(project: Path) -> None:
+    elsewhere = project.parent / os.fsdecode(b"caf\xe9")
+    elsewhere.mkdir()
+    files = ["data.train=shards", "data.hook=hook.py", "slurm.setup=setup.sh", "model.path=model"]
+    absolute = [f"{file.replace('=', f'={project}/')}" for file in files]
+    with pytest.raises(ConfigError, match=r"^run\.root: must be UTF-8, got "):
+        prepare.create(load_config("a.yaml", absolute), elsewhere, ["launch.py"])
+    config = load_config("a.yaml", [*absolute, f"run.root={project}/runs"])
+    run, _ = prepare.create(config, elsewhere, ["launch.py"])
+    assert os.fsencode(elsewhere) in run.command.read_bytes()
+
+
 def git(project: Path, *arguments: str) -> None:
     author = ["-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run(["git", "-C", str(project), *author, *arguments], check=True)

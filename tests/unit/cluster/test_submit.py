@@ -216,6 +216,9 @@ def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
     ("extra", "said"),
     [
         ("{parsable: 1, wait: 1}", "slurm.extra.parsable: is set by the launcher"),
+        ("{arr: 0-1}", "slurm.extra.arr: short for array, which starts several jobs that would"),
+        ("{requ: expedite}", "slurm.extra.requ: short for requeue, which is set by the launcher"),
+        ("{clusters: b}", "slurm.extra.clusters: is not heeded by the commands that look for"),
         ("{export: NONE}", "slurm.extra.export: must begin with ALL, got 'NONE': the ranks run"),
         ("{export: 'PATH,HOME'}", "slurm.extra.export: must begin with ALL, got 'PATH,HOME'"),
     ],
@@ -228,7 +231,7 @@ def test_extra_options_that_would_break_the_job(extra: str, said: str) -> None:
 
 
 def test_extra_may_add_variables_to_those_of_the_shell() -> None:
-    config = load_config(ROOT / "config/zero3.yaml", ["slurm.extra={export: 'ALL,A=1'}"])
+    config = load_config(ROOT / "config/zero3.yaml", ["slurm.extra={export: 'ALL,A=1', gpus: 2}"])
     check_extra(config)
     assert "#SBATCH --export=ALL,A=1" in sbatch_text(config, RunDir(Path("/runs/a")), PYTHON)
 

@@ -274,6 +274,18 @@ def test_following_a_job_ends_when_it_cannot_run_again(
     assert logs._Watch(run, "42").is_over() is over
 
 
+def test_following_says_that_a_job_waits_for_a_person(
+    run: RunDir, fake_tool: FakeTool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 JobState=REQUEUE_HOLD Reason=job_requeued_in_held_state")
+    watch = logs._Watch(run, "42")
+    assert not watch.is_over()
+    assert not watch.is_over()
+    assert capfd.readouterr().err == (
+        "job 42 REQUEUE_HOLD: requeued and held; to let it run again:  scontrol release 42\n"
+    )
+
+
 def test_following_a_local_run_ends_with_its_journal(
     run: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
