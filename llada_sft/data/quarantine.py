@@ -171,9 +171,11 @@ def _drop_cut_line(path: Path) -> None:
 
 
 def _parse(line: bytes) -> _Entry | None:
-    """Read a line; None if somebody has edited it."""
+    """Read a line; None if somebody has edited it, or it was damaged."""
     try:
         fields: Any = json.loads(line)
-        return _Entry(**fields)
-    except (ValueError, TypeError):
+        entry = _Entry(**fields)
+    except (ValueError, TypeError, RecursionError):
         return None
+    types = _Entry.__annotations__.values()
+    return entry if all(map(isinstance, entry, types)) else None

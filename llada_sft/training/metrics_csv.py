@@ -9,6 +9,7 @@ before, or since the attempt began.
 
 import csv
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+# The csv module raises where a field is longer.
+_MAX_LINE = 1 << 16
+_STEP = re.compile(r"[0-9]{1,18}")
 COLUMNS = (
     "step",
     "epoch",
@@ -88,6 +92,9 @@ class MetricsCsv(Logger):
     def _keep_rows(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_metrics(self._path)
+        if not rows and self._path.is_file() and not self._has_header():
+            # Somebody may still make something of it.
+            self._path.replace(self._path.with_name(f"{self._path.name}.damaged"))
         kept = [row for row in rows if int(row["step"]) <= self._first_step]
         beside = self._path.with_name(self._path.name + ".partial")
         with beside.open("w", newline="") as file:
@@ -97,6 +104,10 @@ class MetricsCsv(Logger):
             writer.writerows(kept)
         beside.replace(self._path)
         self._ready = True
+
+    def _has_header(self) -> bool:
+        with self._path.open("rb") as file:
+            return file.readline().startswith(b"step,")
 
 
 def data_wait(rows: Sequence[Mapping[str, str]]) -> float:
@@ -113,12 +124,18 @@ def data_wait(rows: Sequence[Mapping[str, str]]) -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a metrics file; a last line that a crash cut short is left out."""
+    """Read the rows of a metrics file; what a crash, or damage, left of a line is skipped."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        text = file.read()
+    text = path.read_bytes().decode(errors="replace")
     # A number that lost its last digits is a number, too: only the line end tells.
-    whole_lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = csv.DictReader(whole_lines)
-    return [row for row in rows if (row["step"] or "").isdigit() and None not in row.values()]
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    whole_lines = [line for line in lines if len(line) <= _MAX_LINE]
+    # Nothing in it needs quotes: a stray one must not take the lines that follow into its field.
+    rows = csv.DictReader(whole_lines, quoting=csv.QUOTE_NONE)
+    return [row for row in rows if _STEP.fullmatch(row.get("step") or "") and _is_whole(row)]
+
+
+def _is_whole(row: Mapping[str | None, object]) -> bool:
+    """Whether a row has as many values as there are columns."""
+    return None not in row and None not in row.values()

@@ -134,7 +134,24 @@ def test_a_line_that_a_crash_cut_is_written_again(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("line", ["note to myself", "[1]", "{}", '{"file": 1, "mine": 2}'])
+# Right but for the type of one value.
+_EDITED = {
+    "file": "data/train/s.jsonl",
+    "line": 1,
+    "byte": 0,
+    "reason": "not_json",
+    "message": "x",
+    "epoch": 0,
+    "row": 0,
+    "fingerprint": "9-abcd",
+}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["note to myself", "[1]", "{}", '{"file": 1, "mine": 2}', "[" * 100_000]
+    + [json.dumps(_EDITED | wrong) for wrong in ({"file": ["s"]}, {"epoch": "0"}, {"row": None})],
+)
 def test_a_line_that_somebody_wrote_is_left_alone(tmp_path: Path, line: str) -> None:
     path = tmp_path / "rank_0.jsonl"
     path.write_text(line + "\n")

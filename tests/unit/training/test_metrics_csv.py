@@ -74,6 +74,28 @@ def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, row: str) -> None:
     assert steps_of(path) == []
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40, b"\xff\xfe", b'20,0,"1.5', b"\xc2\xb2,0", b"9" * 200_000, b"9" * 5000]
+)
+def test_a_damaged_line_takes_no_other_with_it(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    log(path, 0, [10, 20, 30, 40])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], damage, b"\r\n", *lines[3:]]))
+    assert steps_of(path) == [10, 30, 40]
+    log(path, 30, [40])
+    assert steps_of(path) == [10, 30, 40]
+
+
+@pytest.mark.parametrize("content", [b"\0" * 4096, b"\xff" * 99, b"a,b\n1,2\n", b"\n\n"])
+def test_a_file_of_something_else_is_kept(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    log(path, 40, [50])
+    assert steps_of(path) == [50]
+    assert path.with_name("metrics.csv.damaged").read_bytes() == content
+
+
 def test_a_file_with_fewer_columns_is_continued(tmp_path: Path) -> None:
     """A run may be resumed with a newer version, which logs more."""
     path = tmp_path / "metrics.csv"
