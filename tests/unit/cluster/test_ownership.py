@@ -457,7 +457,7 @@ def test_a_checkpoint_of_a_lost_run_gets_no_name(
 
         partial = checkpoints.begin(folder, 3)
         with pytest.raises(SupersededError):
-            checkpoints.finish(partial, {"world_size": 1}, state, {}, 1, require)
+            checkpoints.finish(partial, {"step": 3, "world_size": 1}, state, {}, 1, require)
         there = sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
         assert ("step_3" in there) is (lost_at > 0)
         assert (folder / "latest").read_text() == ("step_3\n" if lost_at > 1 else "step_2\n")
