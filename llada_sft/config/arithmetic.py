@@ -86,7 +86,7 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
 
 
 def _timeout(config: Config) -> list[str]:
-    """Say that a timeout of collectives is not taken as it was given."""
+    """Say that the timeout of collectives is longer than the given one."""
     given = config.deepspeed.timeout_min
     if given is None or given * 60 >= config.collective_timeout_s:
         return []
@@ -117,7 +117,7 @@ def _nodes(config: Config) -> str:
 def _length(config: Config, rows: RowCount) -> list[str]:
     about = "≈ " if rows.estimated else ""
     packed = config.data.batching == "packed"
-    # A hook may make several of a row, or none: the training samples some rows (docs/schedule.md).
+    # A hook may make several examples of a row, or none: training samples rows (docs/schedule.md).
     read = f"if each of the busiest rank's {about}{rows.busiest_rank:,} rows makes one example"
     steps = steps_of(config, rows.busiest_rank)
     if rows.by_source:

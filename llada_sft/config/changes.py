@@ -29,7 +29,7 @@ class Rule(NamedTuple):
     Attributes:
         kind: See above.
         why: The consequence, or the reason for the refusal.
-        do: What to do instead, where it is refused.
+        do: What to do instead, if the change is refused.
     """
 
     kind: Kind
@@ -134,7 +134,7 @@ def find_changes(old: Config, new: Config) -> list[Change]:
 
 
 def refuse_changes(changes: Sequence[Change], trained: bool) -> None:
-    """Check that a run may go on with these changes.
+    """Check that a run may continue with these changes.
 
     Args:
         changes: What `find_changes` found.
@@ -182,7 +182,7 @@ def _changes_of_train(old: Any, new: Any) -> Iterator[Change]:
         elif _as_list(old) != _as_list(new):
             yield Change("data.train", old, new, "data.train")
         return
-    # Their order decides which of two sources that are equally far behind comes first.
+    # Their order decides which of two sources comes first if both are equally far behind.
     if list(old) != list(new):
         yield Change("data.train", list(old), list(new), "data.train.name")
         return

@@ -6,7 +6,7 @@ whole number for every n of the range, the training is the same optimization on 
 
 from math import gcd, lcm
 
-# The factors of a wide range have a product of thousands of digits.
+# The least common multiple of a wide range may have thousands of digits.
 MAX_ACCUMULATION = 1_000_000
 
 
@@ -30,7 +30,7 @@ def check_range(nodes: int, accumulate: int, allowed: range) -> None:
 
 
 def _fitting_accumulation(nodes: int, accumulate: int, allowed: range) -> int | None:
-    """Give the next larger accumulation that all of them can share out, if it is of any use."""
+    """Return the next larger accumulation that all of them can share out; None if it is absurd."""
     whole = 1
     for count in allowed:
         whole = lcm(whole, count)

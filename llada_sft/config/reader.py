@@ -24,7 +24,7 @@ from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-# Far more than any config, and read in a moment. An alias costs as much as what it stands for: nine
+# Far more than any config has, but read quickly. An alias counts as all that it stands for: nine
 # lines of nine aliases each would be a billion values.
 MAX_BYTES = 1 << 18
 MAX_VALUES = 10_000
@@ -153,7 +153,7 @@ class _Source:
         """Return the value of a node, and add what is wrong with it to the problems.
 
         Raises:
-            ConfigError: The values are too many, or nested too deeply, to go on.
+            ConfigError: There are too many values, or they are nested too deeply.
         """
         self.num_values += 1
         where = self._override(path) or self.path

@@ -26,13 +26,13 @@ from llada_sft.config.record_formats import MultiTurn, RecordFormat, check_field
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-# A larger number is infinite in fp32.
+# Larger numbers would be infinite in fp32.
 PositiveFloat = Annotated[float, Field(gt=0, le=1e37)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e37)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# Of an average that forgets: 1 would never move, and Adam divides by 1 - beta.
+# The decay of a moving average: with 1 it would never move, and Adam divides by 1 - beta.
 Beta = Annotated[float, Field(ge=0, lt=1)]
-# Waits of more than a year overflow what they are handed to.
+# Waits of more than a year would overflow in the libraries.
 Seconds = Annotated[int, Field(le=366 * 24 * 3600)]
 Minutes = Annotated[int, Field(ge=1, le=366 * 24 * 60)]
 # More nodes, ranks or threads than any cluster has.
@@ -48,7 +48,7 @@ NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
-# What the watchdog needs beyond its own timeouts, with room for a busy machine.
+# How long the watchdog needs for its reports, with room for a busy machine.
 _WATCHDOG_REPORTS_S = 120
 
 
@@ -65,8 +65,8 @@ class RunConfig(Section):
     root: NonEmptyStr = "runs"
     # Keys every random choice: the noise, and the weights of `model.init: random`.
     seed: NonNegativeInt = 0
-    # A process that owns the run on another host (a launcher, or --local) is taken for dead after
-    # so many seconds without a sign of life; one on this host, and a job, are seen directly.
+    # A process on another host that owns the run (a launcher, or --local) counts as dead after this
+    # many seconds without a sign of life. A process on this host, and a job, are seen directly.
     owner_timeout_s: Annotated[int, Field(ge=5)] = 180
 
 
@@ -307,7 +307,7 @@ class TrainConfig(Section):
     # A loss or gradient that is NaN or infinite: the run stops before the step is made, or leaves
     # the step out; both name the rows.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    # on_nonfinite: skip: so many skipped steps in a row stop the run.
+    # With on_nonfinite: skip, this many skipped steps in a row stop the run.
     max_skipped_steps: PositiveInt = 10
     # No progress for so long: the ranks write their stacks, and the attempt ends.
     hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
@@ -353,7 +353,7 @@ class SlurmConfig(Section):
     # not counted.
     node_failure_restarts: NonNegativeInt = 10
     # So many attempts in a row without progress end the job: failed ones without a new checkpoint,
-    # and those that a time limit or a preemption ended before they had saved so many new steps.
+    # and those that a time limit or preemption ended before min_steps_per_attempt new steps.
     attempts_without_progress: PositiveInt = 3
     min_steps_per_attempt: NonNegativeInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
@@ -418,7 +418,7 @@ class Config(Section):
 
     @property
     def collective_timeout_s(self) -> int:
-        """Seconds that a collective may take: the watchdog is always first, on all ranks."""
+        """Seconds that a collective may take: more than the watchdog needs, on all ranks."""
         least = self.train.hang_timeout_s + self.train.hang_grace_s + _WATCHDOG_REPORTS_S
         return max(least, 60 * (self.deepspeed.timeout_min or 0))
 
@@ -448,7 +448,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _examples_fit_the_network(self) -> "Config":
-        # That of a checkpoint stands in its config.json, which preflight reads.
+        # The limit of a checkpoint is in its config.json, which preflight checks.
         size = self.model.size
         if size is not None and self.data.max_length > size.max_sequence_length:
             raise ValueError(

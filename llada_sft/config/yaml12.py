@@ -24,7 +24,7 @@ _CORE_SCHEMA = (
         list("-+.0123456789"),
     ),
 )
-# 64 bits with a sign, in the longest of these ways to write it: octal, and some leading zeros.
+# Enough for 64 bits with a sign in the longest notation, octal, with some leading zeros.
 _MAX_INT_CHARACTERS = 32
 _PATTERNS = {tag: re.compile(f"^{pattern}$") for tag, pattern, _ in _CORE_SCHEMA}
 
@@ -49,7 +49,7 @@ Loader.yaml_implicit_resolvers = Dumper.yaml_implicit_resolvers = _resolvers()
 
 
 def _int(text: str) -> int:
-    # Python refuses, slowly, to read thousands of digits; no library takes more than 64 bits.
+    # Python refuses thousands of digits, after a while; no library takes more than 64 bits.
     if len(text) <= _MAX_INT_CHARACTERS:
         value = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         if -(2**63) <= value < 2**63:
@@ -94,7 +94,7 @@ def compose(text: str) -> yaml.Node | None:
 
 
 def text_at(node: yaml.Node | None, *keys: str) -> str | None:
-    """Return the text below some keys, without building any value; None if there is none."""
+    """Return the text at a path of keys, without building any value; None if there is none."""
     for key in keys:
         if not isinstance(node, yaml.MappingNode):
             return None

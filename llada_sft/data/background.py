@@ -1,7 +1,7 @@
 """Steps that one other process prepares ahead of the training.
 
-The process runs the hook, which may block for ever, and it ignores TERM, which is all that Python
-and torch try before they wait for it without a limit. So it gets a deadline, and then KILL.
+The process runs the hook, which may block for ever. It ignores TERM, and Python and torch only send
+TERM before they wait for it without a limit. So it gets a deadline, and is then killed.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from llada_sft.data.datamodule import LocalStep, StepDataset
 from llada_sft.errors import LladaSftError
 
-# How long the process may work on at the step that it is at when the training is over.
+# How long the process may take to complete its current step when the training is over.
 CLOSE_S = 5.0
 
 
@@ -84,7 +84,7 @@ class _Received:
     Args:
         items: A list of one iterator, which is taken out: the process ends with the last reference,
             and that is the thread's.
-        processes: What prepares them.
+        processes: The processes that prepare them.
     """
 
     def __init__(
@@ -118,12 +118,12 @@ class _Received:
             yield item
 
     def close(self) -> None:
-        """End the process, once it has made the step that it is at; in time in any case."""
+        """End the process after its current step, or kill it after a deadline."""
         self._stop.set()
         deadline = time.monotonic() + CLOSE_S
         while self._thread.is_alive():
             if time.monotonic() > deadline:
-                # The thread learns of it within seconds, and is waited for by nobody.
+                # The thread notices this within seconds; nobody waits for it.
                 _kill(self._processes)
                 return
             # The thread may wait for room.
@@ -157,7 +157,7 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
     # DataLoader has a handler that raises an error when its process is killed.
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
     for process in processes:
-        # One that a file system keeps does not die even of this, and is not waited for.
+        # A process that hangs in a file system does not die even of this: wait for a moment only.
         process.kill()
         process.join(1.0)
     if before is not None:

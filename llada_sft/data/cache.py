@@ -7,8 +7,8 @@
 Everything is written beside its place and renamed: ranks may do the same at once, and a crash
 leaves only a `.partial`. Everything may be deleted while no job runs, and is then made again.
 
-The default folder lies where anyone may make one of its name, and fill it with rows of his own. So
-nothing is read from it or written to it before it is known to be ours alone.
+Any user may create a folder with the name of the default one, and fill it with rows. So nothing is
+read from the default folder or written to it before it is known to be ours alone.
 """
 
 import hashlib
@@ -166,22 +166,22 @@ class Cache:
 
     def _make_folder(self, folder: Path) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Another user may have been quicker.
+        # Another user may have made it first.
         self._require_own()
         folder.mkdir(exist_ok=True)
 
     def _require_own(self) -> None:
         """Check that nobody else can have put anything into the default folder.
 
-        Who names a folder in `data.cache_dir` answers for it: it may be one that a group shares.
+        A folder of `data.cache_dir` is the user's own choice: a group may share it.
 
         Raises:
-            DataError: It may be of somebody else.
+            DataError: Somebody else may have filled it.
         """
         if not self._shared_place:
             return
         try:
-            # Not what a link points to, which may change at any time.
+            # lstat: the target of a link may change at any time.
             status = self.folder.lstat()
         except FileNotFoundError:
             return
@@ -192,7 +192,7 @@ class Cache:
 
 
 def _foreign(status: os.stat_result) -> str:
-    """Say why a folder may hold what another user has put there; empty if it cannot."""
+    """Return why a folder may hold files of another user; empty if it cannot."""
     if stat.S_ISLNK(status.st_mode):
         return "is a symbolic link, which another user may have made"
     if not stat.S_ISDIR(status.st_mode):

@@ -47,12 +47,12 @@ class LocalStep:
         rows_done, epoch_rows: Rows of the epoch that are done, and that there are on this rank;
             where sources are mixed, of all of their epochs.
         by_source: What each of these gave to the step, in the unit of `data.mix_by`.
-        steps_left: Steps of the epoch that this rank makes after this one. It is an estimate, but
-            for one thing: it is 0 if and only if no example follows.
+        steps_left: Steps of the epoch that this rank makes after this one: an estimate, which is 0
+            if and only if no example follows.
         epoch_steps: Steps that a whole epoch makes on this rank, estimated; 0 where sources are
             mixed, which have one epoch together.
-        yields: What the estimates follow from, of each source.
-        estimated: Whether the rows alone do not tell how many steps there are.
+        yields: For each source, what its rows make: the base of the estimates.
+        estimated: Whether the number of steps cannot be known from the rows alone.
     """
 
     micro_batches: tuple[CleanBatch, ...]
@@ -146,7 +146,7 @@ class StepDataset(IterableDataset[LocalStep]):
         quarantine: The file that bad rows are written to, if any.
     """
 
-    # Unless `know_yields` says more, each row is taken to make one example.
+    # Without `know_yields`, each row counts as one example.
     _yields: Sequence[RowYield] | None = None
     _sample_rows = 0
 
@@ -171,7 +171,7 @@ class StepDataset(IterableDataset[LocalStep]):
         ]
         # Each has epochs of its own; otherwise those of the one dataset are the run's.
         self.mixed_sources = tuple(source.name for source in sources if source.name)
-        # Rows whose examples wait, and are not what they were: file, line and epoch.
+        # Rows that wait and must be encoded again, as their examples changed: file, line and epoch.
         self._again: set[tuple[str, int, int]] = set()
 
     @property
@@ -201,17 +201,17 @@ class StepDataset(IterableDataset[LocalStep]):
         self._positions = positions
 
     def know_yields(self, yields: Sequence[RowYield] | None, sample_rows: int) -> None:
-        """Take what rows make from a checkpoint, or have a sample of so many encoded."""
+        """Set what rows make, from a checkpoint, or how many rows to sample for it."""
         self._yields, self._sample_rows = yields, sample_rows
 
     def encode_again(self) -> int:
-        """Let rows that are half done begin again, for their examples are others now.
+        """Let rows that are half done start again, because their examples have changed.
 
-        These are rows of which some examples were given, or that wait. As a whole, all of their
-        examples come first; the other rows of the positions stay done.
+        These are rows of which some examples were given, or wait to be packed. All of their new
+        examples come first; all other rows before the positions stay done.
 
         Returns:
-            How many they are on this rank.
+            The number of these rows on this rank.
         """
         if self._positions is None:
             return 0
@@ -294,8 +294,8 @@ class StepDataset(IterableDataset[LocalStep]):
         some = tuple(islice(batches, self._size.accumulate_grad_batches))
         while some:
             step = self._step(some, rows, waiting, estimate)
-            # Whether another step follows is known only once it is read. An error is raised where
-            # that step is missed.
+            # Whether another step follows is known only once it is read. An error is raised when
+            # that step is due.
             error: Exception | None = None
             try:
                 some = tuple(islice(batches, self._size.accumulate_grad_batches))
@@ -361,9 +361,9 @@ class StepDataset(IterableDataset[LocalStep]):
         return waiting
 
     def _estimate(self, encoder: Encoder) -> StepEstimate:
-        """Say how many steps rows make: as a checkpoint has it, or by a sample of them."""
+        """Return how to estimate steps from rows: by a checkpoint's yields, or by a sample."""
         if self._yields is None:
-            # A row without an example, or without a sample: one example, as long as it may be.
+            # If no row of the sample makes an example: one of the largest length for each row.
             one_each = RowYield(1, 1, self._config.max_length)
             self._yields = [
                 sample_yield(stream, _for_source(encoder, source), self._sample_rows) or one_each
@@ -378,11 +378,11 @@ class StepDataset(IterableDataset[LocalStep]):
 
 
 def _encode_again(row: Row, epoch: int, encode: Encoder, quarantine: Quarantine) -> list[Example]:
-    """Encode a row that has become another one: it may be a bad one now."""
+    """Encode a row whose examples have changed: it may be a bad row now."""
     try:
         return encode(row, epoch).examples
     except BadRowError as error:
-        # Before the position that the run goes on from, as all rows that wait.
+        # Row 0: it lies before the position, as all rows that wait.
         quarantine.add(error, epoch, row=0)
         return []
 

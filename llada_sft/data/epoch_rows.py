@@ -55,7 +55,7 @@ class EpochRows:
 
     @property
     def left(self) -> list[RowsLeft]:
-        """What is left of the epoch, of the one source."""
+        """What is left of the epoch, for the single source."""
         given = sum(at.part for at in self.positions.values())
         return [RowsLeft(self.num_rows - self.rows_done, given)]
 

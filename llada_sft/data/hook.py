@@ -20,7 +20,7 @@ _MODULE_NAME = "_llada_sft_user_hook"
 
 
 def hook_hash(path: Path) -> str:
-    """Return a hash of a hook's text; of an unreadable one the hash of nothing."""
+    """Return a hash of a hook's text; an unreadable hook counts as empty."""
     try:
         text = path.read_bytes()
     except OSError:
@@ -29,7 +29,7 @@ def hook_hash(path: Path) -> str:
 
 
 def examples_key(config: DataConfig) -> str:
-    """Return a hash of what decides which examples a row becomes: the hook, and these keys."""
+    """Return a hash of what decides which examples a row makes: the hook, and these keys."""
     keys = {
         "hook": hook_hash(Path(config.hook)),
         "max_length": config.max_length,

@@ -41,7 +41,7 @@ def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
 
 
 def has_rows(files: Sequence[Shard]) -> bool:
-    """Tell whether any of the files has a row; of those that are remote it is assumed.
+    """Tell whether any of the files has a row; remote files are assumed to have one.
 
     Raises:
         DataError: A file cannot be read.

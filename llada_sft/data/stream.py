@@ -29,7 +29,7 @@ MAX_OPEN = 128
 _ROWS_AHEAD, _ALL_ROWS_AHEAD = 1024, 2**17
 _BYTES_AHEAD, _ALL_BYTES_AHEAD = 2**17, 2**25
 _NUM_TICKETS = 1024
-# A place behind those of all examples that wait.
+# A place after those of all examples that wait.
 _AFTER_ALL = 2**62
 
 
@@ -158,10 +158,10 @@ class RowStream:
             yield hashed(numbers, key)
 
     def sample(self, num_rows: int) -> Iterator[Row]:
-        """Yield so many rows, or all there are: spread over the files, the same ones each time.
+        """Yield a sample of rows, spread over all files, and the same at each call.
 
-        All rows, file after file, are divided into `num_rows` equal parts, and a row of each part
-        is drawn by a key: rows that alternate in some rhythm are not all of one kind.
+        All rows, file after file, are divided into `num_rows` equal parts, and one row of each part
+        is drawn by a key: with a fixed distance, rows of a regular pattern could all be alike.
         """
         ends = np.cumsum([len(reader) for reader in self._readers]).tolist()
         total = ends[-1] if ends else 0
@@ -182,7 +182,7 @@ class RowStream:
             self._close()
 
     def half_done(self, name: str, at: FilePosition, epoch: int) -> Pending | None:
-        """Return the row of a file of which some examples were read, and not all; as a whole."""
+        """Return the whole row of a file of which some examples were read, but not all."""
         reader = next((one for one in self._readers if one.name == name), None)
         if reader is None or at.part == 0 or at.row >= len(reader):
             return None

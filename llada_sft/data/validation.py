@@ -19,8 +19,8 @@ def validation_batches(
 ) -> list[CleanBatch]:
     """Encode this rank's validation rows: every world_size-th of the first `max_rows`.
 
-    The config's `eos_tail` must be a number: up to the longest example of a micro-batch, the loss
-    would depend on the number of ranks.
+    The config's `eos_tail` must be a number: with `batch_max` the loss would depend on the number
+    of ranks.
     """
     assert config.eos_tail != "batch_max"
     stream = RowStream(source.shards, seed=0, shuffle=False, cache_dir=config.cache_dir)

@@ -1,9 +1,9 @@
 """How many steps rows make, estimated from what a sample of them made.
 
 A hook may make several examples of a row or none, and packed micro-batches are measured in tokens:
-the number of rows alone does not tell the number of steps. A sample of the rows is encoded once,
-where a training starts; its result, a `RowYield` for each source, is kept in the checkpoint. Where
-each sampled row made one example and micro-batches are padded, the estimate is exact.
+the number of rows does not determine the number of steps. A sample of the rows is encoded once,
+when a training starts; its result, a `RowYield` for each source, is kept in the checkpoint. If
+each sampled row made one example and micro-batches are padded, the estimate counts as exact.
 """
 
 import math
@@ -21,7 +21,7 @@ SAMPLE_ROWS = 512
 
 
 class RowYield(NamedTuple):
-    """What so many rows of a source made: examples, and the tokens of these."""
+    """What a number of rows of a source made: examples, and the tokens of these."""
 
     rows: int
     examples: int
@@ -29,14 +29,14 @@ class RowYield(NamedTuple):
 
 
 class RowsLeft(NamedTuple):
-    """What is left of a source: rows, of which the first ones have given some examples already."""
+    """What is left of a source: rows, and the examples that the first of them gave already."""
 
     rows: int
     given_examples: int = 0
 
 
 def sample_yield(stream: RowStream, encoder: Encoder, num_rows: int) -> RowYield | None:
-    """Encode some rows, spread over all files; return None where they make no example at all."""
+    """Encode a sample of rows from all files; return None if they make no example at all."""
     rows = examples = tokens = 0
     for row in stream.sample(num_rows):
         rows += 1
@@ -64,7 +64,7 @@ class StepEstimate:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the steps are known from the rows alone."""
+        """Tell whether the number of steps is known from the rows alone."""
         one_each = all(each.examples == each.rows for each in self.yields)
         return one_each and self.tokens_per_step is None
 

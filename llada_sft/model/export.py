@@ -25,7 +25,7 @@ from llada_sft.errors import CheckpointError
 from llada_sft.model import safe_load
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.model.index import INDEX_NAME, check_tensors, read_index
-from llada_sft.model.llada import LLaDAModelLM, parameter_shapes
+from llada_sft.model.llada import LLaDAModelLM
 
 # The LightningModule's attribute that holds the network.
 CHECKPOINT_PREFIX = "network."
@@ -165,4 +165,4 @@ def _copy_files(source_dir: Path, out_dir: Path) -> None:
 
 def _verify(config: LLaDAConfig, out_dir: Path) -> None:
     """Read back what was written; a checkpoint of another network is noticed here."""
-    check_tensors(parameter_shapes(config), read_index(out_dir), out_dir)
+    check_tensors(config.parameter_shapes(), read_index(out_dir), out_dir)

@@ -18,7 +18,7 @@ from llada_sft.errors import CheckpointError
 INDEX_NAME = "model.safetensors.index.json"
 # safetensors' names of the dtypes that weights may have, and their bytes.
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# What JSON of another shape raises while it is taken apart.
+# What JSON of another structure raises when it is read.
 _NOT_THIS_FORMAT = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 

@@ -192,10 +192,3 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.transformer["ff_out"]
-
-
-def parameter_shapes(config: LLaDAConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter of a network that is not built."""
-    with torch.device("meta"):
-        network = LLaDAModelLM(config)
-    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}

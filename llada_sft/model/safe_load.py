@@ -1,8 +1,8 @@
-"""Reading torch files of a checkpoint without running code from them.
+"""Reads torch files of a checkpoint without running code from them.
 
 A torch file holds a pickle, and a pickle may call any function. torch's `weights_only` reads only
-tensors and plain values. DeepSpeed passes `weights_only=False` in all its loads, so it is forced by
-torch's own variable, for as long as DeepSpeed loads.
+tensors and plain values. DeepSpeed passes `weights_only=False` in all its loads, so `weights_only`
+is forced by torch's own environment variable while DeepSpeed loads.
 """
 
 import os
@@ -37,7 +37,7 @@ def force_weights_only() -> None:
 
 
 class _Forced:
-    """How many readers there are now; torch's variable and its list belong to the whole process."""
+    """Counts the readers: torch's variable and its list of types belong to the whole process."""
 
     def __init__(self) -> None:
         self._lock, self._readers = threading.Lock(), 0
@@ -78,7 +78,7 @@ _forced = _Forced()
 def weights_only() -> Iterator[None]:
     """Read every torch file without running code from it, whatever `torch.load` is told.
 
-    It may be entered again within itself, and by other threads.
+    It may be nested, and entered by several threads.
     """
     _forced.begin()
     try:
@@ -93,7 +93,7 @@ def load_data(path: Path, map_location: Any = None, mmap: bool | None = None) ->
     Args:
         path: The file.
         map_location: As `torch.load` takes it.
-        mmap: Read tensors only where they are used.
+        mmap: Read tensors only when they are used.
 
     Raises:
         pickle.UnpicklingError: The file holds anything else; nothing of it was run.
@@ -103,6 +103,6 @@ def load_data(path: Path, map_location: Any = None, mmap: bool | None = None) ->
 
 
 def what_is_held(error: pickle.UnpicklingError) -> str:
-    """Return in a few words what `weights_only` refused."""
+    """Describe in a few words what `weights_only` refused."""
     found = _GLOBAL.search(str(error))
     return f"code ({found[1]})" if found else "more than tensors and plain values"

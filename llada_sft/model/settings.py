@@ -1,7 +1,7 @@
 """`config.json` of a model directory as plain values, checked: which network it asks for.
 
-Without torch and transformers: preflight refuses on the login node, in the same words, what loading
-would refuse on the nodes.
+Without torch and transformers: preflight refuses on the login node, with the same messages, what
+loading would refuse on the nodes.
 """
 
 import json
@@ -33,13 +33,13 @@ _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "weight_tying": (False,),
 }
 _SIZES = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "vocab_size")
-# May be left out, or be null.
+# May be missing, or null.
 _OPTIONAL_SIZES = ("mlp_hidden_size", "n_kv_heads", "mlp_ratio", "embedding_size")
 _TOKENS = ("mask_token_id", "eos_token_id", "pad_token_id")
 
 
 class Sizes:
-    """What follows from the official keys; they are attributes of the class that inherits this."""
+    """Sizes that follow from the official keys, which are attributes of the inheriting class."""
 
     d_model: int
     n_layers: int
@@ -171,7 +171,7 @@ def _whole_number(key: str, value: object, least: int, optional: bool) -> Iterat
 def _positive(key: str, value: object) -> Iterator[str]:
     if not isinstance(value, int | float) or isinstance(value, bool):
         yield f"{key}: must be a number, got {json.dumps(value)}"
-    # Not a number is not greater than anything.
+    # NaN fails every comparison.
     elif not 0 < value < float("inf"):
         yield f"{key}: must be a positive number, got {json.dumps(value)}"
 

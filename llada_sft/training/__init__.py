@@ -18,7 +18,7 @@ loss is divided by, agreed between the ranks beforehand.
     checkpoints.py  partial, verified, renamed; the newest complete one wins
     manifest.py     checkpoint.json: sizes, checksums, and a checksum of its own
     checksums.py    taken while a file is written, compared when it is read
-    writing.py      a rank's shards, so that a full disk on one leaves no other one waiting
+    writing.py      a rank's shards, so that no rank waits for another one whose disk is full
     resume.py       which checkpoint a run resumes from: all ranks together
     verify.py       whether a checkpoint is what was written, before it is loaded
     universal.py    a checkpoint for another number of ranks, by universal_process.py

@@ -16,7 +16,7 @@ _DO = "restore them, start a new run, or set data.on_changed_file: restart_file"
 
 
 def files_changed(state: DataState, fingerprints: Mapping[str, str], consensus: Consensus) -> bool:
-    """Whether any file of any rank changed, came or went since a checkpoint."""
+    """Tell whether any file of any rank changed, appeared or disappeared since a checkpoint."""
     own = any(state.fingerprints.get(name) != value for name, value in fingerprints.items())
     ranks: Any = consensus.gather((own, len(fingerprints)))
     num_files = sum(count for _, count in ranks)

@@ -40,8 +40,8 @@ _COMPLETE = re.compile(r"step_(\d+)")
 class DataState:
     """Where the data of all ranks stands: for each file its fingerprint and its position.
 
-    `examples_key` is a hash of what made examples of rows; empty in a checkpoint that an older
-    version wrote.
+    `examples_key` is a hash of what decides which examples a row makes; empty in a checkpoint of an
+    older version.
     """
 
     epoch: int
@@ -106,7 +106,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def list_named(folder: Path) -> list[tuple[int, Path]]:
     """Return everything that has the name of a checkpoint, oldest first, whatever it is.
 
-    A file, or a link to a disk that is not mounted, is one that cannot be read, and not none.
+    A file, or a link to a disk that is not mounted, counts as a checkpoint that cannot be read.
     """
     paths = folder.glob("step_*")
     return sorted(
@@ -115,7 +115,7 @@ def list_named(folder: Path) -> list[tuple[int, Path]]:
 
 
 def list_damaged(folder: Path) -> list[Path]:
-    """Return what `set_aside` left."""
+    """Return the checkpoints that `set_aside` renamed."""
     return sorted(folder.glob("step_*.damaged*"))
 
 
@@ -162,7 +162,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def point_to(checkpoint: Path) -> None:
-    """Let `latest` name a checkpoint; rank 0 only.
+    """Make `latest` name a checkpoint; rank 0 only.
 
     Raises:
         OSError: It cannot be written.
@@ -204,9 +204,9 @@ def finish(
         partial: What `begin` returned.
         manifest: Step, number of ranks, versions.
         data_state: Of all ranks.
-        records: What all ranks have written, by the path within `partial`.
+        records: Of the files that all ranks have written, by the path within `partial`.
         keep: Checkpoints to keep, this one among them.
-        require_owner: Asked before each rename: it does not return if the run is another's now.
+        require_owner: Called before each rename; does not return if the run has another owner now.
 
     Raises:
         OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
@@ -229,7 +229,7 @@ def finish(
     _write(beside, complete.name + "\n")
     require_owner()
     if complete.exists() or complete.is_symlink():
-        # Out of the way by one rename: what a crash leaves of it must not look damaged.
+        # Moved away by one rename: what a crash leaves of it must not look damaged.
         replaced = partial.with_suffix(".replaced.partial")
         remove(replaced)
         complete.rename(replaced)

@@ -1,7 +1,7 @@
 """Checksums of a checkpoint's files: taken while they are written, compared when they are read.
 
 torch.load does not verify the CRC that a torch file carries: a flipped bit becomes a wrong weight.
-xxh3_128 is several times faster than a disk, and long enough that damage never fits by chance.
+xxh3_128 is several times faster than a disk, and long enough that no damage matches by chance.
 """
 
 import mmap
@@ -13,14 +13,14 @@ from typing import IO, NamedTuple
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-# Read at once: large enough for a network file system.
+# Bytes of one read: large enough for a network file system.
 _BUFFER_BYTES = 16 << 20
-# Fewer bytes are hashed sooner than another thread is told of them.
+# Fewer bytes than this are hashed faster here than by way of another thread.
 _HASHED_AT_ONCE = 1 << 20
 
 
 class FileRecord(NamedTuple):
-    """What a file holds: its size in bytes, and the checksum in hexadecimal digits."""
+    """A file's size in bytes, and its checksum in hexadecimal digits."""
 
     size: int
     checksum: str
@@ -31,7 +31,7 @@ class FileRecord(NamedTuple):
 
 
 class HashingFile:
-    """Passes what is written on to a file, and takes its checksum: the file is not read again.
+    """Passes what is written to a file and takes its checksum: the file is not read again.
 
     torch.save only appends: it needs `write` and `flush`, never `seek`. A tensor is hashed by
     another thread while it is written: hashing adds next to nothing to the time of a save.
@@ -55,7 +55,7 @@ class HashingFile:
         try:
             return self._file.write(data)
         finally:
-            # torch frees the memory when this returns.
+            # torch frees the memory as soon as this returns.
             hashed.result()
 
     def flush(self) -> None:
@@ -80,7 +80,7 @@ def read_record(path: Path, pulse: Callable[[], None] = lambda: None) -> tuple[F
         OSError: The file cannot be read.
     """
     summed, size, zeros = xxh3_128(), 0, True
-    # Memory of its own pages: reading into an odd address is six times slower on some processors.
+    # Page-aligned memory: reading to an odd address is six times slower on some processors.
     with mmap.mmap(-1, _BUFFER_BYTES) as buffer, path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while count := file.readinto(buffer):

@@ -18,8 +18,8 @@ from llada_sft.errors import PeerFailedError
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank says, or what all of them say together: sums, but the largest of `steps_left`
-    and `epoch_steps`.
+    """What one rank reports, or all ranks together: sums, but the maximum of `steps_left` and of
+    `epoch_steps`.
 
     Attributes:
         examples: Examples of the step.
@@ -34,9 +34,9 @@ class Report:
         too_long: Examples cut or left out for their length, likewise.
         wait_us: Microseconds that were waited for data, likewise, but for the first step's.
         rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
-        steps_left, epoch_steps: Steps of this epoch that follow this one on the rank, and those of
-            a whole epoch (`LocalStep`).
-        estimated: Whether these depend on a sample.
+        steps_left, epoch_steps: The rank's steps after this one in the epoch, and its steps of a
+            whole epoch (`LocalStep`).
+        estimated: 1 if these depend on a sample.
         by_source: What each source gave to the step, in the unit that is shared out; empty where
             there is one dataset. On all ranks of one length.
     """
@@ -74,7 +74,7 @@ class Report:
 
     @staticmethod
     def together(ranks: Tensor) -> "Report":
-        """Make the report of all ranks of the `numbers` of each: int64 [ranks, numbers]."""
+        """Combine the `numbers` of all ranks, int64 [ranks, numbers], into one report."""
         summed, largest = (Report.of(row.tolist()) for row in (ranks.sum(0), ranks.amax(0)))
         return replace(summed, steps_left=largest.steps_left, epoch_steps=largest.epoch_steps)
 
@@ -86,7 +86,7 @@ class Consensus:
         self._group = dist.new_group(backend="gloo")
 
     def agree(self, report: Report) -> Report:
-        """Bring the reports of all ranks together; every rank must call this equally often.
+        """Combine the reports of all ranks; every rank must call this equally often.
 
         Raises:
             PeerFailedError: A rank said that it failed (not on that rank itself).

@@ -7,7 +7,6 @@ import torch
 from llada_sft.config import load_config
 from llada_sft.errors import CheckpointError
 from llada_sft.model.export import export_checkpoint, zero3_tensors
-from llada_sft.model.llada import parameter_shapes
 from llada_sft.run_dir import RunDir
 from llada_sft.training import checkpoints
 from llada_sft.training.network import resolve_network
@@ -34,7 +33,7 @@ def export_run(run_dir: Path, out: Path, dtype: str | None, step: int | None) ->
     run = RunDir(run_dir)
     config = load_config(run.config)
     network = resolve_network(config.model)
-    checkpoint = _choose(run, step, parameter_shapes(network))
+    checkpoint = _choose(run, step, network.parameter_shapes())
     export_checkpoint(
         zero3_tensors(checkpoint),
         network,
@@ -46,10 +45,10 @@ def export_run(run_dir: Path, out: Path, dtype: str | None, step: int | None) ->
 
 
 def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
-    """Return the checkpoint that was asked for, once it is proved to be what was written.
+    """Return the checkpoint that was asked for, once it is verified.
 
     Raises:
-        CheckpointError: It is not: another one is named, but never taken instead.
+        CheckpointError: It is damaged: another one is named, but never exported instead.
     """
     named = dict(checkpoints.list_named(run.checkpoints))
     damaged = dict(checkpoints.list_set_aside(run.checkpoints))
@@ -74,6 +73,6 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
 
 
 def _problem(checkpoint: Path, network: Shapes) -> str:
-    """Examine all files of a checkpoint; say in one line what is wrong."""
+    """Examine all files of a checkpoint; return in one line what is wrong."""
     found = examine(checkpoint, Share(0, 1), network)
     return f"{checkpoint}: {summary(found)}" if found else ""

@@ -1,9 +1,9 @@
-"""Rows that were half done at a checkpoint, when what makes their examples has changed since.
+"""Rows that were half done at a checkpoint, if the way their examples are made has changed since.
 
 A checkpoint knows a hash of the hook's text and of the keys that decide which examples a row
-becomes (`examples_key`). If it is another one now, the number of an example within its row means
-nothing any more: rows of which some examples were trained, or wait to be packed, begin again with
-all of the examples that they make now. No row is lost; at most these rows are trained twice.
+becomes (`examples_key`). If that hash differs now, the number of an example within its row is
+meaningless: rows of which some examples were trained, or wait to be packed, start again with all
+examples that they make now. No row is lost, and only these rows may be trained twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ def begin_half_done_rows(
     consensus: Consensus,
     note: Callable[[Mapping[str, object]], None] | None,
 ) -> None:
-    """Let half-done rows begin again if their examples are others now; every rank must call this.
+    """Let half-done rows start again if their examples have changed; every rank must call this.
 
     Args:
         dataset: This rank's.
@@ -33,10 +33,10 @@ def begin_half_done_rows(
         state: The checkpoint's, if there is one.
         run: The run directory.
         consensus: The agreement of the ranks.
-        note: On rank 0, writes to the journal, and the line is printed; None on the others.
+        note: Writes to the journal; given on rank 0 only, which also prints the line.
     """
     changed = state is not None and trained_key(state, config, run) != examples_key(config)
-    # Rank 0's word: a rank that sees another text of the hook must not be alone in what follows.
+    # Rank 0 decides: a rank that still sees another text of the hook must not do this alone.
     if not consensus.gather(changed)[0]:
         return
     counts: Any = consensus.gather(dataset.encode_again())
@@ -54,8 +54,8 @@ def begin_half_done_rows(
 def trained_key(state: DataState, config: DataConfig, run: RunDir) -> str:
     """Return the key of the examples that a checkpoint was trained with.
 
-    A version before this one did not note it. The first copy of the code that an update has put
-    aside then has that version's hook; without one, nothing has changed.
+    Earlier versions did not record it. Then the first copy of the code that an update has put aside
+    has the hook of that version; if there is no copy, nothing has changed.
     """
     if state.examples_key:
         return state.examples_key

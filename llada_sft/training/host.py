@@ -18,7 +18,7 @@ class Host:
 
     Attributes:
         stop_requested: Asked once per step; when any rank says yes, all save and stop.
-        require_owner: Ends the process if another owner has the run now; asked before checkpoints
+        require_owner: Ends the process if the run has another owner now; called before checkpoints
             change.
         signals: Names the signals that this rank got; asked once, when all have agreed to stop.
         claim_signals: Installs the job's signal handlers again, over Lightning's, and says in one

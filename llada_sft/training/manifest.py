@@ -2,7 +2,7 @@
 
     {"step": …, "world_size": …, "versions": …, "skipped_steps": …, "schedule": …,
      "files": {name: size}, "checksums": {name: xxh3_128},
-     "checksum": of checkpoint.json itself, with zeros in this place}
+     "checksum": of checkpoint.json itself, with zeros in place of this checksum}
 
 Versions before checksums wrote neither `checksums` nor `checksum`; their checkpoints are accepted.
 """
@@ -32,8 +32,8 @@ def sealed(content: Mapping[str, Any], records: Mapping[str, FileRecord]) -> str
     """Return the text of checkpoint.json.
 
     Args:
-        content: Step, number of ranks, versions, and whatever else is known of the checkpoint.
-        records: Of every file of the checkpoint, by its path within it.
+        content: Step, number of ranks, versions, and the other keys above.
+        records: Of every file of the checkpoint, by its path within the checkpoint.
     """
     whole = {
         **content,
@@ -47,7 +47,7 @@ def sealed(content: Mapping[str, Any], records: Mapping[str, FileRecord]) -> str
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read checkpoint.json, and compare it with its own checksum.
+    """Read checkpoint.json, and verify its own checksum.
 
     Raises:
         OSError: It cannot be read.
@@ -77,7 +77,7 @@ def _is_checkpoints(content: object) -> bool:
 
 
 def records_of(content: Mapping[str, Any]) -> dict[str, tuple[int, str | None]]:
-    """Return size and checksum of every file; an older version wrote no checksums."""
+    """Return size and checksum of every file; None for the checksums of an older version."""
     checksums = content.get("checksums", {})
     return {name: (size, checksums.get(name)) for name, size in content["files"].items()}
 

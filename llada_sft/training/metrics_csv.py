@@ -49,7 +49,7 @@ class MetricsCsv(Logger):
         path: The file; its folder is made.
         first_step: Rows after this step are dropped.
         more_columns: Beside those that every run has.
-        require_owner: Asked before each write: it does not return if the run is another's now.
+        require_owner: Called before each write; does not return if the run has another owner now.
     """
 
     def __init__(

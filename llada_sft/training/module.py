@@ -46,7 +46,7 @@ class DiffusionModule(pl.LightningModule):
         validation_batches: This rank's validation micro-batches, with coefficients that sum the
             mean loss over all ranks; the same number on every rank.
         sources: The names of those that are mixed.
-        left_out: Called on every rank with a step that was not made, because its loss or gradient
+        left_out: Called on every rank with a step that was skipped, because its loss or gradient
             is not finite: its number, the rank's micro-batches, the loss of each, and whether it
             is the last of the training.
         pulse: Says what this rank begins to do.

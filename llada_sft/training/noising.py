@@ -88,8 +88,8 @@ class StepBatch:
         epoch: The epoch that the rows belong to.
         positions: The rank's position in its files once this step is trained.
         rows: What became of the rank's rows in this epoch, as far as this attempt has read them.
-        pace: What the schedule says of the step; None where there is none.
-        yields: What the rank's rows make.
+        pace: What the schedule says of the step; None if there is no schedule.
+        yields: For each source, what the rank's rows make.
     """
 
     def __init__(

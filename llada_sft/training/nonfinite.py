@@ -42,12 +42,12 @@ def spoil(micro_loss: Tensor, loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SkippedSteps:
-    """Steps that were not made; a checkpoint keeps it.
+    """Counts of skipped steps; a checkpoint keeps them.
 
     Attributes:
-        total: Of the whole run.
-        last: The number of the last one.
-        in_a_row: So many, of which that was the last.
+        total: Skipped steps of the whole run.
+        last: The number of the last skipped step.
+        in_a_row: How many steps in a row were skipped, up to `last`.
     """
 
     total: int = 0
@@ -60,7 +60,7 @@ class SkippedSteps:
 
 
 class NonFiniteSteps:
-    """Says what became of a step that was skipped: the run ends, or a note in the journal.
+    """Reports a skipped step: it ends the run, or is recorded in the journal.
 
     Args:
         policy: `train.on_nonfinite`.
@@ -68,10 +68,10 @@ class NonFiniteSteps:
         rank: Which one this is.
         note: Adds to the journal.
         max_skipped: `train.max_skipped_steps`.
-        skipped: Those before this attempt.
+        skipped: Steps that were skipped before this attempt.
 
     Attributes:
-        skipped: All that were skipped.
+        skipped: All skipped steps of the run.
     """
 
     def __init__(

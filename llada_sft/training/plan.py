@@ -1,9 +1,9 @@
-"""How long the training is, for the learning rate: kept in checkpoints, planned again when needed.
+"""The learning rate's plan of the training: kept in checkpoints, made again when needed.
 
-A checkpoint keeps the schedule's `Point` and what it was planned for (`Basis`). As long as that is
-the same, a resume goes on from the point as it is, bit for bit. Where ranks, batch, epochs,
+A checkpoint keeps the schedule's `Point` and what it was planned for (`Basis`). While the basis is
+the same, a resume continues from that point, bit for bit. If ranks, batch, epochs,
 `train.max_steps`, the data or the hook changed, the rest of the schedule is planned again at the
-first step, from the steps that the ranks say are left, and one line says what became of the rate.
+first step, from the steps that the ranks report as left, and one line says how the rate changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +25,10 @@ class Basis:
     Attributes:
         world_size: Number of ranks.
         batch: The global batch, in `unit`: examples or tokens.
-        epochs: Of each source, by its name; of the one dataset by "".
+        epochs: Of each source, by its name; "" is the name of a single dataset.
         max_steps: `train.max_steps`.
-        shape: What of the optim section decides where the rate falls.
-        rows: `examples_key`: of what decides which examples a row makes.
+        shape: The keys of the optim section that decide where the rate falls.
+        rows: `examples_key`: a hash of what decides which examples a row makes.
     """
 
     world_size: int
@@ -41,7 +41,7 @@ class Basis:
 
     @staticmethod
     def of(config: Config, sources: Sequence[Source], world_size: int) -> "Basis":
-        """Return the basis of a config on so many ranks."""
+        """Return the basis of a config on this number of ranks."""
         optim, train = config.optim, config.train
         micro = config.data.max_tokens or train.micro_batch_size
         return Basis(
@@ -56,11 +56,11 @@ class Basis:
 
     @property
     def run_epochs(self) -> int:
-        """Epochs of the run: sources by name make all of theirs within one."""
+        """Epochs of the run: named sources make all of their epochs within one."""
         return self.epochs.get("", 1)
 
     def changes(self, old: "Basis") -> list[str]:
-        """Say in words what differs from an older one."""
+        """Describe what differs from an older basis."""
         said = []
         if (old.batch, old.unit) != (self.batch, self.unit):
             said.append(f"global batch {old.batch:,} {old.unit} -> {self.batch:,} {self.unit}")
@@ -83,7 +83,7 @@ class Basis:
         return said
 
     def has_length_of(self, old: "Basis") -> bool:
-        """Whether the training is as long as it was, in epochs and `max_steps`."""
+        """Tell whether the training is as long as before, in epochs and `max_steps`."""
         return (self.epochs, self.max_steps) == (old.epochs, old.max_steps)
 
 
@@ -96,10 +96,10 @@ class Planned:
     """The schedule of a checkpoint.
 
     Attributes:
-        point: How far it is.
+        point: How far the training was.
         steps_left: Steps that were left then.
-        basis: What it was planned for.
-        yields: Of each rank, what the rows of its sources make.
+        basis: What the schedule was planned for.
+        yields: For each rank and source, what its rows make.
     """
 
     point: Point
@@ -120,7 +120,7 @@ class Planned:
 
     @staticmethod
     def from_json(kept: Mapping[str, Any] | None) -> "Planned | None":
-        """Read what `to_json` gave; None where another version wrote it, or did not know of it."""
+        """Read what `to_json` returned; None if another version wrote it, or did not write any."""
         try:
             assert kept is not None
             return Planned(
@@ -133,7 +133,7 @@ class Planned:
             return None
 
     def yields_for(self, basis: Basis, rank: int, data_changed: bool) -> Sequence[RowYield] | None:
-        """Return what a rank's rows make; None where that is to be estimated anew."""
+        """Return what a rank's rows make; None if that must be estimated again."""
         same = (basis.world_size, basis.rows) == (self.basis.world_size, self.basis.rows)
         known = same and not data_changed and basis.epochs.keys() == self.basis.epochs.keys()
         return self.yields[rank] if known else None
@@ -145,9 +145,9 @@ class Pace:
 
     Attributes:
         rate: Its learning rate.
-        planned: The schedule once it is made; without the yields.
-        total_steps: Steps of the whole training, as far as is known at this step.
-        estimated: Whether that depends on a sample of the rows.
+        planned: The schedule after the step, without the yields.
+        total_steps: Steps of the whole training, as far as known at this step.
+        estimated: Whether `total_steps` depends on a sample of the rows.
     """
 
     rate: float
@@ -161,16 +161,16 @@ class Pace:
 
 
 class Schedule:
-    """Gives each step its learning rate, from what the ranks agreed on; the same on all of them.
+    """Gives each step its learning rate, from what the ranks agreed on: the same on all ranks.
 
     Args:
         optim: The optim section.
         basis: What the schedule is planned for now.
         step: Steps that were made.
-        kept: The checkpoint's schedule; None where there is none, or of an older version.
+        kept: The checkpoint's schedule; None if there is none, or one of an older version.
         data_changed: Whether files changed since that checkpoint.
-        say: Gets a line for the user.
-        older_ratio: How many of today's steps make one of a checkpoint without a schedule.
+        say: Called with a line for the user.
+        older_ratio: How many present steps one step of a checkpoint without a schedule is worth.
     """
 
     def __init__(
@@ -189,12 +189,12 @@ class Schedule:
         self._point: Point | None = None
 
     def next(self, step: int, epoch: int, agreed: Report) -> Pace:
-        """Say how a step is made; to be called once for each, in their order.
+        """Return what the schedule says of a step; to be called once for each step, in order.
 
         Args:
             step: Steps that were made before.
-            epoch: Of its rows.
-            agreed: What all ranks said of it.
+            epoch: The epoch of its rows.
+            agreed: What all ranks reported of the step.
         """
         left = self._steps_left(step, epoch, agreed)
         if self._point is None:
@@ -209,20 +209,20 @@ class Schedule:
         )
 
     def _steps_left(self, step: int, epoch: int, agreed: Report) -> int:
-        """Count the steps that are left, this one among them."""
+        """Count the steps that are left, including this one."""
         later_epochs = max(0, self._basis.run_epochs - 1 - epoch)
         left = 1 + agreed.steps_left + later_epochs * agreed.epoch_steps
         limit = self._limit(step)
         return left if limit is None else min(left, limit)
 
     def _limit(self, step: int) -> int | None:
-        # What is fetched one step ahead may lie past the last step.
+        # At least 1: the step that is fetched ahead may lie past the last one.
         return self._basis.max_steps and max(1, self._basis.max_steps - step)
 
     def _begin(self, left: int) -> Point:
         step, kept = self._first_step, self._kept
         if kept is None:
-            # Where `max_steps` ends the training, each step counts the same.
+            # If `max_steps` ends the training, each step counts the same.
             made = step if left == self._limit(step) else step * self._older_ratio
             return Point(made, made + left, descent_at(self._optim, made, made + left))
         if kept.basis == self._basis and not self._data_changed:
@@ -237,7 +237,7 @@ class Schedule:
         return point
 
     def _batch_ratio(self, old: Basis) -> float:
-        """Say how many of today's steps make one of before."""
+        """Return how many present steps one earlier step is worth."""
         return old.batch / self._basis.batch if old.unit == self._basis.unit else 1.0
 
     def _say_what_is_planned(self, left: int, estimated: bool) -> None:

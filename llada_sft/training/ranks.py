@@ -38,9 +38,9 @@ def choose_device(accelerator: Literal["auto", "cuda", "cpu"], local_rank: int) 
 
 
 def device_ordinal(device: torch.device, placement: Placement) -> int:
-    """Return what DeepSpeed calls the local rank, and takes for the number of the device.
+    """Return the local rank for DeepSpeed, which uses it as the number of the device.
 
-    Where SLURM shows each task only its own GPU (`--gpus-per-task`), that is 0 on every rank.
+    If SLURM shows each task only its own GPU (`--gpus-per-task`), it is 0 on every rank.
     """
     return placement.local_rank if device.index is None else device.index
 
@@ -51,7 +51,7 @@ def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -
     Args:
         placement: This rank.
         device: Where it computes.
-        timeout: Of each collective, also of the groups that are made later.
+        timeout: Of each collective, also in process groups that are made later.
     """
     os.environ |= {
         "MASTER_ADDR": placement.master_addr,
@@ -70,14 +70,15 @@ def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -
 
 
 def _set_default_timeout(timeout: timedelta) -> None:
-    """Let every process group have this timeout.
+    """Give every process group this timeout.
 
-    A group that is made without one has 30 minutes, or 10 with NCCL, whatever the first group has:
-    DeepSpeed's are, also the one that reduces all gradients. torch has no public way to set it.
+    A group that is made without a timeout gets 30 minutes, or 10 with NCCL, whatever the first
+    group has. DeepSpeed makes its groups so, also the one that reduces all gradients. torch has no
+    public way to set the default.
     """
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, timeout)
-    # NCCL's own watchdog ends a process whose device does not answer: not before ours has spoken.
+    # NCCL's own watchdog ends a process whose device does not answer: not before ours has reported.
     seconds = str(int(timeout.total_seconds()))
     os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
 

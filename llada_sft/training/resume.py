@@ -1,8 +1,8 @@
-"""Which checkpoint a run resumes from: chosen by all ranks together, and proved before it is used.
+"""Which checkpoint a run resumes from: all ranks choose it together, and verify it before use.
 
 Every rank examines the files that it reads (`verify.py`). If any rank finds damage, all ranks take
-the checkpoint before; the damaged one is named, noted in the journal, and renamed, so that no later
-attempt examines it again. A run whose checkpoints are all damaged stops: it never starts again from
+the checkpoint before; the damaged one is named, journalled, and renamed, so that no later attempt
+examines it again. A run whose checkpoints are all damaged stops: it never starts again from
 step 0 by itself.
 """
 
@@ -26,23 +26,23 @@ from llada_sft.training.plan import Planned
 from llada_sft.training.universal import Conversion
 from llada_sft.training.verify import Finding, Shapes, Share, examine, has_checksums, summary
 
-# How often the ranks tell each other how a conversion goes.
+# How often the ranks exchange the state of a conversion.
 _POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run goes on; a fresh run goes on from step 0.
+    """Where a run resumes; a fresh run starts from step 0.
 
     Attributes:
         checkpoint: What to load, if anything.
         step: Optimizer steps that were made.
-        data: What of the data was trained.
+        data: Which data was trained.
         universal: `checkpoint` was written by another number of ranks, and converted.
         stopped: The ranks were told to stop while it was converted: there is nothing to load.
-        planned: The checkpoint's schedule; None where there is none.
-        world_size: The ranks that wrote it.
-        skipped: Steps that were not made for their loss or gradient.
+        planned: The checkpoint's schedule; None if there is none.
+        world_size: The number of ranks that wrote the checkpoint.
+        skipped: Steps that were skipped because their loss or gradient was not finite.
     """
 
     checkpoint: Path | None
@@ -56,7 +56,7 @@ class Resume:
 
     @property
     def positions(self) -> Positions | None:
-        """Where the data goes on; other ranks begin to share it out anew."""
+        """Where the data continues; on another number of ranks, shares start at zero."""
         if self.data is None or not self.universal:
             return None if self.data is None else self.data.positions
         return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
@@ -70,15 +70,15 @@ def find_resume(
     network: Shapes | None = None,
     max_steps: int | None = None,
 ) -> Resume:
-    """Find the newest checkpoint that is what was written; every rank must call this.
+    """Find the newest checkpoint that is not damaged; every rank must call this.
 
     Args:
         run: The run directory.
         placement: This rank.
         consensus: The agreement of the ranks.
-        host: Keeps the journal, and knows whether to stop.
-        network: Shape of each parameter of the network to train; None if they do not matter.
-        max_steps: A checkpoint of so many steps is not converted: there is nothing left to do.
+        host: Writes the journal, and knows whether to stop.
+        network: Shape of each parameter of the network to train; None to skip that check.
+        max_steps: A checkpoint of this many steps is not converted: nothing is left to do.
 
     Raises:
         CheckpointError: There are checkpoints, and none can be used; or one holds code.
@@ -119,7 +119,7 @@ def find_resume(
 def _choose(
     folder: Path, placement: Placement, consensus: Consensus, host: Host, network: Shapes
 ) -> Path | None:
-    """Return the newest checkpoint that no rank finds anything wrong with."""
+    """Return the newest checkpoint in which no rank finds anything wrong."""
     there = [path for _, path in reversed(checkpoints.list_named(folder))]
     of_rank_0 = consensus.gather((there, checkpoints.list_damaged(folder), _unreadable(folder)))[0]
     named, damaged, unreadable = cast(tuple[list[Path], list[Path], str], of_rank_0)
@@ -163,7 +163,7 @@ def _unreadable(folder: Path) -> str:
 
 
 def _none_left(folder: Path, other_network: bool) -> str:
-    """Say what to do where there are checkpoints and none can be used."""
+    """Say what to do if there are checkpoints and none can be used."""
     first = (
         "give the run the network that they were trained with"
         if other_network
@@ -179,7 +179,7 @@ def _judge(checkpoint: Path, findings: list[Finding]) -> str:
     """Say in one line what is wrong with a checkpoint.
 
     Raises:
-        CheckpointError: It would run code: nobody should go on without having looked at it.
+        CheckpointError: It holds code: a person must look at it before the run continues.
     """
     if hostile := [finding for finding in findings if finding.kind == "code"]:
         raise CheckpointError(
@@ -188,16 +188,16 @@ def _judge(checkpoint: Path, findings: list[Finding]) -> str:
         )
     if not is_damaged(checkpoint, findings):
         return f"{checkpoint}: passed over: {summary(findings)}"
-    # What rank 0 calls gone, the other ranks only cannot find.
+    # Without what other ranks cannot find: rank 0 has named those files as gone.
     return f"{checkpoint}: damaged: " + summary(
         finding for finding in findings if finding.kind != "unreadable"
     )
 
 
 def is_damaged(checkpoint: Path, findings: list[Finding]) -> bool:
-    """Whether findings are of the checkpoint itself, so that it will never be of use.
+    """Tell whether the checkpoint itself is damaged, so that it can never be used.
 
-    Files of another network are damage where some model file is of the right one. Where all are of
+    Files of another network are damage if some model file is of the right network. If all are of
     another network, it is the config that does not fit.
     """
     kinds = {finding.kind for finding in findings}
@@ -213,10 +213,10 @@ def is_damaged(checkpoint: Path, findings: list[Finding]) -> bool:
 def _pass_over(
     checkpoint: Path, findings: list[Finding], before: Path | None, line: str, host: Host
 ) -> None:
-    """Name a checkpoint that cannot be used; rank 0 only."""
+    """Report a checkpoint that cannot be used, and rename a damaged one; rank 0 only."""
     host.require_owner()
     if is_damaged(checkpoint, findings):
-        # Where it cannot be renamed it is found again by the next attempt.
+        # If it cannot be renamed, the next attempt finds the damage again.
         with suppress(OSError):
             line = f"{line}; renamed to {checkpoints.set_aside(checkpoint).name}"
     if before is not None:
@@ -232,10 +232,10 @@ def _convert(
     stop_requested: Callable[[], bool],
     pulse: Callable[[], None],
 ) -> bool:
-    """Let rank 0 convert a checkpoint, while all ranks listen for a signal.
+    """Let rank 0 convert a checkpoint, while all ranks watch for a signal.
 
     Returns:
-        Whether it is done; False where a rank was told to stop.
+        Whether it is done; False if a rank was told to stop.
 
     Raises:
         LladaSftError: It failed; on other ranks than 0 a PeerFailedError.

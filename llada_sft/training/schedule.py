@@ -1,22 +1,22 @@
-"""The learning rate: how much of the training is done when a step is made, and what follows of it.
+"""The learning rate, from how much of the training is done when a step is made.
 
-A training is as long as its rows: the steps that are made, and those that the rows left will make.
-How many these are is agreed at every step (`Report.steps_left`), and is 1 exactly at the last one,
-whatever was estimated before. With k steps made and r steps left, this one among them:
+The length of a training is the steps that are made, and those that the remaining rows will make.
+The ranks agree on the latter at every step (`Report.steps_left`): it is 1 exactly at the last step,
+whatever was estimated before. With k steps made and r steps left, including this one:
 
-    position   += (total - position) / r         how far the training is, in steps of today's batch
+    position   += (total - position) / r         how far the training is, in steps of this batch
     descent    += (1 - descent) / r              once the rate has begun to fall
     rate        = lr (k + 1) / warmup_steps                      while k < warmup_steps
                 = lr + (final_lr - lr) · shape(descent)          after that
 
-`shape` is the identity, or half a cosine. The fall begins with `cosine` at the end of the warm-up,
-else where position ≥ total · (1 - decay_fraction), but not before that end.
+`shape` is the identity, or half a cosine. With `cosine` the rate begins to fall at the end of the
+warm-up, otherwise where position ≥ total · (1 - decay_fraction), but not before the warm-up ends.
 
-Where the estimate is exact, r = total - k at every step and so position = k: this is
-`learning_rate(config, k, total)`. Where it is not, the rate goes by the rows that are done: both
-numbers come to their ends with the last row, and neither ever moves back. A resume on other ranks
-or with another batch leaves the descent and the share position / total as they are: the rate does
-not jump, and what is left of its way is divided among the steps that are left.
+If the estimate is exact, r = total - k at every step and so position = k: this is
+`learning_rate(config, k, total)`. If it is not, the rate follows the rows that are done: position
+and descent reach their ends with the last row, and neither ever decreases. A resume on another
+number of ranks or with another batch keeps the descent and the ratio position / total: the rate
+does not jump, and the rest of the descent is divided among the steps that are left.
 """
 
 import math
@@ -27,11 +27,11 @@ from llada_sft.config.schema import OptimConfig
 
 @dataclass(frozen=True)
 class Point:
-    """How far the schedule is; a checkpoint keeps it.
+    """How far the training is on its schedule; a checkpoint keeps it.
 
     Attributes:
-        position, total: Steps that are made, and of the whole training: in steps of the batch that
-            the training has now, and as it was estimated where that batch was first used.
+        position, total: Steps that are made, and steps of the whole training: both in steps of the
+            present batch, as estimated when that batch was first used.
         descent: How far the rate is from `lr` (0) to `final_lr` (1).
     """
 
@@ -40,9 +40,9 @@ class Point:
     descent: float = 0.0
 
     def after_step(self, config: OptimConfig, step: int, steps_left: int) -> "Point":
-        """Make a step; `steps_left` counts it too."""
+        """Return the point after a step; `steps_left` includes that step."""
         if steps_left <= 1:
-            # Rows may end before the fall was to begin: not where there is to be none at all.
+            # Rows may end before the rate begins to fall; but a schedule may have no fall at all.
             has_fall = config.schedule == "cosine" or _fall_begins(config, self.total) < self.total
             falls = self.descent > 0 or (has_fall and step >= config.warmup_steps)
             return Point(self.total, self.total, 1.0 if falls else 0.0)
@@ -53,18 +53,18 @@ class Point:
         return Point(self.position + share, self.total, descent)
 
     def continued(self, steps_left: int) -> "Point":
-        """Go on with another number of steps left, from the same share of the training."""
+        """Continue with another number of steps left, from the same share of the training."""
         return self._in_steps(steps_left, steps_left)
 
     def lengthened(
         self, config: OptimConfig, step: int, planned_left: float, steps_left: int
     ) -> "Point":
-        """Go on as if the training had been as long from its first step on as it is now.
+        """Continue as if the training had been planned with its present length from the first step.
 
         Args:
             config: The optim section.
             step: Steps that were made.
-            planned_left: Steps that were left, in today's batch, before the length was changed.
+            planned_left: Steps of the present batch that were left before the length was changed.
             steps_left: Steps that are left now.
         """
         if self.position >= self.total:
@@ -74,7 +74,7 @@ class Point:
         return replace(longer, descent=descent_at(config, longer.position, longer.total))
 
     def _in_steps(self, planned_left: float, steps_left: int) -> "Point":
-        """Measure the position in steps of which `planned_left` would have been left."""
+        """Express the position in steps of which `planned_left` would have been left."""
         if self.position >= self.total:
             return Point(self.total, self.total + steps_left, self.descent)
         position = self.position * (planned_left / (self.total - self.position))
@@ -82,7 +82,7 @@ class Point:
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step where the number of all steps is known.
+    """Return the learning rate of a step if the number of all steps is known.
 
     Linear warm-up from 0, then constant and linear to `final_lr` over the last `decay_fraction`
     of all steps (LLaDA's), or half a cosine. Past `total_steps` it stays at `final_lr`.
@@ -98,7 +98,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def rate_of(config: OptimConfig, step: int, descent: float) -> float:
-    """Return the learning rate of a step, with the descent that it brings."""
+    """Return the learning rate of a step, from the descent after that step."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if descent >= 1:
@@ -110,7 +110,7 @@ def rate_of(config: OptimConfig, step: int, descent: float) -> float:
 
 
 def descent_at(config: OptimConfig, position: float, total: float) -> float:
-    """Return how far the rate has fallen after so many steps of a training of known length."""
+    """Return how far the rate has fallen at a position of a training of known length."""
     start = _start(config, total)
     return min(1.0, max(0.0, (position - start) / max(1, total - start)))
 
@@ -126,7 +126,7 @@ def _fall_begins(config: OptimConfig, total: float) -> int:
 
 
 def _falls(config: OptimConfig, step: int, point: Point) -> bool:
-    """Whether the rate falls with this step."""
+    """Tell whether the rate falls with this step."""
     if step < config.warmup_steps:
         return False
     return config.schedule == "cosine" or point.position >= _fall_begins(config, point.total)

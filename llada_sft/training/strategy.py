@@ -33,11 +33,11 @@ from llada_sft.training.writing import ShardWriter
 
 
 class RankEnvironment(ClusterEnvironment):
-    """Tells Lightning the placement that the job has worked out already.
+    """Gives Lightning the placement that the job has determined.
 
     Args:
         placement: This rank.
-        ordinal: The number of its device, which Lightning hands on to DeepSpeed as LOCAL_RANK.
+        ordinal: The number of its device, which Lightning passes to DeepSpeed as LOCAL_RANK.
     """
 
     def __init__(self, placement: Placement, ordinal: int) -> None:
@@ -174,8 +174,8 @@ class Zero3Strategy(DeepSpeedStrategy):
             dist_init_required=False,
         )
         engine.checkpoint_engine = self.shard_writer
-        # Rank 0 would copy two scripts of DeepSpeed's into each checkpoint: private, but a
-        # checkpoint holds no code.
+        # Rank 0 would copy two scripts of DeepSpeed into each checkpoint, which must hold no code.
+        # The method is private.
         engine._copy_recovery_script = lambda save_path: None
         return engine, zero_optimizer
 

@@ -23,7 +23,6 @@ from llada_sft.data.validation import validation_batches
 from llada_sft.data.yields import SAMPLE_ROWS
 from llada_sft.errors import DataError
 from llada_sft.model.configuration import LLaDAConfig
-from llada_sft.model.llada import parameter_shapes
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.callbacks.checkpoint import CheckpointSaver
@@ -74,12 +73,12 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     torch.set_num_threads(config.train.threads_per_rank)
     init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
     consensus = Consensus()
-    # What is tidied up from here on may be another's by now: the imports took their time.
+    # Files are removed from here on, and the imports took time: the run may have another owner.
     host.require_owner()
     network_config = resolve_network(config.model)
     notes = Notes(host, consensus, placement.rank)
     max_steps = config.train.max_steps
-    shapes = parameter_shapes(network_config)
+    shapes = network_config.parameter_shapes()
     resume = find_resume(run, placement, consensus, host, shapes, max_steps)
     host.pulse("start", resume.step)
     if resume.stopped:
@@ -159,10 +158,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
 
 
 def outcome(stopped: bool, step: int) -> Outcome:
-    """Say how a training ended; the same on all ranks.
+    """Return how a training ended; the same on all ranks.
 
     Raises:
-        DataError: It came to its end without a step.
+        DataError: It ended without a step.
     """
     if stopped:
         return "stopped"
@@ -249,7 +248,7 @@ def build_schedule(
     placement: Placement,
     consensus: Consensus,
 ) -> Schedule:
-    """Take up the checkpoint's schedule, and say whether rows are sampled to plan it anew."""
+    """Build the schedule from the checkpoint's, or have rows sampled to plan a new one."""
     basis = Basis.of(config, dataset.sources, placement.world_size)
     planned = resume.planned
     changed = resume.data is not None and files_changed(

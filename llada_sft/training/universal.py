@@ -3,10 +3,10 @@
 1. Rank 0 converts the checkpoint into `step_N.universal/`: one folder per parameter, whole fp32
    weights and optimizer moments instead of the slices of so many ranks.
 2. Each rank loads the slices that it keeps now (`Zero3Strategy`, told to load a universal one).
-3. The folder goes with the next checkpoint that is finished, or at the next start.
+3. The folder is removed with the next finished checkpoint, or at the next start.
 
-DeepSpeed gives every rank rank 0's state of the loop, which is the same on all ranks here, and
-leaves the optimizer wrong, which `OptimizerRepair` undoes.
+DeepSpeed loads the loop's state of rank 0 on every rank: here it is the same on all ranks. It
+leaves the optimizer with wrong settings, which `OptimizerRepair` corrects.
 """
 
 import errno
@@ -27,7 +27,7 @@ from llada_sft.errors import CheckpointError, SaveError
 from llada_sft.training.checkpoints import DEEPSPEED_TAG, remove, room_for, universal_path
 
 _MAX_WORKERS = 8
-# SLURM sends them to every process of the step; only the ranks may act on them.
+# SLURM sends these to every process of the step; only the ranks may act on them.
 _OF_THE_JOB = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -35,7 +35,7 @@ class Conversion:
     """The conversion of a checkpoint, by a process of its own; rank 0 only.
 
     Args:
-        checkpoint: Stays as it is; the universal form is written next to it.
+        checkpoint: It is not changed; the universal form is written next to it.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -64,7 +64,7 @@ class Conversion:
         return self._process.pid
 
     def ended(self, seconds: float) -> bool:
-        """Wait so long for the end; say whether it has come."""
+        """Wait at most this long for the end; tell whether it has ended."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -72,7 +72,7 @@ class Conversion:
         return True
 
     def cancel(self) -> None:
-        """End the process and its workers, and remove what they wrote, unless it is over."""
+        """Kill the process and its workers, and remove what they wrote, unless it has ended."""
         if self._over:
             return
         self._over = True
@@ -83,18 +83,18 @@ class Conversion:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def error(self) -> Exception | None:
-        """Say why it failed, once it has ended; what it wrote is removed then.
+        """Return why it failed, once it has ended; if it failed, what it wrote is removed.
 
         Returns:
-            SaveError where the disk is full, CheckpointError where the checkpoint cannot be used,
-            RuntimeError where the process was killed; None where all went well.
+            SaveError if the disk is full, CheckpointError if the checkpoint cannot be used,
+            RuntimeError if the process was killed; None if all went well.
         """
         self._over = True
         said, told = self._process.communicate()
         code = self._process.returncode
         if code == 0:
             return None
-        # First: how much is free without it is part of the message.
+        # First: the message says how much space is free without it.
         shutil.rmtree(self._folder, ignore_errors=True)
         return self._failure(code, said, told.decode(errors="replace"))
 
@@ -134,11 +134,11 @@ class Conversion:
 class OptimizerRepair:
     """Gives an optimizer the config's settings after loading, and each state its own step count.
 
-    On as many ranks as before, torch's `load_state_dict` replaces the settings of the parameter
-    groups (betas, eps, weight_decay) by the saved ones: what was changed for a resume would be
-    ignored. Of a universal checkpoint DeepSpeed gives every group the settings of the first (norms
-    would begin to decay), and one and the same tensor as the step count of every state (each step
-    would count once for every state, and Adam's bias correction would be off).
+    On the same number of ranks, torch's `load_state_dict` replaces the settings of the parameter
+    groups (betas, eps, weight_decay) by the saved ones: changes for a resume would be ignored.
+    From a universal checkpoint, DeepSpeed gives every group the settings of the first (norms would
+    begin to decay), and all states the same tensor as step count (each step would count once for
+    every state, and Adam's bias correction would be wrong).
 
     Args:
         optimizer: torch's optimizer inside DeepSpeed's, before loading.
@@ -152,7 +152,7 @@ class OptimizerRepair:
         ]
 
     def apply(self) -> None:
-        """Give each group its own settings back, and each state a step count of its own."""
+        """Restore each group's own settings, and give each state its own step count."""
         for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
         for state in self._optimizer.state.values():

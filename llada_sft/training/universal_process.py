@@ -2,9 +2,9 @@
 
     python -m llada_sft.training.universal_process CHECKPOINT_FOLDER OUT_FOLDER WORKERS
 
-It forks workers, which a rank, with CUDA's and gloo's threads, must not. Signals of the job are
-blocked by the rank that starts it; it ends when that rank ends. What went wrong is one line of JSON
-on stdout; everything that DeepSpeed prints is dropped.
+It forks workers, which a rank, with the threads of CUDA and gloo, must not do. The rank that starts
+it blocks the job's signals; the process ends when that rank ends. An error is one line of JSON on
+stdout; everything that DeepSpeed prints is dropped.
 """
 
 import argparse
@@ -26,14 +26,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Convert, and say what went wrong."""
+    """Convert; on an error, describe it on stdout."""
     source, out, workers = sys.argv[1:]
     said = os.dup(1)
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(null, number)
     _end_with_parent()
-    # Workers are ended with this process, and inherit the types that may be read.
+    # Workers end with this process, and inherit the types that may be read.
     os.register_at_fork(after_in_child=_end_with_parent)
     multiprocessing.set_start_method("fork")
     try:
@@ -70,7 +70,7 @@ def _save(path: str, state: Any) -> None:
         with Path(path).open("wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
-        # Without what is behind it: that does not go from a worker to this process.
+        # Without its cause, which cannot be sent from a worker to this process.
         raise (write_error(error) or error) from None
 
 

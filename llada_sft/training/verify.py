@@ -1,13 +1,13 @@
-"""Is a checkpoint what was written? Each rank examines what it reads, before anything is loaded.
+"""Is a checkpoint what was written? Each rank examines the files it reads before any is loaded.
 
 1. checkpoint.json is compared with its own checksum.
-2. Size and checksum of a rank's files are compared with it. A checkpoint of an older version has
-   sizes only.
-3. Each torch file is opened without running code: it must belong to this many ranks, and to this
-   network.
+2. Size and checksum of the rank's files are compared with checkpoint.json. A checkpoint of an older
+   version has sizes only.
+3. Each torch file is opened without running code: it must belong to this number of ranks, and to
+   this network.
 
-What is damaged is passed over and set aside. What cannot be read now may be readable later, and is
-only passed over. What holds code was made by somebody, and is refused.
+A damaged checkpoint is skipped and renamed. One that cannot be read now may be readable later, and
+is only skipped. One that holds code was made by a person, and is refused.
 """
 
 import pickle
@@ -33,9 +33,9 @@ class Finding(NamedTuple):
     """Something wrong with one file.
 
     Attributes:
-        kind: `damaged`; `unreadable`, perhaps only now; `network`, of another network than the
-            config's; `code`, it would run code.
-        text: The file within the checkpoint, and what is wrong, in one line.
+        kind: `damaged`; `unreadable`, which may pass; `network`: it belongs to another network than
+            the config's; `code`: loading it would run code.
+        text: The file within the checkpoint, and what is wrong with it, in one line.
     """
 
     kind: Literal["damaged", "unreadable", "network", "code"]
@@ -49,7 +49,7 @@ class Share(NamedTuple):
     world_size: int
 
     def has(self, name: str) -> bool:
-        """Whether this rank examines a file; the small common ones are read by every rank."""
+        """Tell whether this rank examines a file; every rank reads the small common files."""
         found = _OF_RANK.search(name)
         return found is None or int(found[1]) % self.world_size == self.rank
 
@@ -65,7 +65,7 @@ def examine(
     Args:
         checkpoint: `step_N`.
         share: Which files.
-        network: Shape of each parameter of the config's network; empty if they do not matter.
+        network: Shape of each parameter of the config's network; empty to skip that check.
         pulse: Called now and then: it may take long.
     """
     try:
@@ -82,12 +82,12 @@ def examine(
     found = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
     mine = [name for name in records if share.has(name)]
     part = _Part(checkpoint, share, manifest["world_size"], network, pulse)
-    # A name that is missing on any rank would otherwise be said twice by rank 0.
+    # A missing file would otherwise be reported twice by rank 0.
     known = {finding.text for finding in found}
     with ThreadPoolExecutor(min(_THREADS, max(1, len(mine)))) as pool:
         changed = pool.map(lambda name: part.bytes_of(name, *records[name]), mine)
         wrong = dict(zip(mine, changed, strict=True))
-    # One after the other: torch's list of allowed types belongs to the process.
+    # One after another: torch's list of allowed types belongs to the process.
     for name in mine:
         finding = wrong[name] or part.content(name, records[name][1] is not None)
         if finding is not None and finding.text not in known:
@@ -96,12 +96,12 @@ def examine(
 
 
 def has_checksums(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written by a version that takes checksums."""
+    """Tell whether a checkpoint was written by a version that takes checksums."""
     return "checksums" in read_manifest(checkpoint)
 
 
 def summary(findings: Iterable[Finding]) -> str:
-    """Put findings into one line; many are counted."""
+    """Put findings into one line; those beyond the first few are only counted."""
     texts = list(dict.fromkeys(finding.text for finding in findings))
     more = [f"and {len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
     return "; ".join([*texts[:_MOST_NAMED], *more])
@@ -139,11 +139,11 @@ class _Part(NamedTuple):
         )
 
     def content(self, name: str, proved: bool) -> Finding | None:
-        """Open a file without running code from it, and ask to whom it belongs.
+        """Open a file without running code from it, and check what it belongs to.
 
         Args:
             name: The file.
-            proved: Its checksum is right.
+            proved: Whether its checksum was verified.
         """
         if not (of_rank := _OF_RANK.search(name)):
             return self._small(name)
@@ -152,20 +152,20 @@ class _Part(NamedTuple):
             wrong = look(load_data(self.checkpoint / name, "cpu", mmap=True), self)
         except pickle.UnpicklingError as error:
             held = what_is_held(error)
-            # Without a checksum, what names no function may as well be torn.
+            # Without a checksum, a file that names no function may also be torn.
             is_code = proved or held.startswith("code")
             return Finding("code" if is_code else "damaged", f"{name} holds {held}")
         except OSError as error:
             return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
         except Exception as error:
             text = str(error).strip().partition("\n")[0]
-            # With the right checksum it was not damaged: somebody made it.
+            # With the right checksum it is not damaged: somebody made it so.
             kind: Literal["code", "damaged"] = "code" if proved else "damaged"
             return Finding(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
         return None if wrong is None else Finding(wrong.kind, f"{name} {wrong.text}")
 
     def _small(self, name: str) -> Finding | None:
-        """Read a small common file: without a checksum only its content shows damage."""
+        """Read a small common file: without a checksum, only its content can show damage."""
         try:
             if name == DATA_STATE:
                 read_data_state(self.checkpoint)
@@ -192,7 +192,7 @@ def _look_at_model(state: Any, part: _Part) -> Finding | None:
 
 
 def _difference(there: Shapes, here: Shapes) -> str:
-    """Say in which parameter two networks differ first; empty where they do not."""
+    """Describe the first parameter in which two networks differ; empty if there is none."""
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             shapes = (list(one[name]) if name in one else "nothing" for one in (there, here))
@@ -213,7 +213,7 @@ def _look_at_optimizer(state: Any, part: _Part) -> Finding | None:
 
 
 def _whole(checkpoint: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
-    """Examine what is not in any one file: which files there are; rank 0 only."""
+    """Examine which files there are; rank 0 only."""
     if checkpoint.name != f"step_{manifest['step']}":
         yield Finding("damaged", f"{MANIFEST} is that of step {manifest['step']}")
     names = manifest["files"].keys()

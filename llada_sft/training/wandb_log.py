@@ -1,8 +1,8 @@
 """Metrics to Weights & Biases, which can neither end nor delay a training.
 
-Everything that wandb does happens in a thread of its own: the training only puts rows into a queue.
-Where wandb raises or does not answer, one warning is given, and the rows that it has not taken go
-into an offline run below logs/wandb, which `wandb sync` sends later.
+Everything that wandb does happens in its own thread: the training only puts rows into a queue. If
+wandb raises or does not answer, there is one warning, and the rows that it has not taken go into an
+offline run below logs/wandb, which `wandb sync` sends later.
 """
 
 import os
@@ -19,11 +19,11 @@ from lightning.pytorch.loggers import Logger
 
 from llada_sft.run_dir import RunDir
 
-# wandb itself gives up an init after this.
+# wandb itself gives up an init after this time.
 INIT_S = 60.0
-# A call that takes longer does not end.
+# A call that takes longer counts as stuck.
 STUCK_S = 120.0
-# For sending what is left, when the training is over.
+# For sending the rest, when the training is over.
 FINISH_S = 60.0
 _MAX_REASON = 300
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ class WandbLog(Logger):
         project: The project's name.
         run: The run directory, with the id in it.
         name: What W&B calls the run.
-        warn: Tells a person, in one line.
+        warn: Reports one line to a person.
     """
 
     def __init__(self, project: str, run: RunDir, name: str, warn: Callable[[str], None]) -> None:
@@ -65,7 +65,7 @@ class WandbLog(Logger):
         self._check()
 
     def finalize(self, status: str) -> None:
-        """Let what is left be sent, but do not wait for it for ever."""
+        """Wait until the rest is sent, but not for ever."""
         for _ in range(2):
             if self._sender is None or self._given_up:
                 return
@@ -79,7 +79,7 @@ class WandbLog(Logger):
             self._warn(f"W&B has not taken all metrics in {FINISH_S:.0f} s; metrics.csv has them")
 
     def _check(self, ending: bool = False) -> None:
-        """Go over to an offline run if the present one failed or does not answer."""
+        """Change to an offline run if the present one failed or does not answer."""
         assert self._sender is not None
         reason = self._sender.trouble(FINISH_S if ending else STUCK_S)
         if reason is None:
@@ -94,7 +94,7 @@ class WandbLog(Logger):
             f"W&B cannot be reached ({reason}); training continues, with an offline run in"
             f" {folder}: to send it later, run  wandb sync  with its folder"
         )
-        # Read by wandb itself wherever a mode is not given.
+        # For calls of wandb without a mode.
         os.environ["WANDB_MODE"] = "offline"
         self._sender = self._start("offline", failed.unsent(), again=True)
 
@@ -127,7 +127,7 @@ class _Sender:
             self._rows.put(row)
         self._taken: Row | None = None
         self._busy_since: float | None = time.monotonic()
-        # A daemon: a process that is done does not wait for it.
+        # A daemon: the process does not wait for it at its end.
         self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self.thread.start()
 
@@ -138,14 +138,14 @@ class _Sender:
         self._rows.put(None)
 
     def unsent(self) -> list[Row]:
-        """Return the rows that it has not taken; afterwards it is of no use."""
+        """Return the rows that wandb has not taken; the sender cannot be used afterwards."""
         rows = [self._taken]
         while not self._rows.empty():
             rows.append(self._rows.get())
         return [row for row in rows if row is not None]
 
     def trouble(self, patience_s: float) -> str | None:
-        """Say why it does not work, if so."""
+        """Return why it does not work; None if it does."""
         if self.error is not None:
             return _reason(self.error)
         since = self._busy_since
@@ -173,7 +173,7 @@ class _Sender:
 def stored_id(run: RunDir, name: str) -> str:
     """Return the id of the run at W&B, the same for all attempts; made at the first one.
 
-    Not the name alone: two runs of one name in one project would be one.
+    Not the name alone: two runs with the same name in one project would become one.
     """
     try:
         if known := run.wandb_id.read_text(encoding="utf-8").strip():
@@ -192,7 +192,7 @@ def _forget_the_first() -> None:
     """End wandb's service process: it holds the id of a run that it could not start."""
     import wandb
 
-    # What is broken may break here, too; the init after it will tell.
+    # Whatever is broken may raise here, too; the next init will show it.
     with suppress(Exception):
         wandb.teardown(exit_code=1)
 
@@ -207,7 +207,7 @@ def _init(project: str, run_id: str, name: str, folder: Path, mode: str) -> Any:
         dir=str(folder),
         mode=mode,  # type: ignore[arg-type]
         resume="allow",
-        # Not the run that has failed in this process.
+        # Another run than the one that failed in this process.
         reinit="create_new",
         settings=wandb.Settings(
             # Metrics only: code, diffs and what is printed may hold a secret.
@@ -229,7 +229,7 @@ def _init(project: str, run_id: str, name: str, folder: Path, mode: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Say an error in one line, without the key."""
+    """Describe an error in one line, without the key."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if key := os.environ.get("WANDB_API_KEY"):
         text = text.replace(key, "***")

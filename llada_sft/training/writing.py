@@ -5,7 +5,7 @@ and has a barrier. A rank that raises while it writes never comes to them, and t
 it there. So nothing raises while DeepSpeed saves: what fails is kept in `ShardWriter.error`, no
 more is written, and `callbacks/checkpoint.py` asks for it when DeepSpeed is done.
 
-The checksum of a file is taken from the bytes that torch hands over, so that no file is read again.
+The checksum of a file is taken from the bytes that torch writes, so that no file is read again.
 
 torch.save leaves its bytes in the page cache. Each rank brings its own to the disk (fsync), which
 is also where a file system that writes later says that it is full.
@@ -35,7 +35,7 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
     Attributes:
         error: Why this rank's shards are not there; None when they are.
         num_bytes: Bytes of its tensors, written or not.
-        written: Size and checksum of each file that it has written.
+        written: Size and checksum of each file that was written.
     """
 
     def __init__(self) -> None:

@@ -21,7 +21,6 @@ from llada_sft.config import load_config
 from llada_sft.config.reader import dump_config
 from llada_sft.demo.data import write_demo
 from llada_sft.errors import CheckpointError
-from llada_sft.model.llada import parameter_shapes
 from llada_sft.run_dir import RunDir
 from llada_sft.training.export import export_run
 from llada_sft.training.network import resolve_network
@@ -69,7 +68,7 @@ def play(whole: RunDir, number: int, folder: Path) -> str:
     except CheckpointError as error:
         assert "--step 2" in str(error), f"{what}: {error}"
     assert not (run.path / "out").exists(), f"{what}: exported in part"
-    network = parameter_shapes(resolve_network(load_config(run.config).model))
+    network = resolve_network(load_config(run.config).model).parameter_shapes()
     with contextlib.redirect_stdout(io.StringIO()):
         seen = resume(run.path, network=network)
     for outcome in seen.outcomes.values():

@@ -17,7 +17,7 @@ Compress = Literal["zst", "gz"]
 _WAITING_BYTES = 2**26
 _MIN_FRAME_BYTES, _MAX_FRAME_BYTES = 2**14, 2**22
 _ZSTD_LEVEL, _GZIP_LEVEL = 3, 2
-# What the process has open besides; and what it may open more meanwhile, where it has more open.
+# Other files that the process has open; and room for more, if it has more of them open.
 _OTHER_FILES, _MARGIN = 64, 16
 
 
@@ -127,7 +127,7 @@ def _allow_open_files(num_shards: int) -> None:
             f"--num-shards: {num_shards:,}: this process may open only {hard - _OTHER_FILES:,}"
             " files at once; make fewer shards"
         )
-    # More are open already where this runs within a program of the user's own.
+    # More may be open already, if this runs inside a program of the user.
     needed = max(needed, num_shards + len(os.listdir("/proc/self/fd")) + _MARGIN)  # noqa: PTH208
     if hard != resource.RLIM_INFINITY:
         needed = min(needed, hard)

@@ -37,9 +37,9 @@ class CheckpointSaver(pl.Callback):
         fingerprints: Of this rank's files.
         notes: Tells the journal.
         pulse: Says what this rank begins to do.
-        examples_key: Of what makes examples of rows.
-        skipped: Returns the steps that were not made for their loss or gradient.
-        require_owner: Does not return if the run is another's now.
+        examples_key: A hash of what decides which examples a row makes.
+        skipped: Returns the steps that were skipped because their loss or gradient was not finite.
+        require_owner: Does not return if the run has another owner now.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class CheckpointSaver(pl.Callback):
         if any(errors):
             return errors, 0
         partial = checkpoints.partial_path(folder, step)
-        # Each rank: another owner may be writing a checkpoint of the same step.
+        # On each rank: another owner may be writing a checkpoint of the same step.
         self._require_owner()
         trainer.save_checkpoint(partial)
         writer = cast(Zero3Strategy, trainer.strategy).shard_writer

@@ -35,13 +35,13 @@ class Progress(pl.Callback):
         assert batch.pace is not None
         step, metrics, total = trainer.global_step, pl_module.last_metrics, batch.pace.total_steps
         if self._bar is not None:
-            # It may be an estimate that becomes better from step to step.
+            # It may be an estimate, which improves from step to step.
             self._bar.total = total
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(_numbers(metrics))
         elif step % self._every_n_steps == 0:
             left = self._seconds_left(step, total)
-            # Not every encoding of a log knows another sign for it.
+            # ASCII: the encoding of a log may not have ≈.
             about = "~" if batch.pace.estimated else ""
             print(
                 f"step {step}/{about}{total}  {_numbers(metrics)}  {_clock(left)} left",

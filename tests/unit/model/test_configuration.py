@@ -148,9 +148,11 @@ def test_shapes_are_those_of_the_network(
     golden_config: dict[str, Any], tmp_path: Path, more: dict[str, Any]
 ) -> None:
     write(tmp_path, golden_config | more)
+    config = read_config(tmp_path)
     with torch.device("meta"):
-        network = LLaDAModelLM(read_config(tmp_path))
+        network = LLaDAModelLM(config)
     shapes = {name: tuple(one.shape) for name, one in network.named_parameters()}
+    assert list(config.parameter_shapes().items()) == list(shapes.items())
     assert list(sizes_of(read_settings(tmp_path)).parameter_shapes().items()) == list(
         shapes.items()
     )
