@@ -120,7 +120,7 @@ def list_damaged(folder: Path) -> list[Path]:
 
 
 def list_set_aside(folder: Path) -> list[tuple[int, Path]]:
-    """Return them with their steps, but those that somebody gave another name."""
+    """Return these with their steps, without those that a person has renamed."""
     steps = ((_COMPLETE.fullmatch(path.name.split(".")[0]), path) for path in list_damaged(folder))
     return [(int(step[1]), path) for step, path in steps if step]
 
@@ -238,8 +238,9 @@ def finish(
     with suppress(OSError):
         require_owner()
         beside.replace(latest)
-        _sync(partial.parent)
     with suppress(OSError):
+        # Not before the new one is on the disk, whatever became of `latest`.
+        _sync(partial.parent)
         require_owner()
         clean_partial(partial.parent)
         _prune(partial.parent, manifest["step"], keep, require_owner)
@@ -270,7 +271,7 @@ def clean_partial(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or what is in the place of one; of a link, the link alone."""
+    """Remove a folder, a file, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -285,8 +286,8 @@ def _num_shards(checkpoint: Path) -> int:
 
 
 def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:
-    # Only complete ones are counted and removed, and none that is further than the one just
-    # written: it was passed over when the run resumed, and may not be of use.
+    # Only complete ones are counted and removed, and none of a later step than the one just
+    # written: that one was skipped when the run resumed, and may be unusable.
     found = [path for step, path in list_checkpoints(folder) if step <= newest]
     for path in found[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.

@@ -335,7 +335,7 @@ MUTANTS = (
             "if was_rebooted",
             "a process whose job is over lives on",
         ),
-        ("return same_host and bool(", "return bool(", "a process of any other host is dead"),
+        ("return same_host and known", "return known", "a process of any other host is dead"),
         (
             "        and owner.pid_namespace == claimant.pid_namespace\n",
             "",

@@ -35,11 +35,15 @@ MUTANTS = (
         "training/checkpoints.py",
         "training/test_checkpoints.py",
         (
-            "list_checkpoints(folder)[:-keep]",
-            "list_checkpoints(folder)[: -keep - 1]",
+            "for path in found[:-keep]:",
+            "for path in found[: -keep - 1]:",
             "a checkpoint too many is kept",
         ),
-        ("return sorted(found)", "return found", "the newest checkpoint is any"),
+        (
+            "    return sorted(\n        (int(found[1]), path)",
+            "    return list(\n        (int(found[1]), path)",
+            "the newest checkpoint is any",
+        ),
         (
             "    for path in (*partial.iterdir(), partial):",
             "    for path in ():",
