@@ -21,9 +21,13 @@ TIMEOUT_S = 60
 # Runs with the old package only: it must not import anything from the present one.
 _PROGRAM = """
 import json, sys
-from llada_sft.config.reader import load_config
-from llada_sft.config.schema import Config
-config = load_config(sys.argv[1])
+from llada_sft.config import reader, schema
+for module in (reader, schema):
+    # An editable install of another version stands in for what is missing of the run's own.
+    if not module.__file__.startswith(sys.argv[2] + "/"):
+        raise SystemExit(module.__file__ + " is not the run's own")
+Config = schema.Config
+config = reader.load_config(sys.argv[1])
 defaults = {}
 for section, field in Config.model_fields.items():
     inside = type(getattr(config, section)).model_fields
@@ -57,7 +61,7 @@ def read_old(run: RunDir) -> OldConfig:
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(run.config)],
+            [sys.executable, "-c", _PROGRAM, str(run.config), str(run.code)],
             env=environment,
             capture_output=True,
             text=True,
