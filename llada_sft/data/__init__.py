@@ -24,6 +24,7 @@ datamodule.py  a rank's optimizer steps, one after another, each with its positi
 background.py  the same, prepared ahead by one other process
 validation.py  the validation rows of a rank
 row_count.py   how many rows there are, before anything is read
+yields.py      how many steps rows make, estimated from a sample of them
 cache.py       indexes, texts and fetched objects, outside the data's folder
 files.py       what a shard may be; line_index.py: where its lines begin
 """
