@@ -77,6 +77,7 @@ def _run(run_dir: str) -> None:
     run_path = RunDir(Path(run_dir))
     leaving = Leaving(run_path, 0)
     try:
+        ownership.refuse_rank(run_path, os.environ)
         placement = placement_from(os.environ)
         owned = ownership.of_rank(run_path, placement.rank, os.environ)
         leaving = Leaving(run_path, placement.rank)

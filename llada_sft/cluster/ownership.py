@@ -24,12 +24,15 @@ from llada_sft.cluster import fence, owner_files, slurm
 from llada_sft.cluster.owner import (
     Owner,
     describe,
+    is_dead,
     launched_job,
     nobody,
     process_start,
+    refusal,
     this_job,
+    this_process,
 )
-from llada_sft.cluster.owner_sight import ASK_SLURM_S
+from llada_sft.cluster.owner_sight import ASK_SLURM_S, look
 from llada_sft.errors import EXIT_CODE, LaunchError, SupersededError
 from llada_sft.run_dir import RunDir
 
@@ -199,6 +202,28 @@ def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
     return ownership
 
 
+def refuse_rank(run: RunDir, environment: Mapping[str, str]) -> None:
+    """Check, before a rank writes anything, that the run is not somebody else's.
+
+    A rank may be started by hand: with the variables of another job, with some missing, or with
+    none of SLURM's.
+
+    Raises:
+        SupersededError: It is somebody else's.
+    """
+    if environment.get(VARIABLE):
+        # Only a launcher sets it, with all others; see `of_rank`.
+        return
+    if job_id := environment.get("SLURM_JOB_ID"):
+        of_job(run, job_id, _restarts(environment))
+        return
+    with suppress(OSError):
+        me = this_process("training")
+        sight = look(run.path, me) if owner_files.highest(run.path) else None
+        if sight and not is_dead(sight.owner, me, sight.seen):
+            raise SupersededError(refusal(run.path, sight.owner, sight.job, sight.seen.silent_s))
+
+
 def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership | None:
     """Find the claim that a rank belongs to; None where it was started by hand, without one.
 
@@ -212,7 +237,7 @@ def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership
         number, _, token = word.partition(":")
         ownership = _of_launcher(run, int(number), token)
     elif job_id := environment.get("SLURM_JOB_ID"):
-        found = of_job(run, job_id, int(environment.get("SLURM_RESTART_COUNT") or 0))
+        found = of_job(run, job_id, _restarts(environment))
         if found is None:
             return None
         ownership = found
@@ -223,6 +248,10 @@ def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership
         ownership.on_lost = ownership.leave_if_lost
         ownership.keep(min(WATCH_S, ownership.owner.timeout_s / SIGNS))
     return ownership
+
+
+def _restarts(environment: Mapping[str, str]) -> int:
+    return int(environment.get("SLURM_RESTART_COUNT") or 0)
 
 
 def job_owner(job_id: str, restarts: int) -> Owner:

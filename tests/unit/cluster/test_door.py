@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import llada_sft.cluster
-from llada_sft.cluster import door, failures, journal, prepare
+from llada_sft.cluster import claim, door, failures, journal, prepare
 from llada_sft.cluster.__main__ import USAGE
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
@@ -106,6 +106,25 @@ def test_a_rank_ends_with_our_exit_code_and_one_line(run: RunDir) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines() == [failures.read_all(run)[0].error]
     assert "4 were started" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "is being launched by process"),
+        (RANK, "is being launched by process"),
+        ({"SLURM_JOB_ID": "42"}, "is not job 42's: it belongs to process"),
+    ],
+)
+def test_a_rank_by_hand_writes_nothing_into_a_run_that_has_an_owner(
+    run: RunDir, variables: dict[str, str], said: str
+) -> None:
+    with claim.hold(run, "launching"):
+        before = {path for path in run.path.rglob("*") if path.is_file()}
+        done = call("rank", str(run.path), **variables)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert said in done.stderr
+        assert {path for path in run.path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
