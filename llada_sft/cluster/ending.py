@@ -80,7 +80,8 @@ def _of_attempt(attempt: list[Entry], job_id: str | None) -> Ending:
     why = ": ".join(part for part in details if part)
     if given_up is not None:
         code = given_up.get("exit_code", GIVEN_UP_EXIT_CODE)
-        return Ending(code, cause, f"given up: {given_up.get('detail', '')}; at last {why}")
+        detail = given_up.get("detail", "")
+        return Ending(code, cause, f"given up: {detail}; the last attempt: {why}")
     if cause in restarts.STOPS and job_id is not None and "error" not in ended:
         # The job was to run again, and has ended while it waited.
         return _of_slurm(job_id)
@@ -97,14 +98,16 @@ def _cause(ended: Entry) -> Cause | None:
 
 def _of_slurm(job_id: str | None) -> Ending:
     if job_id is None:
-        return Ending(1, None, "without a word in the journal")
+        return Ending(1, None, "the journal does not say why")
     try:
         fields = slurm.job_fields(job_id)
     except LaunchError as error:
         return Ending(1, None, f"unknown: {error}")
     state = fields.get("JobState")
     if state is None:
-        return Ending(1, None, f"unknown: job {job_id} left no word, and SLURM has forgotten it")
+        return Ending(
+            1, None, f"unknown: neither the journal nor SLURM knows how job {job_id} ended"
+        )
     if state == "CANCELLED":
         return Ending(restarts.exit_code(Cause.CANCELLED), Cause.CANCELLED, "cancelled")
     code, _, number = fields.get("ExitCode", "0:0").partition(":")

@@ -181,7 +181,7 @@ def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Co
     assert noted.job is not None
     error = (
         f"job {noted.job.job_id}: not requeued: {ending.error};"
-        f" to go on from its last checkpoint:  {run_path.shell_command('resume')}"
+        f" to resume from its last checkpoint:  {run_path.shell_command('resume')}"
     )
     print(error, file=sys.stderr, flush=True)
     noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})

@@ -25,10 +25,9 @@ _WHAT_TO_DO = {
     "SPECIAL_EXIT": f"requeued and held after its exit code; {_RELEASE}",
     "RESV_DEL_HOLD": "held, for its reservation was deleted; to let it run without one:"
     "  scontrol update JobId={job} ReservationName= ; scontrol release {job}",
-    "SUSPENDED": "its ranks stand still until SLURM, or an operator's  scontrol resume {job},"
-    " lets them go on",
-    "STOPPED": "its ranks were stopped by a signal; to let them go on: "
-    " scancel --signal=CONT {job}",
+    "SUSPENDED": "its ranks are suspended until SLURM, or an operator's  scontrol resume {job},"
+    " continues them",
+    "STOPPED": "its ranks were stopped by a signal; to continue them:  scancel --signal=CONT {job}",
     "EXPEDITING": "requeued after its node failed, and the next to start",
     "REQUEUED": "will be pending when its nodes are cleaned up",
     "REQUEUE_FED": "requeued on another cluster:  squeue --federation",

@@ -104,8 +104,8 @@ def _print_from(log: Path, position: int) -> int:
 
 def _goes_on(run: RunDir, job_id: str | None) -> str:
     if job_id is None:
-        return f"the run goes on: {run.path}; to stop it, press Ctrl-C where it was launched"
-    return f"job {job_id} goes on; to stop it:  {run.shell_command('cancel')}"
+        return f"the run continues: {run.path}; to stop it, press Ctrl-C where it was launched"
+    return f"job {job_id} continues; to stop it:  {run.shell_command('cancel')}"
 
 
 class _Watch:
@@ -122,7 +122,7 @@ class _Watch:
             with slurm.patience():
                 fields = slurm.job_fields(self._job_id)
         except LaunchError as error:
-            self._say(f"{error}; following goes on")
+            self._say(f"{error}; still following")
             return self._journal_is_over(local=False)
         state = fields.get("JobState")
         if state is None or job_states.has_ended(state):

@@ -153,7 +153,7 @@ def _failure(run: RunDir, code: int, output: str) -> str:
     from llada_sft.cluster.snapshot import redact
 
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = redact(" | ".join(lines[-SHOWN_LINES:])) or "without a word"
+    said = redact(" | ".join(lines[-SHOWN_LINES:])) or "without output"
     how = f"exit code {code}" if code >= 0 else f"signal {-code}"
     return (
         f"{run.setup}: ended the shell that sourced it, with {how}: {said};"

@@ -57,7 +57,7 @@ def begin(run: RunDir, job: Job | None, world_size: int) -> int:
     ownership = claim(run, job_owner(job.job_id, job.restarts)) if job else held(run.path)
     _close_last(run, job)
     if job and (why := restarts.given_up(journal.read(run.journal), job.job_id)):
-        print(f"given up: {why}\nto go on:  {run.shell_command('resume')}", flush=True)
+        print(f"given up: {why}\nto resume:  {run.shell_command('resume')}", flush=True)
         if ownership:
             give_up(ownership)
         return GIVEN_UP_EXIT_CODE
@@ -141,7 +141,7 @@ def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
         if not job_states.is_requeued(slurm.job_fields(job.job_id), job.restarts):
             slurm.requeue(job.job_id)
     except LaunchError as error:
-        _warn(run, started, f"not restarted: {error}; to go on:  {run.shell_command('resume')}")
+        _warn(run, started, f"not restarted: {error}; to resume:  {run.shell_command('resume')}")
         return decision.exit_code or 1, False
     if verdict.suspect and verdict.node:
         suspects.leave_out(run, started, verdict, _needed_nodes(run))

@@ -69,11 +69,11 @@ def _trained(why: str, section: str, *keys: str) -> dict[str, Rule]:
 _OWN_COPY = "the run has its own copy of the hook"
 _LOSS = "losses before and after could not be compared"
 _POSITIONS = "the checkpoint's positions in the data depend on it"
-_EXAMPLES = "rows from here on are encoded with it; rows that are half done begin again"
+_EXAMPLES = "rows from here on are encoded with it; rows that are half done start again"
 _FILES = "files are compared with the checkpoint's by name and content"
 _SHARES = "the shares of everything trained so far move to it"
-_LENGTH = "the learning rate goes on as if the training had been so long from its first step on"
-_BATCH = "the global batch changes; the learning rate goes on from where it is"
+_LENGTH = "the learning rate continues as if the training had had this length from its first step"
+_BATCH = "the global batch changes; the learning rate continues from where it is"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
 
 RULES: Mapping[str, Rule] = {

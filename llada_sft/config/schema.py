@@ -372,7 +372,7 @@ class SlurmConfig(Section):
         if self.signal_lead_s >= self.time_min * 60:
             raise ValueError(
                 "signal_lead_s: must be less than time_min, or the job is told to stop when it has"
-                f" just begun: got {self.signal_lead_s} s for {self.time_min} min"
+                f" just started: got {self.signal_lead_s} s for {self.time_min} min"
                 f" ({self.time_min * 60} s)"
             )
         return self

@@ -45,7 +45,7 @@ def begin_half_done_rows(
     rows = sum(counts)
     detail = (
         "the hook, or how its examples are cut, changed since the checkpoint:"
-        f" {rows:,} half-done {'row begins' if rows == 1 else 'rows begin'} again"
+        f" {rows:,} half-done {'row starts' if rows == 1 else 'rows start'} again"
     )
     print(detail, flush=True)
     note({"event": "changed", "detail": detail})

@@ -101,7 +101,7 @@ def test_a_run_of_an_older_version_trains_on(older: Path) -> None:
     assert "changed          optim.lr: 0.003 -> 0.001" in updated.stdout
     assert "-        raise ValueError" in updated.stdout
     assert "resuming from" in updated.stdout
-    assert "changed since the checkpoint: 2 half-done rows begin again" in updated.stdout
+    assert "changed since the checkpoint: 2 half-done rows start again" in updated.stdout
     assert list(losses(after.path)) == list(range(1, 13))
     assert not before.path.exists()
     events = [entry["event"] for entry in journal.read(after.journal)]

@@ -69,7 +69,7 @@ ENDINGS = {
             {"event": "ended", "cause": "killed", "exit_code": 1},
             {"event": "given_up", "detail": "3 failed attempts", "exit_code": 70},
         ],
-        (70, "given up: 3 failed attempts; at last killed", "llada-sft resume"),
+        (70, "given up: 3 failed attempts; the last attempt: killed", "llada-sft resume"),
     ),
     "cancelled": (
         "JobState=CANCELLED ExitCode=0:15",
@@ -142,7 +142,10 @@ def test_a_job_that_never_started(run: RunDir, fake_tool: FakeTool) -> None:
 @pytest.mark.parametrize(
     ("script", "why"),
     [
-        ("echo Invalid job id specified >&2; exit 1", "unknown: job 42 left no word"),
+        (
+            "echo Invalid job id specified >&2; exit 1",
+            "unknown: neither the journal nor SLURM knows how job 42 ended",
+        ),
         ("echo down >&2; exit 1", "unknown: scontrol --oneliner show job 42: down"),
     ],
 )
@@ -169,7 +172,7 @@ def test_following_outlasts_a_slurm_that_does_not_answer(
     )
     assert logs.follow(run, 0, ask_every_s=0.01) == 0
     assert capfd.readouterr().err.splitlines() == [
-        "scontrol --oneliner show job 42: down; following goes on",
+        "scontrol --oneliner show job 42: down; still following",
         "job 42 is PENDING (Priority)",
     ]
 
@@ -203,7 +206,7 @@ with hold(RunDir(Path(sys.argv[1])), "training", 180):
     assert logs.follow(run, 0, ask_every_s=0.01) == 1
     assert capfd.readouterr().out.splitlines()[:2] == [
         "a line",
-        "ended        without a word in the journal (exit code 1)",
+        "ended        the journal does not say why (exit code 1)",
     ]
 
 
@@ -234,9 +237,9 @@ def test_ctrl_c_ends_the_following_and_not_the_job(
     os.kill(follower.pid, signal.SIGINT)
     out, err = follower.communicate(timeout=60)
     words = (
-        f"job 42 goes on; to stop it:  llada-sft cancel {run.path}"
+        f"job 42 continues; to stop it:  llada-sft cancel {run.path}"
         if job
-        else f"the run goes on: {run.path}; to stop it, press Ctrl-C where it was launched"
+        else f"the run continues: {run.path}; to stop it, press Ctrl-C where it was launched"
     )
     assert (follower.returncode, out, err.splitlines()) == (130, "", ["", words])
 

@@ -378,7 +378,7 @@ def test_a_job_that_could_not_be_requeued_does_not_end_with_0(
     ended = journal.read(run.journal)[-1]
     assert (caught.value.code, ended["exit_code"], ended["cause"]) == (1, 1, "time limit")
     assert ended["error"] == (
-        "job 42: not requeued: scontrol: no; to go on from its last checkpoint:"
+        "job 42: not requeued: scontrol: no; to resume from its last checkpoint:"
         f"  llada-sft resume {run.path}"
     )
     assert capsys.readouterr().err == ended["error"] + "\n"

@@ -96,13 +96,13 @@ RELEASE = "to let it run again:  scontrol release 42"
         ),
         (
             "JobState=STOPPED",
-            "42 STOPPED: its ranks were stopped by a signal; to let them go on: "
+            "42 STOPPED: its ranks were stopped by a signal; to continue them: "
             " scancel --signal=CONT 42",
         ),
         (
             "JobState=SUSPENDED",
-            "42 SUSPENDED: its ranks stand still until SLURM, or an operator's "
-            " scontrol resume 42, lets them go on",
+            "42 SUSPENDED: its ranks are suspended until SLURM, or an operator's "
+            " scontrol resume 42, continues them",
         ),
         (
             "JobState=RESV_DEL_HOLD",

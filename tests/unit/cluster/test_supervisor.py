@@ -240,7 +240,8 @@ def test_a_requeue_that_fails_is_said(run: RunDir, calls: FakeSlurm) -> None:
     failures.write(run, raised())
     assert supervisor.end(run, JOB, 1) == 1
     assert last(run, "warning")["detail"] == (
-        f"not restarted: scontrol requeue 42: Access denied; to go on:  llada-sft resume {run.path}"
+        "not restarted: scontrol requeue 42: Access denied; to resume: "
+        f" llada-sft resume {run.path}"
     )
 
 

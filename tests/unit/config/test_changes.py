@@ -153,5 +153,5 @@ def test_a_consequence_is_said_once_there_is_something_to_lose(changed: Changed)
     ]
     assert change_lines(changes, trained=True)[0] == (
         "changed          data.max_length: 4096 -> 8: rows from here on are encoded with it;"
-        " rows that are half done begin again"
+        " rows that are half done start again"
     )

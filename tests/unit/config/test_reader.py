@@ -434,13 +434,13 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
             "time_min: 5",
             1,
             "slurm: signal_lead_s: must be less than time_min, or the job is told to stop when it"
-            " has just begun: got 300 s for 5 min (300 s)",
+            " has just started: got 300 s for 5 min (300 s)",
         ),
         (
             "signal_lead_s: 3601, time_min: 60",
             1,
             "slurm: signal_lead_s: must be less than time_min, or the job is told to stop when it"
-            " has just begun: got 3601 s for 60 min (3600 s)",
+            " has just started: got 3601 s for 60 min (3600 s)",
         ),
         ("elastic: [1]", 1, "slurm.elastic.1: missing; the list is too short"),
         ("elastic: [0, 1]", 1, "slurm.elastic.0: must be at least 1, got 0"),

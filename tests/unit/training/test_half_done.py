@@ -67,7 +67,7 @@ def test_others_begin_again_and_are_counted(
     assert [one.asked for one in datasets] == [1, 1]
     line = (
         "the hook, or how its examples are cut, changed since the checkpoint:"
-        " 3 half-done rows begin again"
+        " 3 half-done rows start again"
     )
     assert capsys.readouterr().out == f"{line}\n"
     assert notes == [{"event": "changed", "detail": line}]
