@@ -1,5 +1,6 @@
 """Claims a run directory: all claimants but one are refused, with a line that names the owner."""
 
+import errno
 import os
 import sys
 import time
@@ -48,8 +49,10 @@ def claim(run: RunDir, claimant: Owner, building: Path | None = None) -> Ownersh
         number, owner = _claim(folder, claimant)
         owner_files.tidy(folder)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        first = "make room on the disk" if full else "make it writable for you"
         raise LaunchError(
-            f"{folder}: its owner cannot be noted: {error.strerror}; make it writable for you,"
+            f"{run.path}: its owner cannot be noted: {error.strerror}; {first},"
             " or choose another run.root"
         ) from None
     ownership = Ownership(folder, number, owner)

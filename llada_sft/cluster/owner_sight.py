@@ -66,6 +66,8 @@ def line(run: RunDir) -> str:
         return f"not known: {error.strerror}"
     if sight is None:
         return "nobody"
+    if not sight.owner.token:
+        return f"not known: owner.{sight.number} cannot be read"
     text = describe(sight.owner, sight.job)
     gone = is_dead(sight.owner, reader, sight.seen) and sight.owner.kind != "nobody"
     return f"{text} (gone)" if gone else text

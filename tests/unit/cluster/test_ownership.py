@@ -1,6 +1,7 @@
 """Who gets a run directory, who is refused, and what an owner that has lost it still writes."""
 
 import dataclasses
+import errno
 import os
 import shutil
 import time
@@ -375,7 +376,7 @@ def test_an_owner_that_cannot_be_read(run: RunDir) -> None:
     (run.path / "owner.9").write_text("{")
     with pytest.raises(LaunchError, match=r"owner\.9 cannot be read, so its owner is not known"):
         claim.claim(run, this_process("training"))
-    assert "not known" not in owner_sight.line(run)
+    assert owner_sight.line(run) == "not known: owner.9 cannot be read"
     at = time.time() - 1000
     os.utime(run.path / "owner.9", (at, at))
     claim._gives_a_sign, real = lambda folder, sight: False, claim._gives_a_sign
@@ -406,6 +407,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     with pytest.raises(LaunchError, match="its owner cannot be noted: Permission denied; make it"):
         claim.claim(run, this_process("training"))
     assert owner_sight.line(run) == "not known: Permission denied"
+
+
+def test_a_full_disk_is_named_where_a_run_is_claimed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, number: int, owner: Owner) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(owner_files, "create", refuse)
+    with pytest.raises(LaunchError) as caught:
+        claim.claim(run, this_process("training"), building=run.path / "code")
+    assert str(caught.value) == (
+        f"{run.path}: its owner cannot be noted: No space left on device; make room on the disk,"
+        " or choose another run.root"
+    )
 
 
 def test_removed_owner_files_are_put_back(run: RunDir) -> None:
