@@ -20,6 +20,7 @@ from pathlib import Path
 from llada_sft.cluster import door, journal, moved, update_code
 from llada_sft.cluster.changing import is_trained, journal_values, replace_config, take_setup
 from llada_sft.cluster.code_diff import compare
+from llada_sft.cluster.origin import origin_of
 from llada_sft.cluster.snapshot import redact, take_snapshot
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.changes import change_lines, find_changes, refuse_changes
@@ -187,6 +188,12 @@ def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
     update_code.commit(run, building, text, {"event": "changed", "detail": detail}, keep=False)
 
 
+def _with_hook(run: RunDir, hook: Path) -> list[str]:
+    """Return the words of a resume that takes a hook: by itself it takes that of the launch."""
+    same = origin_of(run).hook == str(hook)
+    return ["--update-code", *([] if same else [f"data.hook={hook}"])]
+
+
 def _check_same_run(run: RunDir, before: Config, config: Config, hook: Path) -> None:
     changes = [
         change
@@ -202,7 +209,7 @@ def _check_same_run(run: RunDir, before: Config, config: Config, hook: Path) -> 
         return
     command = shlex.join(
         ["llada-sft", "resume", str(run.path)]
-        + (["--update-code"] if other_hook else [])
+        + (_with_hook(run, hook) if other_hook else [])
         + [f"{change.key}={json.dumps(change.new)}" for change in changes]
     )
     where = f"{run.path}: is a run with another config: {', '.join(differing)} differ:"

@@ -134,6 +134,11 @@ def test_another_config_is_another_run(project: Path) -> None:
         " differ: choose another run.name, or launch with the values it has, or change the run: "
         f" llada-sft resume {run.path} --update-code optim.lr=1.0 train.epochs=9"
     )
+    # The resume would by itself take the hook that the run was launched with.
+    (project / "other hook.py").write_text("# other\n")
+    assert refusal(project, "data.hook=other hook.py").endswith(
+        f"  llada-sft resume {run.path} --update-code 'data.hook={project}/other hook.py'"
+    )
     (run.checkpoints / "step_3").mkdir(parents=True)
     # No resume can change this.
     assert refusal(project, "run.seed=1") == (
