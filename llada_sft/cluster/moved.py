@@ -71,7 +71,7 @@ def rebase(config: Config, run: RunDir) -> Config:
 
 
 def path_problem(path: Path) -> str:
-    """Say what keeps SLURM, or a config, from naming a path; empty where nothing does."""
+    """Return why SLURM, or a config, cannot name a path; empty if both can."""
     if _UNSAFE_IN_PATH.search(str(path)):
         return "must not contain %, quotes or backslashes"
     try:

@@ -23,7 +23,7 @@ _PROGRAM = """
 import json, sys
 from llada_sft.config import reader, schema
 for module in (reader, schema):
-    # An editable install of another version stands in for what is missing of the run's own.
+    # Where the run's code lacks a module, Python would take that of an editable install.
     if not module.__file__.startswith(sys.argv[2] + "/"):
         raise SystemExit(module.__file__ + " is not the run's own")
 Config = schema.Config

@@ -167,7 +167,7 @@ def is_visible(owner: Owner, claimant: Owner) -> bool:
 def was_rebooted(owner: Owner, claimant: Owner) -> bool:
     """Tell whether the owner ran on the claimant's host before its last boot."""
     same_host = (owner.host, owner.machine) == (claimant.host, claimant.machine)
-    # Images of containers have no number of a machine, and their hosts' names come again.
+    # Container images have no machine id, and the host names of containers are reused.
     known = bool(owner.boot_id) and bool(owner.machine)
     return same_host and known and owner.boot_id != claimant.boot_id
 

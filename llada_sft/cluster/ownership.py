@@ -203,13 +203,13 @@ def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
 
 
 def refuse_rank(run: RunDir, environment: Mapping[str, str]) -> None:
-    """Check, before a rank writes anything, that the run is not somebody else's.
+    """Check, before a rank writes anything, that the run has no other owner.
 
-    A rank may be started by hand: with the variables of another job, with some missing, or with
-    none of SLURM's.
+    A rank may be started by hand: with the variables of another job, or without some or all of
+    SLURM's variables.
 
     Raises:
-        SupersededError: It is somebody else's.
+        SupersededError: The run has another owner.
     """
     if environment.get(VARIABLE):
         # Only a launcher sets it, with all others; see `of_rank`.

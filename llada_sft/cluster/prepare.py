@@ -102,7 +102,7 @@ def _create(
         found = _take_up(run, sources, final, base, claim)
     else:
         claim(run, None)
-    # A folder or an argument may be no UTF-8.
+    # A folder or an argument may not be UTF-8.
     with run.command.open("a", encoding="utf-8", errors="surrogateescape") as commands:
         commands.write(redact(f"cd {shlex.quote(str(base))} && {shlex.join(command)}\n"))
     return found

@@ -35,10 +35,10 @@ _WHY = {
     " that failed; leave it out",
     "array": "starts several jobs that would write into one run directory: leave it out,"
     " and launch one run for each, with another run.name",
-    "clusters": "is not heeded by the commands that look for the job: leave it out,"
+    "clusters": "is ignored by the commands that look for the job: leave it out,"
     " and set the variable SLURM_CLUSTERS in the shell instead",
 }
-# sbatch takes the beginning of an option for the option, but these are options of their own.
+# sbatch accepts the beginning of an option for it; but these keys are options themselves.
 _WHOLE = frozenset({"gpus"})
 
 # Exit codes of coreutils' `timeout`: it ended the command, or had to kill it.
@@ -68,7 +68,7 @@ def check_extra(config: Config) -> None:
 
 
 def _taken(key: str) -> str | None:
-    """Return the option of ours that sbatch would take a key for."""
+    """Return the refused option that sbatch would read a key as."""
     if key in TAKEN_OPTIONS or key in _WHOLE:
         return key if key in TAKEN_OPTIONS else None
     return next((option for option in sorted(TAKEN_OPTIONS) if option.startswith(key)), None)

@@ -1,5 +1,4 @@
-"""Replaces a run's code: `llada-sft resume RUN --update-code`, and the launch of a run that never
-started.
+"""Replaces a run's code: for `resume RUN --update-code`, and to launch what never started.
 
     RUN/update.partial-*/   being built: code/, versions.json, config.yaml, entry.json
     RUN/update/             complete: the update is decided; the next resume or launch finishes it

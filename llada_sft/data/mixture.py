@@ -78,7 +78,7 @@ class SourceRows:
 
     @property
     def rows_done(self) -> int:
-        """Rows that are done, in all epochs; there may have been more of these than now."""
+        """Rows that are done in all epochs, at most those of the present number of epochs."""
         return min(self.num_rows, self._stream.rows_done(self.positions))
 
     @property

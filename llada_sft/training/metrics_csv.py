@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-# The csv module raises where a field is longer.
+# The csv module raises for longer fields.
 _MAX_LINE = 1 << 16
 _STEP = re.compile(r"[0-9]{1,18}")
 COLUMNS = (
@@ -93,7 +93,7 @@ class MetricsCsv(Logger):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_metrics(self._path)
         if not rows and self._path.is_file() and not self._has_header():
-            # Somebody may still make something of it.
+            # Kept: a person may still recover rows from it.
             self._path.replace(self._path.with_name(f"{self._path.name}.damaged"))
         kept = [row for row in rows if int(row["step"]) <= self._first_step]
         beside = self._path.with_name(self._path.name + ".partial")
@@ -137,5 +137,5 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def _is_whole(row: Mapping[str | None, object]) -> bool:
-    """Whether a row has as many values as there are columns."""
+    """Tell whether a row has as many values as there are columns."""
     return None not in row and None not in row.values()

@@ -149,11 +149,11 @@ def _choose(
 
 
 def _unreadable(folder: Path) -> str:
-    """Say why it is not known which checkpoints there are; empty where it is, or there are none."""
+    """Return why the checkpoints cannot be listed; empty if they can, or if there are none."""
     try:
         next(folder.iterdir(), None)
     except FileNotFoundError:
-        why = "leads to nothing" if folder.is_symlink() else ""
+        why = "is a broken link" if folder.is_symlink() else ""
     except OSError as error:
         why = f"cannot be read: {error.strerror}"
     else:

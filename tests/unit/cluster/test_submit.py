@@ -218,7 +218,7 @@ def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
         ("{parsable: 1, wait: 1}", "slurm.extra.parsable: is set by the launcher"),
         ("{arr: 0-1}", "slurm.extra.arr: short for array, which starts several jobs that would"),
         ("{requ: expedite}", "slurm.extra.requ: short for requeue, which is set by the launcher"),
-        ("{clusters: b}", "slurm.extra.clusters: is not heeded by the commands that look for"),
+        ("{clusters: b}", "slurm.extra.clusters: is ignored by the commands that look for"),
         ("{export: NONE}", "slurm.extra.export: must begin with ALL, got 'NONE': the ranks run"),
         ("{export: 'PATH,HOME'}", "slurm.extra.export: must begin with ALL, got 'PATH,HOME'"),
     ],
