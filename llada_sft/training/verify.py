@@ -10,6 +10,8 @@ A damaged checkpoint is skipped and renamed. One that cannot be read now may be 
 is only skipped. One that holds code was made by a person, and is refused.
 """
 
+import errno
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -159,6 +161,9 @@ class _Part(NamedTuple):
             return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
         except Exception as error:
             text = str(error).strip().partition("\n")[0]
+            if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in text:
+                # Of this machine, or asked for by a file of somebody's making: not known which.
+                return Finding("unreadable", f"{name} cannot be read: not enough memory")
             # With the right checksum it is not damaged: somebody made it so.
             kind: Literal["code", "damaged"] = "code" if proved else "damaged"
             return Finding(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")

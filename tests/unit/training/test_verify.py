@@ -249,6 +249,21 @@ def test_a_bare_pickle_is_refused_too(checkpoint: Path, tmp_path: Path, protocol
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)")]
+)
+def test_too_little_memory_is_no_fault_of_the_checkpoint(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("llada_sft.training.verify.load_data", failing)
+    found = examine(checkpoint, ALL, NETWORK)
+    assert {finding.kind for finding in found} == {"unreadable"}
+    assert found[0].text.endswith("cannot be read: not enough memory")
+
+
 def test_many_findings_are_counted() -> None:
     found = [Finding("damaged", f"{name} is gone") for name in "aabcde"]
     assert summary(found) == "a is gone; b is gone; c is gone; and 2 more"
