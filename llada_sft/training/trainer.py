@@ -7,7 +7,7 @@ ranks before anything is built. Then the network is born partitioned, inside Lig
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -249,7 +249,9 @@ def build_schedule(
     consensus: Consensus,
 ) -> Schedule:
     """Build the schedule from the checkpoint's, or have rows sampled to plan a new one."""
-    basis = Basis.of(config, dataset.sources, placement.world_size)
+    # Rank 0 decides: a rank that sees another text of the hook must not use another rate.
+    seen = consensus.gather(Basis.of(config, dataset.sources, placement.world_size))
+    basis = cast(Basis, seen[0])
     planned = resume.planned
     changed = resume.data is not None and files_changed(
         resume.data, dataset.fingerprints(), consensus

@@ -16,10 +16,14 @@ from llada_sft.data import cache, datamodule
 from llada_sft.data.datamodule import Positions, StepDataset, StepSize, TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.data.yields import SAMPLE_ROWS, RowYield
+from llada_sft.placement import Placement
+from llada_sft.training.checkpoints import DataState
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.plan import Basis, Planned, Schedule
+from llada_sft.training.resume import Resume
+from llada_sft.training.trainer import build_schedule
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import source
 
@@ -532,6 +536,32 @@ def test_a_sample_is_drawn_again_only_where_rows_may_make_something_else(padded:
     assert planned.yields_for(Basis.of(padded, sources, 1), 0, data_changed=False) is None
     longer = Basis.of(padded, list_sources(padded.data, 5), 2)
     assert planned.yields_for(longer, 0, data_changed=False) is not None
+
+
+def test_all_ranks_plan_for_the_hook_that_rank_0_sees(
+    padded: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = attempt(padded, 2, 2, stop=3).saved
+    data = DataState(first.epoch, first.positions, dict.fromkeys(first.positions, ""))
+    resume = Resume(None, 3, data, planned=Planned.from_json(first.schedule), world_size=2)
+    train = padded.train.model_copy(update={"accumulate_grad_batches": 2})
+    config = padded.model_copy(update={"train": train})
+    known: dict[int, object] = {}
+
+    def work(rank: int, consensus: Consensus) -> None:
+        sources = [one.of_rank(rank, 2) for one in list_sources(config.data, 2)]
+        dataset = StepDataset(config.data, Path("none"), IDS, sources, 3, StepSize(1, 2))
+        monkeypatch.setattr(dataset, "fingerprints", lambda: {f"{n}.jsonl": "" for n in range(3)})
+        monkeypatch.setattr(dataset, "know_yields", lambda it, rows: known.update({rank: it}))
+        # A file system that shows a node an older text of the hook.
+        hook = Path(config.data.hook) if rank == 0 else Path("another_node/hook.py")
+        seen = config.model_copy(
+            update={"data": config.data.model_copy(update={"hook": str(hook)})}
+        )
+        build_schedule(seen, dataset, resume, Placement(rank, 2, rank, 0, "", 0), consensus)
+
+    assert on_ranks(2, work) == [None, None]
+    assert known == {rank: [RowYield(24, 24, 120)] for rank in range(2)}
 
 
 def test_changed_files_and_hooks_are_named(padded: Config) -> None:
