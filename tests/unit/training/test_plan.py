@@ -4,7 +4,7 @@ The ranks are threads, the rows and the steps are real: `StepDataset` and `StepF
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import cos, pi
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from llada_sft.config.schema import Config, DataConfig
-from llada_sft.data import cache, datamodule
 from llada_sft.data.datamodule import Positions, StepDataset, StepSize, TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.data.yields import SAMPLE_ROWS, RowYield
@@ -27,16 +26,7 @@ from llada_sft.training.trainer import build_schedule
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import source
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_tokenizer_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule, "load_tokenizer", lambda *_: None)
-        patch.setattr(cache, "default_folder", lambda: folder)
-        yield
-
-
+pytestmark = pytest.mark.usefixtures("own_cache_and_no_tokenizer")
 IDS = TokenIds(vocab_size=1000, eos_token_id=9, mask_token_id=8)
 # Each row says how many examples it makes, of how many tokens each, EOS among them.
 HOOK = """

@@ -1,13 +1,11 @@
 """The validation loss of one network is one number, on any ranks and in any micro-batches."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llada_sft.config.schema import Config
-from llada_sft.data import cache, datamodule
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
@@ -16,21 +14,13 @@ from llada_sft.training.trainer import build_validation
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, logits_at
 
+pytestmark = pytest.mark.usefixtures("own_cache_and_no_tokenizer")
 HOOK = """
 def process_data(record, tokenizer, max_length):
     ids = record["ids"]
     return {"input_ids": ids, "response_mask": [n >= 2 for n in range(len(ids))]}
 """
 NETWORK = LLaDAConfig(vocab_size=VOCAB, eos_token_id=EOS, mask_token_id=MASK)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_tokenizer_and_an_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule, "load_tokenizer", lambda *_: None)
-        patch.setattr(cache, "default_folder", lambda: folder)
-        yield
 
 
 def config_of(folder: Path, micro_batch_size: int, eos_tail: object) -> Config:
