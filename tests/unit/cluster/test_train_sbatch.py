@@ -108,6 +108,12 @@ def test_a_step_asks_for_the_gpus_of_its_job(by_hand: ByHand) -> None:
     assert "--gpus-per-node=2" in by_hand.srun()["arguments"]
 
 
+def test_a_task_of_an_array_is_not_taken_for_another(by_hand: ByHand) -> None:
+    fields = "Restarts=0 GRES=\nJobId=43 ArrayJobId=42 Restarts=7 GRES=gpu:2(IDX:0-1)"
+    by_hand.start(fields=fields, SLURM_GPUS_ON_NODE="2")
+    assert not any("gpu" in argument for argument in by_hand.srun()["arguments"])
+
+
 def edit_config(project: Path) -> None:
     (project / "a.yaml").write_text("run: {name: b}\ntrain: {epochs: -1}\n")
 
