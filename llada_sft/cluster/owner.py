@@ -30,6 +30,8 @@ DEFAULT_TIMEOUT_S = 180
 _VERBS = {"training": "trained", "launching": "being launched", "preparing": "being prepared"}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _JOB_ID = re.compile(r"(?:[0-9]+(?:[_+][0-9]+)?)?")
+# From here on a job's number has that of a cluster of a federation in it.
+_FEDERATED = 1 << 26
 _MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -113,7 +115,10 @@ class Owner:
         """Tell whether both run in one SLURM job, whatever its restart count."""
         if not self.job_id or self.job_id != other.job_id:
             return False
-        return not self.cluster or not other.cluster or self.cluster == other.cluster
+        # A federation's numbers are unique, and a job may start on another cluster of it.
+        federated = self.job_id.isdecimal() and int(self.job_id) >= _FEDERATED
+        known = bool(self.cluster) and bool(other.cluster)
+        return federated or not known or self.cluster == other.cluster
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,12 @@ def test_one_start_of_one_job(changes: dict[str, Any], same_job: bool, same_atte
     assert (MY_JOB.is_same_job(it), MY_JOB.is_same_attempt(it)) == (same_job, same_attempt)
 
 
+@pytest.mark.parametrize(("job_id", "same"), [("42", False), ("67108906", True), ("42_7", False)])
+def test_a_job_of_a_federation_may_start_on_another_cluster(job_id: str, same: bool) -> None:
+    """67108906 is job 42 of the federation's first cluster."""
+    assert job(job_id=job_id, cluster="a").is_same_job(job(job_id=job_id, cluster="b")) is same
+
+
 @pytest.mark.parametrize(
     ("fields", "restarts", "over"),
     [
