@@ -35,6 +35,7 @@ class StepFeed(Iterable[StepBatch]):
             of this rank's rows.
         pulse: Says what this rank begins to do.
         schedule: Gives each step its learning rate.
+        max_steps: Optimizer steps after which the training ends, if its rows do not end it before.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class StepFeed(Iterable[StepBatch]):
         epoch_ended: Callable[[int, RowCounts], None] = lambda epoch, rows: None,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         schedule: Schedule | None = None,
+        max_steps: int | None = None,
     ) -> None:
-        self._schedule = schedule
+        self._schedule, self._max_steps = schedule, max_steps
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
         self._stop_requested, self._step = stop_requested, first_step
         self._num_sources, self._epoch_ended = num_sources, epoch_ended
@@ -72,6 +74,9 @@ class StepFeed(Iterable[StepBatch]):
             if counts.examples:
                 yield self._batch(local, counts)
                 self._step += 1
+            if self._step == self._max_steps:
+                # A bad row that follows must not end a training that has made all of its steps.
+                return
             if not counts.has_rows:
                 self._epoch_ended(local.epoch, self._epoch_rows)
                 self._epoch_rows = RowCounts()

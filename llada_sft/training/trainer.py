@@ -105,6 +105,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         row_summary.epoch_ended,
         host.pulse,
         schedule,
+        max_steps,
     )
     nonfinite = NonFiniteSteps(
         config.train.on_nonfinite,

@@ -48,6 +48,22 @@ def test_no_step_is_lost_and_an_epoch_ends_for_all_at_once(
     assert all(one == counts[0] for one in counts)
 
 
+def test_what_follows_the_last_step_is_not_read() -> None:
+    def work(rank: int, consensus: Consensus) -> list[StepBatch]:
+        def bad_after(number: int) -> Iterator[LocalStep]:
+            for step in local_steps(rank, [9], StepSize(1, 1)):
+                if not number:
+                    raise DataError("shard.jsonl:3: not JSON")
+                number -= 1
+                yield step
+
+        steps = bad_after(3) if rank == 0 else local_steps(rank, [9], StepSize(1, 1))
+        feed = StepFeed(steps, source(rank, 2), consensus, lambda: False, 7, max_steps=10)
+        return list(feed)
+
+    assert [len(batches) for batches in on_ranks(2, work)] == [3, 3]
+
+
 def test_a_rank_that_waits_keeps_its_position() -> None:
     def work(rank: int, consensus: Consensus) -> list[StepBatch]:
         steps = local_steps(rank, [1] if rank == 0 else [3], StepSize(1, 1))
