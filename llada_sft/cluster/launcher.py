@@ -117,7 +117,7 @@ def resume(
         if not local:
             submit.require_sbatch()
         step, max_steps = status.newest_step(run), plan.config.train.max_steps
-        if max_steps is not None and step >= max_steps:
+        if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0
         preflight.require(plan.sources)
@@ -125,6 +125,16 @@ def resume(
         holder.claim(run)
         changing.apply(run, plan)
         return start(run, plan.config, local, follow)
+
+
+def _is_whole(run: RunDir, step: int) -> bool:
+    """Tell whether a checkpoint is what was written; if not, say so: the ranks use another one."""
+    from llada_sft.training.manifest import first_difference
+
+    difference = first_difference(run.checkpoints / f"step_{step}")
+    if difference:
+        print(f"{difference}: the run resumes from the checkpoint before")
+    return not difference
 
 
 def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
-from llada_sft.training.checksums import FileRecord
+from llada_sft.training.checksums import FileRecord, read_record
 
 MANIFEST = "checkpoint.json"
 _BLANK = "0" * 32
@@ -73,13 +73,32 @@ def _is_checkpoints(content: object) -> bool:
     if not isinstance(content, dict) or not isinstance(files := content.get("files"), dict):
         return False
     numbers = [content.get("step"), content.get("world_size"), *files.values()]
-    return all(type(number) is int for number in numbers)
+    return all(type(number) is int and number >= 0 for number in numbers) and numbers[1] != 0
 
 
 def records_of(content: Mapping[str, Any]) -> dict[str, tuple[int, str | None]]:
     """Return size and checksum of every file; None for the checksums of an older version."""
     checksums = content.get("checksums", {})
     return {name: (size, checksums.get(name)) for name, size in content["files"].items()}
+
+
+def first_difference(checkpoint: Path) -> str:
+    """Compare all files of a checkpoint with what was written; without torch.
+
+    Returns:
+        In one line, the first file that differs; empty if there is none.
+    """
+    try:
+        for name, (size, checksum) in records_of(read_manifest(checkpoint)).items():
+            path = checkpoint / name
+            same = path.stat().st_size == size
+            if not same or (checksum and read_record(path)[0].checksum != checksum):
+                return f"{path}: is not what was written"
+    except ManifestError as error:
+        return f"{checkpoint / MANIFEST}: {error}"
+    except OSError as error:
+        return f"{error.filename or checkpoint}: cannot be read: {error.strerror}"
+    return ""
 
 
 def _not_json(raw: bytes) -> str:

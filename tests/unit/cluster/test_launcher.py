@@ -12,6 +12,8 @@ import launch
 from llada_sft import cli
 from llada_sft.cluster import journal, local
 from llada_sft.config import load_config
+from llada_sft.training.checksums import FileRecord
+from llada_sft.training.manifest import sealed
 
 FakeTool = Callable[[str, str], None]
 Call = Callable[..., tuple[int, str, str]]
@@ -289,6 +291,11 @@ def test_as_many_steps_as_are_made_are_nothing_to_do(
     run = project / "runs/a"
     for name in ("step_9", "step_20", "step_30.partial", "step_40.damaged"):
         (run / "checkpoints" / name).mkdir(parents=True)
+    written = run / "checkpoints/step_20/latest"
+    written.write_text("checkpoint")
+    manifest = written.with_name("checkpoint.json")
+    record = FileRecord.of(b"checkpoint")
+    manifest.write_text(sealed({"step": 20, "world_size": 1}, {"latest": record}))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert call("resume", "runs/a", "--local", f"train.max_steps={max_steps}") == (
         0,
@@ -300,6 +307,12 @@ def test_as_many_steps_as_are_made_are_nothing_to_do(
     assert local_runs == []
     assert call("resume", "runs/a", "--local", "train.max_steps=21")[0] == 0
     assert len(local_runs) == 1
+    # Steps that nobody can use are not made.
+    written.write_text("checkpoinz")
+    code, said, _ = call("resume", "runs/a", "--local", f"train.max_steps={max_steps}")
+    assert (code, len(local_runs)) == (0, 2)
+    line = f"{written}: is not what was written: the run resumes from the checkpoint before"
+    assert line in said.splitlines()
 
 
 @pytest.mark.parametrize("arguments", [["resume", "a", "--locl"], ["status", "a", "b=1"]])

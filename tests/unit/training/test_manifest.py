@@ -9,6 +9,7 @@ from llada_sft.training.checksums import FileRecord
 from llada_sft.training.manifest import (
     MANIFEST,
     ManifestError,
+    first_difference,
     read_manifest,
     records_of,
     sealed,
@@ -79,3 +80,20 @@ def test_what_is_said(tmp_path: Path, text: str, why: str) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest(tmp_path)
     assert str(caught.value) == why
+
+
+def test_the_first_file_that_differs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/c").touch()
+    (tmp_path / "b").write_bytes(b"bb")
+    (tmp_path / MANIFEST).write_text(sealed(CONTENT, RECORDS))
+    assert first_difference(tmp_path) == ""
+    for changed in (b"bc", b"b", b"bbb"):
+        (tmp_path / "b").write_bytes(changed)
+        assert first_difference(tmp_path) == f"{tmp_path}/b: is not what was written"
+    (tmp_path / "b").unlink()
+    assert first_difference(tmp_path) == (
+        f"{tmp_path}/b: cannot be read: No such file or directory"
+    )
+    (tmp_path / MANIFEST).write_text("{")
+    assert first_difference(tmp_path) == f"{tmp_path / MANIFEST}: is not JSON: torn or changed"
