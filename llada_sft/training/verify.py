@@ -83,7 +83,8 @@ def examine(
     records = records_of(manifest)
     found = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
     mine = [name for name in records if share.has(name)]
-    part = _Part(checkpoint, share, manifest["world_size"], network, pulse)
+    numbers = manifest["step"], manifest["world_size"]
+    part = _Part(checkpoint, share, *numbers, network, pulse)
     # A missing file would otherwise be reported twice by rank 0.
     known = {finding.text for finding in found}
     with ThreadPoolExecutor(min(_THREADS, max(1, len(mine)))) as pool:
@@ -114,6 +115,7 @@ class _Part(NamedTuple):
 
     checkpoint: Path
     share: Share
+    step: int
     world_size: int
     network: Shapes
     pulse: Callable[[], None]
@@ -186,6 +188,9 @@ class _Part(NamedTuple):
 def _look_at_model(state: Any, part: _Part) -> Finding | None:
     if (ranks := state["dp_world_size"]) != part.world_size:
         return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+    # Lightning's count; without a checksum, nothing else tells a file of another step.
+    if (step := state.get("global_step", part.step)) != part.step:
+        return Finding("damaged", f"is of step {step}")
     shapes = {
         name.partition(".")[2]: tuple(shape)
         for group in state["param_shapes"]

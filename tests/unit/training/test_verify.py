@@ -145,6 +145,15 @@ def test_the_network_does_not_matter_where_it_is_not_known(checkpoint: Path) -> 
     assert "new.weight is nothing there, [3] here" in summary(found)
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_without_checksums_a_file_of_another_step_is_found(checkpoint: Path, step: int) -> None:
+    torch.save({**model_state(2, NETWORK), "global_step": step}, checkpoint / MODEL.format(1))
+    reseal(checkpoint)
+    as_of_older_version(checkpoint)
+    found = [] if step == 4 else [Finding("damaged", f"{MODEL.format(1)} is of step {step}")]
+    assert examine(checkpoint, ALL, NETWORK) == found
+
+
 def test_a_file_too_many(checkpoint: Path) -> None:
     name = OPTIMIZER.format(2)
     torch.save(optimizer_state(3, NETWORK), checkpoint / name)
