@@ -40,9 +40,9 @@ def project(tmp_path: Path) -> Path:
     lines = (tmp_path / "demo/data/train/shard_000.jsonl").read_text().splitlines()
     pq.write_table(pa.Table.from_pylist(list(map(json.loads, lines))), tmp_path / "chats.parquet")
     model = tmp_path / "models/LLaDA-8B-Base"
-    config = load_config(
-        tmp_path / "config/demo.yaml", [f"model.path={tmp_path / 'demo/tokenizer'}"]
-    )
+    # As long a context as the real one has: config/local.yaml has longer rows than the demo.
+    changes = [f"model.path={tmp_path / 'demo/tokenizer'}", "model.size.max_sequence_length=4096"]
+    config = load_config(tmp_path / "config/demo.yaml", changes)
     untrained_model(config).save_pretrained(model)
     shutil.copytree(tmp_path / "demo/tokenizer", model, dirs_exist_ok=True)
     return tmp_path

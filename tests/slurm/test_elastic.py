@@ -46,7 +46,9 @@ def only_two_nodes(cluster: Cluster) -> Iterator[None]:
     cluster.run(["scontrol", "update", f"NodeName={','.join(NODES[2:])}", *taken_out("DRAIN")])
     yield
     for node in NODES:
-        if "idle" not in cluster.run(["sinfo", "--noheader", f"--nodes={node}", "--format=%T"]):
+        state = cluster.run(["sinfo", "--noheader", f"--nodes={node}", "--format=%T"])
+        # Others may still end the job: SLURM refuses to resume a node that is in use.
+        if state.startswith(("drain", "down")):
             cluster.run(["scontrol", "update", f"NodeName={node}", "State=RESUME"])
 
 
