@@ -81,7 +81,8 @@ class WandbLog(Logger):
     def _check(self, ending: bool = False) -> None:
         """Change to an offline run if the present one failed or does not answer."""
         assert self._sender is not None
-        reason = self._sender.trouble(FINISH_S if ending else STUCK_S)
+        # In the end: a call may have begun a moment after the wait for it did.
+        reason = self._sender.trouble(FINISH_S / 2 if ending else STUCK_S)
         if reason is None:
             return
         failed, missing = self._sender, isinstance(self._sender.error, ImportError)
