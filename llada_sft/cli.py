@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     cancel = commands.add_parser("cancel", help="stop a run's job: it saves and is not requeued")
     cancel.set_defaults(handler=_cancel)
 
-    resume = commands.add_parser("resume", help="go on from the last checkpoint")
+    resume = commands.add_parser("resume", help="resume from the last checkpoint")
     resume.add_argument("--local", action="store_true", help="run all ranks on this machine")
     resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     resume.add_argument(
