@@ -4,6 +4,7 @@ The working tree is never changed. This process has imported the large libraries
 package: a forked child imports the package and the tests of its own copy, and starts at once.
 """
 
+import gc
 import importlib
 import os
 import shutil
@@ -160,6 +161,9 @@ def _fork(work: Callable[[], int], output: Path) -> int:
 
 def _in_child(work: Callable[[], int], output: Path) -> NoReturn:
     code = 99
+    # What the parent left to its collector, such as the iterator of a DataLoader, must not be
+    # finalized here: it would fail the tests of this child.
+    gc.freeze()
     try:
         os.setsid()
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

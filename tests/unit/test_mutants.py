@@ -1,5 +1,7 @@
 """The list of mutants fits the code of today; the tool tells a killed mutant from a survivor."""
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,27 @@ def test_tests_that_fail_without_a_mutant_are_shown(tree: Path) -> None:
     (tree / "llada_sft/toy.py").write_text(CODE.replace("a + b", "a - b"))
     assert "test_add" in check_unchanged(["tests/unit/test_toy.py"], tree)
     assert not (tree / ".git").exists()
+
+
+class _OnlyInItsOwnProcess:
+    """Unreachable garbage whose finalizer raises in any other process, as a DataLoader's does."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+        self.pid = os.getpid()
+
+    def __del__(self) -> None:
+        assert self.pid == os.getpid()
+
+
+def test_garbage_of_the_parent_does_not_fail_the_tests_of_a_child(tree: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        _OnlyInItsOwnProcess()
+        assert check_unchanged(["tests/unit/test_toy.py"], tree) == ""
+    finally:
+        gc.enable()
 
 
 def test_a_text_that_is_not_in_the_code_ends_the_command(
