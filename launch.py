@@ -39,7 +39,7 @@ def main() -> int:
 
 def _launch(arguments: argparse.Namespace) -> int:
     # Here, not above: Ctrl-C during the imports is to end without a traceback, too.
-    from llada_sft.cluster.launcher import LaunchOptions, launch
+    from llada_sft.cluster.launch.launcher import LaunchOptions, launch
 
     return launch(LaunchOptions(**vars(arguments)))
 

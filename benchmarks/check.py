@@ -31,12 +31,12 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 import chat_rows
 import report
 
+from llada_sft.check.reading import BuildWorker, Worker
+from llada_sft.check.survey import Request, survey
+from llada_sft.check.workers import Workers
 from llada_sft.config.schema import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from llada_sft.data.check.reading import BuildWorker, Worker
-from llada_sft.data.check.survey import Request, survey
-from llada_sft.data.check.workers import Workers
-from llada_sft.data.datamodule import TokenIds
-from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.data.steps.dataset import TokenIds
 
 PACKAGES = ("numpy", "orjson", "tokenizers", "transformers", "torch")
 NUM_SHARDS = 8

@@ -29,7 +29,7 @@ import report
 import torch
 from xxhash import xxh3_128
 
-from llada_sft.training.checksums import HashingFile, read_record
+from llada_sft.training.checkpoint.checksums import HashingFile, read_record
 
 PACKAGES = ("torch", "xxhash", "llada-sft")
 # Of the time of a save.

@@ -71,8 +71,8 @@ def measure_parse(shards: list[Path], cache: Path) -> list[Line]:
     """Read every row and parse it."""
     import orjson
 
+    from llada_sft.data.rows.stream import RowStream
     from llada_sft.data.sources import name_shards
-    from llada_sft.data.stream import RowStream
 
     def rate(files: list[Path], shuffle: bool) -> float:
         stream = RowStream(
@@ -126,9 +126,9 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
     import orjson
 
     from llada_sft.config.schema import DataConfig
-    from llada_sft.data.datamodule import StepDataset, StepSize, TokenIds
+    from llada_sft.data.examples.tokenizer import load_tokenizer
     from llada_sft.data.sources import list_sources
-    from llada_sft.data.tokenizer import load_tokenizer
+    from llada_sft.data.steps.dataset import StepDataset, StepSize, TokenIds
 
     chat_rows.write_tokenizer(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -200,8 +200,8 @@ def _lines(shards: list[Path]) -> Iterator[bytes]:
 
 def measure_resume(files: dict[str, Path], cache: Path) -> list[Line]:
     """Go on at several rows of a file; the slowest counts, of each the fastest of three."""
+    from llada_sft.data.rows.stream import FilePosition, RowStream
     from llada_sft.data.sources import name_shards
-    from llada_sft.data.stream import FilePosition, RowStream
 
     def first_row_ms(stream: RowStream, at: dict[str, FilePosition]) -> float:
         began = time.perf_counter()
@@ -231,8 +231,8 @@ def measure_fill() -> list[Line]:
     import numpy as np
 
     from llada_sft.config.schema import DataConfig
-    from llada_sft.data.encode import Example
-    from llada_sft.data.packing import packs
+    from llada_sft.data.examples.encode import Example
+    from llada_sft.data.steps.packing import packs
 
     buffer = DataConfig(train="any").pack_buffer
     random = np.random.default_rng(0)
@@ -281,8 +281,8 @@ def added_by_rows(path: Path, cache: Path) -> float:
     """Index, shuffle, and read some rows; return the MB over those of a bare interpreter."""
     bare = "print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     before = int(subprocess.check_output([sys.executable, "-c", bare])) * 1024 / 1e6
+    from llada_sft.data.rows.stream import RowStream
     from llada_sft.data.sources import name_shards
-    from llada_sft.data.stream import RowStream
 
     stream = RowStream(name_shards([path], path.parent), seed=0, shuffle=True, cache_dir=cache)
     for epoch in range(2):

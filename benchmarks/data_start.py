@@ -35,8 +35,8 @@ def start(folder: Path, ranks: int, cache: Path) -> dict[str, Any]:
     """Start as the last rank but one of many, in this process."""
     began, cpu_began = time.perf_counter(), time.process_time()
     from llada_sft.config.schema import DataConfig
+    from llada_sft.data.rows.stream import RowStream
     from llada_sft.data.sources import list_sources
-    from llada_sft.data.stream import RowStream
 
     imported = time.perf_counter()
     (source,) = list_sources(DataConfig(train=str(folder)), epochs=1)
@@ -75,7 +75,7 @@ def measure_kinds(folder: Path, megabytes: int) -> list[dict[str, Any]]:
     """Index one shard of each kind, twice."""
     from backports import zstd
 
-    from llada_sft.data.cache import Cache
+    from llada_sft.data.storage.cache import Cache
 
     text = chat_like(megabytes)
     contents = {

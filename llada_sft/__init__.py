@@ -1,3 +1,19 @@
-"""Fine-tune LLaDA (masked diffusion language models) with ZeRO-3 on a SLURM cluster."""
+"""Fine-tune LLaDA (masked diffusion language models) with ZeRO-3 on a SLURM cluster.
+
+config/     what a run is
+data/       one line of a shard -> one step
+check/      `llada-sft check`; sharding/: `llada-sft shard`
+diffusion/  the mathematics
+model/      the network
+training/   the loop
+cluster/    the job
+demo/       the embedded default
+
+cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
+sampling.py   `llada-sft sample`
+run_dir.py    the paths in a run directory
+placement.py  which rank this is
+errors.py     what a user can fix
+"""
 
 __version__ = "0.1.0"

@@ -101,14 +101,14 @@ def main() -> int:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster.status import find_run, status_lines
+    from llada_sft.cluster.watch.status import find_run, status_lines
 
     print("\n".join(status_lines(find_run(arguments.run))))
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from llada_sft.cluster import logs
-    from llada_sft.cluster.status import find_run
+    from llada_sft.cluster.watch import logs
+    from llada_sft.cluster.watch.status import find_run
 
     run = find_run(arguments.run)
     if arguments.follow:
@@ -119,7 +119,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> None:
     from llada_sft.cluster import slurm
-    from llada_sft.cluster.status import cancel_run, find_run
+    from llada_sft.cluster.watch.status import cancel_run, find_run
 
     run = find_run(arguments.run)
     with slurm.patience():
@@ -128,8 +128,8 @@ def _cancel(arguments: argparse.Namespace) -> None:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from llada_sft.cluster.launcher import resume
-    from llada_sft.cluster.status import find_run
+    from llada_sft.cluster.launch.launcher import resume
+    from llada_sft.cluster.watch.status import find_run
 
     run = find_run(arguments.run)
     local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
@@ -144,7 +144,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _shard(arguments: argparse.Namespace) -> None:
-    from llada_sft.data.sharding import make_shards, report
+    from llada_sft.sharding import make_shards, report
 
     seed = arguments.seed if arguments.shuffle else None
     made = make_shards(
@@ -154,10 +154,10 @@ def _shard(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from llada_sft.check.command import check
+    from llada_sft.check.survey import Request
     from llada_sft.config import load_config, resolve_paths
-    from llada_sft.data.check.command import check
-    from llada_sft.data.check.survey import Request
-    from llada_sft.training.network import resolve_network, token_ids
+    from llada_sft.training.build_network import resolve_network, token_ids
 
     config = resolve_paths(load_config(arguments.config, arguments.overrides), Path.cwd())
     ranks = config.world_size if arguments.ranks is None else arguments.ranks

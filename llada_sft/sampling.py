@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from llada_sft.data.records import encode_prompt
-from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.diffusion.generate import generate
 from llada_sft.errors import ConfigError
 from llada_sft.model.llada import LLaDAModelLM

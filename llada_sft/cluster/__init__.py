@@ -1,28 +1,21 @@
 """The job around a training: submission, ranks, restarts, and what is written down of them.
 
-    on the login node
-      launcher.py     what `launch.py` and `llada-sft resume` do; local.py: ranks on this machine
-      preflight.py    what would end the job on its nodes; place.py: whether run.root can be used
-      prepare.py      config -> run directory; snapshot.py: code and versions; origin.py: from where
-      submit.py       run directory -> job; batch_script.py, sbatch_environment.py: what sbatch gets
-      changing.py     what a resume changes; fitting.py: whether data and model fit the checkpoint
-      update_code.py  a run's code is replaced; code_diff.py; old_version.py: the config of before
-      moved.py        a run directory that was moved or copied; door.py: versions that fit or not
-    around the ranks, in the batch script
-      supervisor.py   begins and ends an attempt; setup_script.py: the user's setup.sh
-      evidence.py     what an attempt left; judge.py: why it ended; peers.py: errors about peers
-      restarts.py     restart or not; suspects.py: nodes to exclude; ports.py: where ranks meet
-    on each rank
-      job.py          from signals to the training; stop_request.py; preemption.py: requeue or not
-      leaving.py      a rank that failed; failures.py: its report; watchdog.py, stacks.py: hangs
-      rank_journal.py what rank 0 writes into the journal
-    who owns a run
-      owner.py        decisions; owner_files.py: the files; owner_sight.py: what is seen of an owner
-      claim.py        claiming; ownership.py: keeping and releasing; fence.py: before each write
-    for whoever looks
-      status.py, logs.py, ending.py (how a job ended), run_files.py (reads damaged files)
-    for all
-      journal.py, causes.py, slurm.py (its commands), job_states.py (its words)
+    launch/    on the login node: config -> run directory -> job
+    resume/    what a resume changes, and whether it fits
+    attempt/   around the ranks, in the batch script
+    rank/      on each rank
+    watch/     status, logs and endings, for people
+    owner/     one process or job owns a run directory
+
+    __main__.py        the door: `rank`, `begin`, `end` and `port`
+    door.py            versions of the door that fit or not
+    journal.py         what happened to a run, one JSON line each
+    causes.py          why an attempt ended: the words, and the exit codes
+    failures.py        failure reports of ranks; peers.py: errors that another rank caused
+    restart_policy.py  restart or not
+    moved.py           a run directory that was moved or copied
+    run_files.py       reads the files of a run, whatever state they are in
+    slurm.py           SLURM's commands; job_states.py: its words for the state of a job
 
 Batch scripts use one entry point of this package, the door, and nothing else of it:
 `python -m llada_sft.cluster`, see `__main__.py`. They run the *run's own copy* of the code, which
@@ -42,6 +35,6 @@ def run_rank(run_dir: str) -> None:
         SystemExit: With code 2, after a user's mistake was written to `failures/`.
     """
     # Here, not above: commands that only look at a run import this package, too.
-    from llada_sft.cluster import job
+    from llada_sft.cluster.rank import main
 
-    job.run(run_dir)
+    main.run(run_dir)

@@ -27,7 +27,7 @@ from llada_sft.errors import EXIT_CODE
 from llada_sft.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from llada_sft.cluster.evidence import Job
+    from llada_sft.cluster.attempt.evidence import Job
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 USAGE = (
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _begin(run: RunDir) -> int:
-    from llada_sft.cluster import supervisor
-    from llada_sft.cluster.evidence import Job
+    from llada_sft.cluster.attempt import supervisor
+    from llada_sft.cluster.attempt.evidence import Job
 
     # For this process and for what setup.sh starts, as `_ignore_signals`; a thread records them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -69,15 +69,15 @@ def _begin(run: RunDir) -> int:
 
 
 def _end(run: RunDir, srun_code: int) -> int:
-    from llada_sft.cluster import supervisor
-    from llada_sft.cluster.evidence import Job
+    from llada_sft.cluster.attempt import supervisor
+    from llada_sft.cluster.attempt.evidence import Job
 
     _ignore_signals()
     return supervisor.end(run, Job.of(os.environ), srun_code)
 
 
 def _port() -> int:
-    from llada_sft.cluster.ports import free_port
+    from llada_sft.cluster.launch.ports import free_port
 
     print(free_port())
     return 0
@@ -91,7 +91,7 @@ def _ignore_signals() -> None:
 
 def _note_signals(run: RunDir, job: "Job") -> None:
     """Record what SLURM does to the job while setup.sh runs: its ranks cannot do so yet."""
-    from llada_sft.cluster import supervisor
+    from llada_sft.cluster.attempt import supervisor
 
     while True:
         supervisor.note_signal(run, job, signal.Signals(signal.sigwait(_SIGNALS)).name)

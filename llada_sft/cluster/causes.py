@@ -3,7 +3,7 @@
 asked to stop     preempted, time_limit, requeued, told_to_stop, cancelled: all ranks saved
 a user's mistake  mistake, disk_full, nonfinite: one line says what to mend; never restarted
 a fault           exception, hang, killed, out_of_memory, node_failure, lost: the restart
-                  budget decides (`restarts.py`)
+                  budget decides (`restart_policy.py`)
 """
 
 from enum import StrEnum

@@ -52,7 +52,7 @@ def door_of(run: RunDir) -> int | None:
 def launched_by(run: RunDir) -> str:
     """Name the version and the commit that a run's copy of the code was made from."""
     # Here, not above: batch scripts load this file, too.
-    from llada_sft.cluster.snapshot import code_version
+    from llada_sft.cluster.launch.snapshot import code_version
 
     known = code_version(run)
     parts = [f"version {known['version']}"] if known["version"] else []

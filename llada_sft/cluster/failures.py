@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from llada_sft.cluster import fence, run_files
+from llada_sft.cluster import run_files
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.owner import fence
 from llada_sft.run_dir import RunDir
 
 

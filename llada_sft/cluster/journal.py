@@ -31,7 +31,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints
 
-from llada_sft.cluster import fence
+from llada_sft.cluster.owner import fence
 
 Event = Literal[
     "launched",

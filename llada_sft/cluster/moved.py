@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 
 from llada_sft.cluster import journal, run_files
+from llada_sft.cluster.attempt.evidence import open_attempt
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.evidence import open_attempt
 from llada_sft.cluster.journal import Entry
 from llada_sft.config import Config, yaml12
 from llada_sft.config.reader import MAX_BYTES, map_paths

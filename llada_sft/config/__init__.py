@@ -1,4 +1,14 @@
-"""What a run is: the schema, its reader, and the arithmetic that follows from it."""
+"""What a run is.
+
+schema.py          every section and key, with its type and its limits
+reader.py          YAML and overrides -> a config, with all mistakes at once
+yaml12.py          YAML 1.2; problems.py: a mistake in our words
+urls.py            paths that are URLs
+record_formats.py  the formats of records, and their fields
+arithmetic.py      what follows: ranks, batches, steps
+elastic.py         the numbers of nodes that divide the batch
+changes.py         what a resume may change
+"""
 
 from llada_sft.config.reader import dump_config, load_config, resolve_paths
 from llada_sft.config.schema import Config

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from llada_sft.data.files import SUFFIXES, Shard, is_remote, list_remote, local_path
+from llada_sft.data.storage.files import SUFFIXES, Shard, is_remote, list_remote, local_path
 from llada_sft.errors import ConfigError, DataError
 
 

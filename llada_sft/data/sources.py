@@ -15,8 +15,8 @@ from pathlib import Path
 
 from llada_sft.config.record_formats import RecordFormat
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.files import Shard, shard_name
 from llada_sft.data.shards import assign_files, list_shards, shard_root
+from llada_sft.data.storage.files import Shard, shard_name
 from llada_sft.errors import ConfigError, DataError
 
 

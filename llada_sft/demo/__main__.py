@@ -18,8 +18,8 @@ from llada_sft.demo.plot import plot_loss
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import load_model
 from llada_sft.run_dir import RunDir
-from llada_sft.training.metrics_csv import data_wait, read_metrics
-from llada_sft.training.network import build_network, resolve_network
+from llada_sft.training.build_network import build_network, resolve_network
+from llada_sft.training.log.metrics_csv import data_wait, read_metrics
 
 CONFIG = Path("config/demo.yaml")
 

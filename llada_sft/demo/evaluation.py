@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from llada_sft.config.schema import Config
-from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.data.examples.tokenizer import load_tokenizer
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.sampling import SamplingSettings, answer
 

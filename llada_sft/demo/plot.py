@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.log.metrics_csv import read_metrics
 
 
 def plot_loss(metrics: Path, picture: Path) -> Path:

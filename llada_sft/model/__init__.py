@@ -1,5 +1,14 @@
 """The network: the official LLaDA architecture, its checkpoints in, our checkpoints out.
 
+    llada.py           the layers, under the official parameter names
+    attention.py       bidirectional attention with rotary positions
+    configuration.py   the config of a network; settings.py: config.json, checked without torch
+    loading.py         a model directory -> a network; initialization.py: random weights
+    partition.py       the part of each parameter that a rank keeps under ZeRO-3
+    index.py           where the tensors of a model directory are
+    safe_load.py       torch's files, without running code from them
+    export.py          a network or a checkpoint -> a model directory
+
 `settings` and `index` describe a model directory without torch: the login node checks one with
 them before a job is submitted. Therefore the names below are imported when they are first used.
 """

@@ -8,9 +8,9 @@ from llada_sft.config import load_config
 from llada_sft.errors import CheckpointError
 from llada_sft.model.export import export_checkpoint, zero3_tensors
 from llada_sft.run_dir import RunDir
-from llada_sft.training import checkpoints
-from llada_sft.training.network import resolve_network
-from llada_sft.training.verify import Shapes, Share, examine, summary
+from llada_sft.training.build_network import resolve_network
+from llada_sft.training.checkpoint import folder
+from llada_sft.training.checkpoint.verify import Shapes, Share, examine, summary
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -50,8 +50,8 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
     Raises:
         CheckpointError: It is damaged: another one is named, but never exported instead.
     """
-    named = dict(checkpoints.list_named(run.checkpoints))
-    damaged = dict(checkpoints.list_set_aside(run.checkpoints))
+    named = dict(folder.list_named(run.checkpoints))
+    damaged = dict(folder.list_set_aside(run.checkpoints))
     if not named and not damaged:
         raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
     chosen = max(named | damaged) if step is None else step

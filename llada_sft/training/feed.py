@@ -12,13 +12,13 @@ on every rank alike; what is decided there is carried in the batch.
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from llada_sft.data.counts import RowCounts
-from llada_sft.data.datamodule import LocalStep
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.steps.dataset import LocalStep
 from llada_sft.errors import LladaSftError
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.host import Phase
 from llada_sft.training.noising import NoiseSource, StepBatch
-from llada_sft.training.plan import Schedule
+from llada_sft.training.schedule.plan import Schedule
 
 
 class StepFeed(Iterable[StepBatch]):

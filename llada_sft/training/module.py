@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from llada_sft.config.schema import OptimConfig
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.host import Phase
-from llada_sft.training.interval import Interval
-from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.log.log_interval import Interval
+from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.noising import MicroBatch, StepBatch
 from llada_sft.training.nonfinite import spoil
 from llada_sft.training.strategy import Zero3Strategy

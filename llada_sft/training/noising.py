@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
-from llada_sft.data.collate import CleanBatch, pad
-from llada_sft.data.counts import RowCounts
-from llada_sft.data.datamodule import LocalStep, Positions, TokenIds
-from llada_sft.data.encode import Example
-from llada_sft.data.yields import RowYield
+from llada_sft.data.examples.encode import Example
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.steps.collate import CleanBatch, pad
+from llada_sft.data.steps.dataset import LocalStep, Positions, TokenIds
+from llada_sft.data.steps.yields import RowYield
 from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import (
     Noise,
@@ -31,7 +31,7 @@ from llada_sft.diffusion.noise import (
 )
 from llada_sft.errors import DataError
 from llada_sft.training.consensus import Consensus, Report
-from llada_sft.training.plan import Pace
+from llada_sft.training.schedule.plan import Pace
 
 
 class MicroBatch:

@@ -26,10 +26,10 @@ from llada_sft.config.schema import DeepSpeedConfig
 from llada_sft.errors import CheckpointError
 from llada_sft.model import safe_load
 from llada_sft.placement import Placement
-from llada_sft.training.checkpoints import DEEPSPEED_TAG
+from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG
+from llada_sft.training.checkpoint.shard_writer import ShardWriter
+from llada_sft.training.checkpoint.universal import OptimizerRepair
 from llada_sft.training.ranks import device_ordinal
-from llada_sft.training.universal import OptimizerRepair
-from llada_sft.training.writing import ShardWriter
 
 
 class RankEnvironment(ClusterEnvironment):

@@ -15,40 +15,40 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
 from llada_sft.config.schema import Config
-from llada_sft.data.background import step_loader
-from llada_sft.data.datamodule import StepDataset, StepSize, build_encoder
-from llada_sft.data.hook import examples_key
+from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.sources import list_sources, list_validation
-from llada_sft.data.validation import validation_batches
-from llada_sft.data.yields import SAMPLE_ROWS
+from llada_sft.data.steps.dataset import StepDataset, StepSize, build_encoder
+from llada_sft.data.steps.prefetch import step_loader
+from llada_sft.data.steps.validation import validation_batches
+from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.errors import DataError
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.callbacks.checkpoint import CheckpointSaver
-from llada_sft.training.callbacks.failure import LeaveOnException
+from llada_sft.training.build_network import build_network, resolve_network, token_ids
+from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
+from llada_sft.training.callbacks.leave_on_exception import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
-from llada_sft.training.callbacks.rows import RowSummary
+from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
-from llada_sft.training.changed import files_changed, files_to_restart
+from llada_sft.training.checkpoint.changed_files import files_changed, files_to_restart
+from llada_sft.training.checkpoint.half_done import begin_half_done_rows
+from llada_sft.training.checkpoint.resume import Resume, find_resume
 from llada_sft.training.consensus import Consensus
+from llada_sft.training.detect_format import settle_format
 from llada_sft.training.feed import StepFeed
-from llada_sft.training.half_done import begin_half_done_rows
 from llada_sft.training.host import Host
-from llada_sft.training.interval import share_of
-from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.log.library_warnings import quiet_libraries
+from llada_sft.training.log.log_interval import share_of
+from llada_sft.training.log.metrics_csv import MetricsCsv
+from llada_sft.training.log.step_journal import Notes
+from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.module import DiffusionModule
-from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.noising import MicroBatch, NoiseSource, validation_micro_batches
 from llada_sft.training.nonfinite import NonFiniteSteps
-from llada_sft.training.notes import Notes
-from llada_sft.training.plan import Basis, Schedule
-from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
-from llada_sft.training.record_format import settle_format
-from llada_sft.training.resume import Resume, find_resume
+from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
-from llada_sft.training.wandb_log import WandbLog
 
 Outcome = Literal["finished", "stopped"]
 

@@ -22,9 +22,9 @@ from llada_sft.demo.data import write_demo
 from llada_sft.demo.evaluation import exact_match
 from llada_sft.model.loading import load_model
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoints import newest_checkpoint
+from llada_sft.training.checkpoint.folder import newest_checkpoint
+from llada_sft.training.checkpoint.manifest import read_manifest
 from llada_sft.training.export import export_run
-from llada_sft.training.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 400

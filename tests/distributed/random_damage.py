@@ -22,9 +22,9 @@ from llada_sft.config.reader import dump_config
 from llada_sft.demo.data import write_demo
 from llada_sft.errors import CheckpointError
 from llada_sft.run_dir import RunDir
+from llada_sft.training.build_network import resolve_network
+from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.export import export_run
-from llada_sft.training.network import resolve_network
-from llada_sft.training.resume import Resume
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_training import CONFIG, with_data, write_shards
 from tests.unit.training.checkpoint_files import damage

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from llada_sft.cluster.ports import free_port
+from llada_sft.cluster.launch.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 _PRELOADED = [

@@ -12,14 +12,14 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import llada_sft.training.checkpoints as checkpoints
-import llada_sft.training.resume as resume_module
-import llada_sft.training.writing as writing
+import llada_sft.training.checkpoint.folder as checkpoints
+import llada_sft.training.checkpoint.resume as resume_module
+import llada_sft.training.checkpoint.shard_writer as writing
 from llada_sft.config import load_config
 from llada_sft.errors import LladaSftError
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
-from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.trainer import train
 from tests.distributed.training_workers import placement
 

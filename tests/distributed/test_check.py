@@ -9,7 +9,7 @@ import pytest
 
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
-from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.log.metrics_csv import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ import torch
 
 from llada_sft.errors import CheckpointError, SaveError
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoints import DEEPSPEED_TAG, universal_path
-from llada_sft.training.universal import Conversion
+from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG, universal_path
+from llada_sft.training.checkpoint.universal import Conversion
 from tests.distributed.random_damage import play, train
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_saving import small_disk
@@ -30,7 +30,7 @@ TIMEOUT_S = 280
 CONVERT = """
 import sys
 from pathlib import Path
-from llada_sft.training.universal import Conversion
+from llada_sft.training.checkpoint.universal import Conversion
 
 conversion = Conversion(Path(sys.argv[1]))
 print(conversion.pid, flush=True)

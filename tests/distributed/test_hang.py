@@ -75,7 +75,7 @@ def test_a_rank_that_sleeps_is_named(project: Path) -> None:
 
 
 def test_a_rank_that_cannot_speak_is_named(project: Path) -> None:
-    """tests/unit/cluster/test_watchdog.py has another: one that is stopped."""
+    """tests/unit/cluster/rank/test_watchdog.py has another: one that is stopped."""
     _, (waiting, named) = hang(project, 're.match(r"(a|a)*b", "a" * 60)')
     words = r"stands in __init__\.py:\d+ match, in C code that holds Python's lock"
     assert re.search(f"waiting for rank 1, which {words};", waiting.error)

@@ -13,7 +13,7 @@ import torch
 from llada_sft.demo.data import write_demo
 from llada_sft.model.export import zero3_tensors
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoints import newest_checkpoint
+from llada_sft.training.checkpoint.folder import newest_checkpoint
 from tests.distributed.kill_workers import PHASES, Moments, Phase
 from tests.distributed.ranks import run_on_ranks, started_ranks
 from tests.distributed.test_training import CONFIG, with_data, write_shards

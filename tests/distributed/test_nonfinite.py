@@ -7,8 +7,8 @@ import pytest
 
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoints import newest_checkpoint
-from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.checkpoint.folder import newest_checkpoint
+from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.nonfinite_workers import BAD_MICRO_BATCH, BAD_RANK, BAD_STEP
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_training import CONFIG, with_data, write_shards

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
-from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks, started_ranks
 from tests.distributed.training_workers import losses
 

@@ -17,30 +17,30 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
-from llada_sft.data.background import step_loader
-from llada_sft.data.collate import pad
-from llada_sft.data.datamodule import LocalStep, StepDataset, StepSize, TokenIds
-from llada_sft.data.encode import Example
+from llada_sft.data.examples.encode import Example
 from llada_sft.data.sources import list_sources
+from llada_sft.data.steps.collate import pad
+from llada_sft.data.steps.dataset import LocalStep, StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.callbacks.checkpoint import CheckpointSaver
-from llada_sft.training.checkpoints import newest_checkpoint
+from llada_sft.training.build_network import build_network, resolve_network, token_ids
+from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
+from llada_sft.training.checkpoint.folder import newest_checkpoint
+from llada_sft.training.checkpoint.manifest import read_manifest
+from llada_sft.training.checkpoint.resume import find_resume
 from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.detect_format import settle_format
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
-from llada_sft.training.manifest import read_manifest
-from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.log.library_warnings import quiet_libraries
+from llada_sft.training.log.metrics_csv import read_metrics
+from llada_sft.training.log.step_journal import Notes
 from llada_sft.training.module import DiffusionModule
-from llada_sft.training.network import build_network, resolve_network, token_ids
 from llada_sft.training.noising import NoiseSource
-from llada_sft.training.notes import Notes
-from llada_sft.training.plan import Basis, Schedule
-from llada_sft.training.quiet import quiet_libraries
 from llada_sft.training.ranks import choose_device, init_ranks
-from llada_sft.training.record_format import settle_format
-from llada_sft.training.resume import find_resume
+from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.trainer import build_trainer, train
 
 

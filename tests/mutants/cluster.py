@@ -4,8 +4,8 @@ from tests.mutants.mutant import of_file
 
 MUTANTS = (
     *of_file(
-        "cluster/evidence.py",
-        "cluster/test_supervisor.py",
+        "cluster/attempt/evidence.py",
+        "cluster/attempt/test_supervisor.py",
         (
             "if job.restarts > before or",
             "if job.restarts >= before or",
@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     *of_file(
         "cluster/job_states.py",
-        "cluster/test_preemption.py",
+        "cluster/rank/test_stopping.py",
         (
             "int(restarts) > restarts_before",
             "int(restarts) >= restarts_before",
@@ -56,8 +56,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/judge.py",
-        "cluster/test_judge.py",
+        "cluster/attempt/verdict.py",
+        "cluster/attempt/test_verdict.py",
         ("first = min(own", "first = max(own", "the last rank that failed is blamed"),
         (
             "silent = [one for one in evidence.deaths if one.rank not in spoke]",
@@ -88,8 +88,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/leaving.py",
-        "cluster/test_leaving.py",
+        "cluster/rank/abort.py",
+        "cluster/rank/test_abort.py",
         (
             "failure.rank != self._rank",
             "failure.rank == self._rank",
@@ -102,8 +102,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/local.py",
-        "cluster/test_local.py::test_what_ranks_leave_behind_when_they_end_on_term_is_killed",
+        "cluster/launch/local.py",
+        "cluster/launch/test_local.py::test_what_ranks_leave_behind_when_they_end_on_term_is_killed",
         (
             "        self.send(signal.SIGKILL)\n        for",
             "        for",
@@ -111,8 +111,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/local.py",
-        "cluster/test_local.py::test_signals_are_passed_on",
+        "cluster/launch/local.py",
+        "cluster/launch/test_local.py::test_signals_are_passed_on",
         (
             "signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM",
             "signal.SIGTERM",
@@ -121,7 +121,7 @@ MUTANTS = (
     ),
     *of_file(
         "cluster/peers.py",
-        "cluster/test_leaving.py",
+        "cluster/rank/test_abort.py",
         (
             "isinstance(error, RuntimeError) and",
             "",
@@ -129,8 +129,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/preemption.py",
-        "cluster/test_preemption.py",
+        "cluster/rank/stopping.py",
+        "cluster/rank/test_stopping.py",
         (
             "Cause.PREEMPTED if usr2 else Cause.REQUEUED",
             "Cause.REQUEUED if usr2 else Cause.PREEMPTED",
@@ -143,8 +143,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/rank_journal.py",
-        "cluster/test_rank_journal.py",
+        "cluster/rank/journal_writer.py",
+        "cluster/rank/test_journal_writer.py",
         ("save_s + 2 * step_s", "save_s + step_s", "a signal's lead is compared with one step"),
         (
             "if needed_s <= lead_s",
@@ -158,8 +158,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/restarts.py",
-        "cluster/test_restarts.py",
+        "cluster/restart_policy.py",
+        "cluster/test_restart_policy.py",
         (
             "if one.cause is not None and one.cause not in STOPS]",
             "if one.cause is not None]",
@@ -212,14 +212,14 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/snapshot.py",
-        "cluster/test_snapshot.py",
+        "cluster/launch/snapshot.py",
+        "cluster/launch/test_snapshot.py",
         ("key=len, reverse=True", "key=len", "of two secrets the end of the longer one stays"),
         (">= _MIN_SECRET_LENGTH", "> _MIN_SECRET_LENGTH", "a secret of eight characters stays"),
     ),
     *of_file(
-        "cluster/stacks.py",
-        "cluster/test_stacks.py",
+        "cluster/rank/stacks.py",
+        "cluster/rank/test_stacks.py",
         (
             "for one in told if not one.waits",
             "for one in told if one.waits",
@@ -238,8 +238,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/stop_request.py",
-        "cluster/test_stop_request.py",
+        "cluster/rank/signals.py",
+        "cluster/rank/test_signals.py",
         (
             "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})",
             "pass",
@@ -247,8 +247,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/supervisor.py",
-        "cluster/test_supervisor.py",
+        "cluster/attempt/supervisor.py",
+        "cluster/attempt/test_supervisor.py",
         (
             "if not job_states.is_requeued(",
             "if job_states.is_requeued(",
@@ -266,8 +266,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/suspects.py",
-        "cluster/test_supervisor.py",
+        "cluster/attempt/exclude_nodes.py",
+        "cluster/attempt/test_supervisor.py",
         (
             "if len(left) < needed:",
             "if len(left) <= needed:",
@@ -275,8 +275,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/watchdog.py",
-        "cluster/test_watchdog.py::test_only_a_long_phase_has_the_grace",
+        "cluster/rank/watchdog.py",
+        "cluster/rank/test_watchdog.py::test_only_a_long_phase_has_the_grace",
         (
             "if phase in _LONG_PHASES else 0",
             "if phase not in _LONG_PHASES else 0",
@@ -298,13 +298,13 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/leaving.py",
-        "cluster/test_watchdog.py",
+        "cluster/rank/abort.py",
+        "cluster/rank/test_watchdog.py",
         ("        self.answer_hang()\n", "", "TERM cuts off the report of a rank that hangs"),
     ),
     *of_file(
-        "cluster/watchdog.py",
-        "cluster/test_watchdog.py",
+        "cluster/rank/watchdog.py",
+        "cluster/rank/test_watchdog.py",
         (
             "            stacks.call(self._run, self._attempt, own.rank)",
             "            pass",
@@ -318,12 +318,12 @@ MUTANTS = (
     ),
     *of_file(
         "cluster/peers.py",
-        "cluster/test_leaving.py",
+        "cluster/rank/test_abort.py",
         (r"Timed out waiting \d+ ?ms for|", "", "gloo's timeout is a cause"),
     ),
     *of_file(
-        "cluster/owner.py",
-        "cluster/test_owner.py",
+        "cluster/owner/identity.py",
+        "cluster/owner/test_identity.py",
         ("seen.silent_s > owner.timeout_s", "seen.silent_s > 0", "an owner is dead at once"),
         (
             "owner.restarts < claimant.restarts",
@@ -349,8 +349,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/owner_files.py",
-        "cluster/test_owner_files.py",
+        "cluster/owner/owner_files.py",
+        "cluster/owner/test_owner_files.py",
         (
             "max(_numbers(folder), default=0)",
             "min(_numbers(folder), default=0)",
@@ -364,8 +364,8 @@ MUTANTS = (
         (")[:-KEPT]:", ")[KEPT:]:", "the highest owner file is removed"),
     ),
     *of_file(
-        "cluster/ownership.py",
-        "cluster/test_ownership.py",
+        "cluster/owner/ownership.py",
+        "cluster/owner/test_ownership.py",
         (
             "return highest == self.number and self._is_own_file()",
             "return True",
@@ -378,8 +378,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/claim.py",
-        "cluster/test_ownership.py",
+        "cluster/owner/claim.py",
+        "cluster/owner/test_ownership.py",
         (
             "return _is_own(sight.owner, claimant) or is_dead(",
             "return _is_own(sight.owner, claimant) or not is_dead(",
@@ -387,8 +387,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/owner_sight.py",
-        "cluster/test_ownership.py",
+        "cluster/owner/owner_sight.py",
+        "cluster/owner/test_ownership.py",
         ("start == owner.start_time", "start", "a pid that was used again is the owner"),
         (
             "    except LaunchError:\n        return False, {}\n    return job_is",
@@ -397,8 +397,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/ports.py",
-        "cluster/test_ports.py",
+        "cluster/launch/ports.py",
+        "cluster/launch/test_ports.py",
         (
             "if not first <= port <= last]",
             "if first <= port <= last]",

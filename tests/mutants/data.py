@@ -4,8 +4,8 @@ from tests.mutants.mutant import of_file
 
 MUTANTS = (
     *of_file(
-        "data/background.py",
-        "data/test_background.py",
+        "data/steps/prefetch.py",
+        "data/steps/test_prefetch.py",
         (
             "signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):",
             "signal.SIGUSR2, signal.SIGINT):",
@@ -13,8 +13,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/cache.py",
-        "data/test_cache.py",
+        "data/storage/cache.py",
+        "data/storage/test_cache.py",
         (
             "_size(text) == text_size",
             "_size(text) is not None",
@@ -42,8 +42,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/collate.py",
-        "data/test_collate.py",
+        "data/steps/collate.py",
+        "data/steps/test_collate.py",
         ("real[row, used:] = example.grows", "real[row, used:] = True", "padding is attended to"),
         (
             "response_mask[row, used:] = example.grows",
@@ -52,13 +52,14 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/counts.py",
-        "data/test_counts.py",
+        "data/examples/row_counts.py",
+        "data/examples/test_row_counts.py",
         ("self.skipped + other.skipped", "self.skipped", "skipped examples are not summed"),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_datamodule.py data/test_packing.py training/test_changed.py",
+        "data/steps/dataset.py",
+        "data/steps/test_dataset.py data/steps/test_packing.py "
+        "training/checkpoint/test_changed_files.py",
         (
             "at.at_epoch(at.epoch)._replace(pending=())",
             "at.at_epoch(at.epoch)",
@@ -66,8 +67,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_packing.py",
+        "data/steps/dataset.py",
+        "data/steps/test_packing.py",
         (
             "pending.sort(key=lambda each: each[0].place)",
             "pass",
@@ -80,8 +81,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_packing.py data/test_mixture.py",
+        "data/steps/dataset.py",
+        "data/steps/test_packing.py data/steps/test_mixture.py",
         (
             "encode(row, one.epoch)",
             "encode(row)",
@@ -89,8 +90,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_datamodule.py",
+        "data/steps/dataset.py",
+        "data/steps/test_dataset.py",
         (
             "stream.start_positions(epoch + 1), []",
             "stream.start_positions(epoch), []",
@@ -98,8 +99,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_mixture.py data/test_datamodule.py",
+        "data/steps/dataset.py",
+        "data/steps/test_mixture.py data/steps/test_dataset.py",
         (
             'self._config.mix_by == "tokens"',
             'self._config.mix_by != "tokens"',
@@ -107,8 +108,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_datamodule.py training/test_feed.py",
+        "data/steps/dataset.py",
+        "data/steps/test_dataset.py training/test_feed.py",
         (
             "for batch in self.micro_batches if batch.examples",
             "for batch in self.micro_batches",
@@ -116,8 +117,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/draws.py",
-        "data/test_draws.py",
+        "data/rows/file_draws.py",
+        "data/rows/test_file_draws.py",
         (
             "files -= np.bincount(drawn, minlength=len(files))",
             "pass",
@@ -125,8 +126,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/encode.py",
-        "data/test_encode.py",
+        "data/examples/encode.py",
+        "data/examples/test_encode.py",
         ("random.seed(key)", "pass", "what a hook draws differs when a row is read again"),
         (
             "self.max_length - tail",
@@ -148,13 +149,13 @@ MUTANTS = (
         ("grows=noisy is None and", "grows=", "a tail is added to what the hook corrupted itself"),
     ),
     *of_file(
-        "data/encode.py",
-        "data/test_encode.py data/test_datamodule.py",
+        "data/examples/encode.py",
+        "data/examples/test_encode.py data/steps/test_dataset.py",
         ("            part=part,", "            part=0,", "all examples of a row are its first"),
     ),
     *of_file(
-        "data/epoch_rows.py",
-        "data/test_epoch_rows.py",
+        "data/steps/one_epoch.py",
+        "data/steps/test_one_epoch.py",
         (
             "self._read += self.epoch == 0",
             "self._read += 1",
@@ -177,8 +178,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/epoch_rows.py",
-        "data/test_datamodule.py",
+        "data/steps/one_epoch.py",
+        "data/steps/test_dataset.py",
         (
             "done._replace(row=done.row + 1, part=0)\n            self._read",
             "done._replace(row=done.row, part=0)\n            self._read",
@@ -186,8 +187,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/file_reader.py",
-        "data/test_stream.py data/test_corruption.py",
+        "data/rows/shard_reader.py",
+        "data/rows/test_stream.py data/storage/test_corruption.py",
         (
             "if size != self.index.size",
             "if size < self.index.size",
@@ -196,8 +197,8 @@ MUTANTS = (
         ("line_end == size - 1 or", "line_end >= 0 or", "lines that have moved are not noticed"),
     ),
     *of_file(
-        "data/line_index.py",
-        "data/test_cache.py",
+        "data/storage/line_index.py",
+        "data/storage/test_cache.py",
         (
             'return f"{size}-{checksum:08x}"',
             'return f"{size}-{size:08x}"',
@@ -205,8 +206,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/mixture.py",
-        "data/test_mixture.py",
+        "data/steps/mixture.py",
+        "data/steps/test_mixture.py",
         (
             "self._counts += self._rows.take_counts()",
             "self._rows.take_counts()",
@@ -240,8 +241,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/order.py",
-        "data/test_order.py",
+        "data/rows/order.py",
+        "data/rows/test_order.py",
         (
             "np.uint64(-(-num_rows // low))",
             "np.uint64(num_rows // low)",
@@ -254,15 +255,15 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/packing.py",
-        "data/test_packing.py",
+        "data/steps/packing.py",
+        "data/steps/test_packing.py",
         ("if length <= room", "if length < room", "an example that just fits is not packed"),
         ("longest = max(", "longest = min(", "the shortest example is packed first"),
         ("waiting.pop(0) for _", "waiting.pop() for _", "examples that wait are used backwards"),
     ),
     *of_file(
-        "data/packing.py",
-        "data/test_mixture.py",
+        "data/steps/packing.py",
+        "data/steps/test_mixture.py",
         (
             "Pending(place, example.line, example.part, example.epoch)",
             "Pending(place, example.line, example.part)",
@@ -270,8 +271,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/quarantine.py",
-        "data/test_quarantine.py",
+        "data/examples/quarantine.py",
+        "data/examples/test_quarantine.py",
         (
             "(entry.epoch, entry.row) < done_until",
             "(entry.epoch, entry.row) <= done_until",
@@ -290,8 +291,8 @@ MUTANTS = (
         ("and key not in self._written", "", "a bad row is written down in each epoch"),
     ),
     *of_file(
-        "data/record_reader.py",
-        "data/test_record_reader.py data/test_encode.py",
+        "data/records/normalize.py",
+        "data/records/test_normalize.py data/examples/test_encode.py",
         (
             'f"row\\0{seed}\\0{epoch}\\0{file}\\0{line}"',
             'f"row\\0{seed}\\0{file}\\0{line}"',
@@ -299,8 +300,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/row_count.py",
-        "data/test_row_count.py",
+        "data/rows/count.py",
+        "data/rows/test_count.py",
         ("busiest = max(", "busiest = min(", "the arithmetic takes the rank with the fewest rows"),
     ),
     *of_file(
@@ -328,8 +329,8 @@ MUTANTS = (
         ("source.epochs or epochs", "epochs", "a source's own number of epochs is ignored"),
     ),
     *of_file(
-        "data/stream.py",
-        "data/test_stream.py",
+        "data/rows/stream.py",
+        "data/rows/test_stream.py",
         (
             "FilePosition(len(reader), 0, epoch=epoch)",
             "FilePosition(0, 0, epoch=epoch)",
@@ -352,8 +353,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/stream.py",
-        "data/test_mixture.py data/test_stream.py",
+        "data/rows/stream.py",
+        "data/steps/test_mixture.py data/rows/test_stream.py",
         (
             "one.epoch * len(reader) + one.row",
             "one.row",
@@ -361,8 +362,9 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/stream.py",
-        "data/test_stream.py data/test_datamodule.py training/test_changed.py",
+        "data/rows/stream.py",
+        "data/rows/test_stream.py data/steps/test_dataset.py "
+        "training/checkpoint/test_changed_files.py",
         (
             "self._replace(row=0, part=0, epoch=epoch)",
             "self._replace(row=0, epoch=epoch)",
@@ -370,18 +372,18 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/turns.py",
-        "data/test_formats.py data/test_record_reader.py",
+        "data/records/turns.py",
+        "data/records/test_formats.py data/records/test_normalize.py",
         ("answers[key % len(answers)]", "answers[key % 1]", "always the first answer is drawn"),
     ),
     *of_file(
-        "data/validation.py",
-        "data/test_validation.py",
+        "data/steps/validation.py",
+        "data/steps/test_validation.py",
         ("if number >= max_rows:", "if number > max_rows:", "a validation row too many"),
     ),
     *of_file(
-        "data/formats.py",
-        "data/test_formats.py",
+        "data/records/formats.py",
+        "data/records/test_formats.py",
         (
             "return all(fields.get(name, name)",
             "return any(fields.get(name, name)",
@@ -394,8 +396,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/records.py",
-        "data/test_golden_formats.py data/test_records.py",
+        "data/records/chat_tokens.py",
+        "data/records/test_golden_formats.py data/records/test_chat_tokens.py",
         (
             "prompt.removeprefix(begin)",
             "prompt",
@@ -409,13 +411,13 @@ MUTANTS = (
         ("if own.get(LEARN) is True:", "if own.get(LEARN):", "whatever is not false marks a turn"),
     ),
     *of_file(
-        "data/hook.py",
-        "data/test_bad_hooks.py data/test_hook.py",
+        "data/examples/hook.py",
+        "data/examples/test_bad_hooks.py data/examples/test_hook.py",
         ("enough and required <= 3", "enough", "a hook that needs a fourth argument is accepted"),
     ),
     *of_file(
-        "data/detect.py",
-        "data/test_detect.py",
+        "data/records/detect.py",
+        "data/records/test_detect.py",
         ("votes.most_common(1)[0]", "votes.most_common()[-1]", "the rarest format is taken"),
         (
             'line.removeprefix(mark), b""',
@@ -424,8 +426,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/cache.py",
-        "data/test_cache.py",
+        "data/storage/cache.py",
+        "data/storage/test_cache.py",
         (
             "        self._require_own()\n        path =",
             "        path =",
@@ -433,8 +435,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/background.py",
-        "data/test_background.py",
+        "data/steps/prefetch.py",
+        "data/steps/test_prefetch.py",
         (
             "                _kill(self._processes)\n                return",
             "                return",
@@ -442,8 +444,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/datamodule.py",
-        "data/test_yields.py",
+        "data/steps/dataset.py",
+        "data/steps/test_yields.py",
         (
             "max(1, step.steps_left) if more else 0",
             "step.steps_left",
@@ -451,8 +453,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/yields.py",
-        "data/test_yields.py",
+        "data/steps/yields.py",
+        "data/steps/test_yields.py",
         (
             "- of.given_examples",
             "",

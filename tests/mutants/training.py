@@ -4,8 +4,8 @@ from tests.mutants.mutant import of_file
 
 MUTANTS = (
     *of_file(
-        "training/callbacks/checkpoint.py",
-        "training/callbacks/test_checkpoint.py",
+        "training/callbacks/checkpoint_saver.py",
+        "training/callbacks/test_checkpoint_saver.py",
         (
             "self._feed.stop_agreed and not last",
             "self._feed.stop_agreed",
@@ -23,8 +23,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/changed.py",
-        "training/test_changed.py",
+        "training/checkpoint/changed_files.py",
+        "training/checkpoint/test_changed_files.py",
         (
             "for of_rank in ranks for name in of_rank",
             "for of_rank in ranks[:1] for name in of_rank",
@@ -32,8 +32,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/checkpoints.py",
-        "training/test_checkpoints.py",
+        "training/checkpoint/folder.py",
+        "training/checkpoint/test_folder.py",
         (
             "for path in found[:-keep]:",
             "for path in found[: -keep - 1]:",
@@ -56,8 +56,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/checkpoints.py",
-        "training/test_changed.py",
+        "training/checkpoint/folder.py",
+        "training/checkpoint/test_changed_files.py",
         (
             "self.fingerprints.get(name, value) != value",
             "self.fingerprints.get(name) != value",
@@ -65,8 +65,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/checksums.py",
-        "training/test_checksums.py",
+        "training/checkpoint/checksums.py",
+        "training/checkpoint/test_checksums.py",
         (
             "summed.update(read)",
             "summed.update(read[:1])",
@@ -122,8 +122,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/interval.py",
-        "training/test_interval.py",
+        "training/log/log_interval.py",
+        "training/log/test_log_interval.py",
         ("/ 1e6 / world_size", "/ 1e6", "the share of waiting grows with the ranks"),
         (
             "self._start += time.monotonic() - self._paused_at",
@@ -132,8 +132,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/manifest.py",
-        "training/test_manifest.py",
+        "training/checkpoint/manifest.py",
+        "training/checkpoint/test_manifest.py",
         (
             "if not content.keys() <= _OLDER_KEYS:",
             "if not content:",
@@ -141,8 +141,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/metrics_csv.py",
-        "training/test_metrics_csv.py",
+        "training/log/metrics_csv.py",
+        "training/log/test_metrics_csv.py",
         (
             "<= self._first_step",
             "< self._first_step",
@@ -193,8 +193,8 @@ MUTANTS = (
         ('if self._policy == "stop":', 'if self._policy == "skip":', "the policies are exchanged"),
     ),
     *of_file(
-        "training/notes.py",
-        "training/test_notes.py",
+        "training/log/step_journal.py",
+        "training/log/test_step_journal.py",
         ("self._longest_s = max(", "self._longest_s = min(", "the longest step is the shortest"),
         (
             "self._last_end, self._longest_s = now, 0.0",
@@ -203,8 +203,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/resume.py",
-        "training/test_resume.py",
+        "training/checkpoint/resume.py",
+        "training/checkpoint/test_resume.py",
         ("if not findings:", "if not mine:", "ranks choose different checkpoints"),
         (
             "len(others) < int(",
@@ -239,8 +239,8 @@ MUTANTS = (
         ("self.shard_writer.begin()", "pass", "the error of a checkpoint spoils the next"),
     ),
     *of_file(
-        "training/verify.py",
-        "training/test_verify.py",
+        "training/checkpoint/verify.py",
+        "training/checkpoint/test_verify.py",
         (
             ".st_size) != size:",
             ".st_size) < size:",
@@ -263,8 +263,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/writing.py",
-        "training/test_writing.py",
+        "training/checkpoint/shard_writer.py",
+        "training/checkpoint/test_shard_writer.py",
         (
             "os.fsync(file.fileno())",
             "pass",
@@ -296,8 +296,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/plan.py",
-        "training/test_plan.py",
+        "training/schedule/plan.py",
+        "training/schedule/test_plan.py",
         (
             "later_epochs * agreed.epoch_steps",
             "later_epochs",
@@ -331,8 +331,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/schedule.py",
-        "training/test_schedule.py",
+        "training/schedule/learning_rate.py",
+        "training/schedule/test_learning_rate.py",
         (
             "if steps_left <= 1:",
             "if steps_left <= 0:",
@@ -404,7 +404,7 @@ MUTANTS = (
     ),
     *of_file(
         "training/module.py",
-        "training/test_network.py",
+        "training/test_build_network.py",
         (
             'gains, "weight_decay": 0.0}',
             'gains, "weight_decay": weight_decay}',

@@ -98,7 +98,7 @@ def damage(checkpoint, generator):
 def install(chaos):
     import lightning.pytorch as pl
 
-    from llada_sft.training.callbacks.checkpoint import CheckpointSaver
+    from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
 
     end_step = CheckpointSaver.on_train_batch_end
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from llada_sft.cluster.ports import is_free
+from llada_sft.cluster.launch.ports import is_free
 
 # Below the ephemeral ports: no outgoing connection takes one between the probe and the bind.
 PORT_RANGE = range(20_000, 29_000)

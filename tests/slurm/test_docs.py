@@ -110,7 +110,7 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     assert (signal["cause"], signal["detail"]) == ("told to stop", "all ranks")
     assert (told["exit_code"], told["step"]) == (0, checkpoint["step"])
     assert checkpoint["num_bytes"] > 0
-    owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.stop_request, SIGTERM llada_sft"
+    owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.rank.signals, SIGTERM llada_sft"
     logs = [(run.slurm / f"{job}_{rank}_log.out").read_text() for rank in range(4)]
     assert [log.count(owners) for log in logs] == [2, 0, 0, 0]
     shown = shell(STATUS)

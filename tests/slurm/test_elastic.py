@@ -19,8 +19,8 @@ from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.config import load_config
 from llada_sft.run_dir import RunDir
-from llada_sft.training.metrics_csv import read_metrics
-from llada_sft.training.schedule import learning_rate
+from llada_sft.training.log.metrics_csv import read_metrics
+from llada_sft.training.schedule.learning_rate import learning_rate
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 HOOK = Path(__file__).parent / "hooks/note_rows.py"

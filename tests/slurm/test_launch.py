@@ -9,7 +9,8 @@ import pytest
 from cluster import Cluster
 from conftest import Launched
 
-from llada_sft.cluster import failures, journal, logs, status
+from llada_sft.cluster import failures, journal
+from llada_sft.cluster.watch import logs, status
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]

@@ -16,7 +16,7 @@ from processes import wait_until
 
 from llada_sft.cluster import journal
 from llada_sft.run_dir import RunDir
-from llada_sft.training.metrics_csv import read_metrics
+from llada_sft.training.log.metrics_csv import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 STEPS = 12

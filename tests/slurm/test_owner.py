@@ -14,7 +14,8 @@ from cluster import Cluster
 from conftest import Launched
 from processes import wait_until
 
-from llada_sft.cluster import journal, owner_sight
+from llada_sft.cluster import journal
+from llada_sft.cluster.owner import owner_sight
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

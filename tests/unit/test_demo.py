@@ -5,8 +5,8 @@ from pathlib import Path
 from llada_sft.demo.__main__ import waiting_line
 from llada_sft.run_dir import RunDir
 from llada_sft.training.consensus import Report
-from llada_sft.training.interval import Interval
-from llada_sft.training.metrics_csv import MetricsCsv
+from llada_sft.training.log.log_interval import Interval
+from llada_sft.training.log.metrics_csv import MetricsCsv
 
 
 def test_the_share_of_time_that_was_waited_for_data_is_shown(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.data.tokenizer import load_tokenizer
+from llada_sft.data.examples.tokenizer import load_tokenizer
 from llada_sft.demo.data import NUM_HELD_OUT, make_records, make_tokenizer, write_demo
 
 HASHES = {

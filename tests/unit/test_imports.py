@@ -16,12 +16,15 @@ GROUND = {"config", "run_dir", "placement", "errors"}
 MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
     "__main__": {"cli"},
-    "cli": GROUND | {"entry", "cluster", "training", "sampling", "demo", "data", "model"},
+    "cli": GROUND
+    | {"entry", "cluster", "training", "sampling", "demo", "check", "sharding", "data", "model"},
     "entry": {"errors"},
     "sampling": {"model", "diffusion", "data", "errors"},
     "demo": GROUND | {"sampling", "training", "data", "model"},
     "cluster": GROUND | {"entry", "training", "data", "model"},
     "training": GROUND | {"data", "model", "diffusion"},
+    "check": GROUND | {"data"},
+    "sharding": GROUND | {"data"},
     "data": GROUND,
     "model": GROUND | {"diffusion"},
     "diffusion": set(),
@@ -73,6 +76,21 @@ def test_imports_go_down_only(file: Path) -> None:
     assert known <= MAY_KNOW[part] | {part, "__version__"}
 
 
+RANK_FILES = sorted((ROOT / "llada_sft/cluster/rank").rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", RANK_FILES, ids=lambda file: file.name)
+def test_a_rank_knows_neither_the_login_node_nor_the_batch_script(file: Path) -> None:
+    forbidden = ("llada_sft.cluster.launch", "llada_sft.cluster.attempt")
+    for name in imported(ast.parse(file.read_text())):
+        assert not f"{name}.".startswith(tuple(f"{room}." for room in forbidden)), name
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if part_of(f) == "data"], ids=lambda f: f.name)
+def test_the_data_of_a_run_knows_no_tool(file: Path) -> None:
+    assert not parts_in(imported(ast.parse(file.read_text()))) & {"check", "sharding"}
+
+
 @pytest.mark.parametrize(
     "file", [f for f in FILES if part_of(f) in ("cluster", "cli", "launch", "entry")], ids=str
 )
@@ -87,10 +105,12 @@ def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
     [
         "import launch",
         "from llada_sft.cli import main; sys.argv = ['llada-sft', 'status', '--help']; main()",
-        "from llada_sft.data.sharding import csv_rows, json_array, parquet, shuffle",
+        "from llada_sft.sharding import csv_rows, json_array, parquet, shuffle",
         "from llada_sft.model import index, settings",
-        "from llada_sft.cluster import job, launcher, local, logs, status, submit, supervisor;"
-        " import submitit",
+        "from llada_sft.cluster.launch import launcher, local, submit; import submitit",
+        "from llada_sft.cluster.watch import logs, status",
+        "from llada_sft.cluster.attempt import supervisor",
+        "from llada_sft.cluster.rank import main",
     ],
 )
 def test_a_login_node_never_imports_torch(script: str) -> None:

@@ -21,7 +21,9 @@ runpy.run_path({file!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", ["llada_sft.cluster.launcher", "pydantic", "llada_sft.config"])
+@pytest.mark.parametrize(
+    "name", ["llada_sft.cluster.launch.launcher", "pydantic", "llada_sft.config"]
+)
 @pytest.mark.parametrize(
     ("file", "arguments"),
     [

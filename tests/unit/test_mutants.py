@@ -128,14 +128,14 @@ def test_garbage_of_the_parent_does_not_fail_the_tests_of_a_child(tree: Path) ->
 def test_a_text_that_is_not_in_the_code_ends_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone = Mutant("data/order.py", "no such text", "", "data/test_order.py", "a")
-    twice = Mutant("data/order.py", "import", "", "data/test_gone.py", "b")
+    gone = Mutant("data/rows/order.py", "no such text", "", "data/rows/test_order.py", "a")
+    twice = Mutant("data/rows/order.py", "import", "", "data/rows/test_gone.py", "b")
     monkeypatch.setattr(command, "MUTANTS", (gone, twice))
     assert main([]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        "data/order.py: a: its text occurs 0 times, not once: 'no such text'",
-        "data/order.py: b: its text occurs 4 times, not once: 'import'",
-        "data/order.py: b: tests/unit/data/test_gone.py: no such test file",
+        "data/rows/order.py: a: its text occurs 0 times, not once: 'no such text'",
+        "data/rows/order.py: b: its text occurs 4 times, not once: 'import'",
+        "data/rows/order.py: b: tests/unit/data/rows/test_gone.py: no such test file",
     ]
     assert main(["--only", "nothing of this name"]) == 1
 

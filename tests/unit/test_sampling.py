@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llada_sft import sampling
-from llada_sft.data.records import encode_prompt
+from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.diffusion.generate import generate
 from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model

@@ -1,1 +1,8 @@
-"""What happens between steps: checkpoints, progress, counts of rows, ownership of signals."""
+"""What happens between steps.
+
+checkpoint_saver.py    saves checkpoints, and stops the run where the ranks agreed to
+progress.py            loss, tokens per second and time left
+row_summary.py         what became of the rows, at the end of each epoch
+signals.py             keeps the job's signals out of Lightning's hands
+leave_on_exception.py  a rank leaves before Lightning cleans up after an error
+"""

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 import llada_sft.cluster
-from llada_sft.cluster import claim, door, failures, journal, prepare
+from llada_sft.cluster import door, failures, journal
 from llada_sft.cluster.__main__ import USAGE
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
-from llada_sft.cluster.launcher import LaunchOptions, launch, resume
+from llada_sft.cluster.launch import prepare
+from llada_sft.cluster.launch.launcher import LaunchOptions, launch, resume
+from llada_sft.cluster.owner import claim
 from llada_sft.config import load_config
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -141,7 +143,7 @@ def test_looking_through_the_door_is_light() -> None:
 import sys
 import llada_sft.cluster
 from llada_sft.cluster import __main__, door
-heavy = {"torch", "numpy", "lightning", "pydantic", "submitit", "llada_sft.cluster.job"}
+heavy = {"torch", "numpy", "lightning", "pydantic", "submitit", "llada_sft.cluster.rank.main"}
 print(sorted(heavy & sys.modules.keys()))
 """
     command = [sys.executable, "-c", script]
@@ -197,7 +199,7 @@ def test_nothing_is_known_of_who_launched_it(older: RunDir) -> None:
 
 def test_a_launcher_that_is_older_than_the_door_is_told_so(run: RunDir) -> None:
     """The batch script that it writes calls `begin` before anything else that may end it."""
-    command = [sys.executable, "-m", "llada_sft.cluster.supervisor", "begin", str(run.path)]
+    command = [sys.executable, "-m", "llada_sft.cluster.attempt.supervisor", "begin", str(run.path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{door.OLDER_LAUNCHER}\n")
     assert not run.journal.exists()

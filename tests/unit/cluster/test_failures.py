@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import failures, status
+from llada_sft.cluster import failures
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
-from llada_sft.cluster.leaving import Leaving
+from llada_sft.cluster.rank.abort import Leaving
+from llada_sft.cluster.watch import status
 from llada_sft.run_dir import RunDir
 
 OWN = Failure(

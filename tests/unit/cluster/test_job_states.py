@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import evidence, job_states, journal, owner_sight, preemption, status
+from llada_sft.cluster import job_states, journal
+from llada_sft.cluster.attempt import evidence
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.preemption import Job, cause_of
+from llada_sft.cluster.owner import owner_sight
+from llada_sft.cluster.rank import stopping
+from llada_sft.cluster.rank.stopping import Job, cause_of
+from llada_sft.cluster.watch import status
 from llada_sft.run_dir import RunDir
 
 FakeTool = Callable[[str, str], None]
@@ -178,7 +182,7 @@ def test_what_slurm_did_to_an_attempt(
 def test_a_job_in_another_state_is_requeued_once(
     fake_tool: FakeTool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preemption, "PAUSES_S", (0.0,))
+    monkeypatch.setattr(stopping, "PAUSES_S", (0.0,))
     fake_tool("scontrol", f"echo $@ >> {tmp_path}/calls; echo JobState=SIGNALING Restarts=0")
-    preemption.after_stop(["SIGUSR2"], Job("42", 0, 300))
+    stopping.after_stop(["SIGUSR2"], Job("42", 0, 300))
     assert (tmp_path / "calls").read_text().splitlines()[-1] == "requeue 42"

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import evidence, journal, local, moved, prepare, status
-from llada_sft.cluster.launcher import LaunchOptions, launch, resume
+from llada_sft.cluster import journal, moved
+from llada_sft.cluster.attempt import evidence
+from llada_sft.cluster.launch import local, prepare
+from llada_sft.cluster.launch.launcher import LaunchOptions, launch, resume
+from llada_sft.cluster.watch import status
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir

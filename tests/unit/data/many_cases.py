@@ -23,13 +23,13 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from llada_sft.data import stream
-from llada_sft.data.file_reader import FileReader, Row
-from llada_sft.data.line_index import LineIndex
+from llada_sft.data.rows import stream
+from llada_sft.data.rows.shard_reader import FileReader, Row
+from llada_sft.data.rows.stream import FilePosition, RowStream
 from llada_sft.data.shards import assign_files
 from llada_sft.data.sources import NamedShard, name_shards
-from llada_sft.data.stream import FilePosition, RowStream
-from llada_sft.training.checkpoints import DataState
+from llada_sft.data.storage.line_index import LineIndex
+from llada_sft.training.checkpoint.folder import DataState
 
 MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 12, 2
 Step = tuple[list[Row], dict[str, FilePosition]]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from backports import zstd
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.counts import RowCounts
-from llada_sft.data.datamodule import StepDataset, StepSize, TokenIds
+from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.sources import list_sources
+from llada_sft.data.steps.dataset import StepDataset, StepSize, TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import DataError
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.data import row_count
-from llada_sft.data.row_count import count_rows
+from llada_sft.data.rows import count
+from llada_sft.data.rows.count import count_rows
 from llada_sft.data.shards import assign_files, list_shards
 from llada_sft.errors import ConfigError, DataError
 
@@ -60,8 +60,8 @@ def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
 
 
 def test_many_bytes_are_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_count, "COUNT_UP_TO_BYTES", 100)
-    monkeypatch.setattr(row_count, "SAMPLE_BYTES", 50)
+    monkeypatch.setattr(count, "COUNT_UP_TO_BYTES", 100)
+    monkeypatch.setattr(count, "SAMPLE_BYTES", 50)
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     files[0].write_text("123456789\n" * 100)
     files[1].write_text("123456789\n" * 300)
@@ -75,11 +75,11 @@ def test_a_long_line_is_counted_piece_by_piece(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("1234567\n" + " " * 9 + "\n" + " " * 7 + "x\n\nx\n" * 9 + " " * 9 + "x")
-    monkeypatch.setattr(row_count, "SAMPLE_BYTES", sample)
+    monkeypatch.setattr(count, "SAMPLE_BYTES", sample)
     for limit in (10, 10_000):
-        monkeypatch.setattr(row_count, "COUNT_UP_TO_BYTES", limit)
+        monkeypatch.setattr(count, "COUNT_UP_TO_BYTES", limit)
         whole = count_rows([path])
         with monkeypatch.context() as patch:
-            patch.setattr(row_count, "_PIECE_BYTES", piece)
+            patch.setattr(count, "_PIECE_BYTES", piece)
             assert count_rows([path]) == whole
     assert whole == ([20], False)

@@ -11,10 +11,10 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from llada_sft.data.stream import FilePosition
-from llada_sft.training.checkpoints import DataState, begin, finish
-from llada_sft.training.checksums import FileRecord
-from llada_sft.training.writing import ShardWriter
+from llada_sft.data.rows.stream import FilePosition
+from llada_sft.training.checkpoint.checksums import FileRecord
+from llada_sft.training.checkpoint.folder import DataState, begin, finish
+from llada_sft.training.checkpoint.shard_writer import ShardWriter
 
 NETWORK = {"wte.weight": (20, 32), "block.q.weight": (32, 33), "ln.weight": (31,)}
 STATE = DataState(1, {"a.jsonl": FilePosition(3, 2)}, {"a.jsonl": "11"})
@@ -83,7 +83,7 @@ def reseal(checkpoint: Path) -> None:
     """Make the manifest right for whatever the files hold now, as somebody hostile would."""
     import json
 
-    from llada_sft.training.manifest import sealed
+    from llada_sft.training.checkpoint.manifest import sealed
 
     path = checkpoint / "checkpoint.json"
     content = json.loads(path.read_text())

@@ -7,8 +7,8 @@ from typing import Any
 
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.checkpoint.resume import Resume, find_resume
 from llada_sft.training.host import Host
-from llada_sft.training.resume import Resume, find_resume
 from tests.unit.training.checkpoint_files import NETWORK
 
 

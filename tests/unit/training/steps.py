@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
-from llada_sft.data.collate import pad
-from llada_sft.data.datamodule import LocalStep, StepSize
-from llada_sft.data.encode import Example
-from llada_sft.data.stream import FilePosition
+from llada_sft.data.examples.encode import Example
+from llada_sft.data.rows.stream import FilePosition
+from llada_sft.data.steps.collate import pad
+from llada_sft.data.steps.dataset import LocalStep, StepSize
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import MicroBatch, NoiseSource
 

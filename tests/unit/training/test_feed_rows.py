@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from llada_sft.data.counts import RowCounts
-from llada_sft.data.datamodule import LocalStep, StepSize
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.steps.dataset import LocalStep, StepSize
 from llada_sft.training import feed
-from llada_sft.training.callbacks.rows import RowSummary
+from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.noising import StepBatch

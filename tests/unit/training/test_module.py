@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import OptimConfig
-from llada_sft.data.datamodule import LocalStep, StepSize
+from llada_sft.data.steps.dataset import LocalStep, StepSize
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import MicroBatch, StepBatch
-from llada_sft.training.plan import Basis, Schedule
-from llada_sft.training.schedule import learning_rate
+from llada_sft.training.schedule.learning_rate import learning_rate
+from llada_sft.training.schedule.plan import Basis, Schedule
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import local_steps, source
 

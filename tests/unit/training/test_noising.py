@@ -12,9 +12,9 @@ from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars, mo
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from llada_sft.data.collate import pad
-from llada_sft.data.datamodule import LocalStep, StepSize, TokenIds
-from llada_sft.data.encode import Example
+from llada_sft.data.examples.encode import Example
+from llada_sft.data.steps.collate import pad
+from llada_sft.data.steps.dataset import LocalStep, StepSize, TokenIds
 from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import noise_key
 from llada_sft.diffusion.objective import diffusion_loss, masked_cross_entropy

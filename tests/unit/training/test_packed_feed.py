@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
-from llada_sft.data.collate import CleanBatch, pack, pad
-from llada_sft.data.datamodule import LocalStep
-from llada_sft.data.encode import Example
+from llada_sft.data.examples.encode import Example
+from llada_sft.data.steps.collate import CleanBatch, pack, pad
+from llada_sft.data.steps.dataset import LocalStep
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
 from llada_sft.training.consensus import Report

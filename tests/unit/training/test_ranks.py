@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from llada_sft.cluster.ports import free_port
+from llada_sft.cluster.launch.ports import free_port
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError
 from llada_sft.placement import Placement

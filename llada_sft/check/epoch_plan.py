@@ -1,0 +1,299 @@
+"""The first epoch of a rank: how many steps, examples and tokens the training will make of it.
+
+`PlanEpoch` runs the real `StepDataset` of a rank, but on examples that have nothing but their
+lengths, so that no row is encoded twice: the order, the packing, the growing tail and the counts
+are those of the training. `estimate` has only a sample of the rows to go by.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast, get_args
+
+import numpy as np
+
+from llada_sft.check.reading import Rows, Worker
+from llada_sft.config.schema import DataConfig
+from llada_sft.data.examples.encode import Encoded, Encoder, Example
+from llada_sft.data.examples.quarantine import BadRowError, Reason
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.records.normalize import RecordReader
+from llada_sft.data.rows.shard_reader import Row
+from llada_sft.data.sources import Source
+from llada_sft.data.steps.collate import CleanBatch
+from llada_sft.data.steps.dataset import StepDataset, StepSize
+from llada_sft.data.steps.packing import micro_batches
+from llada_sft.errors import DataError
+
+
+@dataclass(frozen=True)
+class RankEpoch:
+    """What one rank does in the first epoch.
+
+    Attributes:
+        rows, examples, steps, tokens: Of the rank; tokens without padding. A row counts as often
+            as it is read.
+        positions: All tokens that its own steps run on.
+        response_tokens: Those of all answers, tails included.
+        eos_tokens: Those of the tails.
+        eos_weight: Sum over the examples of the tail's share of its response.
+        stopped_by: Why the training would stop here for bad rows, if it would.
+    """
+
+    rows: int = 0
+    examples: int = 0
+    steps: int = 0
+    tokens: int = 0
+    positions: int = 0
+    response_tokens: int = 0
+    eos_tokens: int = 0
+    eos_weight: float = 0.0
+    stopped_by: str | None = None
+
+
+@dataclass(frozen=True)
+class _Planned(Example):
+    """An example of zeros; `answer` counts its response tokens but the tail."""
+
+    answer: int = 0
+
+
+@dataclass
+class _Totals:
+    """Sums over micro-batches."""
+
+    examples: int = 0
+    tokens: int = 0
+    positions: int = 0
+    response_tokens: int = 0
+    eos_tokens: int = 0
+    eos_weight: float = 0.0
+    batches: int = 0
+
+    def add(self, batch: CleanBatch) -> None:
+        self.batches += 1
+        self.tokens += batch.num_tokens
+        self.positions += int(batch.input_ids.size)
+        mask = batch.response_mask.reshape(-1)
+        examples = cast("Sequence[_Planned]", batch.examples)
+        for example, span in zip(examples, batch.spans, strict=True):
+            length = int(np.count_nonzero(mask[span]))
+            self.examples += 1
+            self.response_tokens += length
+            self.eos_tokens += length - example.answer
+            self.eos_weight += (length - example.answer) / length
+
+
+class _Lengths:
+    """Looks examples up that were encoded before.
+
+    Args:
+        files: The rows of each file, by the file's name.
+        max_length: The longest that an example can be.
+        eos_tail: `data.eos_tail`.
+    """
+
+    def __init__(self, files: Mapping[str, Rows], config: DataConfig) -> None:
+        self._files = files
+        self._first = {
+            name: np.concatenate([[0], np.cumsum(rows.num_examples, dtype=np.int64)])
+            for name, rows in files.items()
+        }
+        longest = max((int(rows.lengths.max(initial=0)) for rows in files.values()), default=0)
+        self._zeros = np.zeros(longest, np.int64)
+        # A view of it is a prompt and its response.
+        self._masks = np.repeat(np.array([False, True]), longest)
+        self._middle = longest
+        self._grows = config.eos_tail == "batch_max"
+
+    def of_row(self, row: Row) -> Encoded:
+        """Give the examples of a row.
+
+        Raises:
+            BadRowError: It is a bad one.
+        """
+        rows = self._files[row.file]
+        # Where no line is blank there is no need to search.
+        number = row.line - 1
+        if number >= len(rows) or rows.lines.item(number) != row.line:
+            number = int(np.searchsorted(rows.lines, np.uint64(row.line)))
+        if rows.bad.item(number):
+            reason: Reason = get_args(Reason)[0]
+            raise BadRowError(row, reason, "bad")
+        first = self._first[row.file]
+        begin, end = first.item(number), first.item(number + 1)
+        examples = [
+            self.example(rows, at, row.file, row.line, at - begin) for at in range(begin, end)
+        ]
+        return Encoded(examples, RowCounts(rows=1))
+
+    def example(self, rows: Rows, at: int, file: str, line: int, part: int) -> Example:
+        """Make an example of the right lengths."""
+        length, response = rows.lengths.item(at), rows.responses.item(at)
+        tail = rows.tails.item(at)
+        begin = self._middle + response - length
+        return _Planned(
+            input_ids=self._zeros[:length],
+            response_mask=self._masks[begin : begin + length],
+            noisy_ids=None,
+            # An example without a tail is one that the hook corrupts itself.
+            grows=self._grows and tail > 0,
+            file=file,
+            line=line,
+            part=part,
+            answer=response - tail,
+        )
+
+
+@dataclass(frozen=True)
+class _LookUp(Encoder):
+    """An encoder that encodes nothing; later epochs are taken for the first."""
+
+    lengths: _Lengths | None = None
+
+    def __call__(self, row: Row, epoch: int = 0) -> Encoded:
+        assert self.lengths is not None
+        return self.lengths.of_row(row)
+
+
+class _PlannedSteps(StepDataset):
+    """A rank's steps, without running hook and tokenizer."""
+
+    look_up: Encoder
+
+    def _encoder(self) -> Encoder:
+        return self.look_up
+
+
+@dataclass(frozen=True)
+class PlanEpoch:
+    """Go through the first epoch of a rank; of named sources, through all of theirs.
+
+    Args:
+        sources: The rank's part of each.
+        rows: What is known of the rows of each shard, by its name.
+        seed: `run.seed`.
+        size: Micro-batch size and accumulation.
+    """
+
+    sources: Sequence[Source]
+    rows: Mapping[str, Rows]
+    seed: int
+    size: StepSize
+
+    def __call__(self, worker: Worker) -> RankEpoch:
+        lengths = _Lengths(self.rows, worker.config)
+        limit = worker.config.max_bad_fraction
+        try:
+            return self._go(worker, lengths, limit)
+        except DataError:
+            # Of the messages of bad rows nothing was kept; the training's own would have them.
+            pass
+        bad = sum(int(rows.bad.sum()) for rows in self.rows.values())
+        reason = f"{bad:,} of its {sum(map(len, self.rows.values())):,} rows are bad"
+        return replace(self._go(worker, lengths, 1.0), stopped_by=reason)
+
+    def _go(self, worker: Worker, lengths: _Lengths, max_bad_fraction: float) -> RankEpoch:
+        steps = _PlannedSteps(
+            worker.config.model_copy(update={"max_bad_fraction": max_bad_fraction}),
+            worker.tokenizer_dir,
+            worker.ids,
+            # Named sources make one epoch of theirs; otherwise the run's first is enough.
+            [one if one.name else replace(one, epochs=1) for one in self.sources],
+            self.seed,
+            self.size,
+        )
+        fields = vars(worker.encoder(RecordReader(), self.seed))
+        steps.look_up = _LookUp(**fields, lengths=lengths)
+        totals, num_steps, num_rows = _Totals(), 0, 0
+        for step in steps:
+            num_rows = step.epoch_rows
+            if step.end_of_epoch:
+                continue
+            num_steps += 1
+            for batch in step.micro_batches:
+                if batch.examples:
+                    totals.add(batch)
+                else:
+                    totals.positions += int(batch.input_ids.size)
+        return _rank_epoch(totals, num_rows, num_steps)
+
+
+def _rank_epoch(totals: _Totals, rows: int, steps: int) -> RankEpoch:
+    return RankEpoch(
+        rows=rows,
+        examples=totals.examples,
+        steps=steps,
+        tokens=totals.tokens,
+        positions=totals.positions,
+        response_tokens=totals.response_tokens,
+        eos_tokens=totals.eos_tokens,
+        eos_weight=totals.eos_weight,
+    )
+
+
+def estimate(
+    config: DataConfig, size: StepSize, rows: Sequence[Sequence[Rows]], num_rows: Sequence[int]
+) -> list[RankEpoch]:
+    """Estimate the first epoch of each rank from a sample of its rows.
+
+    The sampled rows of all ranks are divided into micro-batches together, in a random order; each
+    rank then has the share of its rows, with the lengths of its own sample if it has one.
+
+    Args:
+        config: The data section.
+        size: Micro-batch size and accumulation.
+        rows: The sampled rows of each rank, shard by shard; those of a source as often as it has
+            epochs.
+        num_rows: All rows of each rank, likewise.
+    """
+    files = {str(number): one for number, one in enumerate(_flat(rows))}
+    lengths = _Lengths(files, config)
+    examples = [
+        lengths.example(one, at, name, 0, at)
+        for name, one in files.items()
+        for at in range(len(one.lengths))
+    ]
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(examples))
+    totals = _Totals()
+    shuffled = (examples[number] for number in order.tolist())
+    for batch in micro_batches(config, size.micro_batch_size, 0, [], shuffled):
+        totals.add(batch)
+    if not totals.examples:
+        return [RankEpoch(rows=own) for own in num_rows]
+    sampled = sum(map(len, files.values()))
+    mean = sum(int(one.lengths.sum()) for one in files.values()) / sampled
+    return [
+        _estimated(totals, own, sampled, _mean(sample, mean) / mean, config, size)
+        for sample, own in zip(rows, num_rows, strict=True)
+    ]
+
+
+def _estimated(
+    totals: _Totals, rows: int, sampled: int, longer: float, config: DataConfig, size: StepSize
+) -> RankEpoch:
+    """Scale the sample to a rank; `longer`: its mean row over that of all ranks."""
+    scale = rows / sampled
+    # Only packed, longer examples make more micro-batches.
+    batches = totals.batches * scale * (longer if config.batching == "packed" else 1.0)
+    return RankEpoch(
+        rows=rows,
+        examples=round(totals.examples * scale),
+        steps=-(-round(batches) // size.accumulate_grad_batches),
+        tokens=round(totals.tokens * scale * longer),
+        positions=round(totals.positions * scale * longer),
+        response_tokens=round(totals.response_tokens * scale * longer),
+        eos_tokens=round(totals.eos_tokens * scale * longer),
+        eos_weight=totals.eos_weight * scale,
+    )
+
+
+def _mean(sample: Sequence[Rows], otherwise: float) -> float:
+    """Tokens of a row of a rank."""
+    num_rows = sum(map(len, sample))
+    if not num_rows:
+        return otherwise
+    return sum(int(one.lengths.sum()) for one in sample) / num_rows
+
+
+def _flat(rows: Sequence[Sequence[Rows]]) -> list[Rows]:
+    return [one for own in rows for one in own]

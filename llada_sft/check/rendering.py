@@ -1,0 +1,81 @@
+"""A few examples as text: prompt, response and the tail of EOS told apart."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from llada_sft.data.examples.encode import Encoder, Example
+
+Kind = Literal["prompt", "response", "end"]
+_COLOURS = {"prompt": "\x1b[36m", "response": "\x1b[32m", "end": "\x1b[35m"}
+_RESET = "\x1b[0m"
+# Letters of a piece that are shown, from its beginning and its end.
+_HEAD, _TAIL = 500, 200
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example: where its row stands, and its pieces in order."""
+
+    where: str
+    pieces: list[tuple[Kind, str]]
+
+
+def tail_of(example: Example, encoder: Encoder) -> int:
+    """Say how many tokens of the EOS tail an example has before it shares a micro-batch."""
+    if example.noisy_ids is not None:
+        return 0
+    return 1 if encoder.eos_tail == "batch_max" else encoder.eos_tail
+
+
+def show(where: str, example: Example, encoder: Encoder) -> Shown:
+    """Decode an example, piece by piece."""
+    end = len(example.input_ids) - tail_of(example, encoder)
+    kinds: list[Kind] = [
+        "end" if place >= end else "response" if learned else "prompt"
+        for place, learned in enumerate(example.response_mask.tolist())
+    ]
+    pieces: list[tuple[Kind, str]] = []
+    begin = 0
+    for kind, run in itertools.groupby(kinds):
+        length = sum(1 for _ in run)
+        ids = example.input_ids[begin : begin + length].tolist()
+        pieces.append((kind, _shortened(encoder.tokenizer.decode(ids))))
+        begin += length
+    return Shown(where, pieces)
+
+
+def lines_of(shown: Shown, colour: bool) -> Iterator[str]:
+    """Lay an example out: in colours, or with the kind of each piece before it."""
+    yield shown.where
+    if colour:
+        text = "".join(f"{_COLOURS[kind]}{_visible(text)}{_RESET}" for kind, text in shown.pieces)
+        # A colour ends with its line: pagers forget it there.
+        yield from (f"  {line}" for line in text.split("\n"))
+        return
+    for kind, text in shown.pieces:
+        first, *rest = _visible(text).split("\n")
+        yield f"  {f'[{kind}]':<10} {first}"
+        yield from (f"  {'':<10} {line}" for line in rest)
+
+
+def legend(colour: bool) -> str:
+    """Say which colour is what."""
+    names = {"prompt": "prompt", "response": "response", "end": "end padding (EOS)"}
+    if not colour:
+        return ", ".join(f"[{kind}] {name}" for kind, name in names.items())
+    return ", ".join(f"{_COLOURS[kind]}{name}{_RESET}" for kind, name in names.items())
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    return f"{text[:_HEAD]} ... {text[-_TAIL:]}"
+
+
+def _visible(text: str) -> str:
+    """Write control characters out: a text may hold what moves the cursor of a terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text
+    )

@@ -1,0 +1,314 @@
+"""Everything that is to be known of the data of a run: read in parallel, then worked out."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from llada_sft.check.chunks import Chunk, first_rows, spread_sample, whole_files
+from llada_sft.check.duplicates import repeated, standing_in
+from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
+from llada_sft.check.lengths import Lengths, summarize
+from llada_sft.check.reading import (
+    SHOWN_BAD,
+    BadRow,
+    CountRows,
+    Part,
+    ReadRows,
+    Rows,
+    Worker,
+    join,
+)
+from llada_sft.check.rendering import Shown
+from llada_sft.check.workers import Workers
+from llada_sft.config.schema import Config, DataConfig
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.records.detect import detect_format
+from llada_sft.data.records.normalize import RecordReader
+from llada_sft.data.sources import Source, list_sources, list_validation
+from llada_sft.data.steps.dataset import StepSize
+
+_CHUNK_ROWS = 512
+_NUM_SHOWN = 3
+_SHOWN_REPEATS = 5
+Names = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        config: With absolute paths.
+        ranks: For how many.
+        sample: How many rows to read; None is all.
+        progress: Draw a bar on standard error.
+    """
+
+    config: Config
+    ranks: int
+    sample: int | None = None
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """A source, its format in words, and all of its rows."""
+
+    source: Source
+    format: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was read of `data.train` or `data.validation`.
+
+    Attributes:
+        path: As the config has it.
+        sources: The one dataset, or those that are mixed.
+        num_rows: All rows of each shard.
+        counts: What became of those that were read.
+        first_bad: The first bad rows.
+        examples: How many there are.
+        prompts, responses: Their lengths in tokens; responses without the tail of EOS.
+    """
+
+    path: str
+    sources: list[SourceRead]
+    num_rows: list[int]
+    counts: RowCounts
+    first_bad: list[BadRow]
+    examples: int
+    prompts: Lengths | None
+    responses: Lengths | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that was found.
+
+    Attributes:
+        request: What was asked for.
+        train, validation: The datasets.
+        epoch: The first epoch of each rank; empty with fewer shards than ranks.
+        repeats: Training rows that an earlier one is the same as, and the first of them.
+        leaks: Training rows that stand in validation too, and the first of them.
+        leaked: Validation rows that stand in training.
+        shown: A few examples.
+    """
+
+    request: Request
+    train: Dataset
+    validation: Dataset | None
+    epoch: list[RankEpoch]
+    repeats: int
+    first_repeats: Names
+    leaks: int
+    first_leaks: Names
+    leaked: int
+    shown: list[Shown] = field(default_factory=list)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether only a sample of the rows was read."""
+        return self.train.counts.rows < sum(self.train.num_rows)
+
+
+def survey(request: Request, workers: Workers[Worker]) -> Survey:
+    """Read the data of a run.
+
+    Raises:
+        LladaSftError: A file cannot be read, or a worker has died.
+    """
+    config = request.config
+    sources = list_sources(config.data, config.train.epochs)
+    train = _Reading(config.data, sources, config.run.seed, workers, request.progress)
+    train.read(
+        lambda rows: (
+            whole_files(rows, _CHUNK_ROWS)
+            if request.sample is None
+            else spread_sample(rows, request.sample, _CHUNK_ROWS)
+        ),
+        _NUM_SHOWN,
+    )
+    repeats, first_repeats = repeated(train.all_rows, _SHOWN_REPEATS)
+    validation, leaks, first_leaks, leaked = None, 0, Names(), 0
+    if config.data.validation is not None:
+        held_out = [list_validation(config.data)]
+        validation = _Reading(config.data, held_out, 0, workers, request.progress)
+        used = config.train.validation_max_rows
+        validation.read(lambda rows: first_rows(rows, used, _CHUNK_ROWS))
+        leaks, pairs = standing_in(train.all_rows, validation.all_rows, _SHOWN_REPEATS)
+        first_leaks = [(train.where(one), validation.where(other)) for one, other in pairs]
+        leaked, _ = standing_in(validation.all_rows, train.all_rows, 0)
+    return Survey(
+        request,
+        train.dataset(),
+        None if validation is None else validation.dataset(),
+        _epoch(request, train, workers),
+        repeats,
+        [(train.where(one), train.where(other)) for one, other in first_repeats],
+        leaks,
+        first_leaks,
+        leaked,
+        train.shown,
+    )
+
+
+def _epoch(request: Request, train: "_Reading", workers: Workers[Worker]) -> list[RankEpoch]:
+    ranks = range(request.ranks)
+    if any(len(source.shards) < len(ranks) for source in train.sources):
+        return []
+    config = request.config
+    size = StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches)
+    dealt = [[one.of_rank(rank, len(ranks)) for one in train.sources] for rank in ranks]
+    if train.counts.rows < sum(train.num_rows):
+        return _estimated(config.data, size, dealt, train)
+    rows = train.rows_by_name
+    tasks = [
+        PlanEpoch(
+            own,
+            {one.name: rows[one.name] for source in own for one in source.shards},
+            config.run.seed,
+            size,
+        )
+        for own in dealt
+    ]
+    done = dict(_progress(workers.run(tasks), len(tasks), "ranks", request.progress))
+    return [done[rank] for rank in ranks]
+
+
+def _estimated(
+    config: DataConfig, size: StepSize, dealt: list[list[Source]], train: "_Reading"
+) -> list[RankEpoch]:
+    rows = train.rows_by_name
+    all_rows = dict(zip(rows, train.num_rows, strict=True))
+    # Of named sources, the epochs are one after another.
+    names = [
+        [one.name for of in own for _ in range(of.epochs if of.name else 1) for one in of.shards]
+        for own in dealt
+    ]
+    samples = [[rows[name] for name in own] for own in names]
+    return estimate(config, size, samples, [sum(all_rows[name] for name in own) for own in names])
+
+
+class _Reading:
+    """One dataset, or several that are mixed, as far as it is read.
+
+    Args:
+        config: The data section.
+        sources: All shards of each.
+        seed: Keys what is random in a row's example.
+        workers: They read.
+        progress: Draw a bar.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        sources: Sequence[Source],
+        seed: int,
+        workers: Workers[Worker],
+        progress: bool,
+    ) -> None:
+        self._seed, self._workers, self._progress = seed, workers, progress
+        settled = [_settle(source, config.cache_dir) for source in sources]
+        self.sources = [source for source, _ in settled]
+        self._formats = [found for _, found in settled]
+        self._multi_turn = config.multi_turn
+        self.files = [(source, shard) for source in self.sources for shard in source.shards]
+        self.num_rows: list[int] = []
+        self.rows: list[Rows] = []
+        self.counts, self.first_bad = RowCounts(), list[BadRow]()
+        self.shown: list[Shown] = []
+
+    def read(self, choose: Callable[[Sequence[int]], list[Chunk]], num_shown: int = 0) -> None:
+        """Count the rows of all files, and read those that are chosen."""
+        counted = self._workers.run([CountRows(shard) for _, shard in self.files])
+        done = dict(_progress(counted, len(self.files), "files", self._progress))
+        self.num_rows = [done[number] for number in range(len(self.files))]
+        chunks = choose(self.num_rows)
+        parts = list(self._read_all(chunks, num_shown))
+        self._keep(chunks, parts)
+
+    def _read_all(self, chunks: list[Chunk], num_shown: int) -> Iterator[Part]:
+        shown = {place * len(chunks) // max(num_shown, 1) for place in range(num_shown)}
+        tasks = [self._task(chunk, place in shown) for place, chunk in enumerate(chunks)]
+        parts: dict[int, Part] = {}
+        total = sum(len(chunk.rows) for chunk in chunks)
+        with _bar(total, "rows", self._progress) as bar:
+            for number, part in self._workers.run(tasks):
+                parts[number] = part
+                bar.update(len(part.rows))
+        return (parts[number] for number in range(len(chunks)))
+
+    def _task(self, chunk: Chunk, show: bool) -> ReadRows:
+        source, shard = self.files[chunk.number]
+        reader = RecordReader(source.format, source.fields, self._multi_turn)
+        return ReadRows(shard, chunk.rows, reader, self._seed, show)
+
+    def _keep(self, chunks: list[Chunk], parts: list[Part]) -> None:
+        of_file: list[list[Rows]] = [[] for _ in self.files]
+        for chunk, part in zip(chunks, parts, strict=True):
+            of_file[chunk.number].append(part.rows)
+            self.counts += part.counts
+            self.first_bad += part.first_bad[: SHOWN_BAD - len(self.first_bad)]
+            if part.shown is not None:
+                self.shown.append(part.shown)
+        self.rows = [join(own) for own in of_file]
+        self.all_rows = join(self.rows)
+        self._ends = list(accumulate(map(len, self.rows)))
+
+    @property
+    def rows_by_name(self) -> dict[str, Rows]:
+        """The rows of each shard that were read, by its name."""
+        return dict(zip((shard.name for _, shard in self.files), self.rows, strict=True))
+
+    def where(self, row: int) -> str:
+        """Name one of the rows that were read by its file and line."""
+        number = bisect_right(self._ends, row)
+        return f"{self.files[number][1].shard}:{self.all_rows.lines.item(row)}"
+
+    def dataset(self) -> Dataset:
+        rows = self.all_rows
+        return Dataset(
+            ", ".join(source.path for source in self.sources),
+            self._sources_read(),
+            self.num_rows,
+            self.counts,
+            self.first_bad,
+            len(rows.lengths),
+            summarize(rows.lengths - rows.responses),
+            summarize(rows.responses - rows.tails),
+        )
+
+    def _sources_read(self) -> list[SourceRead]:
+        found, begin = [], 0
+        for source, words in zip(self.sources, self._formats, strict=True):
+            end = begin + len(source.shards)
+            num_rows = sum(self.num_rows[begin:end])
+            found.append(SourceRead(source, words, num_rows))
+            begin = end
+        return found
+
+
+def _settle(source: Source, cache_dir: str | None) -> tuple[Source, str]:
+    """Tell the format of a source as the training does, and say it in words."""
+    if source.format != "auto":
+        return source, f"{source.format} (data.format)"
+    detected = detect_format(source, cache_dir)
+    return replace(source, format=detected.format or "raw"), str(detected)
+
+
+def _bar(total: int, unit: str, progress: bool) -> "tqdm[Any]":
+    return tqdm(total=total, unit=f" {unit}", disable=not progress, leave=False)
+
+
+def _progress(
+    results: Iterator[Any], total: int, unit: Literal["files", "ranks"], progress: bool
+) -> Iterator[Any]:
+    return iter(tqdm(results, total=total, unit=f" {unit}", disable=not progress, leave=False))

@@ -1,0 +1,156 @@
+"""What an attempt has left, collected for the judge: its files, and what SLURM says of the job."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llada_sft.cluster import failures, job_states, journal, run_files, slurm
+from llada_sft.cluster.attempt.verdict import Death, Evidence, read_srun, why_not_started
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.peers import last_line_of_peer
+from llada_sft.cluster.restart_policy import STOPS
+from llada_sft.errors import LaunchError
+from llada_sft.run_dir import RunDir
+
+# How much of the end of a rank's log is read.
+_READ_BYTES = 1 << 16
+# What a job that is over says of itself.
+_CAUSE_OF_STATE = {
+    "CANCELLED": Cause.CANCELLED,
+    "TIMEOUT": Cause.TIME_LIMIT,
+    "NODE_FAIL": Cause.NODE_FAILURE,
+    "BOOT_FAIL": Cause.NODE_FAILURE,
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "PREEMPTED": Cause.PREEMPTED,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The SLURM job around an attempt.
+
+    Attributes:
+        job_id: SLURM's number.
+        restarts: How often SLURM has restarted it.
+        nodes: Its nodes, as SLURM writes them: "node[1-2]".
+        world_size: Its ranks.
+    """
+
+    job_id: str
+    restarts: int
+    nodes: str
+    world_size: int
+
+    @staticmethod
+    def of(environment: Mapping[str, str]) -> "Job":
+        """Read it from the variables of a batch script.
+
+        Raises:
+            LaunchError: this is none.
+        """
+        try:
+            return Job(
+                environment["SLURM_JOB_ID"],
+                int(environment.get("SLURM_RESTART_COUNT") or 0),
+                environment["SLURM_JOB_NODELIST"],
+                int(environment["SLURM_JOB_NUM_NODES"]) * int(environment["SLURM_NTASKS_PER_NODE"]),
+            )
+        except KeyError as error:
+            name = error.args[0]
+            raise LaunchError(f"{name} is not set: this belongs into a SLURM job") from None
+
+
+def open_attempt(run: RunDir) -> Entry | None:
+    """Give the `started` entry of the last attempt, if no `ended` follows it."""
+    entries = journal.read(run.journal)
+    started = [entry for entry in entries if entry.get("event") == "started"]
+    ended = {entry.get("attempt") for entry in entries if entry.get("event") == "ended"}
+    return started[-1] if started and started[-1].get("attempt") not in ended else None
+
+
+def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) -> Evidence:
+    """Collect what an attempt of this job has left.
+
+    Args:
+        run: The run directory.
+        job: The job as it is now.
+        started: The attempt's entry.
+        srun_code: srun's exit code; None where its batch script was killed.
+    """
+    messages = srun_messages(run, started)
+    deaths, lost = read_srun(messages or "")
+    nodes: list[str] = []
+    with suppress(LaunchError):
+        nodes = slurm.hostnames(started.get("nodes", ""))
+        lost = lost or slurm.lost_nodes(started.get("nodes", ""))
+    return Evidence(
+        srun_code,
+        failures.read_all(run),
+        with_peers(deaths, lambda rank: run.slurm / f"{job.job_id}_{rank}_log.out"),
+        lost,
+        nodes,
+        started.get("world_size", 1),
+        _stopped(run, started, job),
+        silent_srun=srun_code is None and not (messages or "").strip(),
+        not_started=why_not_started(messages or ""),
+    )
+
+
+def with_peers(deaths: Sequence[Death], log_of: Callable[[int], Path]) -> list[Death]:
+    """Add the line on a peer that NCCL's watchdog logs before it aborts a rank."""
+    return [
+        replace(death, of_peer=last_line_of_peer(_end_of(log_of(death.rank))))
+        if death.how.startswith("Aborted")
+        else death
+        for death in deaths
+    ]
+
+
+def _end_of(log: Path) -> str:
+    try:
+        return run_files.read_end(log, _READ_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def of_another_job(run: RunDir, started: Entry) -> Evidence:
+    """Collect what an attempt has left whose run was started anew by hand since then."""
+    job_id = started.get("job_id")
+    state = job_fields(job_id).get("JobState", "") if job_id else ""
+    return Evidence(failures=failures.read_all(run), stopped=_CAUSE_OF_STATE.get(state))
+
+
+def srun_messages(run: RunDir, started: Entry) -> str | None:
+    """Give what srun itself said of an attempt; None if it was not started."""
+    log = run.srun_log(started.get("job_id", ""), started.get("restarts", 0))
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else None
+
+
+def job_fields(job_id: str) -> dict[str, str]:
+    """Give what `scontrol show job` says; empty where it says nothing."""
+    try:
+        return slurm.job_fields(job_id)
+    except LaunchError:
+        return {}
+
+
+def _stopped(run: RunDir, started: Entry, job: Job) -> Cause | None:
+    """Tell what SLURM did to the job, from its state and from the signals that ranks noted."""
+    before = started.get("restarts", 0)
+    fields = job_fields(job.job_id) if job.restarts == before else {}
+    if job.restarts > before or job_states.is_requeued(fields, before):
+        return _cause_of_signal(run, started) or Cause.REQUEUED
+    if not job_states.is_ending(fields.get("JobState", "")):
+        return None
+    return Cause.TIME_LIMIT if fields.get("Reason") == "TimeLimit" else Cause.CANCELLED
+
+
+def _cause_of_signal(run: RunDir, started: Entry) -> Cause | None:
+    words = [
+        entry.get("cause")
+        for entry in journal.read(run.journal)
+        if entry.get("event") == "signal" and entry.get("attempt") == started.get("attempt")
+    ]
+    return next((Cause(word) for word in words if word in STOPS), None)

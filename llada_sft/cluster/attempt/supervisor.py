@@ -1,0 +1,254 @@
+"""What stands around the ranks of an attempt, on the node of rank 0: it begins and ends them.
+
+`begin` runs before srun: it closes an attempt before it that ended without a word, and notes the
+new one. `end` runs after srun: it says why the attempt ended, if rank 0 has not, and restarts the
+job or not; its exit code is the job's:
+
+    0   finished, or stopped as asked        2    a user's mistake
+    1   a failure                            70   the restart budget is used up
+                                             71   a hang
+
+`--local` calls the same functions; a local run is never restarted. Only light modules here: it runs
+before and after each attempt, and inside the seconds that SLURM leaves to a job that it has ended.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from llada_sft.cluster import failures, job_states, journal, restart_policy, slurm
+from llada_sft.cluster.attempt import evidence, exclude_nodes
+from llada_sft.cluster.attempt.evidence import Job
+from llada_sft.cluster.attempt.verdict import Death, Evidence, Verdict, judge
+from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
+from llada_sft.cluster.door import OLDER_LAUNCHER
+from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.owner.claim import claim
+from llada_sft.cluster.owner.ownership import give_up, held, job_owner, of_job
+from llada_sft.cluster.rank import stopping as preemption
+from llada_sft.cluster.restart_policy import Decision
+from llada_sft.errors import EXIT_CODE, LaunchError
+from llada_sft.run_dir import RunDir
+
+
+def begin(run: RunDir, job: Job | None, world_size: int) -> int:
+    """Close the attempt before, if it is open, and note the new one.
+
+    Args:
+        run: The run directory.
+        job: None for a local run.
+        world_size: The ranks that are about to start.
+
+    Returns:
+        0, or 70 if the job was given up.
+
+    Raises:
+        LaunchError: Somebody else owns the run: who, in one line.
+    """
+    ownership = claim(run, job_owner(job.job_id, job.restarts)) if job else held(run.path)
+    _close_last(run, job)
+    if job and (why := restart_policy.given_up(journal.read(run.journal), job.job_id)):
+        print(f"given up: {why}\nto resume:  {run.shell_command('resume')}", flush=True)
+        if ownership:
+            give_up(ownership)
+        return GIVEN_UP_EXIT_CODE
+    failures.clear(run)
+    entry: Entry = {"event": "started", "attempt": journal.next_attempt(run.journal)}
+    if job:
+        entry |= {"job_id": job.job_id, "nodes": job.nodes, "restarts": job.restarts}
+    journal.append(run.journal, {**entry, "world_size": world_size})
+    return 0
+
+
+def set_up(run: RunDir, job: Job) -> tuple[int, str]:
+    """Run the job's setup.sh; where that fails, the attempt ends with it.
+
+    Returns:
+        The exit code of the job, 0 if it is to go on, and what setup.sh changes, as lines for bash.
+    """
+    from llada_sft.cluster.attempt.setup_script import run_setup
+
+    try:
+        return 0, run_setup(run, run.setup_log(job.job_id, job.restarts))
+    except LaunchError as error:
+        node = os.environ.get("SLURMD_NODENAME", "")
+        failures.write(run, Failure(0, node, Cause.MISTAKE, str(error), time=time.time()))
+    started = evidence.open_attempt(run) or Entry()
+    decision = _write(run, started, judge(Evidence(failures=failures.read_all(run))))
+    # A mistake is never restarted, and there is no `end`.
+    if ownership := held(run.path):
+        give_up(ownership)
+    return decision.exit_code, ""
+
+
+def note_signal(run: RunDir, job: Job, name: str) -> None:
+    """Record why SLURM sent a signal before any rank ran: the script may be killed next."""
+    entry: Entry = {"event": "signal", "attempt": journal.current_attempt(run.journal)}
+    entry |= {"job_id": job.job_id, "signals": [name], "detail": "the batch script"}
+    stopping = preemption.Job(job.job_id, job.restarts, signal_lead_s=0)
+    if cause := preemption.before_save([name], stopping):
+        entry["cause"] = cause
+    journal.append(run.journal, entry)
+
+
+def end(run: RunDir, job: Job, srun_code: int) -> int:
+    """Say why a job's ranks have ended, and restart the job or not.
+
+    Args:
+        run: The run directory.
+        job: The job.
+        srun_code: srun's exit code.
+
+    Returns:
+        The job's exit code.
+
+    Raises:
+        SupersededError: The run is not this job's any more.
+    """
+    ownership = of_job(run, job.job_id, job.restarts)
+    code, over = _end(run, job, srun_code)
+    if over and ownership:
+        give_up(ownership)
+    return code
+
+
+def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
+    """End an attempt; return the job's exit code, and whether the run is free for others."""
+    started = evidence.open_attempt(run)
+    if started is None or not _is_of(started, job):
+        # Rank 0 has said why, and has requeued the job if it was to be.
+        given_up = restart_policy.given_up(journal.read(run.journal), job.job_id)
+        return srun_code, bool(given_up) or last_cause(run) in restart_policy.OVER
+    print(evidence.srun_messages(run, started) or "", end="")
+    found = evidence.of_this_job(run, job, started, srun_code)
+    verdict = judge(found)
+    decision = _write(run, started, verdict)
+    if not decision.restart:
+        return decision.exit_code, True
+    if found.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
+        _warn(run, started, "not restarted: the job was cancelled while its ranks were failing")
+        return decision.exit_code, True
+    try:
+        if not job_states.is_requeued(slurm.job_fields(job.job_id), job.restarts):
+            slurm.requeue(job.job_id)
+    except LaunchError as error:
+        _warn(run, started, f"not restarted: {error}; to resume:  {run.shell_command('resume')}")
+        return decision.exit_code or 1, False
+    if verdict.suspect and verdict.node:
+        exclude_nodes.leave_out(run, started, verdict, _needed_nodes(run))
+    return decision.exit_code, False
+
+
+def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | None:
+    """Say why the ranks of a local run have ended; None if rank 0 has said it.
+
+    Args:
+        run: The run directory.
+        deaths: The ranks that failed.
+        told: The run had been told to stop.
+    """
+    started = evidence.open_attempt(run)
+    if started is None:
+        return None
+    # Ranks that our signal ended before they could handle it. What other ranks report of that (a
+    # peer that is gone, an interrupted start) is not a failure.
+    unready = told and any(death.by_signal and not death.first for death in deaths)
+    found = Evidence(
+        exit_code=1 if deaths else 0,
+        failures=[] if unready else failures.read_all(run),
+        deaths=evidence.with_peers(deaths, run.rank_log),
+        world_size=started.get("world_size", 1),
+        stopped=Cause.CANCELLED if told else None,
+    )
+    verdict = judge(found)
+    _write(run, started, verdict)
+    return verdict
+
+
+def _is_of(started: Entry, job: Job) -> bool:
+    """Tell whether an attempt belongs to this start of this job."""
+    return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
+
+
+def last_cause(run: RunDir) -> str:
+    """Return the cause with which the last ended attempt ended, as in the journal."""
+    ended = [entry for entry in journal.read(run.journal) if entry.get("event") == "ended"]
+    return ended[-1].get("cause", "") if ended else ""
+
+
+def _close_last(run: RunDir, job: Job | None) -> None:
+    """Judge an attempt that nobody saw end: its batch script was killed, or its node lost."""
+    started = evidence.open_attempt(run)
+    if started is None:
+        return
+    if job and job.job_id == started.get("job_id"):
+        found = evidence.of_this_job(run, job, started, srun_code=None)
+    else:
+        found = evidence.of_another_job(run, started)
+    _write(run, started, judge(found))
+
+
+def _write(run: RunDir, started: Entry, verdict: Verdict) -> Decision:
+    """Note the verdict and what follows from it, and print both to the job's log."""
+    base: Entry = {"attempt": started.get("attempt", 0)}
+    if "job_id" in started:
+        base["job_id"] = started["job_id"]
+    if verdict.cause not in restart_policy.STOPS | {Cause.FINISHED, Cause.CANCELLED}:
+        journal.append(run.journal, {"event": "failed", **base, **_of_rank(verdict)})
+    code = restart_policy.exit_code(verdict.cause)
+    ended: Entry = {"event": "ended", **base, "cause": verdict.cause, "exit_code": code}
+    if verdict.step is not None:
+        ended["step"] = verdict.step
+    if verdict.error:
+        ended["detail"] = verdict.error
+    journal.append(run.journal, ended)
+    if "job_id" not in started:
+        return Decision(restart=False, exit_code=code)
+    print(f"the attempt ended: {verdict.cause}: {verdict.error}", flush=True)
+    decision = _decide(run)
+    if decision.given_up:
+        given_up: Entry = {"event": "given_up", **base, "detail": decision.given_up}
+        journal.append(run.journal, {**given_up, "exit_code": decision.exit_code})
+        print(f"given up: {decision.given_up}", flush=True)
+    return decision
+
+
+def _of_rank(verdict: Verdict) -> Entry:
+    entry: Entry = {"cause": verdict.cause, "error": verdict.error}
+    if verdict.rank is not None:
+        entry["rank"] = verdict.rank
+    if verdict.node:
+        entry["node"] = verdict.node
+    if verdict.step is not None:
+        entry["step"] = verdict.step
+    if verdict.traceback:
+        entry["traceback"] = verdict.traceback
+    return entry
+
+
+def _decide(run: RunDir) -> Decision:
+    # Here, not above: after an attempt without a failure nobody needs the config.
+    from llada_sft.config import load_config
+
+    return restart_policy.decide(journal.read(run.journal), load_config(run.config))
+
+
+def _needed_nodes(run: RunDir) -> int:
+    from llada_sft.config import load_config
+
+    slurm = load_config(run.config).slurm
+    return slurm.elastic[0] if slurm.elastic else slurm.nodes
+
+
+def _warn(run: RunDir, started: Entry, detail: str) -> None:
+    print(detail, flush=True)
+    attempt = started.get("attempt", 0)
+    journal.append(run.journal, {"event": "warning", "attempt": attempt, "detail": detail})
+
+
+if __name__ == "__main__":
+    # Called by a launcher that is older than `python -m llada_sft.cluster`.
+    print(OLDER_LAUNCHER, file=sys.stderr)
+    raise SystemExit(EXIT_CODE)

@@ -1,0 +1,224 @@
+"""From a config to a job: what `launch.py` and `llada-sft resume` do.
+
+--print-config   the config and its arithmetic, nothing written
+--dry-run        the sbatch text, nothing written or submitted, also without SLURM
+--prepare        the run directory, nothing started
+otherwise        preflight -> run directory -> SLURM, or with --local this machine
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llada_sft.cluster import door, journal, slurm
+from llada_sft.cluster.launch import preflight, prepare, sbatch_environment, submit
+from llada_sft.cluster.owner.claim import Holder, of_batch_script
+from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
+from llada_sft.cluster.owner.ownership import held
+from llada_sft.cluster.resume import changing
+from llada_sft.cluster.resume import update_code as update
+from llada_sft.cluster.watch import status
+from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
+from llada_sft.errors import EXIT_CODE, LladaSftError
+from llada_sft.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What was asked for on the command line."""
+
+    config: str
+    overrides: Sequence[str] = ()
+    nodes: int | None = None
+    local: bool = False
+    dry_run: bool = False
+    print_config: bool = False
+    prepare: bool = False
+    follow: bool = False
+    command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
+
+
+@slurm.patience()
+def launch(options: LaunchOptions) -> int:
+    """Do what the options ask for, and give the exit code.
+
+    Raises:
+        LladaSftError: with every problem that was found.
+    """
+    config = _config(options)
+    submit.check_extra(config)
+    base = Path.cwd()
+    if options.print_config:
+        return _print_config(config, base)
+    if options.dry_run:
+        return _dry_run(config, base)
+    if not options.local and not options.prepare:
+        submit.require_sbatch()
+    sources = resolve_paths(config, base)
+    preflight.require(sources, prepare.run_dir_of(sources))
+    with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
+        run, found = prepare.create(config, base, options.command, holder.claim)
+        if options.prepare:
+            print(run.path)
+            return 0
+        print("\n".join(_summary(sources)))
+        if found:
+            print(
+                f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
+            )
+        return start(run, load_config(run.config), options.local, options.follow)
+
+
+def _config(options: LaunchOptions) -> Config:
+    if options.local:
+        # Here is one machine, whatever a job may get.
+        extra = [f"slurm.nodes={options.nodes or 1}", "slurm.elastic=null"]
+    elif options.nodes is None or (options.prepare and _is_elastic(options)):
+        # slurm/train.sbatch says what an elastic job got this time; its batch is not of that.
+        extra = []
+    else:
+        extra = [f"slurm.nodes={options.nodes}"]
+    return load_config(options.config, [*options.overrides, *extra])
+
+
+def _is_elastic(options: LaunchOptions) -> bool:
+    return load_config(options.config, options.overrides).slurm.elastic is not None
+
+
+@slurm.patience()
+def resume(
+    run: RunDir, overrides: Sequence[str], local: bool, follow: bool, update_code: bool = False
+) -> int:
+    """Start a run again from its own directory, with the changes that are asked for.
+
+    Raises:
+        LladaSftError: a change is a mistake, or the run is not to be started.
+    """
+    with _holder(_timeout_of(run, overrides), local) as holder:
+        holder.refuse(run)
+        if run.update.exists():
+            holder.claim(run)
+            update.finish(run)
+        if not update_code:
+            door.require(run)
+        plan = changing.plan(run, overrides, Path.cwd(), update_code)
+        submit.check_extra(plan.config)
+        if not local:
+            submit.require_sbatch()
+        step, max_steps = status.newest_step(run), plan.config.train.max_steps
+        if max_steps is not None and step >= max_steps and _is_whole(run, step):
+            print(nothing_to_do(max_steps, step))
+            return 0
+        preflight.require(plan.sources)
+        print("\n".join(_summary(plan.sources)))
+        holder.claim(run)
+        changing.apply(run, plan)
+        return start(run, plan.config, local, follow)
+
+
+def _is_whole(run: RunDir, step: int) -> bool:
+    """Tell whether a checkpoint is what was written; if not, say so: the ranks use another one."""
+    from llada_sft.training.checkpoint.manifest import first_difference
+
+    difference = first_difference(run.checkpoints / f"step_{step}")
+    if difference:
+        print(f"{difference}: the run resumes from the checkpoint before")
+    return not difference
+
+
+def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
+    """Start the ranks of a prepared run, here or by SLURM, and say how to go on."""
+    print(f"run directory {run.path}", flush=True)
+    if local:
+        from llada_sft.cluster.launch.local import run_local
+
+        return run_local(run.path, config)
+    job_id = submit.submit(config, run)
+    journal.append(run.journal, {"event": "launched", "job_id": job_id})
+    if ownership := held(run.path):
+        ownership.hand_over(job_id)
+    print(
+        f"job           {job_id}\n"
+        f"follow        {run.shell_command('logs', '--follow')}\n"
+        f"stop          scancel {job_id}\n"
+        f"resume        {run.shell_command('resume')}",
+        flush=True,
+    )
+    if follow:
+        from llada_sft.cluster.watch import logs
+
+        return logs.follow(run, rank=0)
+    return 0
+
+
+def count_rows(config: Config) -> RowCount | None:
+    """Count the rows of the training files; None when they are not there, remote or unreadable."""
+    from llada_sft.data.rows.count import count_sources
+    from llada_sft.data.sources import list_sources
+
+    try:
+        return count_sources(list_sources(config.data, config.train.epochs), config.world_size)
+    except LladaSftError:
+        return None
+
+
+def record_formats(config: Config) -> list[str]:
+    """Say what the rows of each source are, but of those that are remote or cannot be read."""
+    from llada_sft.data.records.detect import detect_format
+    from llada_sft.data.sources import list_sources
+    from llada_sft.data.storage.files import RemoteFile
+
+    found = []
+    with suppress(LladaSftError):
+        for source in list_sources(config.data, config.train.epochs):
+            of_source = f"{source.name}: " if source.name else ""
+            if source.format != "auto":
+                found.append(f"{of_source}{source.format} (data.format)")
+            elif not isinstance(source.shards[0].shard, RemoteFile):
+                found.append(f"{of_source}{detect_format(source, config.data.cache_dir)}")
+    return found
+
+
+def _summary(config: Config) -> list[str]:
+    """Say what the rows of a config with absolute paths are, and what follows from its numbers."""
+    records = [f"records          {found}" for found in record_formats(config)]
+    return records + batch_arithmetic(config, count_rows(config))
+
+
+def _print_config(config: Config, base: Path) -> int:
+    config = resolve_paths(config, base)
+    print(dump_config(config), end="")
+    print("\n".join(f"# {line}" for line in _summary(config)))
+    return 0
+
+
+def _dry_run(config: Config, base: Path) -> int:
+    final = prepare.resolved(config, base)
+    run = prepare.run_dir_of(final)
+    print(submit.sbatch_text(final, run))
+    for line in sbatch_environment.lines(os.environ, config):
+        print(line)
+    problems = preflight.find_problems(resolve_paths(config, base), run)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return EXIT_CODE if problems else 0
+
+
+def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
+    """Say who will own the run: the batch script that prepares it, or else this process."""
+    if prepare and (job := of_batch_script()):
+        return Holder(job)
+    doing: Doing = "training" if local else "preparing" if prepare else "launching"
+    return Holder(this_process(doing, timeout_s))
+
+
+def _timeout_of(run: RunDir, overrides: Sequence[str]) -> int:
+    """Return `run.owner_timeout_s` before the config, or a change of it, is judged."""
+    try:
+        return load_config(run.config, overrides).run.owner_timeout_s
+    except LladaSftError:
+        return DEFAULT_TIMEOUT_S

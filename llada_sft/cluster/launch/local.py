@@ -1,0 +1,230 @@
+"""All ranks of a run on this machine: the same program as under SLURM, started by hand.
+
+Each rank is a process group of its own, so that Ctrl-C reaches only the launcher, which tells the
+ranks to stop at their next step; and so that a rank is ended with all its data workers. Rank 0 is
+seen on the terminal; every rank has its log.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from llada_sft.cluster import journal, restart_policy
+from llada_sft.cluster.attempt import supervisor
+from llada_sft.cluster.attempt.verdict import Death
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.launch.ports import free_port
+from llada_sft.cluster.owner.claim import hold
+from llada_sft.cluster.owner.ownership import VARIABLE, Ownership
+from llada_sft.cluster.watch import status
+from llada_sft.config import Config
+from llada_sft.run_dir import RunDir
+
+RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster", "rank")
+# How long the ranks that are left have between TERM and KILL: enough to say where they stand.
+GRACE_S = 10.0
+POLL_S = 0.1
+SHOWN_LOG_LINES = 20
+
+
+def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMAND) -> int:
+    """Run all ranks until they end.
+
+    Args:
+        run_dir: A prepared run directory.
+        config: The config in it.
+        command: The program of a rank; it gets the run directory as its argument.
+
+    Returns:
+        0 when all ranks finished; 2 for a mistake of the user's, which is printed; 128 + the signal
+        that stopped the run; else 1 (71 for a hang), with the log of the rank that failed first.
+
+    Raises:
+        LaunchError: Somebody else owns the run.
+        SupersededError: Somebody else has taken it over.
+    """
+    run = RunDir(run_dir)
+    with hold(run, "training", config.run.owner_timeout_s) as ownership:
+        return _run_local(run, config, command, ownership)
+
+
+def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: Ownership) -> int:
+    run.logs.mkdir(exist_ok=True)
+    ranks = _Ranks(ownership)
+    # First of all: a signal to the launcher must not leave a rank behind, or an attempt without an
+    # `ended`.
+    with _forwarded_signals(ranks) as received:
+        journal.append(run.journal, {"event": "launched"})
+        supervisor.begin(run, None, config.world_size)
+        deaths = [] if received else ranks.run(run, config, [*command, str(run.path)])
+        ownership.require()
+        verdict = supervisor.end_local(run, deaths, told=bool(received))
+    # A signal may also come after the last step.
+    finished = verdict is None and not deaths and supervisor.last_cause(run) == Cause.FINISHED
+    if received and not finished and (verdict is None or verdict.cause == Cause.CANCELLED):
+        print(f"stopped; to resume:  {run.shell_command('resume', '--local')}", file=sys.stderr)
+        return 128 + received[0]
+    if deaths:
+        cause = verdict.cause if verdict else Cause.LOST
+        named = verdict.rank if verdict else None
+        return _report(run, cause, deaths[0].rank if named is None else named)
+    return 0
+
+
+class _Ranks:
+    """The processes of all ranks, ended together."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        ownership.on_lost = lambda: self.send(signal.SIGKILL)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._sent: list[int] = []
+        self._shown = threading.Thread()
+
+    def run(self, run: RunDir, config: Config, command: list[str]) -> list[Death]:
+        """Start all ranks, wait for them, and return those that failed."""
+        self._start(run, config, command)
+        return self._wait()
+
+    def _start(self, run: RunDir, config: Config, command: list[str]) -> None:
+        port = free_port()
+        for rank in range(config.world_size):
+            environment = _environment(run, config, rank, port)
+            environment[VARIABLE] = self._ownership.word
+            self.processes.append(_start(command, environment, run.rank_log(rank), rank))
+        output = self.processes[0].stdout
+        assert output is not None
+        self._shown = threading.Thread(target=_show, args=(output, run.rank_log(0)))
+        self._shown.start()
+        # What came while they were being started reached only some of them.
+        for number in tuple(self._sent):
+            self.send(number)
+
+    def send(self, number: int) -> None:
+        self._sent.append(number)
+        for process in self.processes:
+            # The group outlives its leader while data workers are left.
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                continue
+
+    def _wait(self) -> list[Death]:
+        """Wait for all ranks; when one fails, end the others and give those that failed before."""
+        failed: list[Death] = []
+        while not failed and any(process.poll() is None for process in self.processes):
+            time.sleep(POLL_S)
+            failed = self._failed()
+        failed = failed or self._failed()
+        if failed:
+            self._end()
+        else:
+            # A process that a hook started may outlive its rank, and keep the output open.
+            self.send(signal.SIGKILL)
+        self._shown.join()
+        return failed
+
+    def _failed(self) -> list[Death]:
+        codes = [process.poll() for process in self.processes]
+        # A signal that was passed on ends a rank that does not handle it yet; and a second Ctrl-C
+        # kills all ranks: neither rank failed first.
+        killed = signal.SIGKILL in self._sent
+        return [
+            Death(rank, "", _how(code), first=not killed and -code not in self._sent)
+            for rank, code in enumerate(codes)
+            if code
+        ]
+
+    def _end(self) -> None:
+        self.send(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and any(one.poll() is None for one in self.processes):
+            time.sleep(POLL_S)
+        self.send(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+
+def _how(code: int) -> str:
+    """Say in srun's words how a rank ended."""
+    return f"Exited with exit code {code}" if code > 0 else signal.strsignal(-code) or str(code)
+
+
+def _start(
+    command: list[str], environment: dict[str, str], log: Path, rank: int
+) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if rank == 0 else file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _environment(run: RunDir, config: Config, rank: int, port: int) -> dict[str, str]:
+    # In an interactive SLURM job the ranks must not take themselves for that job's.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    node_rank, local_rank = divmod(rank, config.slurm.ranks_per_node)
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(config.world_size),
+        "LOCAL_RANK": str(local_rank),
+        "NODE_RANK": str(node_rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _show(output: BinaryIO, log: Path) -> None:
+    """Copy rank 0's output to the terminal and to its log, as it comes."""
+    with output, log.open("ab", buffering=0) as file:
+        while chunk := os.read(output.fileno(), 1 << 16):
+            file.write(chunk)
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+
+
+@contextmanager
+def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
+    """Pass signals on to the ranks; Ctrl-C as TERM, and a second one as KILL."""
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT and number in received
+        received.append(number)
+        passed_on = signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM
+        ranks.send(signal.SIGKILL if again else passed_on)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(run: RunDir, cause: Cause, failed: int) -> int:
+    """Say why the run failed: the ranks' own words once each, else the end of a log."""
+    code = restart_policy.exit_code(cause) or 1
+    if lines := status.failure_lines(run):
+        print(*lines, sep="\n", file=sys.stderr)
+        return code
+    log = run.rank_log(failed)
+    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]
+    print(f"rank {failed} failed; its log {log} ends:", *last, sep="\n", file=sys.stderr)
+    return code

@@ -1,0 +1,219 @@
+"""Checks, on the login node, for what would end the job on its nodes.
+
+Only reads: small files, the headers of weights, shards up to their first row; never torch. Every
+check adds its problems to one list, so that a user sees all of them in one go instead of one per
+hour in the queue.
+"""
+
+import importlib.util
+import netrc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from llada_sft.cluster.launch.place import place_problems
+from llada_sft.config import Config
+from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from llada_sft.data.storage.files import Shard
+
+
+def require(config: Config, new_run: RunDir | None = None) -> None:
+    """Check everything that can be known before the job starts.
+
+    Args:
+        config: With absolute paths.
+        new_run: The run directory, if it is still to be made.
+
+    Raises:
+        ConfigError: one line for each problem.
+    """
+    if problems := find_problems(config, new_run):
+        raise ConfigError("\n".join(problems))
+
+
+def find_problems(config: Config, new_run: RunDir | None = None) -> list[str]:
+    """Return one line for each problem; empty when all is well. Arguments as for `require`."""
+    checks: tuple[Callable[[Config], Iterator[str]], ...] = (
+        _training_files,
+        _validation_files,
+        _hook,
+        _setup_script,
+        _checkpoint,
+        _tokenizer,
+        _wandb,
+    )
+    place = [] if new_run is None else list(place_problems(new_run))
+    return place + [problem for check in checks for problem in check(config)]
+
+
+def _training_files(config: Config) -> Iterator[str]:
+    from llada_sft.data.sources import list_sources
+
+    try:
+        sources = list_sources(config.data, config.train.epochs)
+    except LladaSftError as error:
+        yield str(error)
+        return
+    for source in sources:
+        try:
+            source.of_rank(0, config.largest_world_size)
+        except LladaSftError as error:
+            yield str(error)
+        where = f"data.train.{source.name}: " if source.name else ""
+        yield from _without_rows(f"{where}{source.path}", [one.shard for one in source.shards])
+
+
+def _validation_files(config: Config) -> Iterator[str]:
+    from llada_sft.data.shards import list_shards
+
+    if config.data.validation is None:
+        return
+    try:
+        shards = list_shards(config.data.validation)
+    except LladaSftError as error:
+        yield str(error)
+        return
+    advice = ": fill it, or set data.validation=null"
+    for problem in _without_rows(config.data.validation, shards):
+        yield problem + advice
+
+
+def _without_rows(path: str, shards: "Sequence[Shard]") -> Iterator[str]:
+    from llada_sft.data.rows.count import has_rows
+
+    try:
+        if not has_rows(shards):
+            yield f"{path}: no rows in {len(shards)} files"
+    except LladaSftError as error:
+        yield str(error)
+
+
+def _hook(config: Config) -> Iterator[str]:
+    from llada_sft.data.examples.hook import check_hook
+
+    try:
+        check_hook(Path(config.data.hook))
+    except LladaSftError as error:
+        yield str(error)
+
+
+def _setup_script(config: Config) -> Iterator[str]:
+    if config.slurm.setup is not None and not Path(config.slurm.setup).is_file():
+        yield f"{config.slurm.setup}: no such file; set slurm.setup, or slurm.setup=null"
+
+
+def _checkpoint(config: Config) -> Iterator[str]:
+    """Check what loading would refuse: the keys of config.json, names and shapes of all tensors."""
+    from llada_sft.model.index import check_tensors, read_index
+    from llada_sft.model.settings import read_settings, require_eos, sizes_of
+
+    if config.model.init == "random":
+        return
+    model = Path(config.model.path)
+    try:
+        settings = read_settings(model)
+    except LladaSftError as error:
+        yield str(error)
+        return
+    longest = settings["max_sequence_length"]
+    if config.data.max_length > longest:
+        yield (
+            f"data.max_length: must be at most max_sequence_length of {model / 'config.json'},"
+            f" {longest}, got {config.data.max_length}"
+        )
+    try:
+        require_eos(model, settings.get("eos_token_id"))
+    except LladaSftError as error:
+        yield str(error)
+    try:
+        check_tensors(sizes_of(settings).parameter_shapes(), read_index(model), model)
+    except LladaSftError as error:
+        yield str(error)
+
+
+def _tokenizer(config: Config) -> Iterator[str]:
+    """Check that the tokenizer is there and knows the mask token."""
+    model = Path(config.model.path)
+    tokenizer = _read_json(model / "tokenizer.json")
+    if isinstance(tokenizer, str):
+        yield tokenizer
+        return
+    no_mask = f"{model / 'tokenizer.json'}: tokenizer has no mask token"
+    if config.model.init == "random":
+        names = _read_json(model / "tokenizer_config.json")
+        if isinstance(names, str):
+            yield names
+            return
+        if not names.get("mask_token"):
+            yield f"{no_mask}; add it as mask_token to tokenizer_config.json"
+        if not names.get("eos_token") and not (model / "special_tokens_map.json").exists():
+            yield (
+                f"{model}: tokenizer has no EOS token; "
+                "name it in tokenizer_config.json ('eos_token')"
+            )
+        return
+    settings = _read_json(model / "config.json")
+    mask = settings.get("mask_token_id") if isinstance(settings, dict) else None
+    if isinstance(mask, int) and mask not in _token_ids(tokenizer):
+        yield f"{no_mask}; no token has the id {mask} of config.json: take the model's own"
+
+
+def _token_ids(tokenizer: dict[str, Any]) -> set[int]:
+    added = {token.get("id") for token in tokenizer.get("added_tokens") or []}
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        return added | set(vocabulary.values())
+    return added | set(range(len(vocabulary)))
+
+
+def _read_json(path: Path) -> dict[str, Any] | str:
+    """Read a JSON object, or say what is wrong with it."""
+    try:
+        content = orjson.loads(path.read_bytes())
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}; set model.path"
+    except orjson.JSONDecodeError as error:
+        return f"{path}:{error.lineno}: not JSON: {error.msg}"
+    if not isinstance(content, dict):
+        return f"{path}: must be a JSON object"
+    return content
+
+
+def _wandb(config: Config) -> Iterator[str]:
+    """Check that Weights & Biases is installed and has a key, where it is to be used."""
+    if config.log.wandb_project is None or os.environ.get("WANDB_MODE") in ("disabled", "dryrun"):
+        return
+    if importlib.util.find_spec("wandb") is None:
+        yield (
+            "log.wandb_project: the package wandb is not installed:"
+            " run  pip install 'llada-sft[wandb]'  or set log.wandb_project=null"
+        )
+    if os.environ.get("WANDB_MODE") != "offline" and not _has_wandb_key(config):
+        yield (
+            "log.wandb_project: no key for W&B: run  wandb login, or set WANDB_API_KEY,"
+            " or WANDB_MODE=offline, or log.wandb_project=null"
+        )
+
+
+def _has_wandb_key(config: Config) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    files = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    setup = config.slurm.setup
+    try:
+        for file in filter(None, files):
+            path = Path(file).expanduser()
+            if path.is_file() and host and netrc.netrc(path).authenticators(host):
+                return True
+        # The key may be exported there only.
+        return setup is not None and "WANDB_" in Path(setup).read_text(errors="replace")
+    except (OSError, RuntimeError, UnicodeDecodeError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,9 @@
+"""Who owns a run directory: one process or job at a time.
+
+identity.py     who an owner is, and whether it is dead
+owner_files.py  `owner.1`, `owner.2`, …: the highest number is the owner
+owner_sight.py  what can be seen of an owner
+claim.py        claims a run directory
+ownership.py    keeps it, hands it over and releases it
+fence.py        checks before each write that this process still owns it
+"""

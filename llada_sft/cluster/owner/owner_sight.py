@@ -1,0 +1,127 @@
+"""What can be seen of a run's owner: its process, its SLURM job, and its last sign of life."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from llada_sft.cluster import journal, slurm
+from llada_sft.cluster.owner import owner_files
+from llada_sft.cluster.owner.identity import (
+    Owner,
+    Seen,
+    describe,
+    is_dead,
+    is_visible,
+    job_is_over,
+    process_start,
+    this_process,
+)
+from llada_sft.errors import LaunchError
+from llada_sft.run_dir import RunDir
+
+# Seconds: a person may be waiting for the answer.
+ASK_SLURM_S = 10.0
+
+
+class Sight(NamedTuple):
+    """The owner of a run as it is seen from here, now."""
+
+    number: int
+    owner: Owner
+    seen: Seen
+    job: Mapping[str, str]
+
+
+def look(folder: Path, claimant: Owner) -> Sight | None:
+    """Return who owns a run, dead or alive; None if nobody ever did.
+
+    Raises:
+        OSError: The folder cannot be read or written.
+    """
+    found = owner_files.find(folder)
+    if found.number == 0:
+        return _before_owner_files(folder, claimant)
+    owner = found.owner or Owner("", "process", host="unknown")
+    process = _process(owner, claimant)
+    over, job = False, dict[str, str]()
+    asks = bool(owner.job_id) and not owner.is_same_job(claimant)
+    if owner.kind != "nobody" and asks and process == "unknown":
+        over, job = _ask(owner, claimant)
+    seen = Seen(
+        process=process,
+        silent_s=found.silent_s,
+        job="over" if over else "alive",
+        copied=_is_copied(owner, folder),
+    )
+    return Sight(found.number, owner, seen, job)
+
+
+def line(run: RunDir) -> str:
+    """Say who owns a run, for `status`."""
+    reader = this_process("training")
+    try:
+        sight = look(run.path, reader)
+    except OSError as error:
+        return f"not known: {error.strerror}"
+    if sight is None:
+        return "nobody"
+    if not sight.owner.token:
+        return f"not known: owner.{sight.number} cannot be read"
+    text = describe(sight.owner, sight.job)
+    gone = is_dead(sight.owner, reader, sight.seen) and sight.owner.kind != "nobody"
+    return f"{text} (gone)" if gone else text
+
+
+def _process(owner: Owner, claimant: Owner) -> Literal["alive", "gone", "unknown"]:
+    if owner.kind != "process" or not is_visible(owner, claimant):
+        return "unknown"
+    start = process_start(owner.pid)
+    if start == "":
+        return "unknown"
+    return "alive" if start == owner.start_time else "gone"
+
+
+def _ask(owner: Owner, claimant: Owner) -> tuple[bool, dict[str, str]]:
+    """Ask SLURM whether an owner's job is over; while SLURM does not answer, it is not."""
+    is_of_another = bool(owner.user) and owner.user != claimant.user
+    try:
+        job = slurm.job_fields(owner.job_id, ASK_SLURM_S)
+        # Another cluster does not know the job either.
+        if not job and owner.cluster and slurm.cluster_name(ASK_SLURM_S) != owner.cluster:
+            return False, {}
+        # SLURM says of a job that it hides what it says of one that it does not know.
+        if not job and is_of_another and slurm.hides_jobs(ASK_SLURM_S):
+            return False, {}
+    except LaunchError:
+        return False, {}
+    return job_is_over(job, -1 if owner.kind == "job" else owner.restarts), job
+
+
+def _is_copied(owner: Owner, folder: Path) -> bool:
+    """Tell whether the run directory is a copy: both its path and its inode differ.
+
+    One alone is not enough: hosts may mount it elsewhere, and number its folders differently.
+    """
+    if not owner.path or not owner.inode:
+        return False
+    return owner.path != str(folder) and owner.inode != folder.stat().st_ino
+
+
+def _before_owner_files(folder: Path, claimant: Owner) -> Sight | None:
+    """Treat the journal's last job as the owner of a run that an earlier version launched."""
+    # Here, not above: it reads configs, and a job has no time for that.
+    from llada_sft.cluster.watch.status import last_job
+
+    run = RunDir(folder)
+    if not run.journal.exists() or shutil.which("scontrol") is None:
+        return None
+    job_id = last_job(run)
+    if job_id is None:
+        return None
+    started = [e for e in journal.read(run.journal) if e.get("event") == "started"]
+    starts = [e.get("restarts", 0) for e in started if e.get("job_id") == job_id]
+    owner = Owner("earlier", "job", job_id=job_id, restarts=starts[-1] if starts else 0)
+    over, job = _ask(owner, claimant)
+    return Sight(0, replace(owner, since="its launch"), Seen(job="over" if over else "alive"), job)

@@ -1,0 +1,288 @@
+"""Owning a run directory: keeping it, handing it over and releasing it; `claim.py` claims it.
+
+    launcher        claims as a process before it writes, submits, hands over to the job
+    --local         claims as a process; its ranks belong to it, and end with it
+    begin           claims for a start of its job
+    rank 0, end     find the claim of their job; they write only while it is the highest
+
+An owner that finds a higher number than its own has lost the run and leaves (fencing): it was taken
+for dead, because it was stopped or its host could not be reached. A claimant that is killed, at any
+moment, leaves a dead owner, from which the next claimant takes over.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from llada_sft.cluster import slurm
+from llada_sft.cluster.owner import fence, owner_files
+from llada_sft.cluster.owner.identity import (
+    Owner,
+    describe,
+    is_dead,
+    launched_job,
+    nobody,
+    process_start,
+    refusal,
+    this_job,
+    this_process,
+)
+from llada_sft.cluster.owner.owner_sight import ASK_SLURM_S, look
+from llada_sft.errors import EXIT_CODE, LaunchError, SupersededError
+from llada_sft.run_dir import RunDir
+
+# The claim that the ranks of a local run belong to: "NUMBER:TOKEN".
+VARIABLE = "LLADA_SFT_OWNER"
+# How many signs of life an owner gives within `run.owner_timeout_s`.
+SIGNS = 10
+WATCH_S = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Ownership:
+    """A run directory that this process, or its job, owns while its number is the highest.
+
+    Attributes:
+        on_lost: Called by the thread of `keep` when another one has taken the run over.
+    """
+
+    def __init__(self, run: Path, number: int, owner: Owner) -> None:
+        self.run, self.number, self.owner = run, number, owner
+        self.on_lost: Callable[[], None] = lambda: None
+        self._over = threading.Event()
+
+    @property
+    def word(self) -> str:
+        """What the ranks of a local run get in the environment variable `VARIABLE`."""
+        return f"{self.number}:{self.owner.token}"
+
+    def is_held(self) -> bool:
+        """Tell whether the run is still this owner's; true also if its folder cannot be read."""
+        try:
+            owner_files.refresh(self.run)
+            highest = owner_files.highest(self.run)
+            if highest == 0:
+                # Somebody has removed the files: a new one tells other claimants of this owner.
+                return owner_files.create(self.run, self.number, self.owner)
+        except OSError:
+            return True
+        return highest == self.number and self._is_own_file()
+
+    def require(self) -> None:
+        """Return if the run is still this owner's.
+
+        Raises:
+            SupersededError: Another one has taken it over.
+        """
+        if not self.is_held():
+            raise SupersededError(self._lost())
+
+    def keep(self, every_s: float | None = None) -> None:
+        """Give signs of life from a thread, and call `on_lost` when the run is lost."""
+        every_s = every_s or self.owner.timeout_s / SIGNS
+        threading.Thread(target=self._keep, args=(every_s,), name="owner", daemon=True).start()
+
+    def let_go(self) -> None:
+        """Give no more signs of life."""
+        self._over.set()
+
+    def hand_over(self, job_id: str) -> None:
+        """Give the run to the job that was submitted for it.
+
+        Raises:
+            SupersededError: Another one has taken it over meanwhile; the job will end by itself.
+        """
+        self.let_go()
+        cluster = ""
+        with suppress(LaunchError):
+            cluster = slurm.cluster_name(ASK_SLURM_S)
+        job = launched_job(job_id, cluster, self.owner)
+        if not owner_files.create(self.run, self.number + 1, job):
+            now = owner_files.find(self.run).owner
+            if now is None or not now.is_same_job(job):
+                raise SupersededError(self._lost())
+
+    def release(self) -> None:
+        """Free the run; nothing happens where another one has taken it over."""
+        self.let_go()
+        with suppress(OSError):
+            if owner_files.highest(self.run) == self.number:
+                owner_files.create(self.run, self.number + 1, nobody(self.owner))
+                owner_files.tidy(self.run)
+
+    def leave_if_lost(self) -> None:
+        """End this process at once, with one line, if the run is lost.
+
+        No clean-up: it would write into the run directory, or wait for other ranks.
+        """
+        if not self.is_held():
+            print(self._lost(), file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(EXIT_CODE)
+
+    def _is_own_file(self) -> bool:
+        # Where somebody has removed the files, numbers begin again at 1.
+        owner = owner_files.read(self.run, self.number)
+        return owner is None or owner.token == self.owner.token
+
+    def _keep(self, every_s: float) -> None:
+        while not self._over.wait(every_s):
+            if not self.is_held():
+                if not self._over.is_set():
+                    self.on_lost()
+                return
+            owner_files.touch(self.run, self.number)
+
+    def _lost(self) -> str:
+        with suppress(OSError):
+            if owner := owner_files.read(self.run, owner_files.highest(self.run)):
+                return (
+                    f"run {self.run} was taken over by {describe(owner, {})}:"
+                    " leaving, nothing more is written"
+                )
+        return f"run {self.run} has another owner now: leaving, nothing more is written"
+
+
+_held: dict[Path, Ownership] = {}
+
+
+def held(run: Path) -> Ownership | None:
+    """Return this process's claim of a run, if it has one."""
+    return _held.get(run.absolute())
+
+
+def put_up(run: Path, ownership: Ownership) -> None:
+    """Register the claim: it is checked before each write into the run."""
+    _held[run.absolute()] = ownership
+    fence.put_up(run, ownership.require)
+
+
+def forget(ownership: Ownership) -> None:
+    """Forget this process's claim of a run; the owner file stays."""
+    ownership.let_go()
+    _held.pop(ownership.run.absolute(), None)
+    fence.take_down(ownership.run)
+
+
+def give_up(ownership: Ownership) -> None:
+    """Release a run, and forget the claim."""
+    ownership.release()
+    forget(ownership)
+
+
+def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
+    """Find the claim of one start of a job; None if nobody ever claimed the run.
+
+    Raises:
+        SupersededError: The run is somebody else's.
+    """
+    claimant = job_owner(job_id, restarts)
+    # This may be another node than that of `begin`, and have listed the folder before it.
+    owner_files.refresh(run.path)
+    try:
+        number = owner_files.highest(run.path)
+    except OSError:
+        return None
+    if number == 0:
+        return None
+    owner = owner_files.read(run.path, number)
+    if owner is None or not owner.is_same_attempt(claimant):
+        whose = describe(owner, {}) if owner else f"the owner of owner.{number}"
+        raise SupersededError(
+            f"run {run.path} is not job {job_id}'s: it belongs to {whose}:"
+            " leaving, nothing is written"
+        )
+    ownership = Ownership(run.path, number, owner)
+    put_up(run.path, ownership)
+    return ownership
+
+
+def refuse_rank(run: RunDir, environment: Mapping[str, str]) -> None:
+    """Check, before a rank writes anything, that the run has no other owner.
+
+    A rank may be started by hand: with the variables of another job, or without some or all of
+    SLURM's variables.
+
+    Raises:
+        SupersededError: The run has another owner.
+    """
+    if environment.get(VARIABLE):
+        # Only a launcher sets it, with all others; see `of_rank`.
+        return
+    if job_id := environment.get("SLURM_JOB_ID"):
+        of_job(run, job_id, _restarts(environment))
+        return
+    with suppress(OSError):
+        me = this_process("training")
+        sight = look(run.path, me) if owner_files.highest(run.path) else None
+        if sight and not is_dead(sight.owner, me, sight.seen):
+            raise SupersededError(refusal(run.path, sight.owner, sight.job, sight.seen.silent_s))
+
+
+def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership | None:
+    """Find the claim that a rank belongs to; None where it was started by hand, without one.
+
+    A rank that has lost the run leaves before its next write; rank 0 looks every few seconds, too.
+    A rank of a local run ends with its launcher: nobody else would end it.
+
+    Raises:
+        SupersededError: The run is somebody else's.
+    """
+    if word := environment.get(VARIABLE):
+        number, _, token = word.partition(":")
+        ownership = _of_launcher(run, int(number), token)
+    elif job_id := environment.get("SLURM_JOB_ID"):
+        found = of_job(run, job_id, _restarts(environment))
+        if found is None:
+            return None
+        ownership = found
+    else:
+        return None
+    fence.put_up(run.path, ownership.leave_if_lost)
+    if rank == 0:
+        ownership.on_lost = ownership.leave_if_lost
+        ownership.keep(min(WATCH_S, ownership.owner.timeout_s / SIGNS))
+    return ownership
+
+
+def _restarts(environment: Mapping[str, str]) -> int:
+    return int(environment.get("SLURM_RESTART_COUNT") or 0)
+
+
+def job_owner(job_id: str, restarts: int) -> Owner:
+    """Describe a start of a job as an owner."""
+    cluster = os.environ.get("SLURM_CLUSTER_NAME", "")
+    environment = {
+        "SLURM_JOB_ID": job_id,
+        "SLURM_RESTART_COUNT": str(restarts),
+        "SLURM_CLUSTER_NAME": cluster,
+    }
+    return this_job(environment)
+
+
+def _of_launcher(run: RunDir, number: int, token: str) -> Ownership:
+    owner = owner_files.read(run.path, number)
+    if owner is None or owner.token != token:
+        raise SupersededError(f"run {run.path} is not this launcher's any more: leaving")
+    _end_with(owner.pid)
+    ownership = Ownership(run.path, number, owner)
+    ownership.require()
+    return ownership
+
+
+def _end_with(launcher: int) -> None:
+    """Have the kernel kill this rank when its launcher is gone, however that ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != launcher and process_start(launcher) is None:
+        _gone(launcher)
+
+
+def _gone(launcher: int) -> NoReturn:
+    print(f"the launcher, process {launcher}, is gone: leaving", file=sys.stderr, flush=True)
+    os._exit(EXIT_CODE)

@@ -1,0 +1,9 @@
+"""On each rank. Knows neither launch/ nor attempt/.
+
+main.py            from SLURM's variables and signals to the training
+signals.py         a signal sets a flag
+stopping.py        why SLURM signalled, and whether rank 0 requeues the job
+journal_writer.py  what rank 0 writes into the journal
+abort.py           how a rank that failed exits
+watchdog.py        ends a rank that makes no progress; stacks.py: where each rank was
+"""

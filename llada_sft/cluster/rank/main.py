@@ -1,0 +1,255 @@
+"""What runs on each rank: `run(run_dir)`, with SLURM's or --local's rank variables.
+
+Signals first, then the rank's place and the watchdog, then the config from the run directory; only
+then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
+any code but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves
+at once (`abort.py`). What follows from either is decided around the ranks (`supervisor.py`).
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from llada_sft.cluster import journal, restart_policy
+from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.owner import ownership
+from llada_sft.cluster.owner.ownership import Ownership
+from llada_sft.cluster.rank.abort import Leaving, exit_in_time
+from llada_sft.cluster.rank.journal_writer import RankJournal
+from llada_sft.cluster.rank.signals import StopRequest
+from llada_sft.cluster.rank.stopping import Job, after_stop
+from llada_sft.cluster.rank.watchdog import Watchdog
+from llada_sft.config import Config, load_config
+from llada_sft.config.arithmetic import attempt_line, on_nodes
+from llada_sft.errors import (
+    EXIT_CODE,
+    ConfigError,
+    LaunchError,
+    LladaSftError,
+    NonFiniteError,
+    PeerFailedError,
+    SaveError,
+    SupersededError,
+)
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+
+# Mistakes with a word of their own.
+_MENDED_BY_THE_USER = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINITE}
+# What SLURM and --local call the four numbers of a rank.
+SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
+LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
+# Not 2: it is no mistake of the user's.
+NOT_REQUEUED_EXIT_CODE = 1
+
+
+class _Rank(NamedTuple):
+    """One rank of an attempt, and what stands around its training."""
+
+    run: RunDir
+    placement: Placement
+    stop: StopRequest
+    leaving: Leaving
+    watchdog: Watchdog
+    ownership: Ownership | None
+
+
+def run(run_dir: str) -> None:
+    """Train as one rank until the end, or until told to stop; then this process ends in time.
+
+    Raises:
+        SystemExit: With code 2, after a user's mistake was written to `failures/`.
+    """
+    try:
+        _run(run_dir)
+    except SystemExit as end:
+        exit_in_time(end.code if isinstance(end.code, int) else 1)
+        raise
+    exit_in_time(0)
+
+
+def _run(run_dir: str) -> None:
+    stop = StopRequest()
+    stop.install()
+    run_path = RunDir(Path(run_dir))
+    leaving = Leaving(run_path, 0)
+    try:
+        ownership.refuse_rank(run_path, os.environ)
+        placement = placement_from(os.environ)
+        owned = ownership.of_rank(run_path, placement.rank, os.environ)
+        leaving = Leaving(run_path, placement.rank)
+        leaving.follow_others()
+        node = os.environ.get("SLURMD_NODENAME", "")
+        with Watchdog(run_path, placement, node) as watchdog:
+            leaving.answer_hang = watchdog.answer
+            _attempt(_Rank(run_path, placement, stop, leaving, watchdog, owned))
+    except (PeerFailedError, SupersededError) as error:
+        # The other rank has reported the reason; and another owner's run is not written to.
+        print(error, file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CODE) from None
+    except LladaSftError as error:
+        print(error, file=sys.stderr, flush=True)
+        leaving.say(_MENDED_BY_THE_USER.get(type(error), Cause.MISTAKE), str(error))
+        raise SystemExit(EXIT_CODE) from None
+    except Exception as error:
+        leaving.fail(error)
+
+
+def placement_from(environment: Mapping[str, str]) -> Placement:
+    """Read a rank's place from SLURM's variables, or from those of --local.
+
+    Raises:
+        LaunchError: a variable is missing or no number.
+    """
+    names = SLURM_VARIABLES if "SLURM_PROCID" in environment else LOCAL_VARIABLES
+    try:
+        rank, world_size, local_rank, node_rank = (int(environment[name]) for name in names)
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    except KeyError as error:
+        raise LaunchError(
+            f"{error.args[0]} is not set: start ranks with launch.py or slurm/train.sbatch"
+        ) from None
+    except ValueError as error:
+        raise LaunchError(f"a rank variable is not a number: {error}") from None
+    return Placement(rank, world_size, local_rank, node_rank, address, port)
+
+
+def _attempt(rank: _Rank) -> None:
+    """Train, and let rank 0 say in the journal that it ended well."""
+    attempt: Entry = {"attempt": journal.current_attempt(rank.run.journal)}
+    if job_id := os.environ.get("SLURM_JOB_ID"):
+        attempt["job_id"] = job_id
+    _check_world_size(rank)
+    noted = RankJournal(rank.run.journal, attempt)
+    config = load_config(rank.run.config)
+    rank.watchdog.set_timeouts(config.train)
+    noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
+    outcome = _train(config, rank, noted)
+    if rank.placement.rank != 0:
+        return
+    if outcome == "finished":
+        noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
+    else:
+        _stopped(rank.run, noted, rank.stop, config)
+
+
+def _check_world_size(rank: _Rank) -> None:
+    """Check that all ranks were started that the batch script recorded for this attempt.
+
+    An elastic job trains on any number of nodes, but always on all that it has.
+    """
+    started = journal.last_started(rank.run.journal)
+    job = (os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    expected, found = started.get("world_size"), rank.placement.world_size
+    if job == (started.get("job_id"), started.get("restarts")) and expected not in (None, found):
+        raise LaunchError(
+            f"job {job[0]}: {found} ranks were started, and its nodes {started.get('nodes')} are to"
+            f" have {expected}: a variable or an option of srun is in the way (SLURM_NTASKS?);"
+            " see srun in job.sbatch, or in slurm/train.sbatch"
+        )
+
+
+def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Config) -> None:
+    """Note why all ranks were told to stop, and requeue the job where that is wanted.
+
+    Raises:
+        SystemExit: The job should go on, but could not be requeued: with code 0 SLURM would call it
+            COMPLETED, and nobody would learn that it is not. Or it is given up.
+    """
+    # Signals that came after the ranks agreed are known only to this rank: they may be the reason.
+    told = sorted({*noted.told, *stop.names()})
+
+    def given_up(cause: Cause) -> str:
+        now: Entry = {"event": "ended", "attempt": noted.attempt, "cause": cause}
+        return restart_policy.decide([*journal.read(run_path.journal), now], config).given_up
+
+    ending = after_stop(told, noted.job, noted.cause, given_up)
+    ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
+    ended["detail"] = f"{' and '.join(told)} on {noted.told_whom}"
+    if ending.given_up:
+        noted.note(ended)
+        code = GIVEN_UP_EXIT_CODE
+        noted.note({"event": "given_up", "detail": ending.given_up, "exit_code": code})
+        print(f"given up: {ending.given_up}", flush=True)
+        raise SystemExit(code)
+    if not ending.error:
+        noted.note(ended)
+        return
+    assert noted.job is not None
+    error = (
+        f"job {noted.job.job_id}: not requeued: {ending.error};"
+        f" to resume from its last checkpoint:  {run_path.shell_command('resume')}"
+    )
+    print(error, file=sys.stderr, flush=True)
+    noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})
+    raise SystemExit(NOT_REQUEUED_EXIT_CODE)
+
+
+def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
+    config = _of_this_attempt(config, rank.placement, rank.run)
+    # Read when torch is imported, so set before.
+    os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
+    if not _uses_cuda(config):
+        # DeepSpeed looks for an accelerator when it is imported.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+    # The imports make millions of objects that stay: looking for garbage among them takes a second.
+    gc.disable()
+    from llada_sft.training.host import Host
+    from llada_sft.training.ranks import leave_ranks
+    from llada_sft.training.trainer import train
+
+    gc.freeze()
+    gc.enable()
+
+    def note(entry: Mapping[str, object]) -> None:
+        noted.note(cast(Entry, entry))
+
+    def failed(error: Exception, step: int) -> None:
+        # Where a hang was found this does not return: the error is of a rank that has ended.
+        rank.watchdog.stop()
+        rank.leaving.step = step
+        rank.leaving.fail(error)
+
+    host = Host(
+        stop_requested=lambda: rank.stop.requested,
+        claim_signals=rank.stop.claim,
+        note=note,
+        failed=failed,
+        pulse=rank.watchdog.pulse,
+        signals=rank.stop.names,
+        require_owner=rank.ownership.leave_if_lost if rank.ownership else lambda: None,
+    )
+    outcome = train(config, rank.run, rank.placement, host)
+    leave_ranks()
+    return outcome
+
+
+def _uses_cuda(config: Config) -> bool:
+    if config.train.accelerator != "auto":
+        return config.train.accelerator == "cuda"
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _of_this_attempt(config: Config, placement: Placement, run_path: RunDir) -> Config:
+    """Give the config for the nodes that the job has; on other nodes than asked for, elastic."""
+    nodes, rest = divmod(placement.world_size, config.slurm.ranks_per_node)
+    allowed = config.slurm.node_range
+    if rest or nodes not in allowed:
+        counts = " to ".join(map(str, dict.fromkeys((allowed[0], allowed[-1]))))
+        ranks = [count * config.slurm.ranks_per_node for count in (allowed[0], allowed[-1])]
+        raise ConfigError(
+            f"{run_path.config}: {counts} nodes × {config.slurm.ranks_per_node} ranks"
+            f" = {' to '.join(map(str, dict.fromkeys(ranks)))} ranks,"
+            f" but {placement.world_size} were started:"
+            " set slurm.nodes and slurm.ranks_per_node to what the job has"
+        )
+    if config.slurm.elastic is not None and placement.rank == 0:
+        print(attempt_line(config, nodes), flush=True)
+    return on_nodes(config, nodes)

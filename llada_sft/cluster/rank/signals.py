@@ -1,0 +1,91 @@
+"""A signal sets a flag, and nothing else: `StopRequest`, and who owns the job's signals.
+
+    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption where the cluster
+          has `preempt_send_user_signal`
+    TERM  sent by scancel, by a requeue, and by preemption elsewhere
+
+Which of these it was, and what follows from it, is asked after the save (`stopping.py`).
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+from llada_sft.errors import LaunchError
+
+_WATCHED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether this process has been told to stop, and by which signals."""
+
+    def __init__(self) -> None:
+        self.signals: set[signal.Signals] = set()
+
+    @property
+    def requested(self) -> bool:
+        return bool(self.signals)
+
+    def names(self) -> list[str]:
+        """Name the signals that came."""
+        return sorted(one.name for one in self.signals.copy())
+
+    def install(self) -> None:
+        """Handle the job's signals; to be called first thing, in the main thread.
+
+        USR2 reaches every process of the step, and would end a data worker. Children inherit what
+        is blocked, also through exec, but no handler: so it is blocked here, and a thread waits for
+        it. The handler is for threads that started before us (numpy's) and do not block it.
+        """
+        signal.signal(signal.SIGUSR2, self._note)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        threading.Thread(target=self._await_usr2, name="await-usr2", daemon=True).start()
+        signal.signal(signal.SIGTERM, self._note)
+        os.register_at_fork(after_in_child=_let_term_end_the_child)
+
+    def claim(self) -> str:
+        """Take TERM back from Lightning, and check that nobody else handles the job's signals.
+
+        Lightning puts its own handler of TERM in front when fit() begins. That one runs a broadcast
+        *inside* the handler: a deadlock when ranks get TERM at different points of a step.
+
+        Returns:
+            Who handles which signal, in one line.
+
+        Raises:
+            LaunchError: A handler is neither the default, nor Lightning's of TERM, nor ours.
+        """
+        if _owner(signal.SIGTERM).split(".")[0] in ("lightning", "lightning_fabric"):
+            signal.signal(signal.SIGTERM, self._note)
+        owners = {number.name: _owner(number) for number in _WATCHED}
+        problems = [
+            f"signals: {name}: handled by {owner}, and the job needs it to save and stop in time:"
+            f" remove that handler from the hook, or from the library that sets it"
+            for name, owner in owners.items()
+            if owner not in ("default", "ignored", __name__)
+        ]
+        if problems:
+            raise LaunchError("\n".join(problems))
+        return "signals: " + ", ".join(f"{name} {owner}" for name, owner in owners.items())
+
+    def _await_usr2(self) -> None:
+        while True:
+            self._note(signal.sigwait({signal.SIGUSR2}))
+
+    def _note(self, number: int, frame: FrameType | None = None) -> None:
+        self.signals.add(signal.Signals(number))
+
+
+def _owner(number: signal.Signals) -> str:
+    """Name the module of a signal's handler."""
+    handler = signal.getsignal(number)
+    if handler in (signal.SIG_DFL, signal.SIG_IGN):
+        return "default" if handler == signal.SIG_DFL else "ignored"
+    if handler is None:
+        return "C code"
+    return str(getattr(handler, "__module__", type(handler).__module__))
+
+
+def _let_term_end_the_child() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,220 @@
+"""What `llada-sft resume RUN [section.key=value ...] [--update-code]` changes of a run.
+
+`plan` reads, refuses what may not change, and writes nothing; `apply` writes. Relative paths in
+changed values start at the current folder.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llada_sft.cluster import journal, moved
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.launch.origin import origin_of
+from llada_sft.cluster.launch.snapshot import checkout_of_the_package, code_version, redact
+from llada_sft.cluster.resume import code_diff, fitting, update_code
+from llada_sft.cluster.resume.old_version import carry_over, read_old
+from llada_sft.config import Config, dump_config, load_config, resolve_paths, yaml12
+from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
+from llada_sft.errors import LaunchError
+from llada_sft.run_dir import RunDir
+
+# A complete checkpoint, or one that is damaged; not one that is being written.
+_CHECKPOINT = re.compile(r"step_\d+(\.damaged.*)?")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a resume will change.
+
+    Attributes:
+        config: As it will be in config.yaml.
+        sources: The same, with the paths that hook and setup.sh are copied from.
+        changes: The keys with other values.
+        lines: What to print before the change.
+        update: The run gets the present code.
+        text: The content of config.yaml when the plan was made.
+    """
+
+    config: Config
+    sources: Config
+    changes: Sequence[Change]
+    lines: Sequence[str]
+    update: bool
+    text: bytes
+
+
+def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Plan:
+    """Work out what changes.
+
+    Args:
+        run: The run directory.
+        overrides: `section.key=value`, as they were typed.
+        base: Where relative paths in them start.
+        update: Take the present code, hook and setup.sh.
+
+    Raises:
+        ConfigError: A value is a mistake, or may not change within a run: one line for each.
+        LaunchError: The directory was moved or copied in a way that cannot work.
+    """
+    moved.check_place(run)
+    text = run.config.read_bytes()
+    before, after, lines = _read(run, overrides, base, update)
+    changes = [change for change in find_changes(before, after) if not _is_own(change, run)]
+    trained = is_trained(run)
+    refuse_changes([one for one in changes if not (update and one.key == "data.hook")], trained)
+    if trained:
+        fitting.require(run, before, after, changes)
+    lines += [redact(line) for line in change_lines(changes, trained)]
+    # In config.yaml hook and setup.sh are the run's own copies.
+    own_setup = None if after.slurm.setup is None else str(run.setup)
+    final = _with_files(moved.rebase(after, run), str(run.hook), own_setup)
+    given = {text.partition("=")[0].strip() for text in overrides} | {one.key for one in changes}
+    hook, setup, note = _files_to_take(run, final, after, given, update)
+    return Plan(final, _with_files(final, hook, setup), changes, [*lines, *note], update, text)
+
+
+def apply(run: RunDir, plan: Plan) -> None:
+    """Change the run, print what changes, and journal it; nobody else may use the run.
+
+    Raises:
+        LaunchError: The run directory cannot be written.
+    """
+    with _writing(run):
+        if run.config.read_bytes() != plan.text:
+            raise LaunchError(f"{run.path}: somebody else has changed it meanwhile; try again")
+        _say([*moved.note_move(run), *plan.lines])
+        entry: Entry = {"event": "changed", "keys": journal_values(plan.changes)}
+        if plan.update:
+            _update(run, plan, entry)
+            return
+        take_setup(run, plan.sources.slurm.setup)
+        replace_config(run, plan.config)
+        if plan.changes:
+            journal.append(run.journal, entry)
+
+
+def replace_config(run: RunDir, config: Config) -> None:
+    """Write `config.yaml` in one move: a rank that starts now reads the old or the new one."""
+    beside = run.config.with_suffix(".yaml.partial")
+    beside.write_text(dump_config(config), encoding="utf-8")
+    beside.replace(run.config)
+
+
+def take_setup(run: RunDir, setup: str | None) -> None:
+    """Make a file the run's setup.sh; with None it has none."""
+    if setup is None:
+        run.setup.unlink(missing_ok=True)
+    elif Path(setup) != run.setup:
+        beside = run.setup.with_suffix(".sh.partial")
+        shutil.copyfile(setup, beside)
+        beside.replace(run.setup)
+
+
+def is_trained(run: RunDir) -> bool:
+    """Tell whether the run has a checkpoint, complete or damaged."""
+    return any(_CHECKPOINT.fullmatch(path.name) for path in run.checkpoints.glob("step_*"))
+
+
+def journal_values(changes: Sequence[Change]) -> dict[str, list[object]]:
+    """Return the old and the new value of each key, without secrets."""
+    return {one.key: [_without_secrets(one.old), _without_secrets(one.new)] for one in changes}
+
+
+def _read(
+    run: RunDir, overrides: Sequence[str], base: Path, update: bool
+) -> tuple[Config, Config, list[str]]:
+    """Read the config without and with the overrides; list what the new code reads differently."""
+    if not update:
+        before = resolve_paths(load_config(run.config), base)
+        return before, resolve_paths(load_config(run.config, overrides), base), []
+    data, lines = carry_over(read_old(run))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / run.config.name
+        path.write_text(yaml12.dump(data), encoding="utf-8")
+        before = resolve_paths(load_config(path), base)
+        after = resolve_paths(load_config(path, overrides), base)
+    return before, after, [redact(f"config           {line}") for line in lines]
+
+
+def _is_own(change: Change, run: RunDir) -> bool:
+    """Tell whether the new value is the path of the run's own copy."""
+    own = {"data.hook": str(run.hook), "slurm.setup": str(run.setup)}
+    return change.key in own and own[change.key] == str(change.new)
+
+
+def _files_to_take(
+    run: RunDir, final: Config, after: Config, given: Set[str], update: bool
+) -> tuple[str, str | None, list[str]]:
+    """Return the hook and the setup.sh to take (given, recorded, or the run's own), and a note."""
+    origin = origin_of(run)
+    hook = after.data.hook if "data.hook" in given else origin.hook if update else str(run.hook)
+    setup = final.slurm.setup
+    if "slurm.setup" in given:
+        setup = after.slurm.setup
+    elif setup is not None and update:
+        setup = origin.setup or setup
+    if hook is None:
+        note = f"hook             {run.hook}: where it was copied from is not known: it stays; "
+        return str(run.hook), setup, [note + "to take another one, add data.hook=FILE"]
+    return hook, setup, []
+
+
+def _with_files(config: Config, hook: str, setup: str | None) -> Config:
+    data = config.data.model_copy(update={"hook": hook})
+    slurm = config.slurm.model_copy(update={"setup": setup})
+    return config.model_copy(update={"data": data, "slurm": slurm})
+
+
+def _update(run: RunDir, plan: Plan, entry: Entry) -> None:
+    sources = plan.sources
+    checkout = checkout_of_the_package(otherwise=Path.cwd())
+    building = update_code.build(run, sources.data.hook, sources.slurm.setup, checkout)
+    files = code_diff.compare(run, building)
+    diff = code_diff.hook_diff(run, building)
+    before, after = code_version(run), code_version(building)
+    _say([f"code             {_version(before)} -> {_version(after)}", *_file_lines(files)])
+    if diff:
+        print(redact(diff), flush=True)
+    names = {what: [one.name for one in files if one.what == what] for what in _WHATS}
+    entry["code"] = {"before": before, "after": after, **names}
+    update_code.commit(run, building, dump_config(plan.config), entry)
+
+
+_WHATS = ("added", "removed", "changed")
+
+
+def _file_lines(files: Sequence[code_diff.FileChange]) -> list[str]:
+    return [f"file             {one}" for one in files] or ["file             all are the same"]
+
+
+def _version(version: dict[str, str | None]) -> str:
+    commit = version.get("commit")
+    return f"{version.get('version') or 'unknown'}{f' ({commit[:10]})' if commit else ''}"
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _without_secrets(one) for key, one in value.items()}
+    return [_without_secrets(one) for one in value] if isinstance(value, list) else value
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+@contextmanager
+def _writing(run: RunDir) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or run.path
+        raise LaunchError(f"{where}: cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,86 @@
+"""Do other data and another model still fit a run's checkpoint? Checked before anything is changed.
+
+Reads small files only: the names of the shards, and the sizes in config.json. The ranks compare the
+contents of the shards and the shapes of all tensors when they start.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llada_sft.cluster.watch.status import newest_checkpoint
+from llada_sft.config import Config
+from llada_sft.config.changes import Change
+from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.run_dir import RunDir
+
+_DATA_STATE = "data_state.json"
+# Keys of config.json: the sizes of the network, and the meaning of the token ids.
+_SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "mlp_ratio")
+_VOCABULARY = ("vocab_size", "embedding_size", "mask_token_id", "eos_token_id")
+
+
+def require(run: RunDir, before: Config, after: Config, changes: Sequence[Change]) -> None:
+    """Check that the newest checkpoint can be resumed with what changed.
+
+    Raises:
+        ConfigError: One line for each change that does not fit.
+    """
+    keys = {change.rule for change in changes}
+    lines: list[str] = []
+    if keys & {"data.train", "data.train.path"}:
+        lines += _files(run, after)
+    if "model.path" in keys and after.model.init == "pretrained":
+        lines += _sizes(before, after)
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _files(run: RunDir, after: Config) -> Iterator[str]:
+    from llada_sft.data.sources import list_sources
+
+    names = _files_of_the_checkpoint(run)
+    if not names or after.data.on_changed_file != "refuse":
+        return
+    try:
+        sources = list_sources(after.data, after.train.epochs)
+    except LladaSftError:
+        # Preflight reports what is wrong with them.
+        return
+    gone = sorted(set(names) - {shard.name for source in sources for shard in source.shards})
+    if gone:
+        yield (
+            f"data.train: {len(gone)} of the {len(names)} files that the checkpoint knows are not"
+            f" there, the first {gone[0]}: name the folder that has them, or set"
+            " data.on_changed_file: restart_file"
+        )
+
+
+def _files_of_the_checkpoint(run: RunDir) -> list[str]:
+    """Read which files the newest checkpoint knows; none where that cannot be read."""
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return []
+    files = _read_json(newest / _DATA_STATE).get("files")
+    return list(files) if isinstance(files, dict) else []
+
+
+def _sizes(before: Config, after: Config) -> Iterator[str]:
+    old, new = (_read_json(Path(one.model.path) / "config.json") for one in (before, after))
+    if not old or not new:
+        return
+    for key in (*_SIZES, *_VOCABULARY):
+        if old.get(key) != new.get(key):
+            yield (
+                f"model.path: {after.model.path}/config.json: {key} is {new.get(key)!r}, and"
+                f" {old.get(key)!r} in the model of the run: it must be the same model"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

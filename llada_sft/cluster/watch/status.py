@@ -1,0 +1,290 @@
+"""What a run is doing, from its own files and one question to SLURM; with or without sacct.
+
+A person looks at a run when something is wrong with it: whatever state one file is in, `status`
+shows what the others say.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from llada_sft.cluster import failures, job_states, journal, run_files, slurm
+from llada_sft.cluster.attempt import exclude_nodes
+from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.moved import is_copy, rebase
+from llada_sft.cluster.owner import owner_sight
+from llada_sft.cluster.run_files import printable
+from llada_sft.config import Config, load_config
+from llada_sft.errors import ConfigError, LaunchError, LladaSftError
+from llada_sft.run_dir import RunDir
+
+SHOWN_ATTEMPTS = 5
+SHOWN_FAILURE_LINES = 50
+# Of metrics.csv: its columns, and enough rows for the last of a validation to be among them.
+HEADER_BYTES = 64 << 10
+METRICS_BYTES = 1 << 20
+# What one line says, without a traceback.
+_MENDED_BY_THE_USER = (Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE)
+Row = tuple[str, str]
+
+
+def find_run(path: str) -> RunDir:
+    """Take up a run directory, whatever state its files are in.
+
+    Raises:
+        ConfigError: The path is not a run directory.
+    """
+    run = RunDir(Path(path).absolute())
+    try:
+        found = any(one.exists() or one.is_symlink() for one in (run.config, run.journal))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    if not found:
+        raise ConfigError(f"{path}: not a run directory: it has no config.yaml")
+    return run
+
+
+def status_lines(run: RunDir) -> list[str]:
+    """Describe the run in a few lines; a file that cannot be read is one line, not an error."""
+    with slurm.patience():
+        return [printable(f"{name:<12} {text}") for name, text in _rows(run)]
+
+
+def _rows(run: RunDir) -> Iterator[Row]:
+    entries: list[Entry] = []
+    yield from _safely("config", lambda: _of_config(run))
+    yield from _safely("journal", lambda: _read_journal(run, entries))
+    yield from _safely("job", lambda: [("job", _job(run, entries))])
+    yield from _safely("progress", lambda: [("progress", last_metrics(run, total_steps(entries)))])
+    yield from _safely("checkpoints", lambda: [("checkpoints", _checkpoints(run))])
+    yield from _safely("owner", lambda: [("owner", owner_sight.line(run))])
+    yield from _safely("attempts", lambda: _column("attempts", attempt_lines(entries)))
+    yield from _safely("attempts", lambda: _after_failures(entries))
+    yield from _safely("failure", lambda: [("failure", line) for line in failure_lines(run)])
+
+
+def _safely(name: str, make: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """Yield rows, or one that says why there are none."""
+    try:
+        yield from list(make())
+    except OSError as error:
+        yield name, f"cannot be read: {error.filename}: {error.strerror}"
+    # The last resort: whatever is wrong with one file, the other rows are shown.
+    except Exception as error:
+        yield name, f"cannot be read: {type(error).__name__}: {error}"
+
+
+def _column(name: str, lines: Iterable[str]) -> list[Row]:
+    """Put the name in front of the first line only."""
+    return [(name if number == 0 else "", line) for number, line in enumerate(lines)]
+
+
+def _of_config(run: RunDir) -> Iterator[Row]:
+    try:
+        # Opened without waiting first: a named pipe would block for ever.
+        run_files.read_start(run.config, 1)
+        config = rebase(load_config(run.config), run)
+    except OSError as error:
+        yield "directory", str(run.path)
+        yield "config", f"{run.config}: cannot be read: {error.strerror}"
+        return
+    except LladaSftError as error:
+        yield "directory", str(run.path)
+        yield from _column("config", str(error).splitlines())
+        return
+    yield "run", config.run.name
+    yield "directory", str(run.path)
+    yield "model", f"{config.model.path} ({config.model.init})"
+    yield "data", ", ".join(config.data.train_paths)
+    yield (
+        "ranks",
+        f"{_nodes(config)} nodes × {config.slurm.ranks_per_node},"
+        f" global batch {config.global_batch_size} {config.global_batch_unit}",
+    )
+
+
+def _read_journal(run: RunDir, entries: list[Entry]) -> list[Row]:
+    """Fill the list with the journal's entries."""
+    try:
+        entries += journal.parse(run_files.read_end(run.journal))
+    except FileNotFoundError:
+        if run.journal.is_symlink():
+            raise
+    return []
+
+
+def newest_step(run: RunDir) -> int:
+    """Return the step of the newest checkpoint; 0 where there is none."""
+    return max((int(path.name[5:]) for path in _checkpoint_paths(run) if path.is_dir()), default=0)
+
+
+def total_steps(entries: Sequence[Entry]) -> int | None:
+    """Return the steps of the whole training, as the last checkpoint recorded them."""
+    found = [entry.get("total_steps") for entry in entries]
+    known = [number for number in found if type(number) is int]
+    return known[-1] if known else None
+
+
+def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
+    """Give the last step, of how many, and the last value of each loss from the metrics file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    try:
+        start = run_files.read_start(run.metrics, HEADER_BYTES)
+        end = run_files.read_end(run.metrics, METRICS_BYTES)
+    except FileNotFoundError:
+        if run.metrics.is_symlink():
+            raise
+        return "no step yet"
+    columns = next(iter(_csv_rows(start)), [])
+    if "step" not in columns:
+        return f"cannot be read: {run.metrics}: has no column step" if start else "no step yet"
+    last: dict[str, str] = {}
+    for row in _csv_rows(end):
+        # Other rows are torn, or not of this file.
+        if len(row) == len(columns) and row[columns.index("step")].isdecimal():
+            last |= {name: value for name, value in zip(columns, row, strict=True) if value}
+    losses = [f"{name} {last[name]}" for name in last if name.endswith("loss")]
+    step = last.get("step", "0")
+    # What was known at the last checkpoint may be an estimate, and too low by now.
+    known = total_steps is not None and int(step) <= total_steps
+    return ", ".join([f"step {step} of {total_steps}" if known else f"step {step}", *losses])
+
+
+def _csv_rows(content: bytes) -> Iterator[list[str]]:
+    """Yield the rows of whole lines; one that is no CSV is skipped."""
+    *lines, _ = content.decode("utf-8", errors="replace").split("\n")
+    for line in lines:
+        try:
+            yield from csv.reader([line])
+        except csv.Error:
+            continue
+
+
+def failure_lines(run: RunDir) -> list[str]:
+    """Give what the ranks of the last attempt wrote that the user can mend, once each."""
+    errors = [one.error for one in failures.read_all(run) if one.cause in _MENDED_BY_THE_USER]
+    lines = list(dict.fromkeys(line for error in errors for line in error.splitlines()))
+    more = len(lines) - SHOWN_FAILURE_LINES
+    return lines[:SHOWN_FAILURE_LINES] + ([f"and {more} more lines"] if more > 0 else [])
+
+
+def last_job(run: RunDir) -> str | None:
+    """Return the run's last SLURM job, never that of the run that it was copied from.
+
+    Raises:
+        LaunchError: The journal cannot be read.
+    """
+    if is_copy(run):
+        return None
+    try:
+        return journal.job_of(journal.parse(run_files.read_end(run.journal)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LaunchError(f"{run.journal}: cannot be read: {error.strerror}") from None
+
+
+def cancel_run(run: RunDir) -> str:
+    """Cancel the run's job and give its id.
+
+    Raises:
+        LaunchError: the run has no job.
+    """
+    job_id = last_job(run)
+    if job_id is None:
+        owner = owner_sight.line(run)
+        raise LaunchError(
+            f"{run.path}: has no SLURM job; stop a local run with Ctrl-C (its owner: {owner})"
+        )
+    slurm.cancel(job_id)
+    return job_id
+
+
+def _nodes(config: Config) -> str:
+    return " to ".join(map(str, config.slurm.elastic or (config.slurm.nodes,)))
+
+
+def _job(run: RunDir, entries: list[Entry]) -> str:
+    job_id = None if is_copy(run) else journal.job_of(entries)
+    if job_id is None:
+        return "none (local, or not launched yet)"
+    try:
+        return job_states.described(job_id, slurm.job_fields(job_id))
+    except LaunchError as error:
+        return f"{job_id} ({error})"
+
+
+def _checkpoints(run: RunDir) -> str:
+    paths = _checkpoint_paths(run)
+    damaged = ", ".join(path.name for path in sorted(run.checkpoints.glob("step_*.damaged*")))
+    ending = f"; damaged: {damaged}" if damaged else ""
+    if not paths:
+        return f"none{ending}"
+    steps = ", ".join(f"step {path.name[5:]}" for path in paths)
+    # lstat: it may be a broken link. And the run may have removed it just now.
+    with suppress(FileNotFoundError):
+        steps += f" ({age(time.time() - paths[-1].lstat().st_mtime)} ago)"
+    return steps + ending
+
+
+def newest_checkpoint(run: RunDir) -> Path | None:
+    """Return the newest path that is named like a complete checkpoint."""
+    paths = _checkpoint_paths(run)
+    return paths[-1] if paths else None
+
+
+def _checkpoint_paths(run: RunDir) -> list[Path]:
+    found = (path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal())
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def age(seconds: float) -> str:
+    """Say how long something took or is past, in its largest unit: "40 s", "12 min", "3 h"."""
+    for unit_s, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def attempt_lines(entries: list[Entry]) -> list[str]:
+    """Give the last attempts, one line each: number, nodes, steps, and why it ended."""
+    grouped = journal.attempts(entries)
+    if not grouped:
+        return ["none"]
+    lines = [_attempt_line(number, own) for number, own in enumerate(grouped, start=1)]
+    earlier = [f"{len(lines) - SHOWN_ATTEMPTS} earlier"] if len(lines) > SHOWN_ATTEMPTS else []
+    return [*earlier, *lines[-SHOWN_ATTEMPTS:]]
+
+
+def _attempt_line(number: int, entries: list[Entry]) -> str:
+    nodes = entries[0].get("nodes")
+    parts = [str(number), *([f"on {nodes}"] if nodes else []), _steps(entries)]
+    ended = next((e for e in entries if e.get("event") == "ended"), None)
+    why = "running, or ended by force"
+    if ended:
+        why = ended.get("cause", "ended") + (f" ({ended['detail']})" if "detail" in ended else "")
+        why += f": {ended['error']}" if "error" in ended else ""
+    return ", ".join(part for part in parts if part) + f": {why}"
+
+
+def _steps(entries: list[Entry]) -> str:
+    """Give the steps that an attempt went on from and came to, as far as it said so."""
+    first = next((e.get("step") for e in entries if e.get("event") == "resumed"), None)
+    known = [e["step"] for e in entries if "step" in e]
+    return "" if first is None else f"steps {first} to {max(known)}"
+
+
+def _after_failures(entries: list[Entry]) -> Iterator[Row]:
+    """Say what follows from failures: nodes that are left out, and whether the run was given up."""
+    if nodes := exclude_nodes.excluded(entries):
+        yield "excluded", ", ".join(nodes)
+    # Until it is started again, by hand.
+    events = [e for e in entries if e.get("event") in ("launched", "started", "given_up")]
+    if events and events[-1].get("event") == "given_up":
+        yield "given up", events[-1].get("detail", "")

@@ -1,0 +1,181 @@
+"""Bad rows: written down, and past a limit the end of the run.
+
+Each bad row of a run is one line of `quarantine/rank_N.jsonl`, also if a later epoch or a resumed
+run meets it again: file, line and byte, a reason (one word) and a message; epoch and row say when
+it was first met, `row` being its place in that epoch's order of its file. The fingerprint is the
+file's: what is known of a file that was changed since is not held against the new one.
+
+The share of bad rows is that of one rank: different bad rows over different rows, both among what
+it has read since the beginning of the run. What lies before a checkpoint is known from the files
+here, so a resumed run judges as one that was never interrupted.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llada_sft.data.rows.shard_reader import Row
+from llada_sft.data.rows.stream import FilePosition
+from llada_sft.errors import DataError
+
+# bad_record: the hook raised a DataError; hook_raised: it raised anything else;
+# hook_returned: what it returned cannot be used.
+Reason = Literal[
+    "not_json",
+    "not_utf8",
+    "nul_byte",
+    "line_too_long",
+    "bad_record",
+    "hook_raised",
+    "hook_returned",
+]
+# Before so many rows only the end of an epoch is judged: the first row may be a bad one.
+MIN_ROWS = 100
+SHOWN = 5
+# A message may quote a whole record.
+MAX_MESSAGE = 500
+
+
+class BadRowError(DataError):
+    """One row cannot be used."""
+
+    def __init__(self, row: Row, reason: Reason, message: str) -> None:
+        # What a hook raises may quote halves of surrogate pairs, which no log or file can hold.
+        message = " ".join(message.splitlines()).encode(errors="backslashreplace").decode()
+        super().__init__(f"{row.where}: {message}")
+        self.row, self.reason, self.message = row, reason, message
+
+
+class _Entry(NamedTuple):
+    """A line of the file."""
+
+    file: str
+    line: int
+    byte: int
+    reason: str
+    message: str
+    epoch: int
+    row: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} (byte {self.byte}): {self.message}"
+
+
+class Quarantine:
+    """The bad rows of one rank.
+
+    Args:
+        path: The file; None writes nothing down.
+        max_bad_fraction: More than this share of bad rows ends the run.
+        fingerprints: Of the rank's files, by their names.
+        positions: Where the run goes on in each, by the same names.
+        shown_paths: What messages call each, by the same names.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        max_bad_fraction: float,
+        fingerprints: Mapping[str, str],
+        positions: Mapping[str, FilePosition],
+        shown_paths: Mapping[str, str],
+    ) -> None:
+        self._path, self._max_bad_fraction = path, max_bad_fraction
+        done_until = {shown_paths[name]: (at.epoch, at.row) for name, at in positions.items()}
+        self._fingerprints = {shown_paths[name]: one for name, one in fingerprints.items()}
+        known = [
+            entry
+            for entry in ([] if path is None else _read_all(path))
+            if self._fingerprints.get(entry.file) == entry.fingerprint
+        ]
+        self._written = {(entry.file, entry.line) for entry in known}
+        done = [entry for entry in known if (entry.epoch, entry.row) < done_until[entry.file]]
+        self._met = {(entry.file, entry.line) for entry in done}
+        self._first = done[:SHOWN]
+
+    def add(self, error: BadRowError, epoch: int, row: int) -> None:
+        """Write a bad row down, if it is not yet.
+
+        Raises:
+            DataError: The row itself, where no bad row is allowed; or the file cannot be written.
+        """
+        at = error.row
+        file, message = at.path, error.message
+        if len(message) > MAX_MESSAGE:
+            message = message[:MAX_MESSAGE] + " ..."
+        fingerprint = self._fingerprints[file]
+        entry = _Entry(file, at.line, at.byte, error.reason, message, epoch, row, fingerprint)
+        key = (file, at.line)
+        if key not in self._met and len(self._first) < SHOWN:
+            self._first.append(entry)
+        self._met.add(key)
+        if self._path is not None and key not in self._written:
+            _append(self._path, entry)
+            self._written.add(key)
+        if self._max_bad_fraction == 0:
+            raise DataError(str(entry))
+
+    def judge(self, rows_read: int, end_of_epoch: bool = False) -> None:
+        """Compare the share of bad rows with what is allowed.
+
+        Args:
+            rows_read: Different rows that this rank has read since the beginning of the run.
+            end_of_epoch: Also judge few rows.
+
+        Raises:
+            DataError: There are too many; shows the first five.
+        """
+        if rows_read < (1 if end_of_epoch else MIN_ROWS):
+            return
+        bad = len(self._met)
+        if bad / rows_read > self._max_bad_fraction:
+            where = "" if self._path is None else f"{self._path}: "
+            raise DataError(
+                f"{where}{bad:,} of {rows_read:,} rows are bad, "
+                f"data.max_bad_fraction allows {self._max_bad_fraction:g}; the first:\n"
+                + "\n".join(map(str, self._first))
+            )
+
+
+def _append(path: Path, entry: _Entry) -> None:
+    line = json.dumps(entry._asdict()).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(line)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _read_all(path: Path) -> Iterator[_Entry]:
+    """Read what all ranks have written: the run may have had another number of them."""
+    if path.exists():
+        _drop_cut_line(path)
+    for file in sorted(path.parent.glob("rank_*.jsonl")):
+        content = file.read_bytes()
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
+            entry = _parse(line)
+            if entry is not None:
+                yield entry
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Remove a last line that a crash cut short, so that the next one is whole."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _parse(line: bytes) -> _Entry | None:
+    """Read a line; None if somebody has edited it, or it was damaged."""
+    try:
+        fields: Any = json.loads(line)
+        entry = _Entry(**fields)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    types = _Entry.__annotations__.values()
+    return entry if all(map(isinstance, entry, types)) else None

@@ -1,0 +1,8 @@
+"""Which row is next.
+
+order.py         random orders that are worked out from a key
+file_draws.py    which of a rank's files the next row comes from
+shard_reader.py  the rows of one file, in such an order
+stream.py        the rows of a rank's files, and a position to resume from
+count.py         how many rows there are, before anything is read
+"""

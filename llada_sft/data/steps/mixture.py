@@ -1,0 +1,158 @@
+"""Examples of several sources, mixed by weight; each source has epochs of its own.
+
+On every rank, the next example is of the source that has given least for its weight. So the shares
+are right at any time, not only on average, and follow from what was given: that is part of the
+position of each file. A source that has made all of its epochs drops out; the others go on.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from llada_sft.data.examples.encode import Encoder, Example
+from llada_sft.data.examples.quarantine import Quarantine
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.steps.one_epoch import EpochRows
+from llada_sft.data.steps.yields import RowsLeft
+
+Unit = Literal["examples", "tokens"]
+
+
+class SourceRows:
+    """One source's examples through all of its epochs, on one rank.
+
+    Args:
+        weight: Its share, in proportion to the others'.
+        epochs: Passes over its rows.
+        stream: Its rows.
+        encoder: Makes their examples.
+        quarantine: Takes its bad rows.
+        positions: Of its files, each with the epoch that it is in.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        epochs: int,
+        stream: RowStream,
+        encoder: Encoder,
+        quarantine: Quarantine,
+        positions: Mapping[str, FilePosition],
+    ) -> None:
+        self.weight, self._epochs, self._stream = weight, epochs, stream
+        self._encoder, self._quarantine = encoder, quarantine
+        self._counts = RowCounts()
+        self._positions = dict(positions)
+        self._rows = self._epoch(min((at.epoch for at in positions.values()), default=0))
+        self.given = {
+            "examples": sum(at.examples for at in positions.values()),
+            "tokens": sum(at.tokens for at in positions.values()),
+        }
+
+    def examples(self) -> Iterator[Example]:
+        # Its epochs may have been lowered below the one that it is in.
+        while self._rows.epoch < self._epochs:
+            for example in self._rows.examples():
+                self._add(example)
+                yield example
+            if self._rows.epoch + 1 >= self._epochs:
+                return
+            self._counts += self._rows.take_counts()
+            self._positions = {
+                name: at if at.epoch > self._rows.epoch else at.at_epoch(self._rows.epoch + 1)
+                for name, at in self.positions.items()
+            }
+            self._rows = self._epoch(self._rows.epoch + 1)
+
+    @property
+    def positions(self) -> dict[str, FilePosition]:
+        """What is done of each file, and what it has given."""
+        now = self._rows.positions
+        return {
+            # A file that is further than the others was already done when this epoch began.
+            name: at
+            if at.epoch > self._rows.epoch
+            else at._replace(row=now[name].row, part=now[name].part)
+            for name, at in self._positions.items()
+        }
+
+    @property
+    def rows_done(self) -> int:
+        """Rows that are done in all epochs, at most those of the present number of epochs."""
+        return min(self.num_rows, self._stream.rows_done(self.positions))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all epochs."""
+        return self._stream.num_rows * self._epochs
+
+    @property
+    def left(self) -> RowsLeft:
+        """What is left of all epochs."""
+        given = sum(at.part for at in self.positions.values())
+        return RowsLeft(self.num_rows - self.rows_done, given)
+
+    def take_counts(self) -> RowCounts:
+        """Return what was counted since the last call."""
+        counts, self._counts = self._counts + self._rows.take_counts(), RowCounts()
+        return counts
+
+    def _epoch(self, epoch: int) -> EpochRows:
+        here = {name: at for name, at in self._positions.items() if at.epoch <= epoch}
+        rows = self._stream.known_positions(here)
+        return EpochRows(self._stream, self._encoder, self._quarantine, epoch, rows)
+
+    def _add(self, example: Example) -> None:
+        at, num_tokens = self._positions[example.file], len(example.input_ids)
+        self._positions[example.file] = at._replace(
+            examples=at.examples + 1, tokens=at.tokens + num_tokens
+        )
+        self.given["examples"] += 1
+        self.given["tokens"] += num_tokens
+
+
+class MixedRows:
+    """The examples of all sources of a rank, with the position of what is done.
+
+    Args:
+        sources: At least one.
+        unit: What the weights share out.
+    """
+
+    # Sources have epochs; the mixture is one.
+    epoch = 0
+
+    def __init__(self, sources: Sequence[SourceRows], unit: Unit) -> None:
+        self._sources, self._unit = sources, unit
+
+    def examples(self) -> Iterator[Example]:
+        left = [(source, source.examples()) for source in self._sources]
+        while left:
+            chosen = min(left, key=lambda one: one[0].given[self._unit] / one[0].weight)
+            example = next(chosen[1], None)
+            if example is None:
+                left.remove(chosen)
+            else:
+                yield example
+
+    @property
+    def positions(self) -> dict[str, FilePosition]:
+        """What is done of each file of all sources."""
+        return {name: at for one in self._sources for name, at in one.positions.items()}
+
+    @property
+    def rows_done(self) -> int:
+        return sum(source.rows_done for source in self._sources)
+
+    @property
+    def num_rows(self) -> int:
+        return sum(source.num_rows for source in self._sources)
+
+    @property
+    def left(self) -> list[RowsLeft]:
+        """What is left of each source, in all of its epochs."""
+        return [source.left for source in self._sources]
+
+    def take_counts(self) -> RowCounts:
+        """Return what was counted since the last call."""
+        return sum((source.take_counts() for source in self._sources), start=RowCounts())

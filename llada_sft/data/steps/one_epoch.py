@@ -1,0 +1,77 @@
+"""The examples of an epoch's rows: what becomes of each row is counted, and a bad one set aside."""
+
+from collections.abc import Iterator
+
+from llada_sft.data.examples.encode import Encoder, Example
+from llada_sft.data.examples.quarantine import BadRowError, Quarantine
+from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.rows.shard_reader import Row
+from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.steps.yields import RowsLeft
+
+
+class EpochRows:
+    """The examples of an epoch's rows; what becomes of each row is counted once.
+
+    Attributes:
+        positions: What is done. Once an example was given, it counts as done.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        encoder: Encoder,
+        quarantine: Quarantine,
+        epoch: int,
+        positions: dict[str, FilePosition],
+    ) -> None:
+        self._stream, self._encoder, self._quarantine = stream, encoder, quarantine
+        self.epoch, self.positions = epoch, positions
+        self._counts = RowCounts()
+        # Different rows of the run so far: from the second epoch on, all.
+        self._read = stream.num_rows if epoch > 0 else sum(at.row for at in positions.values())
+
+    def examples(self) -> Iterator[Example]:
+        for row in self._stream.rows(self.epoch, self.positions):
+            done = self.positions[row.file]
+            examples = self._encode(row, done)
+            for part in range(done.part, len(examples)):
+                self.positions[row.file] = done._replace(part=part + 1)
+                if part + 1 == len(examples):
+                    self.positions[row.file] = done._replace(row=done.row + 1, part=0)
+                yield examples[part]
+            self.positions[row.file] = done._replace(row=done.row + 1, part=0)
+            self._read += self.epoch == 0
+            self._quarantine.judge(self._read)
+        self._quarantine.judge(self._read, end_of_epoch=True)
+
+    @property
+    def rows_done(self) -> int:
+        return sum(at.row for at in self.positions.values())
+
+    @property
+    def num_rows(self) -> int:
+        return self._stream.num_rows
+
+    @property
+    def left(self) -> list[RowsLeft]:
+        """What is left of the epoch, for the single source."""
+        given = sum(at.part for at in self.positions.values())
+        return [RowsLeft(self.num_rows - self.rows_done, given)]
+
+    def take_counts(self) -> RowCounts:
+        """Return what was counted since the last call."""
+        counts, self._counts = self._counts, RowCounts()
+        return counts
+
+    def _encode(self, row: Row, done: FilePosition) -> list[Example]:
+        try:
+            encoded = self._encoder(row, self.epoch)
+        except BadRowError as error:
+            self._counts += RowCounts(rows=1, bad={error.reason: 1})
+            self._quarantine.add(error, self.epoch, done.row)
+            return []
+        # A row that was begun before a checkpoint was counted then.
+        if done.part == 0:
+            self._counts += encoded.counts
+        return encoded.examples

@@ -1,0 +1,126 @@
+"""What all readers give: blocks of whole rows, and the rows that are left out."""
+
+import json
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llada_sft.sharding.folder import writing
+
+BLOCK_BYTES = 1 << 21
+SHOWN = 5
+# A message may quote a whole row.
+_MAX_MESSAGE = 500
+
+Text = bytes | memoryview
+
+
+class Block(NamedTuple):
+    """Whole rows, one behind the other; good until the next but one is asked for.
+
+    Attributes:
+        text: The rows. Each ends with a line end.
+        ends: [rows]: where each row ends in the text.
+        position: Bytes of the stored file that are read by now.
+    """
+
+    text: Text
+    ends: NDArray[np.integer]
+    position: int
+
+
+def block_of(rows: Sequence[Text], position: int) -> Block:
+    """Put rows together; each ends with a line end."""
+    ends = np.fromiter(map(len, rows), np.int64, len(rows)).cumsum()
+    # One row may be very long.
+    return Block(rows[0] if len(rows) == 1 else b"".join(rows), ends, position)
+
+
+def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Find the bytes below 32: line ends, and what JSON has only between its parts or not at all.
+
+    Args:
+        data: uint8 [bytes], a multiple of 8 of them.
+
+    Returns:
+        int64: where they are, in their order.
+    """
+    low = data < 32
+    # Where few are, twice as fast as np.flatnonzero(low): eight are looked at together.
+    words = np.flatnonzero(low.view(np.uint64) != 0)
+    row, column = low.reshape(-1, 8)[words].nonzero()
+    found: NDArray[np.int64] = words[row] * 8 + column
+    return found
+
+
+class BadRow(NamedTuple):
+    """A row that is left out.
+
+    Attributes:
+        file: As it was named.
+        unit: What `number` counts, from 1: lines of a text, else rows.
+        number: Its line or row.
+        byte: Where it begins, in the text if that is compressed; None if that is not known.
+        reason: One word.
+        message: What is wrong.
+    """
+
+    file: str
+    unit: Literal["line", "row"]
+    number: int
+    byte: int | None
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        at = f":{self.number}" if self.unit == "line" else f": row {self.number}"
+        byte = "" if self.byte is None else f" (byte {self.byte})"
+        return f"{self.file}{at}{byte}: {self.message}"
+
+
+class BadRows:
+    """The rows that are left out, written down one by one.
+
+    Args:
+        path: The file. It must not have the name of a shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = 0
+        self.first: list[BadRow] = []
+
+    def add(self, row: BadRow) -> None:
+        """Write a row down.
+
+        Raises:
+            DataError: there is no room.
+        """
+        message = " ".join(row.message.split())
+        if len(message) > _MAX_MESSAGE:
+            message = message[:_MAX_MESSAGE] + " ..."
+        row = row._replace(message=message)
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(row)
+        fields = {"file": row.file, row.unit: row.number, "byte": row.byte}
+        line = json.dumps({**fields, "reason": row.reason, "message": message})
+        with writing(self._path), self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+def ahead(blocks: Iterator[Block]) -> Generator[Block, None, None]:
+    """Give the same blocks, but let a thread make the next one meanwhile.
+
+    Reading, finding rows, compressing and writing release the interpreter's lock: two cores share
+    the work. Close it to be sure that the thread has ended.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = thread.submit(next, blocks, None)
+            yield block

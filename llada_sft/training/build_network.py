@@ -1,0 +1,57 @@
+"""The config's `model` section -> the network that is trained."""
+
+from pathlib import Path
+
+from llada_sft.config.schema import ModelConfig
+from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.errors import DataError
+from llada_sft.model.configuration import LLaDAConfig, read_config
+from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.loading import build_model
+from llada_sft.model.settings import require_eos
+
+
+def resolve_network(config: ModelConfig) -> LLaDAConfig:
+    """Read the network's own config, or make one from `model.size` and the tokenizer.
+
+    Raises:
+        LladaSftError: The directory, or the tokenizer, cannot be used.
+    """
+    directory = Path(config.path)
+    if config.size is None:
+        network = read_config(directory)
+        require_eos(directory, network.eos_token_id)
+        return network
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{directory}: tokenizer has no EOS token; "
+            "name it in tokenizer_config.json ('eos_token')"
+        )
+    return LLaDAConfig.from_size(
+        **config.size.model_dump(),
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+
+
+def build_network(config: ModelConfig, network: LLaDAConfig, seed: int) -> LLaDAModelLM:
+    """Build the network and fill it; under ZeRO-3 it is born partitioned.
+
+    Args:
+        config: The model section.
+        network: What `resolve_network` returned.
+        seed: Of random weights.
+    """
+    model = build_model(network if config.size else Path(config.path), seed)
+    model.set_activation_checkpointing(config.activation_checkpointing)
+    return model
+
+
+def token_ids(network: LLaDAConfig) -> TokenIds:
+    """Say what data needs to know of a network."""
+    assert network.mask_token_id is not None and network.eos_token_id is not None
+    return TokenIds(network.vocab_size, network.eos_token_id, network.mask_token_id)

@@ -1,0 +1,177 @@
+"""Saves checkpoints at step boundaries, and stops the run where the ranks agreed to.
+
+A checkpoint that cannot be written on any rank is written on none: what there is of it is removed,
+and `train.on_failed_save` says whether the run ends. Where it was told to stop it does so in any
+case, and goes on later from the checkpoint before; the last checkpoint of a run must succeed.
+"""
+
+import errno
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+import lightning.pytorch as pl
+
+from llada_sft.config.schema import TrainConfig
+from llada_sft.errors import PeerFailedError, SaveError
+from llada_sft.run_dir import RunDir
+from llada_sft.training.checkpoint import folder as checkpoints
+from llada_sft.training.checkpoint.shard_writer import write_error
+from llada_sft.training.consensus import Consensus
+from llada_sft.training.feed import StepFeed
+from llada_sft.training.host import Phase
+from llada_sft.training.log.step_journal import Notes, versions
+from llada_sft.training.noising import StepBatch
+from llada_sft.training.nonfinite import SkippedSteps
+from llada_sft.training.strategy import Zero3Strategy
+
+
+class CheckpointSaver(pl.Callback):
+    """Saves every N steps, at the last step, and when the ranks agreed to stop.
+
+    Args:
+        run: The run directory.
+        config: The train section.
+        consensus: The agreement of the ranks.
+        feed: Knows whether to stop.
+        fingerprints: Of this rank's files.
+        notes: Tells the journal.
+        pulse: Says what this rank begins to do.
+        examples_key: A hash of what decides which examples a row makes.
+        skipped: Returns the steps that were skipped because their loss or gradient was not finite.
+        require_owner: Does not return if the run has another owner now.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: TrainConfig,
+        consensus: Consensus,
+        feed: StepFeed,
+        fingerprints: dict[str, str],
+        notes: Notes,
+        pulse: Callable[[Phase, int], None] = lambda phase, step: None,
+        examples_key: str = "",
+        skipped: Callable[[], SkippedSteps] = SkippedSteps,
+        require_owner: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._examples_key, self._skipped = examples_key, skipped
+        self._run, self._config, self._consensus = run, config, consensus
+        self._feed, self._fingerprints = feed, fingerprints
+        self._notes, self._pulse, self._require_owner = notes, pulse, require_owner
+        # Whether the run ended because it was told to.
+        self.stopped = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._notes.resumed(trainer.global_step)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: StepBatch,
+        batch_idx: int,
+    ) -> None:
+        self._notes.step_ended()
+        step = trainer.global_step
+        last = trainer.is_last_batch or step == trainer.max_steps
+        self.stopped = self._feed.stop_agreed and not last
+        if self.stopped:
+            self._notes.told_to_stop(step)
+        if last or self.stopped or step % self._config.checkpoint_every_steps == 0:
+            self._save(trainer, step, batch, last)
+        if self.stopped:
+            # The time until the job is killed is short: no validation on the way out.
+            trainer.limit_val_batches = 0
+            trainer.should_stop = True
+
+    def _save(self, trainer: pl.Trainer, step: int, batch: StepBatch, last: bool) -> None:
+        self._pulse("checkpoint", step)
+        errors, num_bytes = self._write(trainer, step, batch)
+        self._pulse("step", step)
+        first = next((error for error in errors if error is not None), None)
+        if first is None:
+            total_steps = None if batch.pace is None else batch.pace.total_steps
+            self._notes.saved(step, num_bytes, total_steps)
+            return
+        line = ""
+        if trainer.is_global_zero:
+            self._require_owner()
+            partial = checkpoints.partial_path(self._run.checkpoints, step)
+            line = checkpoints.abandon(partial, first, num_bytes)
+        line = str(self._consensus.gather(line)[0])
+        if self.stopped or (self._config.on_failed_save == "go_on" and not last):
+            self._notes.not_saved(
+                step, f"{line}; {'stopping' if self.stopped else 'training'} goes on"
+            )
+            return
+        if errors[trainer.global_rank] is None:
+            raise PeerFailedError(f"step {step}: another rank could not write; see its line")
+        raise SaveError(f"{line}; {_remedy(first)}")
+
+    def _write(
+        self, trainer: pl.Trainer, step: int, batch: StepBatch
+    ) -> tuple[list[OSError | None], int]:
+        """Write a checkpoint; on every rank the errors of all ranks, and the bytes of all shards.
+
+        Between two collectives each rank does what may fail without raising: all of them know of
+        each error before any goes on.
+        """
+        folder, zero = self._run.checkpoints, trainer.is_global_zero
+        errors = self._of_rank_0(zero, lambda: checkpoints.begin(folder, step))
+        if any(errors):
+            return errors, 0
+        partial = checkpoints.partial_path(folder, step)
+        # On each rank: another owner may be writing a checkpoint of the same step.
+        self._require_owner()
+        trainer.save_checkpoint(partial)
+        writer = cast(Zero3Strategy, trainer.strategy).shard_writer
+        found: Any = self._consensus.gather(
+            (
+                batch.positions,
+                self._fingerprints,
+                batch.yields,
+                writer.records(partial),
+                writer.error,
+                writer.num_bytes,
+            )
+        )
+        errors = [error for *_, error, _ in found]
+        num_bytes = sum(count for *_, count in found)
+        if any(errors):
+            return errors, num_bytes
+        manifest = {
+            "step": step,
+            "world_size": trainer.world_size,
+            "versions": versions(),
+            "skipped_steps": asdict(self._skipped()),
+        }
+        if batch.pace is not None:
+            planned = replace(batch.pace.planned, yields=[yields for _, _, yields, *_ in found])
+            manifest["schedule"] = planned.to_json()
+        data = checkpoints.DataState.merge(
+            batch.epoch, (one[:2] for one in found), self._examples_key
+        )
+        records = {name: record for one in found for name, record in one[3].items()}
+        keep = self._config.keep_checkpoints
+        finish = partial, manifest, data, records, keep, self._require_owner
+        return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
+
+    def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:
+        """Let rank 0 write, and tell all ranks what became of it."""
+        error = None
+        if zero:
+            self._require_owner()
+            try:
+                write()
+            except OSError as caught:
+                error = write_error(caught)
+        return cast(list[OSError | None], self._consensus.gather(error))
+
+
+def _remedy(error: OSError) -> str:
+    """Say what to do before the run is started again."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space and start the run again"
+    return "start the run again when that is mended"

@@ -1,0 +1,13 @@
+"""Saving, verifying and resuming.
+
+folder.py             partial, verified, renamed; the newest complete one wins
+manifest.py           checkpoint.json: sizes, checksums, and a checksum of its own
+checksums.py          taken while a file is written, compared when it is read
+shard_writer.py       a rank's shards, so that no rank waits for one whose disk is full
+verify.py             whether a checkpoint is what was written, before it is loaded
+resume.py             which checkpoint a run resumes from: all ranks together
+changed_files.py      shards that changed or are gone since: refused, or restarted
+half_done.py          rows that start again because what makes their examples changed
+universal.py          a checkpoint for another number of ranks
+universal_process.py  the process that converts it
+"""

@@ -1,0 +1,68 @@
+"""Files that changed, or are gone, since the checkpoint that a run goes on from.
+
+`data.on_changed_file` says what becomes of them: the run is refused, or goes on with a warning for
+each. A file that was added is no matter: it is read from the next epoch on.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from llada_sft.config.schema import DataConfig
+from llada_sft.errors import DataError
+from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.consensus import Consensus
+
+_DO = "restore them, start a new run, or set data.on_changed_file: restart_file"
+
+
+def files_changed(state: DataState, fingerprints: Mapping[str, str], consensus: Consensus) -> bool:
+    """Tell whether any file of any rank changed, appeared or disappeared since a checkpoint."""
+    own = any(state.fingerprints.get(name) != value for name, value in fingerprints.items())
+    ranks: Any = consensus.gather((own, len(fingerprints)))
+    num_files = sum(count for _, count in ranks)
+    return any(changed for changed, _ in ranks) or num_files != len(state.fingerprints)
+
+
+def files_to_restart(
+    config: DataConfig,
+    state: DataState,
+    names: Collection[str],
+    fingerprints: Mapping[str, str],
+    consensus: Consensus,
+    rank: int,
+) -> list[str]:
+    """Compare the files with a checkpoint's; every rank must call this.
+
+    Args:
+        config: The data section.
+        state: The checkpoint's.
+        names: Of all files that there are.
+        fingerprints: Of this rank's.
+        consensus: The agreement of the ranks: a rank knows only its own files' fingerprints.
+        rank: Rank 0 prints the warnings.
+
+    Returns:
+        The changed files of all ranks, if they may begin their epoch anew.
+
+    Raises:
+        DataError: Some changed or are gone, and that is refused; names all of them, on each rank.
+    """
+    where = ", ".join(config.train_paths)
+    ranks: Any = consensus.gather(state.changed(fingerprints))
+    changed = sorted(name for of_rank in ranks for name in of_rank)
+    gone = state.gone(names)
+    if config.on_changed_file == "refuse":
+        found = {"changed": changed, "gone": gone}
+        lines = [
+            f"{where}: {what} since the checkpoint: {', '.join(files)}; {_DO}"
+            for what, files in found.items()
+            if files
+        ]
+        if lines:
+            raise DataError("\n".join(lines))
+    if rank == 0:
+        for name in changed:
+            print(f"{where}: {name} changed since the checkpoint: it begins its epoch anew")
+        for name in gone:
+            print(f"{where}: {name} is gone since the checkpoint: its rows are left out")
+    return changed

@@ -1,0 +1,334 @@
+"""Checkpoints: written beside, verified, renamed, and only then pointed to.
+
+    checkpoints/
+      step_200/            complete
+        checkpoint/        DeepSpeed's shards, with Lightning's loop state in them
+        data_state.json    for each shard its fingerprint and what of it is done: one for all ranks
+        checkpoint.json    step, number of ranks, versions, and size and checksum of every file
+      step_300.partial/    being written, or left by a crash: never read, cleaned at the next start
+      step_100.damaged/    found damaged when a run resumed: never read, counted or removed
+      step_200.universal/  made of step_200 for another number of ranks, for as long as it is needed
+      latest               the name of the newest
+
+No state of a random generator is kept: every random choice of a run is keyed (DESIGN: noise by
+(seed, epoch, file, line), order by (seed, epoch, file)), so there is none to restore.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llada_sft.data.rows.stream import FilePosition, Pending
+from llada_sft.data.steps.dataset import Positions
+from llada_sft.training.checkpoint.checksums import FileRecord
+from llada_sft.training.checkpoint.manifest import MANIFEST, read_manifest, sealed
+
+# Lightning's name for the folder of DeepSpeed's shards.
+DEEPSPEED_TAG = "checkpoint"
+DATA_STATE, _LATEST = "data_state.json", "latest"
+_COMPLETE = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class DataState:
+    """Where the data of all ranks stands: for each file its fingerprint and its position.
+
+    `examples_key` is a hash of what decides which examples a row makes; empty in a checkpoint of an
+    older version.
+    """
+
+    epoch: int
+    positions: Positions
+    fingerprints: Mapping[str, str]
+    examples_key: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        files = {
+            name: {**at._asdict(), "fingerprint": self.fingerprints[name]}
+            for name, at in sorted(self.positions.items())
+        }
+        return {"epoch": self.epoch, "examples_key": self.examples_key, "files": files}
+
+    @staticmethod
+    def from_json(state: Mapping[str, Any]) -> "DataState":
+        files = state["files"]
+        return DataState(
+            epoch=state["epoch"],
+            positions={name: _position(at) for name, at in files.items()},
+            fingerprints={name: at["fingerprint"] for name, at in files.items()},
+            examples_key=state.get("examples_key", ""),
+        )
+
+    @staticmethod
+    def merge(
+        epoch: int,
+        ranks: Iterable[tuple[Positions, Mapping[str, str]]],
+        examples_key: str = "",
+    ) -> "DataState":
+        """Put the states of all ranks together; each file belongs to one of them."""
+        positions: Positions = {}
+        fingerprints: dict[str, str] = {}
+        for rank_positions, rank_fingerprints in ranks:
+            positions |= rank_positions
+            fingerprints |= rank_fingerprints
+        return DataState(epoch, positions, fingerprints, examples_key)
+
+    def changed(self, fingerprints: Mapping[str, str]) -> list[str]:
+        """Name those of a rank's files that are not what they were; one that was added is none."""
+        return [
+            name
+            for name, value in sorted(fingerprints.items())
+            if self.fingerprints.get(name, value) != value
+        ]
+
+    def gone(self, names: Iterable[str]) -> list[str]:
+        """Name the files that are not among all those that there are."""
+        return sorted(self.positions.keys() - set(names))
+
+
+def _position(at: Mapping[str, Any]) -> FilePosition:
+    fields = {name: at[name] for name in FilePosition._fields}
+    return FilePosition(**{**fields, "pending": tuple(Pending(*one) for one in at["pending"])})
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return the complete checkpoints of a run, oldest first, with their steps."""
+    return [(step, path) for step, path in list_named(folder) if is_complete(path)]
+
+
+def list_named(folder: Path) -> list[tuple[int, Path]]:
+    """Return everything that has the name of a checkpoint, oldest first, whatever it is.
+
+    A file, or a link to a disk that is not mounted, counts as a checkpoint that cannot be read.
+    """
+    paths = folder.glob("step_*")
+    return sorted(
+        (int(found[1]), path) for path in paths if (found := _COMPLETE.fullmatch(path.name))
+    )
+
+
+def list_damaged(folder: Path) -> list[Path]:
+    """Return the checkpoints that `set_aside` renamed."""
+    return sorted(folder.glob("step_*.damaged*"))
+
+
+def list_set_aside(folder: Path) -> list[tuple[int, Path]]:
+    """Return these with their steps, without those that a person has renamed."""
+    steps = ((_COMPLETE.fullmatch(path.name.split(".")[0]), path) for path in list_damaged(folder))
+    return [(int(step[1]), path) for step, path in steps if step]
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that it never counts as one again; rank 0 only.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    number = 2
+    while aside.exists():
+        aside = checkpoint.with_name(f"{checkpoint.name}.damaged.{number}")
+        number += 1
+    checkpoint.rename(aside)
+    _sync(checkpoint.parent)
+    return aside
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, whatever `latest` says."""
+    checkpoints = list_checkpoints(folder)
+    return checkpoints[-1][1] if checkpoints else None
+
+
+def read_data_state(checkpoint: Path) -> DataState:
+    return DataState.from_json(json.loads((checkpoint / DATA_STATE).read_text()))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of the manifest is there with its size."""
+    try:
+        sizes = read_manifest(checkpoint)["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    # Whatever a crash may leave of a manifest: nothing, half of it, zeros.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def point_to(checkpoint: Path) -> None:
+    """Make `latest` name a checkpoint; rank 0 only.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    latest = checkpoint.with_name(_LATEST)
+    beside = latest.with_name(latest.name + ".partial")
+    _write(beside, checkpoint.name + "\n")
+    beside.replace(latest)
+
+
+def universal_path(checkpoint: Path) -> Path:
+    """Name the folder that a checkpoint is converted into for another number of ranks."""
+    return checkpoint.with_name(f"{checkpoint.name}.universal")
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make an empty folder for a checkpoint that is being written; rank 0 only."""
+    partial = partial_path(folder, step)
+    remove(partial)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def partial_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step}.partial"
+
+
+def finish(
+    partial: Path,
+    manifest: Mapping[str, Any],
+    data_state: DataState,
+    records: Mapping[str, FileRecord],
+    keep: int,
+    require_owner: Callable[[], None] = lambda: None,
+) -> Path:
+    """Verify a checkpoint that all ranks have written, and make it the newest; rank 0 only.
+
+    Args:
+        partial: What `begin` returned.
+        manifest: Step, number of ranks, versions.
+        data_state: Of all ranks.
+        records: Of the files that all ranks have written, by the path within `partial`.
+        keep: Checkpoints to keep, this one among them.
+        require_owner: Called before each rename; does not return if the run has another owner now.
+
+    Raises:
+        OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
+    """
+    text = json.dumps(data_state.to_json(), indent=1)
+    _write(partial / DATA_STATE, text)
+    records = {**records, DATA_STATE: FileRecord.of(text.encode())}
+    there = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
+    if unknown := sorted(there - records.keys()):
+        raise OSError(errno.EIO, f"no rank has written {', '.join(unknown)}")
+    _write(partial / MANIFEST, sealed(manifest, records))
+    if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
+        raise OSError(errno.EIO, "not every rank's files are there")
+    # The ranks have brought their shards to the disk; this is the rest, and all names.
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    complete, latest = partial.with_suffix(""), partial.parent / _LATEST
+    # Written before the one is whose name it holds: moving it later needs no room.
+    beside = latest.with_name(latest.name + ".partial")
+    _write(beside, complete.name + "\n")
+    require_owner()
+    if complete.exists() or complete.is_symlink():
+        # Moved away by one rename: what a crash leaves of it must not look damaged.
+        replaced = partial.with_suffix(".replaced.partial")
+        remove(replaced)
+        complete.rename(replaced)
+    partial.rename(complete)
+    # It is complete: what fails from here on is tidied up later.
+    with suppress(OSError):
+        require_owner()
+        beside.replace(latest)
+    with suppress(OSError):
+        # Not before the new one is on the disk, whatever became of `latest`.
+        _sync(partial.parent)
+        require_owner()
+        clean_partial(partial.parent)
+        _prune(partial.parent, manifest["step"], keep, require_owner)
+    return complete
+
+
+def abandon(partial: Path, error: OSError, num_bytes: int) -> str:
+    """Remove what was written of a checkpoint that failed, and say so in one line; rank 0 only.
+
+    Args:
+        partial: What `begin` returned, or would have.
+        error: Of the first rank that failed.
+        num_bytes: What all ranks had to write; 0 where that is not known.
+    """
+    remove(partial)
+    partial.with_name(_LATEST + ".partial").unlink(missing_ok=True)
+    found = list_checkpoints(partial.parent)
+    before = f"the checkpoint of step {found[-1][0]} is intact" if found else "it is the first one"
+    room = room_for(partial.parent, error, num_bytes)
+    return f"{partial}: cannot be written: {error.strerror or error}{room}: {before}"
+
+
+def clean_partial(folder: Path) -> None:
+    """Remove what crashes and conversions left behind; rank 0 only."""
+    for pattern in ("step_*.partial", "step_*.universal"):
+        for path in folder.glob(pattern):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file, or a link but not its target."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _num_shards(checkpoint: Path) -> int:
+    """Count DeepSpeed's files: two of each rank, one of the model and one of the optimizer."""
+    # In bf16 the optimizer's name begins with bf16_.
+    return len(list((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_states.pt")))
+
+
+def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:
+    # Only complete ones are counted and removed, and none of a later step than the one just
+    # written: that one was skipped when the run resumed, and may be unusable.
+    found = [path for step, path in list_checkpoints(folder) if step <= newest]
+    for path in found[:-keep]:
+        # Renamed first: a half-removed checkpoint must not look like one.
+        require_owner()
+        doomed = path.with_suffix(".partial")
+        path.rename(doomed)
+        remove(doomed)
+
+
+def room_for(folder: Path, error: OSError, num_bytes: int) -> str:
+    """Say how much room there is for so many bytes, where the error is about that."""
+    if not num_bytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    needed = f"; {_megabytes(num_bytes)} needed"
+    if error.errno == errno.EDQUOT:
+        # What a quota leaves is not seen here.
+        return needed
+    return f"{needed}, {_megabytes(shutil.disk_usage(folder).free)} free"
+
+
+def _megabytes(num_bytes: int) -> str:
+    millions = num_bytes / 1e6
+    return f"{millions:,.0f} MB" if millions >= 10 else f"{millions:.1f} MB"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text, and wait until it is on the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        # Some file systems cannot do this with a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(file)

@@ -1,0 +1,271 @@
+"""Which checkpoint a run resumes from: all ranks choose it together, and verify it before use.
+
+Every rank examines the files that it reads (`verify.py`). If any rank finds damage, all ranks take
+the checkpoint before; the damaged one is named, journalled, and renamed, so that no later attempt
+examines it again. A run whose checkpoints are all damaged stops: it never starts again from
+step 0 by itself.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from llada_sft.data.steps.dataset import Positions
+from llada_sft.errors import CheckpointError, PeerFailedError
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+from llada_sft.training.checkpoint import folder as checkpoints
+from llada_sft.training.checkpoint.manifest import ManifestError, read_manifest
+from llada_sft.training.checkpoint.universal import Conversion
+from llada_sft.training.checkpoint.verify import (
+    Finding,
+    Shapes,
+    Share,
+    examine,
+    has_checksums,
+    summary,
+)
+from llada_sft.training.consensus import Consensus
+from llada_sft.training.host import Host
+from llada_sft.training.nonfinite import SkippedSteps
+from llada_sft.training.schedule.plan import Planned
+
+# How often the ranks exchange the state of a conversion.
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run resumes; a fresh run starts from step 0.
+
+    Attributes:
+        checkpoint: What to load, if anything.
+        step: Optimizer steps that were made.
+        data: Which data was trained.
+        universal: `checkpoint` was written by another number of ranks, and converted.
+        stopped: The ranks were told to stop while it was converted: there is nothing to load.
+        planned: The checkpoint's schedule; None if there is none.
+        world_size: The number of ranks that wrote the checkpoint.
+        skipped: Steps that were skipped because their loss or gradient was not finite.
+    """
+
+    checkpoint: Path | None
+    step: int
+    data: checkpoints.DataState | None
+    universal: bool = False
+    stopped: bool = False
+    planned: Planned | None = None
+    world_size: int | None = None
+    skipped: SkippedSteps = SkippedSteps()  # noqa: RUF009 (frozen)
+
+    @property
+    def positions(self) -> Positions | None:
+        """Where the data continues; on another number of ranks, shares start at zero."""
+        if self.data is None or not self.universal:
+            return None if self.data is None else self.data.positions
+        return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
+
+
+def find_resume(
+    run: RunDir,
+    placement: Placement,
+    consensus: Consensus,
+    host: Host | None = None,
+    network: Shapes | None = None,
+    max_steps: int | None = None,
+) -> Resume:
+    """Find the newest checkpoint that is not damaged; every rank must call this.
+
+    Args:
+        run: The run directory.
+        placement: This rank.
+        consensus: The agreement of the ranks.
+        host: Writes the journal, and knows whether to stop.
+        network: Shape of each parameter of the network to train; None to skip that check.
+        max_steps: A checkpoint of this many steps is not converted: nothing is left to do.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none can be used; or one holds code.
+        PeerFailedError: Rank 0 could not convert it.
+    """
+    host = host or Host()
+    if placement.rank == 0:
+        host.require_owner()
+        checkpoints.clean_partial(run.checkpoints)
+    checkpoint = _choose(run.checkpoints, placement, consensus, host, network or {})
+    if checkpoint is None:
+        return Resume(None, 0, None)
+    manifest, data = read_manifest(checkpoint), checkpoints.read_data_state(checkpoint)
+    if placement.rank == 0:
+        print(f"resuming from {checkpoint}", flush=True)
+    resume = Resume(
+        checkpoint,
+        manifest["step"],
+        data,
+        planned=Planned.from_json(manifest.get("schedule")),
+        world_size=manifest["world_size"],
+        skipped=SkippedSteps(**manifest.get("skipped_steps", {})),
+    )
+    is_done = max_steps is not None and resume.step >= max_steps
+    if manifest["world_size"] == placement.world_size or is_done:
+        return resume
+    if placement.rank == 0:
+        print(
+            f"converting it from {manifest['world_size']} to {placement.world_size} ranks",
+            flush=True,
+        )
+    pulse = partial(host.pulse, "start", resume.step)
+    if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
+        return replace(resume, checkpoint=None, stopped=True)
+    return replace(resume, checkpoint=checkpoints.universal_path(checkpoint), universal=True)
+
+
+def _choose(
+    folder: Path, placement: Placement, consensus: Consensus, host: Host, network: Shapes
+) -> Path | None:
+    """Return the newest checkpoint in which no rank finds anything wrong."""
+    there = [path for _, path in reversed(checkpoints.list_named(folder))]
+    of_rank_0 = consensus.gather((there, checkpoints.list_damaged(folder), _unreadable(folder)))[0]
+    named, damaged, unreadable = cast(tuple[list[Path], list[Path], str], of_rank_0)
+    if unreadable:
+        raise CheckpointError(unreadable)
+    share = Share(placement.rank, placement.world_size)
+    lines = [f"{path}: was found damaged before" for path in damaged]
+    for checkpoint, before in zip(named, [*named, None][1:], strict=True):
+        mine = examine(checkpoint, share, network, lambda: host.pulse("start", 0))
+        of_ranks = cast(list[list[Finding]], consensus.gather(mine))
+        findings = [finding for of_rank in of_ranks for finding in of_rank]
+        if not findings:
+            if placement.rank == 0 and checkpoint != named[0]:
+                host.require_owner()
+                with suppress(OSError):
+                    checkpoints.point_to(checkpoint)
+            if placement.rank == 0 and not has_checksums(checkpoint):
+                print(f"{checkpoint}: of an older version, without checksums: only sizes are known")
+            return checkpoint
+        lines.append(_judge(checkpoint, findings))
+        if placement.rank == 0:
+            _pass_over(checkpoint, findings, before, lines[-1], host)
+    if lines:
+        other = any("is of another network" in line for line in lines)
+        raise CheckpointError("\n".join([*lines, _none_left(folder, other)]))
+    return None
+
+
+def _unreadable(folder: Path) -> str:
+    """Return why the checkpoints cannot be listed; empty if they can, or if there are none."""
+    try:
+        next(folder.iterdir(), None)
+    except FileNotFoundError:
+        why = "is a broken link" if folder.is_symlink() else ""
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    else:
+        why = ""
+    rule = "a run does not start again from step 0 by itself: make it readable"
+    return f"{folder}: {why}; {rule}" if why else ""
+
+
+def _none_left(folder: Path, other_network: bool) -> str:
+    """Say what to do if there are checkpoints and none can be used."""
+    first = (
+        "give the run the network that they were trained with"
+        if other_network
+        else "put back a copy of one under its name step_N"
+    )
+    return (
+        f"{folder}: no checkpoint can be used, and a run does not start again from step 0 by"
+        f" itself: {first}, start a new run, or remove {folder} to train from step 0"
+    )
+
+
+def _judge(checkpoint: Path, findings: list[Finding]) -> str:
+    """Say in one line what is wrong with a checkpoint.
+
+    Raises:
+        CheckpointError: It holds code: a person must look at it before the run continues.
+    """
+    if hostile := [finding for finding in findings if finding.kind == "code"]:
+        raise CheckpointError(
+            f"{checkpoint}: {summary(hostile)}: not loaded, and nothing of it was run;"
+            " find out who wrote it, then remove it to resume from the one before"
+        )
+    if not is_damaged(checkpoint, findings):
+        return f"{checkpoint}: passed over: {summary(findings)}"
+    # Without what other ranks cannot find: rank 0 has named those files as gone.
+    return f"{checkpoint}: damaged: " + summary(
+        finding for finding in findings if finding.kind != "unreadable"
+    )
+
+
+def is_damaged(checkpoint: Path, findings: list[Finding]) -> bool:
+    """Tell whether the checkpoint itself is damaged, so that it can never be used.
+
+    Files of another network are damage if some model file is of the right network. If all are of
+    another network, it is the config that does not fit.
+    """
+    kinds = {finding.kind for finding in findings}
+    if "damaged" in kinds or "network" not in kinds:
+        return "damaged" in kinds
+    others = {one.text for one in findings if one.kind == "network" and "_model_" in one.text}
+    try:
+        return len(others) < int(read_manifest(checkpoint)["world_size"])
+    except (OSError, ManifestError):
+        return False
+
+
+def _pass_over(
+    checkpoint: Path, findings: list[Finding], before: Path | None, line: str, host: Host
+) -> None:
+    """Report a checkpoint that cannot be used, and rename a damaged one; rank 0 only."""
+    host.require_owner()
+    if is_damaged(checkpoint, findings):
+        # If it cannot be renamed, the next attempt finds the damage again.
+        with suppress(OSError):
+            line = f"{line}; renamed to {checkpoints.set_aside(checkpoint).name}"
+    if before is not None:
+        line = f"{line}; the one before is {before.name}"
+    print(line, flush=True)
+    host.note({"event": "damaged", "detail": line})
+
+
+def _convert(
+    checkpoint: Path,
+    placement: Placement,
+    consensus: Consensus,
+    stop_requested: Callable[[], bool],
+    pulse: Callable[[], None],
+) -> bool:
+    """Let rank 0 convert a checkpoint, while all ranks watch for a signal.
+
+    Returns:
+        Whether it is done; False if a rank was told to stop.
+
+    Raises:
+        LladaSftError: It failed; on other ranks than 0 a PeerFailedError.
+    """
+    conversion = Conversion(checkpoint) if placement.rank == 0 else None
+    try:
+        while True:
+            ended = conversion is not None and conversion.ended(_POLL_S)
+            error = conversion.error() if conversion is not None and ended else None
+            said: Any = consensus.gather((ended, error is not None, stop_requested()))
+            pulse()
+            ended, failed, _ = said[0]
+            if error is not None:
+                raise error
+            if failed:
+                raise PeerFailedError(f"{checkpoint}: rank 0 could not convert it; see its line")
+            if ended:
+                return True
+            if any(stop for *_, stop in said):
+                if conversion is not None:
+                    conversion.cancel()
+                return False
+    except BaseException:
+        if conversion is not None:
+            conversion.cancel()
+        raise

@@ -1,0 +1,121 @@
+"""Writing a rank's shards so that a full disk on one rank leaves no other one waiting.
+
+DeepSpeed's `save_checkpoint` writes first and runs collectives afterwards: it gathers parameters,
+and has a barrier. A rank that raises while it writes never comes to them, and the others wait for
+it there. So nothing raises while DeepSpeed saves: what fails is kept in `ShardWriter.error`, no
+more is written, and `callbacks/checkpoint.py` asks for it when DeepSpeed is done.
+
+The checksum of a file is taken from the bytes that torch writes, so that no file is read again.
+
+torch.save leaves its bytes in the page cache. Each rank brings its own to the disk (fsync), which
+is also where a file system that writes later says that it is full.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+from llada_sft.model.safe_load import load_data
+from llada_sft.training.checkpoint.checksums import FileRecord, HashingFile
+
+# What torch's zip writer says when it was cut short; it does not always say why.
+_CUT_SHORT = ("inline_container.cc", "PytorchStreamWriter")
+
+
+class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
+    """DeepSpeed's reader and writer of torch files; keeps the first error of a save for later.
+
+    Attributes:
+        error: Why this rank's shards are not there; None when they are.
+        num_bytes: Bytes of its tensors, written or not.
+        written: Size and checksum of each file that was written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the checkpoint before."""
+        self.error: OSError | None = None
+        self.num_bytes = 0
+        self.written: dict[Path, FileRecord] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        with self._kept():
+            os.makedirs(path, exist_ok=exist_ok)  # noqa: PTH103 (DeepSpeed's own signature)
+
+    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
+        self.num_bytes += tensor_bytes(state_dict)
+        with self._kept():
+            if self.error is None:
+                self.written[Path(path)] = write_shard(state_dict, Path(path))
+
+    def save_text(self, text: str, path: Path) -> None:
+        """Write a small file next to the shards."""
+        with self._kept():
+            if self.error is None:
+                path.write_text(text)
+                self.written[path] = FileRecord.of(text.encode())
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return load_data(Path(path), map_location)
+
+    def records(self, checkpoint: Path) -> dict[str, FileRecord]:
+        """Return size and checksum of what was written, by the path within the checkpoint."""
+        return {str(path.relative_to(checkpoint)): one for path, one in self.written.items()}
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            found = write_error(error)
+            if found is None:
+                raise
+            self.error = self.error or found
+
+
+def write_shard(state: object, path: Path) -> FileRecord:
+    """Write a torch file, wait until it is on the disk, and return its size and checksum."""
+    # A file of Python's: torch's own does not say why it cannot be written.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
+        hashing = HashingFile(file, hasher)
+        torch.save(state, cast(IO[bytes], hashing))
+        file.flush()
+        os.fsync(file.fileno())
+    return hashing.record
+
+
+def write_error(error: BaseException) -> OSError | None:
+    """Find the failed write behind an exception; None when it is about something else.
+
+    Returns:
+        A bare OSError, which can be sent to other ranks.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return OSError(cause.errno, cause.strerror or str(cause))
+        cause = cause.__cause__ or cause.__context__
+    if any(words in str(error) for words in _CUT_SHORT):
+        return OSError(errno.EIO, "the file was cut short")
+    return None
+
+
+def tensor_bytes(state: object) -> int:
+    """Count the bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(map(tensor_bytes, state.values()))
+    if isinstance(state, list | tuple):
+        return sum(map(tensor_bytes, state))
+    return 0

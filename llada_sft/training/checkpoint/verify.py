@@ -1,0 +1,250 @@
+"""Is a checkpoint what was written? Each rank examines the files it reads before any is loaded.
+
+1. checkpoint.json is compared with its own checksum.
+2. Size and checksum of the rank's files are compared with checkpoint.json. A checkpoint of an older
+   version has sizes only.
+3. Each torch file is opened without running code: it must belong to this number of ranks, and to
+   this network.
+
+A damaged checkpoint is skipped and renamed. One that cannot be read now may be readable later, and
+is only skipped. One that holds code was made by a person, and is refused.
+"""
+
+import errno
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, prod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llada_sft.model.safe_load import load_data, what_is_held
+from llada_sft.training.checkpoint.checksums import read_record
+from llada_sft.training.checkpoint.folder import DATA_STATE, DEEPSPEED_TAG, read_data_state
+from llada_sft.training.checkpoint.manifest import (
+    MANIFEST,
+    ManifestError,
+    read_manifest,
+    records_of,
+)
+
+Shapes = Mapping[str, tuple[int, ...]]
+_OF_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(model|optim)_states\.pt$")
+_MOST_NAMED = 3
+_THREADS = 8
+
+
+class Finding(NamedTuple):
+    """Something wrong with one file.
+
+    Attributes:
+        kind: `damaged`; `unreadable`, which may pass; `network`: it belongs to another network than
+            the config's; `code`: loading it would run code.
+        text: The file within the checkpoint, and what is wrong with it, in one line.
+    """
+
+    kind: Literal["damaged", "unreadable", "network", "code"]
+    text: str
+
+
+class Share(NamedTuple):
+    """The part of the files that one of several ranks examines."""
+
+    rank: int
+    world_size: int
+
+    def has(self, name: str) -> bool:
+        """Tell whether this rank examines a file; every rank reads the small common files."""
+        found = _OF_RANK.search(name)
+        return found is None or int(found[1]) % self.world_size == self.rank
+
+
+def examine(
+    checkpoint: Path,
+    share: Share,
+    network: Shapes,
+    pulse: Callable[[], None] = lambda: None,
+) -> list[Finding]:
+    """Examine the files that one rank reads.
+
+    Args:
+        checkpoint: `step_N`.
+        share: Which files.
+        network: Shape of each parameter of the config's network; empty to skip that check.
+        pulse: Called now and then: it may take long.
+    """
+    try:
+        if not checkpoint.is_dir():
+            return [Finding("unreadable", "is not a folder, or its disk is not there")]
+        manifest = read_manifest(checkpoint)
+    except FileNotFoundError:
+        return [_missing(MANIFEST, share)]
+    except OSError as error:
+        return [Finding("unreadable", f"{MANIFEST} cannot be read: {error.strerror}")]
+    except ManifestError as error:
+        return [Finding("damaged", f"{MANIFEST} {error}")]
+    records = records_of(manifest)
+    found = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
+    mine = [name for name in records if share.has(name)]
+    numbers = manifest["step"], manifest["world_size"]
+    part = _Part(checkpoint, share, *numbers, network, pulse)
+    # A missing file would otherwise be reported twice by rank 0.
+    known = {finding.text for finding in found}
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(mine)))) as pool:
+        changed = pool.map(lambda name: part.bytes_of(name, *records[name]), mine)
+        wrong = dict(zip(mine, changed, strict=True))
+    # One after another: torch's list of allowed types belongs to the process.
+    for name in mine:
+        finding = wrong[name] or part.content(name, records[name][1] is not None)
+        if finding is not None and finding.text not in known:
+            found.append(finding)
+    return found
+
+
+def has_checksums(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was written by a version that takes checksums."""
+    return "checksums" in read_manifest(checkpoint)
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """Put findings into one line; those beyond the first few are only counted."""
+    texts = list(dict.fromkeys(finding.text for finding in findings))
+    more = [f"and {len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
+    return "; ".join([*texts[:_MOST_NAMED], *more])
+
+
+class _Part(NamedTuple):
+    """What every file of a rank's share is compared with."""
+
+    checkpoint: Path
+    share: Share
+    step: int
+    world_size: int
+    network: Shapes
+    pulse: Callable[[], None]
+
+    def bytes_of(self, name: str, size: int, checksum: str | None) -> Finding | None:
+        """Compare size and checksum of one file."""
+        path = self.checkpoint / name
+        try:
+            if (there := path.stat().st_size) != size:
+                return Finding("damaged", f"{name} has {there} bytes, {size} were written")
+            if checksum is not None and (text := self._changed(path, checksum)):
+                return Finding("damaged", f"{name} {text}")
+        except FileNotFoundError:
+            return _missing(name, self.share)
+        except OSError as error:
+            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+        return None
+
+    def _changed(self, path: Path, checksum: str) -> str:
+        record, zeros = read_record(path, self.pulse)
+        if record.checksum == checksum:
+            return ""
+        return (
+            "holds nothing but zeros" if zeros else "is not what was written: its checksum differs"
+        )
+
+    def content(self, name: str, proved: bool) -> Finding | None:
+        """Open a file without running code from it, and check what it belongs to.
+
+        Args:
+            name: The file.
+            proved: Whether its checksum was verified.
+        """
+        if not (of_rank := _OF_RANK.search(name)):
+            return self._small(name)
+        look = _look_at_model if of_rank[2] == "model" else _look_at_optimizer
+        try:
+            wrong = look(load_data(self.checkpoint / name, "cpu", mmap=True), self)
+        except pickle.UnpicklingError as error:
+            held = what_is_held(error)
+            # Without a checksum, a file that names no function may also be torn.
+            is_code = proved or held.startswith("code")
+            return Finding("code" if is_code else "damaged", f"{name} holds {held}")
+        except OSError as error:
+            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0]
+            if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in text:
+                # Of this machine, or asked for by a file of somebody's making: not known which.
+                return Finding("unreadable", f"{name} cannot be read: not enough memory")
+            # With the right checksum it is not damaged: somebody made it so.
+            kind: Literal["code", "damaged"] = "code" if proved else "damaged"
+            return Finding(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
+        return None if wrong is None else Finding(wrong.kind, f"{name} {wrong.text}")
+
+    def _small(self, name: str) -> Finding | None:
+        """Read a small common file: without a checksum, only its content can show damage."""
+        try:
+            if name == DATA_STATE:
+                read_data_state(self.checkpoint)
+            elif name == "latest" and (self.checkpoint / name).read_text() != DEEPSPEED_TAG:
+                return Finding("damaged", f"{name} does not name the folder {DEEPSPEED_TAG}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            return Finding("damaged", f"{name} is not what was written: {type(error).__name__}")
+        except OSError as error:
+            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+        return None
+
+
+def _look_at_model(state: Any, part: _Part) -> Finding | None:
+    if (ranks := state["dp_world_size"]) != part.world_size:
+        return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+    # Lightning's count; without a checksum, nothing else tells a file of another step.
+    if (step := state.get("global_step", part.step)) != part.step:
+        return Finding("damaged", f"is of step {step}")
+    shapes = {
+        name.partition(".")[2]: tuple(shape)
+        for group in state["param_shapes"]
+        for name, shape in group.items()
+    }
+    if part.network and (text := _difference(shapes, part.network)):
+        return Finding("network", f"is of another network: {text}")
+    return None
+
+
+def _difference(there: Shapes, here: Shapes) -> str:
+    """Describe the first parameter in which two networks differ; empty if there is none."""
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            shapes = (list(one[name]) if name in one else "nothing" for one in (there, here))
+            return "{} is {} there, {} here".format(name, *shapes)
+    return ""
+
+
+def _look_at_optimizer(state: Any, part: _Part) -> Finding | None:
+    zero = state["optimizer_state_dict"]
+    if (ranks := zero["partition_count"]) != part.world_size:
+        return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+    held = sum(flat.numel() for flat in zero["fp32_flat_groups"])
+    # Each rank holds an equal slice of each parameter, the last ones padded.
+    due = sum(ceil(prod(shape) / part.world_size) for shape in part.network.values())
+    if part.network and held != due:
+        return Finding("network", f"is of another network: {held} weights there, {due} here")
+    return None
+
+
+def _whole(checkpoint: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Examine which files there are; rank 0 only."""
+    if checkpoint.name != f"step_{manifest['step']}":
+        yield Finding("damaged", f"{MANIFEST} is that of step {manifest['step']}")
+    names = manifest["files"].keys()
+    for name in sorted(names):
+        if not (checkpoint / name).exists():
+            yield Finding("damaged", f"{name} is gone")
+    shards = [name for name in names if _OF_RANK.search(name)]
+    if len(shards) != 2 * manifest["world_size"] or DATA_STATE not in names:
+        yield Finding("damaged", f"{MANIFEST} does not name two files of each rank")
+    for path in sorted((checkpoint / DEEPSPEED_TAG).glob("*.pt")):
+        if (name := f"{DEEPSPEED_TAG}/{path.name}") not in names:
+            yield Finding("damaged", f"{name} is not of this checkpoint")
+
+
+def _missing(name: str, share: Share) -> Finding:
+    # Another node may see a new file late: only rank 0, which has listed the folder, calls it gone.
+    if share.rank == 0:
+        return Finding("damaged", f"{name} is gone")
+    return Finding("unreadable", f"{name} cannot be found on rank {share.rank}'s node")

@@ -1,0 +1,36 @@
+"""`data.format: auto`: the format of a source, told by the first rank for all."""
+
+from dataclasses import replace
+
+from llada_sft.data.records.detect import detect_format
+from llada_sft.data.sources import Source
+from llada_sft.errors import DataError, PeerFailedError
+from llada_sft.placement import Placement
+from llada_sft.training.consensus import Consensus
+
+
+def settle_format(
+    source: Source, cache_dir: str | None, placement: Placement, consensus: Consensus
+) -> Source:
+    """Return a source with its format; rank 0 prints it.
+
+    Raises:
+        DataError: The first shard cannot be read.
+        PeerFailedError: On the other ranks, then.
+    """
+    if source.format != "auto":
+        return source
+    found: object = None
+    if placement.rank == 0:
+        try:
+            detected = detect_format(source, cache_dir)
+        except DataError:
+            # The others learn of it here instead of waiting for this rank.
+            consensus.gather(None)
+            raise
+        print(f"{source.path}: {detected}", flush=True)
+        found = detected.format or "raw"
+    settled = consensus.gather(found)[0]
+    if settled is None:
+        raise PeerFailedError("1 other rank(s) stopped; see their lines")
+    return replace(source, format=settled)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""Micro-batches: what is added to shorter examples, and whether it is learned or hidden."""
+
+import numpy as np
+import pytest
+
+from llada_sft.data.examples.encode import Example
+from llada_sft.data.steps.collate import pad
+
+EOS = 9
+
+
+def example(prompt: int, response: int, grows: bool) -> Example:
+    return Example(
+        input_ids=np.array([1] * prompt + [2] * response),
+        response_mask=np.array([False] * prompt + [True] * response),
+        noisy_ids=None,
+        grows=grows,
+        file="a",
+        line=1,
+        part=0,
+    )
+
+
+def test_a_growing_tail_is_response() -> None:
+    batch = pad([example(1, 2, True), example(2, 4, True), example(1, 1, True)], EOS)
+    assert batch.input_ids.tolist() == [
+        [1, 2, 2, EOS, EOS, EOS],
+        [1, 1, 2, 2, 2, 2],
+        [1, 2, EOS, EOS, EOS, EOS],
+    ]
+    assert batch.response_mask.astype(int).tolist() == [
+        [0, 1, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1],
+        [0, 1, 1, 1, 1, 1],
+    ]
+    assert batch.attention_mask is None
+    assert batch.num_tokens == 18
+
+
+def test_a_fixed_tail_is_padded_and_hidden() -> None:
+    batch = pad([example(1, 2, False), example(2, 3, False)], EOS)
+    assert batch.input_ids.tolist() == [[1, 2, 2, EOS, EOS], [1, 1, 2, 2, 2]]
+    assert batch.response_mask.astype(int).tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 1]]
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.astype(int).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch.num_tokens == 8
+
+
+def test_each_example_has_its_own_kind_of_tail() -> None:
+    batch = pad([example(0, 1, True), example(0, 1, False), example(0, 3, False)], EOS)
+    assert batch.response_mask.astype(int).tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.astype(int).tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_examples_of_one_length_need_no_padding(grows: bool) -> None:
+    batch = pad([example(1, 2, grows), example(2, 1, grows)], EOS)
+    assert batch.attention_mask is None
+    assert batch.num_tokens == 6
+
+
+def test_no_example_is_one_token_that_counts_for_nothing() -> None:
+    batch = pad([], EOS)
+    assert batch.input_ids.tolist() == [[EOS]]
+    assert batch.response_mask.tolist() == [[False]]
+    assert batch.attention_mask is None
+    assert batch.examples == ()

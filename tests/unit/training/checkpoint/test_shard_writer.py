@@ -1,0 +1,150 @@
+"""A rank's writing: errors are kept, found behind torch's, and the bytes are on the disk."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from llada_sft.training.checkpoint import shard_writer
+from llada_sft.training.checkpoint.checksums import read_record
+from llada_sft.training.checkpoint.shard_writer import (
+    ShardWriter,
+    tensor_bytes,
+    write_error,
+    write_shard,
+)
+
+STATE = {"module": {"a": torch.arange(10.0)}, "groups": [torch.zeros(3, dtype=torch.bfloat16)]}
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    writer = ShardWriter()
+    writer.makedirs(str(tmp_path / "shards"))
+    writer.save(STATE, str(tmp_path / "shards/one.pt"))
+    assert (writer.error, writer.num_bytes) == (None, 46)
+    found = writer.load(str(tmp_path / "shards/one.pt"))
+    assert torch.equal(found["module"]["a"], torch.arange(10.0))
+
+
+def test_every_shard_is_brought_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
+    write_shard(STATE, tmp_path / "one.pt")
+    assert sizes == [(tmp_path / "one.pt").stat().st_size]
+
+
+def test_the_first_error_is_kept_and_no_more_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, tried = ShardWriter(), []
+
+    def full(state: object, path: Path) -> None:
+        tried.append(path.name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(shard_writer, "write_shard", full)
+    for name in ("a", "b"):
+        writer.save(STATE, str(tmp_path / name))
+    writer.save_text("text", tmp_path / "c")
+    assert tried == ["a"]
+    assert list(tmp_path.iterdir()) == []
+    assert writer.records(tmp_path) == {}
+    assert isinstance(writer.error, OSError)
+    assert (writer.error.errno, writer.error.strerror) == (28, "No space left on device")
+    # Both count for what is needed.
+    assert writer.num_bytes == 2 * 46
+    writer.begin()
+    assert (writer.error, writer.num_bytes) == (None, 0)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_to_keep(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    writer = ShardWriter()
+    writer.makedirs(str(tmp_path / "file/below"))
+    assert writer.error is not None
+    assert writer.error.strerror == "Not a directory"
+
+
+def test_a_folder_that_cannot_be_made_later_does_not_hide_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    writer = ShardWriter()
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "write_shard", full)
+        writer.save(STATE, str(tmp_path / "a"))
+    (tmp_path / "file").touch()
+    writer.makedirs(str(tmp_path / "file/below"))
+    assert writer.error is not None and writer.error.errno == errno.ENOSPC
+
+
+def test_a_defect_is_none_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(state: object, path: Path) -> None:
+        raise RuntimeError("a tensor of the wrong shape")
+
+    monkeypatch.setattr(shard_writer, "write_shard", defect)
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        ShardWriter().save(STATE, str(tmp_path / "one.pt"))
+
+
+def test_all_that_was_written_is_recorded(tmp_path: Path) -> None:
+    writer = ShardWriter()
+    writer.makedirs(str(tmp_path / "shards"))
+    writer.save(STATE, str(tmp_path / "shards/one.pt"))
+    writer.save_text("text", tmp_path / "latest")
+    assert writer.records(tmp_path) == {
+        name: read_record(tmp_path / name)[0] for name in ("shards/one.pt", "latest")
+    }
+    writer.begin()
+    assert writer.records(tmp_path) == {}
+
+
+def test_what_would_run_code_is_not_read(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> object:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"a": Hostile()}, tmp_path / "one.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        ShardWriter().load(str(tmp_path / "one.pt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torch_says_why_on_a_full_device() -> None:
+    # /dev/full takes nothing; torch raises a RuntimeError about positions.
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        write_shard({"a": torch.zeros(1 << 20)}, Path("/dev/full"))
+    found = write_error(caught.value)
+    assert found is not None
+    assert found.strerror == "No space left on device"
+    # It goes to the other ranks.
+    assert pickle.loads(pickle.dumps(found)).strerror == "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "the file was cut short"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "the file"),
+        (TimeoutError("no answer"), "no answer"),
+    ],
+)
+def test_errors_without_a_number(error: Exception, reason: str) -> None:
+    found = write_error(error)
+    assert found is not None
+    assert reason in str(found.strerror)
+
+
+def test_other_errors() -> None:
+    assert write_error(RuntimeError("shape")) is None
+
+
+def test_bytes_of_nothing() -> None:
+    assert tensor_bytes({"a": None, "b": 3, "c": ("x",)}) == 0

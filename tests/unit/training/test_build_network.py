@@ -1,0 +1,101 @@
+"""The network that a config asks for, and what of it is decayed."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llada_sft.config.schema import ModelConfig, ModelSize
+from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.demo.data import make_tokenizer
+from llada_sft.errors import CheckpointError, DataError
+from llada_sft.model import LLaDAConfig
+from llada_sft.training.build_network import build_network, resolve_network, token_ids
+from llada_sft.training.module import parameter_groups
+
+SIZE = ModelSize(d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=24, max_sequence_length=32)
+RANDOM = {"init": "random", "size": SIZE}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    make_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def random_network(directory: Path, **more: Any) -> tuple[ModelConfig, LLaDAConfig]:
+    config = ModelConfig(path=str(directory), init="random", size=SIZE, **more)
+    return config, resolve_network(config)
+
+
+def test_a_random_network_takes_its_ids_from_the_tokenizer(directory: Path) -> None:
+    _, network = random_network(directory)
+    vocabulary = make_tokenizer().get_vocab()
+    eos, mask = vocabulary["<|endoftext|>"], vocabulary["<|mdm_mask|>"]
+    assert token_ids(network) == TokenIds(len(vocabulary), eos, mask)
+    assert (network.d_model, network.n_layers, network.max_sequence_length) == (16, 2, 32)
+
+
+def test_a_tokenizer_without_eos(directory: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(directory)
+    with pytest.raises(DataError) as caught:
+        random_network(directory)
+    assert str(caught.value) == (
+        f"{directory}: tokenizer has no EOS token; name it in tokenizer_config.json ('eos_token')"
+    )
+
+
+def test_a_checkpoint_without_eos(directory: Path) -> None:
+    _, network = random_network(directory)
+    network.eos_token_id = None
+    network.save_pretrained(directory)
+    with pytest.raises(CheckpointError) as caught:
+        resolve_network(ModelConfig(path=str(directory)))
+    expected = f"{directory}/config.json: eos_token_id: must be given, got null"
+    assert str(caught.value) == expected
+
+
+def test_a_pretrained_network_is_described_by_its_own_config(directory: Path) -> None:
+    _, network = random_network(directory)
+    network.save_pretrained(directory)
+    found = resolve_network(ModelConfig(path=str(directory)))
+    assert token_ids(found) == token_ids(network)
+    assert found.d_model == 16
+
+
+def test_weights_depend_on_the_seed_alone(directory: Path) -> None:
+    config, network = random_network(directory, activation_checkpointing=False)
+    states = [build_network(config, network, seed).state_dict() for seed in (1, 1, 2)]
+    same = [torch.equal(states[0][name], states[1][name]) for name in states[0]]
+    other = [torch.equal(states[0][name], states[2][name]) for name in states[0]]
+    assert all(same)
+    assert not all(other)
+
+
+def test_matrices_are_decayed_and_gains_are_not(directory: Path) -> None:
+    config, network = random_network(directory)
+    model = build_network(config, network, seed=0)
+    decayed, kept = parameter_groups(model, weight_decay=0.3)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [
+        {names[id(parameter)] for parameter in group["params"]}  # type: ignore[attr-defined]
+        for group in (decayed, kept)
+    ]
+    assert groups[0] | groups[1] == set(names.values())
+    assert groups[0] & groups[1] == set()
+    assert {name.split(".")[-2] for name in groups[1]} == {"attn_norm", "ff_norm", "ln_f"}
+
+
+def test_a_partitioned_parameter_is_told_by_the_shape_that_it_had() -> None:
+    matrix, gain = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
+    matrix.ds_shape, gain.ds_shape = torch.Size([4, 3]), torch.Size([4])  # type: ignore[attr-defined]
+    network: Any = SimpleNamespace(parameters=lambda: iter([gain, matrix]))
+    decayed, kept = parameter_groups(network, weight_decay=0.3)
+    assert decayed["params"] == [matrix]
+    assert kept["params"] == [gain]
