@@ -14,13 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, Any]:
-    """Say where and with what this was measured; a package that is not there has no version."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    """Return where and with what this was measured; a package that is not there has no version.
+
+    A copy without git's history takes the commit from the variable BENCHMARK_COMMIT.
+    """
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = (
+        os.environ.get("BENCHMARK_COMMIT")
+        or subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    )
     return {
         "commit": commit,
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "gpu": _gpu(),
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -36,6 +42,14 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _gpu() -> str | None:
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

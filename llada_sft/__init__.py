@@ -13,7 +13,7 @@ cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
 sampling.py   `llada-sft sample`
 run_dir.py    the paths in a run directory
 placement.py  which rank this is
-errors.py     what a user can fix
+errors.py     what a user can fix; versions.py: of Python and of packages
 """
 
 __version__ = "0.1.0"

@@ -2,17 +2,16 @@
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
 import llada_sft
 from llada_sft.cluster.launch.origin import Origin
 from llada_sft.run_dir import RunDir
+from llada_sft.versions import package_versions
 
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "submitit", "llada-sft")
 _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL", re.IGNORECASE)
@@ -43,20 +42,11 @@ def take_snapshot(
         shutil.copyfile(setup, run.setup)
     places = asdict(origin or Origin(hook, setup))
     run.origin.write_text(json.dumps(places, indent=2) + "\n", encoding="utf-8")
-    run.versions.write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    run.versions.write_text(
+        json.dumps(package_versions(PACKAGES), indent=2) + "\n", encoding="utf-8"
+    )
     for name, text in git_state(launched_from).items():
         (run.code / name).write_text(redact(text), encoding="utf-8")
-
-
-def versions() -> dict[str, str | None]:
-    """Give Python's and the packages' versions, without importing these."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def code_version(run: RunDir) -> dict[str, str | None]:

@@ -2,20 +2,21 @@
 
 import sys
 import time
-from importlib.metadata import version
 from typing import Any
 
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.host import Host
+from llada_sft.versions import package_versions
 
 _PACKAGES = ("llada-sft", "torch", "lightning", "deepspeed", "transformers")
 # More ranks than these are counted, not named.
 _MOST_NAMED = 8
 
 
-def versions() -> dict[str, str]:
-    """Give the versions that a checkpoint depends on."""
-    return {name: version(name) for name in _PACKAGES}
+def versions() -> dict[str, str | None]:
+    """Return the versions that a checkpoint depends on."""
+    known = package_versions(_PACKAGES)
+    return {name: known[name] for name in _PACKAGES}
 
 
 class Notes:
