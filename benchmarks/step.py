@@ -275,7 +275,7 @@ def product(config: LLaDAConfig, clock: Clock, num_steps: int = 12) -> list[Line
             done = subprocess.run(
                 command, cwd=report.ROOT, capture_output=True, text=True, timeout=400
             )
-            metrics = folder / run / "metrics.csv"
+            metrics = folder / run / "logs/metrics.csv"
             if done.returncode or not metrics.exists():
                 print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
                 lines.append({"run": run, "tokens/s": "failed"})
