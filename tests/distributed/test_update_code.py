@@ -1,8 +1,9 @@
-"""A run of an older version ends with a mistake in its hook; moved and updated, it trains on."""
+"""Runs of older versions, resumed by the present one: through the door, and with its code."""
 
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -38,8 +39,29 @@ from llada_sft.data.records import encode_record
 def process_data(record, tokenizer, max_length):
     return encode_record(record, tokenizer)
 """
+# Stops its run, as Ctrl-C does, once a checkpoint is newer than those that its process began with.
+STOPPING = """
+import os
+import signal
+from pathlib import Path
+
+from llada_sft.data.records import encode_record
+
+checkpoints = Path(__file__).parents[1] / "checkpoints"
+latest = checkpoints / "latest"
+before = latest.read_text() if latest.exists() else None
+sent = False
+
+
+def process_data(record, tokenizer, max_length):
+    global sent
+    if not sent and latest.exists() and latest.read_text() != before:
+        sent = True
+        os.kill(os.getppid(), signal.SIGTERM)
+    return encode_record(record, tokenizer)
+"""
+LAUNCH = ["launch.py", "--config", "config/demo.yaml", "--local"]
 OVERRIDES = [
-    "run.name=old",
     "train.max_steps=12",
     # Seven rows and a half.
     "train.checkpoint_every_steps=5",
@@ -54,17 +76,29 @@ OVERRIDES = [
 ]
 
 
+def checkout(folder: Path, package: str) -> Path:
+    """Make a checkout of an older version, and a project in it."""
+    with tarfile.open(ROOT / "tests/golden" / package) as files:
+        files.extractall(folder, filter="data")
+    # launch.py imports the package beside it; the launcher had no room yet.
+    text = (ROOT / "launch.py").read_text().replace("cluster.launch.launcher", "cluster.launcher")
+    (folder / "launch.py").write_text(text)
+    for name in ("config", "slurm", "utils"):
+        (folder / name).symlink_to(ROOT / name)
+    write_demo(folder / "demo")
+    return folder
+
+
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """A checkout of the version before the door, and a project in it."""
-    with tarfile.open(ROOT / "tests/golden/older_package.tar.gz") as package:
-        package.extractall(tmp_path, filter="data")
-    shutil.copy(ROOT / "launch.py", tmp_path)
-    for name in ("config", "slurm", "utils"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    write_demo(tmp_path / "demo")
-    (tmp_path / "hook.py").write_text(HOOK)
-    return tmp_path
+    """The version before the door: its batch scripts call parts that have moved since."""
+    return checkout(tmp_path, "older_package.tar.gz")
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """The version before the rooms: it has the door, and behind it everything has moved since."""
+    return checkout(tmp_path, "flat_package.tar.gz")
 
 
 def call(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -80,8 +114,8 @@ def call(project: Path, *command: str, **variables: str) -> subprocess.Completed
 
 
 def test_a_run_of_an_older_version_trains_on(older: Path) -> None:
-    # launch.py imports the package beside it.
-    first = call(older, "launch.py", "--config", "config/demo.yaml", "--local", *OVERRIDES)
+    (older / "hook.py").write_text(HOOK)
+    first = call(older, *LAUNCH, "run.name=old", *OVERRIDES)
     assert first.returncode == 2, first.stderr
     assert "hook raised ValueError: ten" in first.stderr
     before, after = RunDir(older / "runs/old"), RunDir(older / "elsewhere/new name")
@@ -107,3 +141,33 @@ def test_a_run_of_an_older_version_trains_on(older: Path) -> None:
     events = [entry["event"] for entry in journal.read(after.journal)]
     assert events.count("changed") == 3
     assert journal.read(after.journal)[-1]["cause"] == "finished"
+
+
+def test_a_run_of_the_version_before_the_rooms_is_resumed(flat: Path) -> None:
+    """By its own code, through the door; then by the present code, from a checkpoint of its own."""
+    (flat / "hook.py").write_text(STOPPING)
+    (flat / "fixed.py").write_text(FIXED)
+    stopped, whole = RunDir(flat / "runs/stopped"), RunDir(flat / "runs/whole")
+    # The last value of a key counts.
+    overrides = [*OVERRIDES, "train.max_steps=16"]
+    undisturbed = call(flat, *LAUNCH, "run.name=whole", *overrides, "data.hook=fixed.py")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    first = call(flat, *LAUNCH, "run.name=stopped", *overrides)
+    assert first.returncode == 128 + signal.SIGTERM, first.stderr
+    code = {path: path.read_bytes() for path in stopped.code.rglob("*.py")}
+    # The launcher from here on is the present one.
+    shutil.rmtree(flat / "llada_sft")
+    resume = ["-m", "llada_sft", "resume", str(stopped.path), "--local"]
+    second = call(flat, *resume, PYTHONPATH=str(ROOT))
+    assert second.returncode == 128 + signal.SIGTERM, second.stderr
+    assert "resuming from" in second.stdout
+    assert {path: path.read_bytes() for path in stopped.code.rglob("*.py")} == code
+    (flat / "hook.py").write_text(FIXED)
+    third = call(flat, *resume, "--update-code", PYTHONPATH=str(ROOT))
+    assert third.returncode == 0, third.stderr
+    assert "resuming from" in third.stdout
+    assert (stopped.code / "llada_sft/cluster/rank/main.py").exists()
+    assert list(losses(whole.path)) == list(range(1, 17))
+    assert losses(stopped.path) == losses(whole.path)
+    ended = [e for e in journal.read(stopped.journal) if e["event"] == "ended"]
+    assert [e["cause"] for e in ended] == ["cancelled", "cancelled", "finished"]

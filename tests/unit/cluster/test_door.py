@@ -25,6 +25,7 @@ from llada_sft.run_dir import RunDir
 
 FakeTool = Callable[[str, str], None]
 # llada_sft as it was before it had a door, at 50266b4; only its Python files.
+# flat_package.tar.gz is llada_sft as it was before cluster/ and data/ had rooms, at 447c897.
 OLDER_PACKAGE = Path(__file__).parents[2] / "golden/older_package.tar.gz"
 JOB = {
     "SLURM_JOB_ID": "42",
@@ -153,6 +154,15 @@ print(sorted(heavy & sys.modules.keys()))
 
 def test_a_launcher_reads_the_number_in_the_text_of_a_copy(run: RunDir) -> None:
     assert door.door_of(run) == llada_sft.cluster.DOOR
+    door.require(run)
+
+
+def test_a_run_of_the_version_before_the_rooms_has_the_same_door(run: RunDir) -> None:
+    """A run of then is resumed by its own code: see tests/distributed/test_update_code.py."""
+    (run.code / "llada_sft").rename(run.path / "present")
+    with tarfile.open(OLDER_PACKAGE.with_name("flat_package.tar.gz")) as package:
+        package.extractall(run.code, filter="data")
+    assert (run.code / "llada_sft/cluster/ports.py").exists()
     door.require(run)
 
 

@@ -23,7 +23,7 @@ from llada_sft.config.reader import read_values
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
-OLDER_PACKAGE = Path(__file__).parents[3] / "golden/older_package.tar.gz"
+GOLDEN = Path(__file__).parents[3] / "golden"
 FIXED = "# fixed\ndef process_data(record, tokenizer, max_length): return None\n"
 Resume = Callable[..., int]
 
@@ -37,10 +37,11 @@ def run(project: Path) -> RunDir:
 
 
 @pytest.fixture
-def older(run: RunDir) -> RunDir:
-    """Make it a run that the version before the door launched; only its Python files are kept."""
+def older(run: RunDir, request: pytest.FixtureRequest) -> RunDir:
+    """Make it a run of an older version, that before the door if the test names none."""
     shutil.rmtree(run.code / "llada_sft")
-    with tarfile.open(OLDER_PACKAGE) as package:
+    # Only the Python files of a version are kept.
+    with tarfile.open(GOLDEN / getattr(request, "param", "older_package.tar.gz")) as package:
         package.extractall(run.code, filter="data")
     run.origin.unlink()
     # Its config has the keys of that version alone.
@@ -269,6 +270,7 @@ def test_where_a_hook_came_from_is_read_in_the_command(older: RunDir, project: P
         assert origin_of(older) == Origin()
 
 
+@pytest.mark.parametrize("older", ["older_package.tar.gz", "flat_package.tar.gz"], indirect=True)
 def test_the_old_code_says_what_its_config_means(older: RunDir) -> None:
     old = read_old(older)
     assert old.values["data"]["max_length"] == 4096
