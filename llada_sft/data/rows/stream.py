@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llada_sft.data.rows.file_draws import draw_files
 from llada_sft.data.rows.order import KeyedPermutation, hashed, keys_of
@@ -137,8 +136,8 @@ class RowStream:
         ]
         try:
             if self._shuffle and len(rows) > 1:
-                for some in draw_files(left, self._tickets(epoch, sum(done))):
-                    yield from map(next, map(rows.__getitem__, some.tolist()))
+                for file in draw_files(left, self._tickets(epoch, sum(done))):
+                    yield next(rows[file])
             else:
                 yield from chain.from_iterable(rows)
         finally:
@@ -149,13 +148,13 @@ class RowStream:
             return None
         return KeyedPermutation(len(reader), self._seed, epoch, reader.name)
 
-    def _tickets(self, epoch: int, drawn: int) -> Iterator[NDArray[np.uint64]]:
+    def _tickets(self, epoch: int, drawn: int) -> Iterator[int]:
         """Yield a number for each row that is left; modulo the rows left, it says which comes."""
         num_rows = self.num_rows
         (key,) = keys_of(1, self._seed, epoch, *(reader.name for reader in self._readers), "")
         for begin in range(drawn, num_rows, _NUM_TICKETS):
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)
-            yield hashed(numbers, key)
+            yield from hashed(numbers, key).tolist()
 
     def sample(self, num_rows: int) -> Iterator[Row]:
         """Yield a sample of rows, spread over all files, and the same at each call.
