@@ -35,8 +35,7 @@ from llada_sft.check.reading import BuildWorker, Worker
 from llada_sft.check.survey import Request, survey
 from llada_sft.check.workers import Workers
 from llada_sft.config.schema import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from llada_sft.data.examples.tokenizer import load_tokenizer
-from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 
 PACKAGES = ("numpy", "orjson", "tokenizers", "transformers", "torch")
 NUM_SHARDS = 8

@@ -126,9 +126,10 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
     import orjson
 
     from llada_sft.config.schema import DataConfig
-    from llada_sft.data.examples.tokenizer import load_tokenizer
+    from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
     from llada_sft.data.sources import list_sources
-    from llada_sft.data.steps.dataset import StepDataset, StepSize, TokenIds
+    from llada_sft.data.steps.dataset import StepDataset
+    from llada_sft.data.steps.local_step import StepSize
 
     chat_rows.write_tokenizer(folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -200,7 +201,8 @@ def _lines(shards: list[Path]) -> Iterator[bytes]:
 
 def measure_resume(files: dict[str, Path], cache: Path) -> list[Line]:
     """Go on at several rows of a file; the slowest counts, of each the fastest of three."""
-    from llada_sft.data.rows.stream import FilePosition, RowStream
+    from llada_sft.data.rows.position import FilePosition
+    from llada_sft.data.rows.stream import RowStream
     from llada_sft.data.sources import name_shards
 
     def first_row_ms(stream: RowStream, at: dict[str, FilePosition]) -> float:

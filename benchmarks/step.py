@@ -45,7 +45,7 @@ import torch
 from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import pack, pad
-from llada_sft.data.steps.dataset import LocalStep
+from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.packing import in_order, packs
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import LLaDAConfig, LLaDAModelLM

@@ -11,7 +11,7 @@ from llada_sft.check.reading import BuildWorker
 from llada_sft.check.report import as_json, as_text
 from llada_sft.check.survey import Request, survey
 from llada_sft.check.workers import Workers, usable_cores
-from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.errors import ConfigError
 
 FINE, PROBLEMS = 0, 1

@@ -5,22 +5,23 @@ lengths, so that no row is encoded twice: the order, the packing, the growing ta
 are those of the training. `estimate` has only a sample of the rows to go by.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import get_args
 
 import numpy as np
 
 from llada_sft.check.reading import Rows, Worker
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.examples.encode import Encoded, Encoder, Example
+from llada_sft.data.examples.encode import Encoded, Example
 from llada_sft.data.examples.quarantine import BadRowError, Reason
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.records.normalize import RecordReader
-from llada_sft.data.rows.shard_reader import Row
+from llada_sft.data.rows.position import ExampleKey
+from llada_sft.data.rows.row import Row
 from llada_sft.data.sources import Source
-from llada_sft.data.steps.collate import CleanBatch
-from llada_sft.data.steps.dataset import StepDataset, StepSize
+from llada_sft.data.steps.collate import UnmaskedBatch
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.packing import micro_batches
 from llada_sft.errors import DataError
 
@@ -50,13 +51,6 @@ class RankEpoch:
     stopped_by: str | None = None
 
 
-@dataclass(frozen=True)
-class _Planned(Example):
-    """An example of zeros; `answer` counts its response tokens but the tail."""
-
-    answer: int = 0
-
-
 @dataclass
 class _Totals:
     """Sums over micro-batches."""
@@ -69,18 +63,19 @@ class _Totals:
     eos_weight: float = 0.0
     batches: int = 0
 
-    def add(self, batch: CleanBatch) -> None:
+    def add(self, batch: UnmaskedBatch, answer: Callable[[ExampleKey], int]) -> None:
+        """Add a micro-batch; `answer` counts an example's response tokens without the tail."""
         self.batches += 1
         self.tokens += batch.num_tokens
         self.positions += int(batch.input_ids.size)
         mask = batch.response_mask.reshape(-1)
-        examples = cast("Sequence[_Planned]", batch.examples)
-        for example, span in zip(examples, batch.spans, strict=True):
+        for key, span in zip(batch.keys, batch.spans, strict=True):
             length = int(np.count_nonzero(mask[span]))
+            num_eos = length - answer(key)
             self.examples += 1
             self.response_tokens += length
-            self.eos_tokens += length - example.answer
-            self.eos_weight += (length - example.answer) / length
+            self.eos_tokens += num_eos
+            self.eos_weight += num_eos / length
 
 
 class _Lengths:
@@ -105,33 +100,44 @@ class _Lengths:
         self._middle = longest
         self._grows = config.eos_tail == "batch_max"
 
-    def of_row(self, row: Row) -> Encoded:
-        """Give the examples of a row.
+    def of_row(self, row: Row, epoch: int) -> Encoded:
+        """Return the examples of a row; those of later epochs are taken for the first's.
 
         Raises:
             BadRowError: It is a bad one.
         """
-        rows = self._files[row.file]
-        # Where no line is blank there is no need to search.
-        number = row.line - 1
-        if number >= len(rows) or rows.lines.item(number) != row.line:
-            number = int(np.searchsorted(rows.lines, np.uint64(row.line)))
+        rows, number = self._files[row.file], self._number(row.file, row.line)
         if rows.bad.item(number):
             reason: Reason = get_args(Reason)[0]
             raise BadRowError(row, reason, "bad")
         first = self._first[row.file]
-        begin, end = first.item(number), first.item(number + 1)
+        start, end = first.item(number), first.item(number + 1)
         examples = [
-            self.example(rows, at, row.file, row.line, at - begin) for at in range(begin, end)
+            self.example(rows, index, row.file, row.line, index - start)
+            for index in range(start, end)
         ]
         return Encoded(examples, RowCounts(rows=1))
+
+    def answer(self, key: ExampleKey) -> int:
+        """Count the response tokens of an example without its tail."""
+        rows = self._files[key.file]
+        index = self._first[key.file].item(self._number(key.file, key.line)) + key.part
+        return rows.responses.item(index) - rows.tails.item(index)
+
+    def _number(self, file: str, line: int) -> int:
+        """Return which row of a file is at a line."""
+        lines = self._files[file].lines
+        # Where no line is blank there is no need to search.
+        if line <= len(lines) and lines.item(line - 1) == line:
+            return line - 1
+        return int(np.searchsorted(lines, np.uint64(line)))
 
     def example(self, rows: Rows, at: int, file: str, line: int, part: int) -> Example:
         """Make an example of the right lengths."""
         length, response = rows.lengths.item(at), rows.responses.item(at)
         tail = rows.tails.item(at)
         begin = self._middle + response - length
-        return _Planned(
+        return Example(
             input_ids=self._zeros[:length],
             response_mask=self._masks[begin : begin + length],
             noisy_ids=None,
@@ -140,28 +146,7 @@ class _Lengths:
             file=file,
             line=line,
             part=part,
-            answer=response - tail,
         )
-
-
-@dataclass(frozen=True)
-class _LookUp(Encoder):
-    """An encoder that encodes nothing; later epochs are taken for the first."""
-
-    lengths: _Lengths | None = None
-
-    def __call__(self, row: Row, epoch: int = 0) -> Encoded:
-        assert self.lengths is not None
-        return self.lengths.of_row(row)
-
-
-class _PlannedSteps(StepDataset):
-    """A rank's steps, without running hook and tokenizer."""
-
-    look_up: Encoder
-
-    def _encoder(self) -> Encoder:
-        return self.look_up
 
 
 @dataclass(frozen=True)
@@ -193,7 +178,7 @@ class PlanEpoch:
         return replace(self._go(worker, lengths, 1.0), stopped_by=reason)
 
     def _go(self, worker: Worker, lengths: _Lengths, max_bad_fraction: float) -> RankEpoch:
-        steps = _PlannedSteps(
+        steps = StepDataset(
             worker.config.model_copy(update={"max_bad_fraction": max_bad_fraction}),
             worker.tokenizer_dir,
             worker.ids,
@@ -201,9 +186,8 @@ class PlanEpoch:
             [one if one.name else replace(one, epochs=1) for one in self.sources],
             self.seed,
             self.size,
+            encode=lengths.of_row,
         )
-        fields = vars(worker.encoder(RecordReader(), self.seed))
-        steps.look_up = _LookUp(**fields, lengths=lengths)
         totals, num_steps, num_rows = _Totals(), 0, 0
         for step in steps:
             num_rows = step.epoch_rows
@@ -211,8 +195,8 @@ class PlanEpoch:
                 continue
             num_steps += 1
             for batch in step.micro_batches:
-                if batch.examples:
-                    totals.add(batch)
+                if batch.keys:
+                    totals.add(batch, lengths.answer)
                 else:
                     totals.positions += int(batch.input_ids.size)
         return _rank_epoch(totals, num_rows, num_steps)
@@ -254,10 +238,11 @@ def estimate(
         for at in range(len(one.lengths))
     ]
     order = np.random.Generator(np.random.Philox(0)).permutation(len(examples))
+    answers = {name: one.responses - one.tails for name, one in files.items()}
     totals = _Totals()
     shuffled = (examples[number] for number in order.tolist())
     for batch in micro_batches(config, size.micro_batch_size, 0, [], shuffled):
-        totals.add(batch)
+        totals.add(batch, lambda key: answers[key.file].item(key.part))
     if not totals.examples:
         return [RankEpoch(rows=own) for own in num_rows]
     sampled = sum(map(len, files.values()))

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from llada_sft.check.rendering import Shown, show, tail_of
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.examples.encode import Encoder, Example
+from llada_sft.data.examples.encode import Encoder, Example, build_encoder
 from llada_sft.data.examples.quarantine import MAX_MESSAGE, BadRowError
 from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.records.normalize import RecordReader
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.row import Row
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import NamedShard
-from llada_sft.data.steps.dataset import TokenIds, build_encoder
 
 # Bad rows that are shown with their place.
 SHOWN_BAD = 5

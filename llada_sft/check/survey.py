@@ -29,7 +29,7 @@ from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.records.detect import detect_format
 from llada_sft.data.records.normalize import RecordReader
 from llada_sft.data.sources import Source, list_sources, list_validation
-from llada_sft.data.steps.dataset import StepSize
+from llada_sft.data.steps.local_step import StepSize
 
 _CHUNK_ROWS = 512
 _NUM_SHOWN = 3

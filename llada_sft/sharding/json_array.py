@@ -6,7 +6,7 @@ from typing import IO
 
 import ijson
 
-from llada_sft.data.rows.shard_reader import MAX_LINE_BYTES
+from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text
 from llada_sft.errors import DataError
 from llada_sft.sharding.blocks import BadRows, Block

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from llada_sft.data.rows.shard_reader import MAX_LINE_BYTES
+from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.sharding.blocks import BLOCK_BYTES, BadRow, BadRows, Block, block_of
 
 

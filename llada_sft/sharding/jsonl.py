@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from llada_sft.data.rows.shard_reader import MAX_LINE_BYTES
+from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text
 from llada_sft.sharding.blocks import (
     BLOCK_BYTES,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llada_sft.data.rows.shard_reader import MAX_LINE_BYTES
+from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.sharding.blocks import BLOCK_BYTES, Block, Text, ahead, block_of
 from llada_sft.sharding.folder import writing
 from llada_sft.sharding.progress import progress

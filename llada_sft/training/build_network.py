@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from llada_sft.config.schema import ModelConfig
-from llada_sft.data.examples.tokenizer import load_tokenizer
-from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.errors import DataError
 from llada_sft.model.configuration import LLaDAConfig, read_config
 from llada_sft.model.llada import LLaDAModelLM

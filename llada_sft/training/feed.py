@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.steps.dataset import LocalStep
+from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.errors import LladaSftError
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.host import Phase

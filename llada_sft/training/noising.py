@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
-from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.steps.collate import CleanBatch, pad
-from llada_sft.data.steps.dataset import LocalStep, Positions, TokenIds
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.position import ExampleKey, Positions
+from llada_sft.data.steps.collate import UnmaskedBatch, pad
+from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.yields import RowYield
 from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import (
@@ -113,7 +114,7 @@ class StepBatch:
 
 
 def noisy_micro_batch(
-    batch: CleanBatch, noises: list[Noise], divisors: list[float], mask_token_id: int
+    batch: UnmaskedBatch, noises: list[Noise], divisors: list[float], mask_token_id: int
 ) -> MicroBatch:
     """Apply one noise to each example of a micro-batch.
 
@@ -126,14 +127,15 @@ def noisy_micro_batch(
     clean = torch.from_numpy(batch.input_ids).flatten()  # [B·L]
     masked = torch.zeros(clean.shape, dtype=torch.bool)
     coefficients = torch.zeros(clean.shape, dtype=torch.float64)
-    noisy = clean.clone()
-    given = zip(batch.examples, batch.spans, noises, divisors, strict=True)
-    for example, span, noise, divisor in given:
+    corrupted = batch.corrupted or (False,) * len(batch.keys)
+    if batch.noisy_ids is None:
+        noisy = clean.clone()
+    else:
+        noisy = torch.from_numpy(batch.noisy_ids).flatten().clone()
+    for span, noise, divisor, by_hook in zip(batch.spans, noises, divisors, corrupted, strict=True):
         masked[span] = noise.masked
         coefficients[span] = noise.weight / divisor
-        if example.noisy_ids is not None:
-            noisy[span][: len(example.noisy_ids)] = torch.from_numpy(example.noisy_ids)
-        else:
+        if not by_hook:
             noisy[span].masked_fill_(noise.masked, mask_token_id)
     positions = masked.nonzero().squeeze(1)
     if len(positions) == 0:
@@ -147,12 +149,12 @@ def noisy_micro_batch(
         positions=positions,
         targets=clean[positions],
         coefficients=coefficients[positions].float(),
-        sequence_lengths=batch.lengths,
-        rows=tuple((example.file, example.line) for example in batch.examples),
+        sequence_lengths=batch.lengths if batch.packed else None,
+        rows=tuple((key.file, key.line) for key in batch.keys),
     )
 
 
-def response_masks(batch: CleanBatch) -> list[Tensor]:
+def response_masks(batch: UnmaskedBatch) -> list[Tensor]:
     """Return the response mask of each example, [S] bool."""
     flat = torch.from_numpy(batch.response_mask).flatten()
     return [flat[span] for span in batch.spans]
@@ -181,19 +183,23 @@ class NoiseSource:
         number, batches = 0, []
         for batch in local.micro_batches:
             noises, masks = [], response_masks(batch)
-            for example, mask in zip(batch.examples, masks, strict=True):
+            corrupted = batch.corrupted or (False,) * len(batch.keys)
+            for key, mask, by_hook in zip(batch.keys, masks, corrupted, strict=True):
                 # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
                 # where a rank has run short of rows or packed fewer than others.
                 index = number * self.world_size + self.rank
-                noises.append(self._draw(example, mask, shift, index))
+                # What the hook has corrupted is learned as it is.
+                noises.append(
+                    Noise(mask, t=1.0, weight=1.0)
+                    if by_hook
+                    else self._draw(key, mask, shift, index)
+                )
                 number += 1
             divisors = self._divisors(masks, counts)
             batches.append(noisy_micro_batch(batch, noises, divisors, self.mask_token_id))
         return batches
 
-    def _draw(self, example: Example, response_mask: Tensor, shift: float, index: int) -> Noise:
-        if example.noisy_ids is not None:
-            return Noise(response_mask, t=1.0, weight=1.0)
+    def _draw(self, example: ExampleKey, response_mask: Tensor, shift: float, index: int) -> Noise:
         key = noise_key(self.seed, example.epoch, example.file, example.line, example.part)
         spread = self.objective.t_sampling == "low_discrepancy"
         u = low_discrepancy(shift, index) if spread else independent(key)
@@ -208,7 +214,7 @@ class NoiseSource:
 
 
 def validation_micro_batches(
-    batches: list[CleanBatch], ids: TokenIds, world_size: int, consensus: Consensus
+    batches: list[UnmaskedBatch], ids: TokenIds, world_size: int, consensus: Consensus
 ) -> list[MicroBatch]:
     """Mask validation batches once and for all, the same at every validation.
 
@@ -225,7 +231,7 @@ def validation_micro_batches(
     Raises:
         DataError: No rank has an example; the same on every rank.
     """
-    counts = consensus.agree(Report(examples=sum(len(batch.examples) for batch in batches)))
+    counts = consensus.agree(Report(examples=sum(len(batch.keys) for batch in batches)))
     if counts.examples == 0:
         raise DataError(
             "data.validation: none of its rows makes an example (the files are empty, or the hook"
@@ -236,7 +242,7 @@ def validation_micro_batches(
     made = []
     for batch in padded:
         noises, divisors = [], []
-        for example, response_mask in zip(batch.examples, response_masks(batch), strict=True):
+        for example, response_mask in zip(batch.keys, response_masks(batch), strict=True):
             key = noise_key(0, 0, example.file, example.line, example.part)
             noises.append(validation_noise(response_mask, key, draw=0, num_draws=1))
             divisors.append(int(response_mask.sum()) * counts.examples / world_size)

@@ -15,9 +15,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
 from llada_sft.config.schema import Config
+from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.sources import list_sources, list_validation
-from llada_sft.data.steps.dataset import StepDataset, StepSize, build_encoder
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
@@ -236,7 +238,7 @@ def build_dataset(
     if resume.data:
         names = {named.name for source in sources for named in source.shards}
         found = dataset.fingerprints()
-        dataset.begin_anew(
+        dataset.restart_files(
             files_to_restart(config.data, resume.data, names, found, consensus, placement.rank)
         )
     return dataset

@@ -18,9 +18,11 @@ import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
 from llada_sft.data.examples.encode import Example
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.collate import pad
-from llada_sft.data.steps.dataset import LocalStep, StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
@@ -193,11 +195,7 @@ def delivered(folder: str, config_file: str, overrides: list[str]) -> list[list[
 
     class Recorder(NoiseSource):
         def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[Any]:
-            rows = [
-                [example.file, example.line]
-                for batch in local.micro_batches
-                for example in batch.examples
-            ]
+            rows = [[key.file, key.line] for batch in local.micro_batches for key in batch.keys]
             given.append([local.epoch, counts.examples, rows])
             return super().micro_batches(local, counts, step)
 
@@ -271,9 +269,9 @@ def trained_rows(
     class Recorder(NoiseSource):
         def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[Any]:
             fed[step + 1] = [
-                [example.epoch, example.file, example.line]
+                [key.epoch, key.file, key.line]
                 for batch in local.micro_batches
-                for example in batch.examples
+                for key in batch.keys
             ]
             return super().micro_batches(local, counts, step)
 

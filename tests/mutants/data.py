@@ -57,12 +57,12 @@ MUTANTS = (
         ("self.skipped + other.skipped", "self.skipped", "skipped examples are not summed"),
     ),
     *of_file(
-        "data/steps/dataset.py",
+        "data/rows/position.py",
         "data/steps/test_dataset.py data/steps/test_packing.py "
         "training/checkpoint/test_changed_files.py",
         (
-            "at.at_epoch(at.epoch)._replace(pending=())",
-            "at.at_epoch(at.epoch)",
+            "position.start_of_epoch(position.epoch)._replace(pending=())",
+            "position.start_of_epoch(position.epoch)",
             "a file that begins anew keeps the examples that wait",
         ),
     ),
@@ -75,8 +75,8 @@ MUTANTS = (
             "examples that wait come back in another order",
         ),
         (
-            "if example.part == one.part",
-            "if example.part >= one.part",
+            "if part.part == example.part",
+            "if part.part >= example.part",
             "examples that were trained wait again",
         ),
     ),
@@ -84,8 +84,8 @@ MUTANTS = (
         "data/steps/dataset.py",
         "data/steps/test_packing.py data/steps/test_mixture.py",
         (
-            "encode(row, one.epoch)",
-            "encode(row)",
+            "parts = encode(row, example.epoch)",
+            "parts = encode(row, 0)",
             "examples that wait are encoded as of the first epoch",
         ),
     ),
@@ -108,10 +108,10 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/steps/dataset.py",
+        "data/steps/local_step.py",
         "data/steps/test_dataset.py training/test_feed.py",
         (
-            "for batch in self.micro_batches if batch.examples",
+            "for batch in self.micro_batches if batch.keys",
             "for batch in self.micro_batches",
             "empty micro-batches count as tokens",
         ),
@@ -181,8 +181,8 @@ MUTANTS = (
         "data/steps/one_epoch.py",
         "data/steps/test_dataset.py",
         (
-            "done._replace(row=done.row + 1, part=0)\n            self._read",
-            "done._replace(row=done.row, part=0)\n            self._read",
+            "done.after_row()\n            self._read",
+            "done._replace(part=0)\n            self._read",
             "a row without an example is read again",
         ),
     ),
@@ -262,11 +262,11 @@ MUTANTS = (
         ("waiting.pop(0) for _", "waiting.pop() for _", "examples that wait are used backwards"),
     ),
     *of_file(
-        "data/steps/packing.py",
+        "data/rows/position.py",
         "data/steps/test_mixture.py",
         (
-            "Pending(place, example.line, example.part, example.epoch)",
-            "Pending(place, example.line, example.part)",
+            "Pending(place, key.line, key.part, key.epoch)",
+            "Pending(place, key.line, key.part)",
             "examples that wait forget their epoch",
         ),
     ),
@@ -332,16 +332,6 @@ MUTANTS = (
         "data/rows/stream.py",
         "data/rows/test_stream.py",
         (
-            "FilePosition(len(reader), 0, epoch=epoch)",
-            "FilePosition(0, 0, epoch=epoch)",
-            "a file that was added is read within the epoch",
-        ),
-        (
-            "epoch = min((at.epoch",
-            "epoch = max((at.epoch",
-            "a file that was added to a mixture joins at the furthest epoch",
-        ),
-        (
             "self._tickets(epoch, sum(done))",
             "self._tickets(epoch, 0)",
             "a resumed run draws files anew",
@@ -362,7 +352,21 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/rows/stream.py",
+        "data/rows/position.py",
+        "data/rows/test_stream.py",
+        (
+            "FilePosition(rows, 0, epoch=epoch)",
+            "FilePosition(0, 0, epoch=epoch)",
+            "a file that was added is read within the epoch",
+        ),
+        (
+            "epoch = min((position.epoch",
+            "epoch = max((position.epoch",
+            "a file that was added to a mixture joins at the furthest epoch",
+        ),
+    ),
+    *of_file(
+        "data/rows/position.py",
         "data/rows/test_stream.py data/steps/test_dataset.py "
         "training/checkpoint/test_changed_files.py",
         (

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llada_sft.config.schema import DataConfig, ObjectiveConfig, SourceConfig
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import MicroBatch, NoiseSource
 
@@ -108,9 +110,10 @@ def digest(folder: Path, way: str, place: str) -> dict[str, Any]:
 def main() -> None:
     from unittest.mock import patch
 
-    from llada_sft.data.steps import dataset
-
-    with tempfile.TemporaryDirectory() as name, patch.object(dataset, "load_tokenizer"):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        patch("llada_sft.data.examples.encode.load_tokenizer"),
+    ):
         folder = Path(name)
         write_files(folder)
         golden = {f"{way}; {place}": digest(folder, way, place) for way in WAYS for place in PLACES}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.data.steps import dataset
 from tests.unit.golden_order import GOLDEN, PLACES, WAYS, digest, write_files
 
 EXPECTED = json.loads(GOLDEN.read_text())
@@ -23,7 +22,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_reaches_the_network(
     monkeypatch: pytest.MonkeyPatch, files: Path, way: str, place: str
 ) -> None:
-    monkeypatch.setattr(dataset, "load_tokenizer", lambda *_: None)
+    monkeypatch.setattr("llada_sft.data.examples.encode.load_tokenizer", lambda *_: None)
     assert digest(files, way, place) == EXPECTED[f"{way}; {place}"]
 
 

@@ -2,9 +2,9 @@
 
 import random
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,15 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from llada_sft.data.examples.hook import HookFunction, describe
+from llada_sft.config.record_formats import RecordFormat
+from llada_sft.config.schema import DataConfig
+from llada_sft.data.examples.hook import HookFunction, describe, load_hook
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.data.records.normalize import RecordReader, row_key
-from llada_sft.data.rows.shard_reader import MAX_LINE_BYTES, Row
+from llada_sft.data.rows.position import ExampleKey
+from llada_sft.data.rows.row import MAX_LINE_BYTES, Row
 from llada_sft.data.storage.files import BYTE_ORDER_MARK
 from llada_sft.errors import DataError
 
@@ -48,6 +52,10 @@ class Example:
     part: int
     epoch: int = 0
 
+    @property
+    def key(self) -> ExampleKey:
+        return ExampleKey(self.file, self.line, self.part, self.epoch)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -55,6 +63,10 @@ class Encoded:
 
     examples: list[Example]
     counts: RowCounts
+
+
+# Makes the examples of a row in an epoch; it raises a BadRowError.
+Encode = Callable[[Row, int], Encoded]
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,10 @@ class Encoder:
     eos_tail: int | Literal["batch_max"]
     reader: RecordReader = RecordReader()  # noqa: RUF009 (frozen)
     seed: int = 0
+
+    def for_format(self, format: RecordFormat, fields: Mapping[str, str]) -> "Encoder":
+        """Return the same encoder for rows of another format, with other names of fields."""
+        return replace(self, reader=replace(self.reader, format=format, fields=fields))
 
     def __call__(self, row: Row, epoch: int = 0) -> Encoded:
         """Encode a row.
@@ -238,3 +254,29 @@ def _cut(mask: NDArray[np.bool_], room: int, policy: TooLong) -> slice | None:
     begin = len(mask) - room if policy == "clip_prompt" else 0
     keep = slice(begin, begin + max(room, 0))
     return keep if policy != "skip" and room > 0 and mask[keep].any() else None
+
+
+def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: int = 0) -> Encoder:
+    """Load hook and tokenizer.
+
+    Args:
+        config: The data section; with `format: auto` each row is of the format it looks like.
+        tokenizer_dir: Where the tokenizer lies.
+        ids: Special tokens and vocabulary.
+        seed: Keys what is random in a row's example; 0 for validation, which all runs share.
+
+    Raises:
+        DataError: One of them cannot be used.
+    """
+    return Encoder(
+        hook=load_hook(Path(config.hook)),
+        hook_path=Path(config.hook),
+        tokenizer=load_tokenizer(tokenizer_dir, ids.mask_token_id),
+        vocab_size=ids.vocab_size,
+        max_length=config.max_length,
+        on_too_long=config.on_too_long,
+        eos_token_id=ids.eos_token_id,
+        eos_tail=config.eos_tail,
+        reader=RecordReader(config.format, config.fields, config.multi_turn),
+        seed=seed,
+    )

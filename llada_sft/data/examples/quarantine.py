@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError
 
 # bad_record: the hook raised a DataError; hook_raised: it raised anything else;

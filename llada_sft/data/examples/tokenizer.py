@@ -1,10 +1,20 @@
-"""Loads the tokenizer of a model directory, and checks that it knows the mask token."""
+"""What data needs to know of the model: its tokenizer, and the ids of special tokens."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llada_sft.errors import DataError
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """What data needs to know of the model."""
+
+    vocab_size: int
+    eos_token_id: int
+    mask_token_id: int
 
 
 def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:

@@ -15,7 +15,7 @@ import orjson
 
 from llada_sft.config.record_formats import KnownFormat
 from llada_sft.data.records.formats import format_of
-from llada_sft.data.rows.shard_reader import MAX_LINE_BYTES
+from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import NamedShard, Source
 from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text

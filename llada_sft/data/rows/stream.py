@@ -11,13 +11,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from llada_sft.data.rows.file_draws import draw_files
 from llada_sft.data.rows.order import KeyedPermutation, hashed, keys_of
-from llada_sft.data.rows.shard_reader import FileReader, ReadAhead, Row
+from llada_sft.data.rows.position import (
+    FilePosition,
+    Pending,
+    Positions,
+    fill_missing_positions,
+)
+from llada_sft.data.rows.row import Row
+from llada_sft.data.rows.shard_reader import FileReader, ReadAhead
 from llada_sft.data.sources import NamedShard
 from llada_sft.data.storage.cache import Cache
 
@@ -38,38 +44,6 @@ def _read_ahead(num_files: int) -> ReadAhead:
         num_bytes=min(_BYTES_AHEAD, _ALL_BYTES_AHEAD // num_files),
         stay_open=num_files <= MAX_OPEN,
     )
-
-
-class Pending(NamedTuple):
-    """An example that was read, but waits: its place among those of its rank, and what it is."""
-
-    place: int
-    line: int
-    part: int
-    epoch: int = 0
-
-
-class FilePosition(NamedTuple):
-    """What is read of a file: all of it is done but `pending`.
-
-    Attributes:
-        row: Rows of the file's order.
-        part: Examples of the next row.
-        pending: Examples that wait.
-        epoch: The one that all of this is of; but for files of several sources, that of the run.
-        examples, tokens: What the file has given to the mixture.
-    """
-
-    row: int
-    part: int
-    pending: tuple[Pending, ...] = ()
-    epoch: int = 0
-    examples: int = 0
-    tokens: int = 0
-
-    def at_epoch(self, epoch: int) -> "FilePosition":
-        """Go to the beginning of another epoch."""
-        return self._replace(row=0, part=0, epoch=epoch)
 
 
 class RowStream:
@@ -110,23 +84,18 @@ class RowStream:
     def fingerprints(self) -> dict[str, str]:
         return {reader.name: reader.index.fingerprint for reader in self._readers}
 
-    def start_positions(self, epoch: int = 0) -> dict[str, FilePosition]:
+    def start_positions(self, epoch: int = 0) -> Positions:
         return {reader.name: FilePosition(0, 0, epoch=epoch) for reader in self._readers}
 
-    def known_positions(self, positions: Mapping[str, FilePosition]) -> dict[str, FilePosition]:
-        """Return the positions of these files; one that is not known counts as done.
-
-        A file that was added after a checkpoint is thus read from the next epoch on.
-        """
-        epoch = min((at.epoch for at in positions.values()), default=0)
-        return {
-            reader.name: positions.get(reader.name, FilePosition(len(reader), 0, epoch=epoch))
-            for reader in self._readers
-        }
+    def fill_missing_positions(self, positions: Mapping[str, FilePosition]) -> Positions:
+        """Return the positions of these files; a file without one counts as done."""
+        return fill_missing_positions(
+            positions, {reader.name: len(reader) for reader in self._readers}
+        )
 
     def rows(self, epoch: int, positions: Mapping[str, FilePosition]) -> Iterator[Row]:
         """Yield what is left of an epoch after `positions`."""
-        known = self.known_positions(positions)
+        known = self.fill_missing_positions(positions)
         done = [known[reader.name].row for reader in self._readers]
         left = [len(reader) - row for reader, row in zip(self._readers, done, strict=True)]
         ahead = _read_ahead(max(1, len(self._readers)))
@@ -191,7 +160,7 @@ class RowStream:
 
     def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Pending, Row]]:
         """Read the rows of pending examples again, file after file."""
-        known = self.known_positions(positions)
+        known = self.fill_missing_positions(positions)
         try:
             return [
                 (one, reader.line(one.line))

@@ -1,4 +1,4 @@
-"""Examples -> the tensors of one micro-batch: one below the other, or one behind the other.
+"""Examples -> the arrays of one micro-batch: one below the other, or one after the other.
 
 With `eos_tail: batch_max` the tail of each response grows to the longest example of the micro-batch
 and is learned, as in the official recipe: there is no padding left to hide. With a fixed tail what
@@ -7,37 +7,44 @@ nothing is added.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llada_sft.data.examples.encode import Example
+from llada_sft.data.rows.position import ExampleKey
 
 
 @dataclass(frozen=True)
-class CleanBatch:
-    """One micro-batch before any noise.
+class UnmaskedBatch:
+    """One micro-batch before any noise. It goes through a pipe: each token is in it once.
 
     Attributes:
         input_ids: int64 [B, L].
         response_mask: bool [B, L].
         attention_mask: bool [B, L], or None where every token is real.
-        examples: The B examples; packed, all that share the one row.
-        lengths: Tokens of each example of the one row, or None where each has a row of its own.
+        keys: Which examples these are: B of them; packed, all that share the one row.
+        lengths: Tokens of each example, without what was added to its row.
+        packed: Whether the examples share one row.
+        noisy_ids: int64 [B, L], as the hook has corrupted them; None if no example was.
+        corrupted: Whether the hook has corrupted an example, for each; empty if none was.
     """
 
     input_ids: NDArray[np.int64]
     response_mask: NDArray[np.bool_]
     attention_mask: NDArray[np.bool_] | None
-    examples: tuple[Example, ...]
-    lengths: tuple[int, ...] | None = None
+    keys: tuple[ExampleKey, ...]
+    lengths: tuple[int, ...]
+    packed: bool = False
+    noisy_ids: NDArray[np.int64] | None = None
+    corrupted: tuple[bool, ...] = ()
 
     @property
     def spans(self) -> list[slice]:
-        """Where each example stands in the flattened B · L positions."""
+        """Where each example, with what was added to it, is in the flattened B · L positions."""
         width = self.input_ids.shape[1]
-        lengths = self.lengths or (width,) * len(self.examples)
+        lengths = self.lengths if self.packed else (width,) * len(self.keys)
         ends = np.cumsum(lengths, dtype=np.int64).tolist()
         return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
@@ -47,7 +54,7 @@ class CleanBatch:
         return int(self.input_ids.size if real is None else real.sum())
 
 
-def pad(examples: Sequence[Example], pad_token_id: int) -> CleanBatch:
+def pad(examples: Sequence[Example], pad_token_id: int) -> UnmaskedBatch:
     """Bring examples to one length; `pad_token_id` is LLaDA's EOS.
 
     No example at all gives a micro-batch of one token that counts for nothing, so that each rank
@@ -64,15 +71,37 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> CleanBatch:
         response_mask[row, :used] = example.response_mask
         response_mask[row, used:] = example.grows
         real[row, used:] = example.grows
-    return CleanBatch(input_ids, response_mask, None if real.all() else real, tuple(examples))
+    attention_mask = None if real.all() else real
+    return _batch(examples, input_ids, response_mask, attention_mask, packed=False)
 
 
-def pack(examples: Sequence[Example]) -> CleanBatch:
-    """Put examples, at least one, behind one another."""
-    return CleanBatch(
-        input_ids=np.concatenate([example.input_ids for example in examples])[None],
-        response_mask=np.concatenate([example.response_mask for example in examples])[None],
-        attention_mask=None,
-        examples=tuple(examples),
+def pack(examples: Sequence[Example]) -> UnmaskedBatch:
+    """Put examples, at least one, after one another."""
+    input_ids = np.concatenate([example.input_ids for example in examples])[None]
+    response_mask = np.concatenate([example.response_mask for example in examples])[None]
+    return _batch(examples, input_ids, response_mask, attention_mask=None, packed=True)
+
+
+def _batch(
+    examples: Sequence[Example],
+    input_ids: NDArray[np.int64],
+    response_mask: NDArray[np.bool_],
+    attention_mask: NDArray[np.bool_] | None,
+    packed: bool,
+) -> UnmaskedBatch:
+    batch = UnmaskedBatch(
+        input_ids=input_ids,
+        response_mask=response_mask,
+        attention_mask=attention_mask,
+        keys=tuple(example.key for example in examples),
         lengths=tuple(len(example.input_ids) for example in examples),
+        packed=packed,
     )
+    corrupted = tuple(example.noisy_ids is not None for example in examples)
+    if not any(corrupted):
+        return batch
+    noisy_ids = input_ids.flatten()
+    for example, span in zip(examples, batch.spans, strict=True):
+        if example.noisy_ids is not None:
+            noisy_ids[span][: len(example.noisy_ids)] = example.noisy_ids
+    return replace(batch, noisy_ids=noisy_ids.reshape(input_ids.shape), corrupted=corrupted)

@@ -8,127 +8,26 @@ with `end_of_epoch`, and training/ decides, for all ranks together, when an epoc
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from torch.utils.data import IterableDataset
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.examples.encode import Encoder, Example
-from llada_sft.data.examples.hook import load_hook
+from llada_sft.data.examples.encode import Encode, Example, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError, Quarantine
-from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.examples.tokenizer import load_tokenizer
-from llada_sft.data.records.normalize import RecordReader
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.position import Positions, restart_files, with_waiting
+from llada_sft.data.rows.row import Row
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import Source
-from llada_sft.data.steps.collate import CleanBatch, pad
+from llada_sft.data.steps.collate import UnmaskedBatch, pad
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.mixture import MixedRows, SourceRows
 from llada_sft.data.steps.one_epoch import EpochRows
-from llada_sft.data.steps.packing import micro_batches, with_waiting
+from llada_sft.data.steps.packing import micro_batches
 from llada_sft.data.steps.yields import RowsLeft, RowYield, StepEstimate, sample_yield
-
-Positions = dict[str, FilePosition]
-
-
-@dataclass(frozen=True)
-class LocalStep:
-    """What one rank gives to one optimizer step.
-
-    Attributes:
-        micro_batches: Always `accumulate_grad_batches` of them; some may be empty of examples.
-        epoch: The epoch that the rows belong to, from 0.
-        positions: For each file of the rank, what is done once this step is trained, and what
-            waits to be packed.
-        end_of_epoch: There are no rows left; the step holds none.
-        rows: What became of the rows that were read since the step before.
-        rows_done, epoch_rows: Rows of the epoch that are done, and that there are on this rank;
-            where sources are mixed, of all of their epochs.
-        by_source: What each of these gave to the step, in the unit of `data.mix_by`.
-        steps_left: Steps of the epoch that this rank makes after this one: an estimate, which is 0
-            if and only if no example follows.
-        epoch_steps: Steps that a whole epoch makes on this rank, estimated; 0 where sources are
-            mixed, which have one epoch together.
-        yields: For each source, what its rows make: the base of the estimates.
-        estimated: Whether the number of steps cannot be known from the rows alone.
-    """
-
-    micro_batches: tuple[CleanBatch, ...]
-    epoch: int
-    positions: Positions
-    end_of_epoch: bool = False
-    rows: RowCounts = field(default_factory=RowCounts)
-    rows_done: int = 0
-    epoch_rows: int = 0
-    by_source: tuple[int, ...] = ()
-    steps_left: int = 0
-    epoch_steps: int = 0
-    yields: tuple[RowYield, ...] = ()
-    estimated: bool = False
-
-    @property
-    def num_examples(self) -> int:
-        return sum(len(batch.examples) for batch in self.micro_batches)
-
-    @property
-    def num_response_tokens(self) -> int:
-        return sum(int(batch.response_mask.sum()) for batch in self.micro_batches)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(batch.num_tokens for batch in self.micro_batches if batch.examples)
-
-    @property
-    def num_positions(self) -> int:
-        """All tokens that the network runs on, padding and empty micro-batches among them."""
-        return sum(int(batch.input_ids.size) for batch in self.micro_batches)
-
-
-@dataclass(frozen=True)
-class StepSize:
-    micro_batch_size: int
-    accumulate_grad_batches: int
-
-    @property
-    def examples(self) -> int:
-        return self.micro_batch_size * self.accumulate_grad_batches
-
-
-@dataclass(frozen=True)
-class TokenIds:
-    """What data needs to know of the model."""
-
-    vocab_size: int
-    eos_token_id: int
-    mask_token_id: int
-
-
-def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: int = 0) -> Encoder:
-    """Load hook and tokenizer.
-
-    Args:
-        config: The data section; with `format: auto` each row is of the format it looks like.
-        tokenizer_dir: Where the tokenizer lies.
-        ids: Special tokens and vocabulary.
-        seed: Keys what is random in a row's example; 0 for validation, which all runs share.
-
-    Raises:
-        DataError: One of them cannot be used.
-    """
-    return Encoder(
-        hook=load_hook(Path(config.hook)),
-        hook_path=Path(config.hook),
-        tokenizer=load_tokenizer(tokenizer_dir, ids.mask_token_id),
-        vocab_size=ids.vocab_size,
-        max_length=config.max_length,
-        on_too_long=config.on_too_long,
-        eos_token_id=ids.eos_token_id,
-        eos_tail=config.eos_tail,
-        reader=RecordReader(config.format, config.fields, config.multi_turn),
-        seed=seed,
-    )
 
 
 class StepDataset(IterableDataset[LocalStep]):
@@ -144,6 +43,8 @@ class StepDataset(IterableDataset[LocalStep]):
         epoch: The epoch to begin in.
         positions: Where to begin in it, perhaps with files of other ranks; None is its start.
         quarantine: The file that bad rows are written to, if any.
+        encode: Makes the examples of a row in an epoch; None is the config's hook and tokenizer,
+            which are loaded by the process that reads.
     """
 
     # Without `know_yields`, each row counts as one example.
@@ -161,7 +62,9 @@ class StepDataset(IterableDataset[LocalStep]):
         epoch: int = 0,
         positions: Positions | None = None,
         quarantine: Path | None = None,
+        encode: Encode | None = None,
     ) -> None:
+        self._encode = encode
         self._config, self._tokenizer_dir, self._ids = config, tokenizer_dir, ids
         self._seed, self._size, self._quarantine = seed, size, quarantine
         self._epoch, self._positions = epoch, positions
@@ -192,13 +95,9 @@ class StepDataset(IterableDataset[LocalStep]):
             name: at for _, rows in self._sources for name, at in rows.start_positions().items()
         }
 
-    def begin_anew(self, names: Iterable[str]) -> None:
-        """Read files from the beginning of the epoch on, whatever of them is done or waits."""
-        positions = dict(self._positions or {})
-        for name in names:
-            at = positions.get(name, FilePosition(0, 0))
-            positions[name] = at.at_epoch(at.epoch)._replace(pending=())
-        self._positions = positions
+    def restart_files(self, names: Iterable[str]) -> None:
+        """Read files from the start of their epoch, whatever of them is done or waits."""
+        self._positions = restart_files(self._positions or {}, names)
 
     def know_yields(self, yields: Sequence[RowYield] | None, sample_rows: int) -> None:
         """Set what rows make, from a checkpoint, or how many rows to sample for it."""
@@ -229,47 +128,46 @@ class StepDataset(IterableDataset[LocalStep]):
         return len(again)
 
     def __iter__(self) -> Iterator[LocalStep]:
-        encoder = self._encoder()
-        estimate = self._estimate(encoder)
-        begins = [self._begin(source, stream) for source, stream in self._sources]
+        encoders = self._encoders()
+        estimate = self._estimate(encoders)
+        starts = [self._start(source, stream) for source, stream in self._sources]
         quarantines = [
             self._quarantine_of(stream, positions)
-            for (_, stream), positions in zip(self._sources, begins, strict=True)
+            for (_, stream), positions in zip(self._sources, starts, strict=True)
         ]
-        waiting = self._waiting(encoder, quarantines)
+        waiting = self._waiting(encoders, quarantines)
         if self.mixed_sources:
-            parts = zip(self._sources, quarantines, begins, strict=True)
+            parts = zip(self._sources, encoders, quarantines, starts, strict=True)
             rows = MixedRows(
                 [
-                    SourceRows(
-                        source.weight,
-                        source.epochs,
-                        stream,
-                        _for_source(encoder, source),
-                        quarantine,
-                        positions,
-                    )
-                    for (source, stream), quarantine, positions in parts
+                    SourceRows(source.weight, source.epochs, stream, encode, quarantine, positions)
+                    for (source, stream), encode, quarantine, positions in parts
                 ],
                 self._config.mix_by,
             )
             yield from self._steps(rows, waiting, estimate)
             return
         ((source, stream),) = self._sources
-        encoder = _for_source(encoder, source)
-        (positions,), (quarantine,) = begins, quarantines
+        (encode,), (positions,), (quarantine,) = encoders, starts, quarantines
         for epoch in range(self._epoch, source.epochs):
             yield from self._steps(
-                EpochRows(stream, encoder, quarantine, epoch, positions), waiting, estimate
+                EpochRows(stream, encode, quarantine, epoch, positions), waiting, estimate
             )
             positions, waiting = stream.start_positions(epoch + 1), []
 
-    def _begin(self, source: Source, stream: RowStream) -> Positions:
-        """Say what is read of a source's files where this run begins."""
+    def _encoders(self) -> list[Encode]:
+        """Return what makes the examples of each source's rows."""
+        if self._encode is not None:
+            return [self._encode] * len(self._sources)
+        encoder = build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
+        return [encoder.for_format(source.format, source.fields) for source, _ in self._sources]
+
+    def _start(self, source: Source, stream: RowStream) -> Positions:
+        """Return what is read of a source's files where this run starts."""
         if self._positions is None:
             return stream.start_positions()
         of_source = {name: at for name, at in self._positions.items() if source.owns(name)}
-        known = stream.known_positions(of_source)
+        known = stream.fill_missing_positions(of_source)
         return {name: at._replace(pending=()) for name, at in known.items()}
 
     def _quarantine_of(self, stream: RowStream, positions: Positions) -> Quarantine:
@@ -309,7 +207,7 @@ class StepDataset(IterableDataset[LocalStep]):
 
     def _step(
         self,
-        batches: tuple[CleanBatch, ...],
+        batches: tuple[UnmaskedBatch, ...],
         rows: EpochRows | MixedRows,
         waiting: Sequence[Example],
         estimate: StepEstimate,
@@ -318,7 +216,7 @@ class StepDataset(IterableDataset[LocalStep]):
         return LocalStep(
             batches + (pad([], self._ids.eos_token_id),) * missing,
             rows.epoch,
-            with_waiting(rows.positions, waiting),
+            with_waiting(rows.positions, [example.key for example in waiting]),
             rows=rows.take_counts(),
             rows_done=rows.rows_done,
             epoch_rows=rows.num_rows,
@@ -329,45 +227,47 @@ class StepDataset(IterableDataset[LocalStep]):
             estimated=not estimate.is_exact,
         )
 
-    def _by_source(self, batches: Iterable[CleanBatch]) -> tuple[int, ...]:
+    def _by_source(self, batches: Iterable[UnmaskedBatch]) -> tuple[int, ...]:
         given: Counter[str] = Counter()
-        for example in (example for batch in batches for example in batch.examples):
-            source = example.file.partition("/")[0]
-            given[source] += len(example.input_ids) if self._config.mix_by == "tokens" else 1
+        for batch in batches:
+            for key, length in zip(batch.keys, batch.lengths, strict=True):
+                source = key.file.partition("/")[0]
+                given[source] += length if self._config.mix_by == "tokens" else 1
         return tuple(given[source] for source in self.mixed_sources)
 
-    def _encoder(self) -> Encoder:
-        return build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
-
-    def _waiting(self, encoder: Encoder, quarantines: Sequence[Quarantine]) -> list[Example]:
+    def _waiting(
+        self, encoders: Sequence[Encode], quarantines: Sequence[Quarantine]
+    ) -> list[Example]:
         """Read the examples again that were read, but not trained."""
         pending = [
-            (one, row, _for_source(encoder, source), quarantine)
-            for (source, stream), quarantine in zip(self._sources, quarantines, strict=True)
-            for one, row in stream.pending_rows(self._positions or {})
+            (example, row, encode, quarantine)
+            for (_, stream), encode, quarantine in zip(
+                self._sources, encoders, quarantines, strict=True
+            )
+            for example, row in stream.pending_rows(self._positions or {})
         ]
         # Those of several ranks have the same places: then the files' order decides.
         pending.sort(key=lambda each: each[0].place)
         waiting: list[Example] = []
-        begun: set[tuple[str, int, int]] = set()
-        for one, row, encode, quarantine in pending:
-            key = (row.file, row.line, one.epoch)
+        encoded_again: set[tuple[str, int, int]] = set()
+        for example, row, encode, quarantine in pending:
+            key = (row.file, row.line, example.epoch)
             if key not in self._again:
-                examples = encode(row, one.epoch).examples
-                waiting += [example for example in examples if example.part == one.part]
-            elif key not in begun:
-                begun.add(key)
-                waiting += _encode_again(row, one.epoch, encode, quarantine)
+                parts = encode(row, example.epoch).examples
+                waiting += [part for part in parts if part.part == example.part]
+            elif key not in encoded_again:
+                encoded_again.add(key)
+                waiting += _encode_again(row, example.epoch, encode, quarantine)
         return waiting
 
-    def _estimate(self, encoder: Encoder) -> StepEstimate:
+    def _estimate(self, encoders: Sequence[Encode]) -> StepEstimate:
         """Return how to estimate steps from rows: by a checkpoint's yields, or by a sample."""
         if self._yields is None:
             # If no row of the sample makes an example: one of the largest length for each row.
             one_each = RowYield(1, 1, self._config.max_length)
             self._yields = [
-                sample_yield(stream, _for_source(encoder, source), self._sample_rows) or one_each
-                for source, stream in self._sources
+                sample_yield(stream, encode, self._sample_rows) or one_each
+                for (_, stream), encode in zip(self._sources, encoders, strict=True)
             ]
         max_tokens, accumulate = self._config.max_tokens, self._size.accumulate_grad_batches
         return StepEstimate(
@@ -377,7 +277,7 @@ class StepDataset(IterableDataset[LocalStep]):
         )
 
 
-def _encode_again(row: Row, epoch: int, encode: Encoder, quarantine: Quarantine) -> list[Example]:
+def _encode_again(row: Row, epoch: int, encode: Encode, quarantine: Quarantine) -> list[Example]:
     """Encode a row whose examples have changed: it may be a bad row now."""
     try:
         return encode(row, epoch).examples
@@ -385,8 +285,3 @@ def _encode_again(row: Row, epoch: int, encode: Encoder, quarantine: Quarantine)
         # Row 0: it lies before the position, as all rows that wait.
         quarantine.add(error, epoch, row=0)
         return []
-
-
-def _for_source(encoder: Encoder, source: Source) -> Encoder:
-    reader = replace(encoder.reader, format=source.format, fields=source.fields)
-    return replace(encoder, reader=reader)

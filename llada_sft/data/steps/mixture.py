@@ -8,10 +8,11 @@ position of each file. A source that has made all of its epochs drops out; the o
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from llada_sft.data.examples.encode import Encoder, Example
+from llada_sft.data.examples.encode import Encode, Example
 from llada_sft.data.examples.quarantine import Quarantine
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.steps.one_epoch import EpochRows
 from llada_sft.data.steps.yields import RowsLeft
 
@@ -25,7 +26,7 @@ class SourceRows:
         weight: Its share, in proportion to the others'.
         epochs: Passes over its rows.
         stream: Its rows.
-        encoder: Makes their examples.
+        encode: Makes their examples.
         quarantine: Takes its bad rows.
         positions: Of its files, each with the epoch that it is in.
     """
@@ -35,12 +36,12 @@ class SourceRows:
         weight: float,
         epochs: int,
         stream: RowStream,
-        encoder: Encoder,
+        encode: Encode,
         quarantine: Quarantine,
         positions: Mapping[str, FilePosition],
     ) -> None:
         self.weight, self._epochs, self._stream = weight, epochs, stream
-        self._encoder, self._quarantine = encoder, quarantine
+        self._encode, self._quarantine = encode, quarantine
         self._counts = RowCounts()
         self._positions = dict(positions)
         self._rows = self._epoch(min((at.epoch for at in positions.values()), default=0))
@@ -59,7 +60,7 @@ class SourceRows:
                 return
             self._counts += self._rows.take_counts()
             self._positions = {
-                name: at if at.epoch > self._rows.epoch else at.at_epoch(self._rows.epoch + 1)
+                name: at if at.epoch > self._rows.epoch else at.start_of_epoch(self._rows.epoch + 1)
                 for name, at in self.positions.items()
             }
             self._rows = self._epoch(self._rows.epoch + 1)
@@ -99,14 +100,12 @@ class SourceRows:
 
     def _epoch(self, epoch: int) -> EpochRows:
         here = {name: at for name, at in self._positions.items() if at.epoch <= epoch}
-        rows = self._stream.known_positions(here)
-        return EpochRows(self._stream, self._encoder, self._quarantine, epoch, rows)
+        rows = self._stream.fill_missing_positions(here)
+        return EpochRows(self._stream, self._encode, self._quarantine, epoch, rows)
 
     def _add(self, example: Example) -> None:
-        at, num_tokens = self._positions[example.file], len(example.input_ids)
-        self._positions[example.file] = at._replace(
-            examples=at.examples + 1, tokens=at.tokens + num_tokens
-        )
+        num_tokens = len(example.input_ids)
+        self._positions[example.file] = self._positions[example.file].with_given(num_tokens)
         self.given["examples"] += 1
         self.given["tokens"] += num_tokens
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from llada_sft.data.examples.encode import Encoder, Example
+from llada_sft.data.examples.encode import Encode, Example
 from llada_sft.data.examples.quarantine import BadRowError, Quarantine
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.row import Row
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.steps.yields import RowsLeft
 
 
@@ -20,12 +21,12 @@ class EpochRows:
     def __init__(
         self,
         stream: RowStream,
-        encoder: Encoder,
+        encode: Encode,
         quarantine: Quarantine,
         epoch: int,
         positions: dict[str, FilePosition],
     ) -> None:
-        self._stream, self._encoder, self._quarantine = stream, encoder, quarantine
+        self._stream, self._encode, self._quarantine = stream, encode, quarantine
         self.epoch, self.positions = epoch, positions
         self._counts = RowCounts()
         # Different rows of the run so far: from the second epoch on, all.
@@ -34,13 +35,13 @@ class EpochRows:
     def examples(self) -> Iterator[Example]:
         for row in self._stream.rows(self.epoch, self.positions):
             done = self.positions[row.file]
-            examples = self._encode(row, done)
+            examples = self._examples_of(row, done)
             for part in range(done.part, len(examples)):
                 self.positions[row.file] = done._replace(part=part + 1)
                 if part + 1 == len(examples):
-                    self.positions[row.file] = done._replace(row=done.row + 1, part=0)
+                    self.positions[row.file] = done.after_row()
                 yield examples[part]
-            self.positions[row.file] = done._replace(row=done.row + 1, part=0)
+            self.positions[row.file] = done.after_row()
             self._read += self.epoch == 0
             self._quarantine.judge(self._read)
         self._quarantine.judge(self._read, end_of_epoch=True)
@@ -64,9 +65,9 @@ class EpochRows:
         counts, self._counts = self._counts, RowCounts()
         return counts
 
-    def _encode(self, row: Row, done: FilePosition) -> list[Example]:
+    def _examples_of(self, row: Row, done: FilePosition) -> list[Example]:
         try:
-            encoded = self._encoder(row, self.epoch)
+            encoded = self._encode(row, self.epoch)
         except BadRowError as error:
             self._counts += RowCounts(rows=1, bad={error.reason: 1})
             self._quarantine.add(error, self.epoch, done.row)

@@ -5,17 +5,16 @@ as one fits, the longest that does comes next, and another is read in its place.
 wait for the ends of micro-batches, and hardly any room is left there.
 
 Examples that wait were read, but are not trained: they belong to the position of a step
-(`with_waiting`), and are the first to be read when a run goes on from it. Whatever groups the
-examples shares its list of waiting ones with the caller, who reads it after each group.
+(`position.with_waiting`), and are the first to be read when a run resumes from it. Whatever groups
+the examples shares its list of waiting ones with the caller, who reads it after each group.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.rows.stream import FilePosition, Pending
-from llada_sft.data.steps.collate import CleanBatch, pack, pad
+from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 
 
 def micro_batches(
@@ -24,7 +23,7 @@ def micro_batches(
     pad_token_id: int,
     waiting: list[Example],
     new: Iterator[Example],
-) -> Iterator[CleanBatch]:
+) -> Iterator[UnmaskedBatch]:
     """Divide examples into micro-batches, by the config's `batching`."""
     if config.batching == "padded":
         return (pad(group, pad_token_id) for group in in_order(waiting, new, micro_batch_size))
@@ -78,13 +77,3 @@ def _longest_that_fits(waiting: Sequence[Example], room: int) -> int | None:
     lengths = [len(example.input_ids) for example in waiting]
     longest = max((length for length in lengths if length <= room), default=None)
     return None if longest is None else lengths.index(longest)
-
-
-def with_waiting(
-    read: Mapping[str, FilePosition], waiting: Sequence[Example]
-) -> dict[str, FilePosition]:
-    """Return positions that know of the examples that were read, but wait."""
-    pending: dict[str, list[Pending]] = {name: [] for name in read}
-    for place, example in enumerate(waiting):
-        pending[example.file].append(Pending(place, example.line, example.part, example.epoch))
-    return {name: at._replace(pending=tuple(pending[name])) for name, at in read.items()}

@@ -18,7 +18,8 @@ from queue import Empty, Queue
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from llada_sft.data.steps.dataset import LocalStep, StepDataset
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.errors import LladaSftError
 
 # How long the process may take to complete its current step when the training is over.

@@ -4,7 +4,7 @@ from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Encoder, Example
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import Source
-from llada_sft.data.steps.collate import CleanBatch
+from llada_sft.data.steps.collate import UnmaskedBatch
 from llada_sft.data.steps.packing import micro_batches
 
 
@@ -16,7 +16,7 @@ def validation_batches(
     world_size: int,
     micro_batch_size: int,
     max_rows: int,
-) -> list[CleanBatch]:
+) -> list[UnmaskedBatch]:
     """Encode this rank's validation rows: every world_size-th of the first `max_rows`.
 
     The config's `eos_tail` must be a number: with `batch_max` the loss would depend on the number

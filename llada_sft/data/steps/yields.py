@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from llada_sft.data.examples.encode import Encoder
+from llada_sft.data.examples.encode import Encode
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.errors import DataError
 
@@ -35,14 +35,14 @@ class RowsLeft(NamedTuple):
     given_examples: int = 0
 
 
-def sample_yield(stream: RowStream, encoder: Encoder, num_rows: int) -> RowYield | None:
+def sample_yield(stream: RowStream, encode: Encode, num_rows: int) -> RowYield | None:
     """Encode a sample of rows from all files; return None if they make no example at all."""
     rows = examples = tokens = 0
     for row in stream.sample(num_rows):
         rows += 1
         # The training reports a row that cannot be used.
         with suppress(DataError):
-            lengths = [len(example.input_ids) for example in encoder(row).examples]
+            lengths = [len(example.input_ids) for example in encode(row, 0).examples]
             examples += len(lengths)
             tokens += sum(lengths)
     return RowYield(rows, examples, tokens) if examples else None

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llada_sft.data.rows.stream import FilePosition, Pending
-from llada_sft.data.steps.dataset import Positions
+from llada_sft.data.rows.position import FilePosition, Positions
 from llada_sft.training.checkpoint.checksums import FileRecord
 from llada_sft.training.checkpoint.manifest import MANIFEST, read_manifest, sealed
 
@@ -61,7 +60,7 @@ class DataState:
         files = state["files"]
         return DataState(
             epoch=state["epoch"],
-            positions={name: _position(at) for name, at in files.items()},
+            positions={name: FilePosition.from_json(at) for name, at in files.items()},
             fingerprints={name: at["fingerprint"] for name, at in files.items()},
             examples_key=state.get("examples_key", ""),
         )
@@ -91,11 +90,6 @@ class DataState:
     def gone(self, names: Iterable[str]) -> list[str]:
         """Name the files that are not among all those that there are."""
         return sorted(self.positions.keys() - set(names))
-
-
-def _position(at: Mapping[str, Any]) -> FilePosition:
-    fields = {name: at[name] for name in FilePosition._fields}
-    return FilePosition(**{**fields, "pending": tuple(Pending(*one) for one in at["pending"])})
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

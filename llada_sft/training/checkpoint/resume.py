@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from llada_sft.data.steps.dataset import Positions
+from llada_sft.data.rows.position import Positions
 from llada_sft.errors import CheckpointError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir

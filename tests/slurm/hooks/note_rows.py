@@ -22,11 +22,7 @@ def noting(self, local, counts, step):
     if ATTEMPT == 0 and step + 1 == LAST_STEP and RANK == 0:
         # The others wait for this one, until SLURM ends it.
         time.sleep(3600)
-    rows = [
-        [example.epoch, example.file, example.line]
-        for batch in local.micro_batches
-        for example in batch.examples
-    ]
+    rows = [[key.epoch, key.file, key.line] for batch in local.micro_batches for key in batch.keys]
     NOTES.parent.mkdir(exist_ok=True)
     with NOTES.open("a") as file:
         file.write(json.dumps({"step": step + 1, "rows": rows}) + "\n")

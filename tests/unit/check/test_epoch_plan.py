@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
 from llada_sft.check.reading import ReadRows, Rows, Worker, join
 from llada_sft.config.schema import DataConfig, SourceConfig
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.records.normalize import RecordReader
 from llada_sft.data.sources import NamedShard, list_sources
-from llada_sft.data.steps import dataset as datamodule
-from llada_sft.data.steps.dataset import StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.errors import DataError
+from tests.unit.data.batches import examples_of
 
 IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
 # A record is a list of examples [prompt tokens, response tokens, does the hook add the noise?].
@@ -38,7 +40,7 @@ Record = list[tuple[int, int, bool]] | str
 def no_tokenizer() -> Iterator[None]:
     """The hook above needs none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datamodule, "load_tokenizer", lambda *_: None)
+        patch.setattr("llada_sft.data.examples.encode.load_tokenizer", lambda *_: None)
         yield
 
 
@@ -87,7 +89,7 @@ def trained(config: DataConfig, size: StepSize) -> RankEpoch:
     batches = [batch for step in steps for batch in step.micro_batches]
     answers = weight = 0.0
     for batch in batches:
-        for example, span in zip(batch.examples, batch.spans, strict=True):
+        for example, span in zip(examples_of(batch), batch.spans, strict=True):
             length = batch.response_mask.reshape(-1)[span].sum()
             # 7 is a token of the hook's, EOS is not.
             answer = (example.input_ids[example.response_mask] == 7).sum()

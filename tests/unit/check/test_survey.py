@@ -19,7 +19,7 @@ from llada_sft.check.survey import Request, Survey, survey
 from llada_sft.check.workers import Workers
 from llada_sft.cli import main
 from llada_sft.config import Config
-from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from llada_sft.data.steps import dataset
 from llada_sft.data.storage import cache
 from llada_sft.demo.data import make_tokenizer
 
@@ -24,7 +23,7 @@ def tokenizer() -> Any:
 def no_tokenizer() -> Iterator[None]:
     """For hooks that need none: to load one takes most of such tests' time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "load_tokenizer", lambda *_: None)
+        patch.setattr("llada_sft.data.examples.encode.load_tokenizer", lambda *_: None)
         yield
 
 

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from llada_sft.data.examples import encode
 from llada_sft.data.rows.count import count_rows
-from llada_sft.data.steps import dataset
 from llada_sft.demo.data import make_tokenizer
 from tests.unit.data.reading import KINDS, good, read, write
 
@@ -45,7 +45,7 @@ def peak_mb() -> float:
 def main() -> None:
     """Read and count, and say by how much the peak of memory grew."""
     folder, tokenizer = Path(sys.argv[1]), make_tokenizer()
-    dataset.load_tokenizer = lambda *_: tokenizer
+    encode.load_tokenizer = lambda *_: tokenizer
     paths = write_huge(write(folder, {}))
     before = peak_mb()
     found = read(folder)

@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llada_sft.data.rows import stream
-from llada_sft.data.rows.shard_reader import FileReader, Row
-from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.row import Row
+from llada_sft.data.rows.shard_reader import FileReader
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.shards import assign_files
 from llada_sft.data.sources import NamedShard, name_shards
 from llada_sft.data.storage.line_index import LineIndex
@@ -116,7 +118,7 @@ def _attempt(
     streams = [RowStream(name_shards(mine, Path()), case.number, case.shuffle) for mine in owned]
     for epoch in range(0 if state is None else state.epoch, EPOCHS):
         starts = [
-            one.start_positions() if state is None else one.known_positions(state.positions)
+            one.start_positions() if state is None else one.fill_missing_positions(state.positions)
             for one in streams
         ]
         state = None

@@ -10,10 +10,13 @@ from backports import zstd
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import DataError
+from tests.unit.data.batches import examples_of
 
 ROOT = Path(__file__).parents[3]
 IDS = TokenIds(vocab_size=20, eos_token_id=1, mask_token_id=5)
@@ -78,7 +81,7 @@ def read(folder: Path, **settings: Any) -> Found:
     try:
         for step in steps_of(folder, **settings):
             counts += step.rows if step.epoch == 0 else RowCounts()
-            for example in (one for batch in step.micro_batches for one in batch.examples):
+            for example in (one for batch in step.micro_batches for one in examples_of(batch)):
                 response = tokenizer.decode(example.input_ids[example.response_mask][:-1])
                 epochs[step.epoch].append((example.file, example.line, response))
     except DataError as caught:

@@ -6,8 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from llada_sft.config.schema import DataConfig
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import LocalStep, Positions, StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import LocalStep, StepSize
+from tests.unit.data.batches import examples_of
 
 IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
 
@@ -73,7 +77,7 @@ def seen(step: LocalStep) -> Seen:
     return [
         (int(example.input_ids[0]), example.part)
         for batch in step.micro_batches
-        for example in batch.examples
+        for example in examples_of(batch)
     ]
 
 

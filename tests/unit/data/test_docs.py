@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llada_sft.data.examples.quarantine import BadRowError, Quarantine
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.row import Row
 from llada_sft.demo.data import write_demo
 
 ROOT = Path(__file__).parents[3]

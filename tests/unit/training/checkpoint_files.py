@@ -11,7 +11,7 @@ import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from llada_sft.data.rows.stream import FilePosition
+from llada_sft.data.rows.position import FilePosition
 from llada_sft.training.checkpoint.checksums import FileRecord
 from llada_sft.training.checkpoint.folder import DataState, begin, finish
 from llada_sft.training.checkpoint.shard_writer import ShardWriter

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.rows.stream import FilePosition
+from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.steps.collate import pad
-from llada_sft.data.steps.dataset import LocalStep, StepSize
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import MicroBatch, NoiseSource
 

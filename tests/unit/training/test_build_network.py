@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llada_sft.config.schema import ModelConfig, ModelSize
-from llada_sft.data.steps.dataset import TokenIds
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, DataError
 from llada_sft.model import LLaDAConfig

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.data.steps.dataset import LocalStep, StepSize
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.training import noising
 from llada_sft.training.consensus import Consensus

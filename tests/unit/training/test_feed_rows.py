@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.steps.dataset import LocalStep, StepSize
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.training import feed
 from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.consensus import Consensus

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import OptimConfig
-from llada_sft.data.steps.dataset import LocalStep, StepSize
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.module import DiffusionModule

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.utils import apply_to_tensors_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars, move_data_to_device
@@ -13,8 +15,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from llada_sft.data.examples.encode import Example
+from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.steps.collate import pad
-from llada_sft.data.steps.dataset import LocalStep, StepSize, TokenIds
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import noise_key
 from llada_sft.diffusion.objective import diffusion_loss, masked_cross_entropy
@@ -95,7 +98,7 @@ def clean_loss(steps: Sequence[LocalStep], sources: Sequence[NoiseSource], at: i
             flat = torch.zeros(made.noisy_ids.numel(), dtype=torch.bool)
             flat[made.positions] = True
             masked = flat.view(made.noisy_ids.shape)
-            for row in range(len(batch.examples)):
+            for row in range(len(batch.keys)):
                 rows.append((batch, row, masked[row], made.noisy_ids[row]))
     ids = torch.full((len(rows), longest), EOS)
     noisy, where = ids.clone(), torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -105,7 +108,7 @@ def clean_loss(steps: Sequence[LocalStep], sources: Sequence[NoiseSource], at: i
         ids[number, :used] = torch.from_numpy(batch.input_ids[row])
         noisy[number, :used], where[number, :used] = noisy_row, masked
         lengths[number] = int(batch.response_mask[row].sum())
-        if batch.examples[row].noisy_ids is None:
+        if not batch.corrupted or not batch.corrupted[row]:
             weights[number] = lengths[number] / masked.sum()
     by_token = sources[0].objective.normalization == "token"
     return diffusion_loss(
@@ -309,7 +312,7 @@ def test_validation_masks_each_example_by_its_own_key() -> None:
         assert torch.equal(row, noise.masked)
 
 
-def test_lightning_leaves_the_coefficients_in_fp32() -> None:
+def test_lightning_and_deepspeed_leave_the_coefficients_in_fp32() -> None:
     step = local_step([example(2, 4)], StepSize(1, 1))
     micro_batches = source().micro_batches(step, report([step]), step=0)
     batch = StepBatch(micro_batches, report([step]), 0, {})
@@ -322,6 +325,13 @@ def test_lightning_leaves_the_coefficients_in_fp32() -> None:
     for item in (batch, micro_batches[0]):
         assert apply_to_collection(item, Tensor, to_bf16) is item
     assert convert_tensors_to_scalars(batch) is batch
+    # DeepSpeed's walkers, too: around modules, and where it casts what a module is given.
+    assert apply_to_tensors_only(to_bf16, [torch.ones(1)])[0].dtype == torch.bfloat16
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    assert engine._cast_inputs_half([torch.ones(1)])[0].dtype == torch.float16
+    for item in (batch, micro_batches[0]):
+        assert apply_to_tensors_only(to_bf16, item) is item
+        assert engine._cast_inputs_half(item) is item
     moved = move_data_to_device(batch, torch.device("cpu"))
     assert isinstance(moved, StepBatch)
     assert moved.micro_batches[0].coefficients.dtype == torch.float32

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.steps.collate import CleanBatch, pack, pad
-from llada_sft.data.steps.dataset import LocalStep
+from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
+from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
 from llada_sft.training.consensus import Report
@@ -52,7 +52,7 @@ EXAMPLES = [
 ]
 
 
-def drawn(batches: list[CleanBatch], **objective: Any) -> list[MicroBatch]:
+def drawn(batches: list[UnmaskedBatch], **objective: Any) -> list[MicroBatch]:
     step = LocalStep(tuple(batches), 0, {})
     counts = Report(examples=step.num_examples, response_tokens=step.num_response_tokens)
     noise = NoiseSource(ObjectiveConfig(**objective), 3, MASK, 0, 1)

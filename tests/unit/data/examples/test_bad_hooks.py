@@ -6,7 +6,7 @@ import pytest
 
 from llada_sft.data.examples.encode import Encoder
 from llada_sft.data.examples.hook import load_hook
-from llada_sft.data.rows.shard_reader import Row
+from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError
 
 DEFINE = "define process_data(record, tokenizer, max_length)"

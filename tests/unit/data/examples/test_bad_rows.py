@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.rows import shard_reader
-from llada_sft.data.rows.stream import FilePosition
-from llada_sft.data.steps.dataset import (
-    LocalStep,
-    StepSize,
-)
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.errors import DataError
 from tests.unit.data.stepping import all_seen, dataset, seen, write
 

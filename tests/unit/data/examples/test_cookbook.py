@@ -10,12 +10,12 @@ import torch
 import yaml
 
 from llada_sft.config.schema import DataConfig, ObjectiveConfig
-from llada_sft.data.examples.encode import Encoded
+from llada_sft.data.examples.encode import Encoded, build_encoder
 from llada_sft.data.examples.hook import check_hook
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.steps import dataset
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.row import Row
 from llada_sft.data.steps.collate import pad
-from llada_sft.data.steps.dataset import LocalStep, TokenIds, build_encoder
+from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import NoiseSource
 
@@ -59,7 +59,7 @@ def run(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
         ]
         return [encode(row, epoch) for row in rows]
 
-    monkeypatch.setattr(dataset, "load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr("llada_sft.data.examples.encode.load_tokenizer", lambda *_: tokenizer)
     return rows_of
 
 

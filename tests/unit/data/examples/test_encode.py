@@ -19,7 +19,7 @@ from llada_sft.data.examples.hook import HookFunction, load_hook
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.records.normalize import RecordReader
-from llada_sft.data.rows.shard_reader import Row
+from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError
 
 EOS = 9

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig, SourceConfig
 from llada_sft.data.examples.hook import examples_key, hook_hash
-from llada_sft.data.rows.stream import FilePosition, Pending
+from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import Positions, StepDataset, StepSize
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.errors import DataError
 from tests.unit.data.stepping import IDS, all_seen, dataset, write
 

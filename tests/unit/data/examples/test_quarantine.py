@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llada_sft.data.examples.quarantine import MAX_MESSAGE, BadRowError, Quarantine
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError
 
 ROOT = Path("data/train")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from llada_sft.data.rows import shard_reader, stream
 from llada_sft.data.rows.count import count_rows
-from llada_sft.data.rows.shard_reader import Row
-from llada_sft.data.rows.stream import FilePosition, Pending, RowStream
+from llada_sft.data.rows.position import FilePosition, Pending
+from llada_sft.data.rows.row import Row
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import name_shards
 from llada_sft.data.storage import line_index
 from llada_sft.data.storage.line_index import index_lines
@@ -347,7 +348,9 @@ def test_a_file_that_the_positions_do_not_know_is_done_for_this_epoch() -> None:
         rows = RowStream(name_shards(paths, root), seed=0, shuffle=True)
         found = texts(rows.rows(0, {"0.jsonl": FilePosition(0, 0)}))
         assert sorted(found) == ["0:1", "0:2", "0:3", "0:4"]
-        known = rows.known_positions({"0.jsonl": FilePosition(3, 1), "gone": FilePosition(9, 0)})
+        known = rows.fill_missing_positions(
+            {"0.jsonl": FilePosition(3, 1), "gone": FilePosition(9, 0)}
+        )
         assert known == {"0.jsonl": FilePosition(3, 1), "1.jsonl": FilePosition(6, 0)}
         assert len(one_epoch(rows, epoch=1)) == 10
 
@@ -360,7 +363,7 @@ def test_a_file_that_was_added_joins_those_that_are_behind() -> None:
             "1.jsonl": FilePosition(2, 0, epoch=1),
         }
         added = {"2.jsonl": FilePosition(5, 0, epoch=1)}
-        assert rows.known_positions(known) == known | added
+        assert rows.fill_missing_positions(known) == known | added
 
 
 @pytest.mark.parametrize(

@@ -65,4 +65,4 @@ def test_no_example_is_one_token_that_counts_for_nothing() -> None:
     assert batch.input_ids.tolist() == [[EOS]]
     assert batch.response_mask.tolist() == [[False]]
     assert batch.attention_mask is None
-    assert batch.examples == ()
+    assert (batch.keys, batch.lengths) == ((), ())

@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.data.rows.stream import FilePosition
-from llada_sft.data.steps.dataset import (
-    LocalStep,
-    StepSize,
-)
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.steps.local_step import LocalStep, StepSize
+from tests.unit.data.batches import examples_of
 from tests.unit.data.stepping import all_seen, dataset, seen, write
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
@@ -21,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("no_tokenizer")
 def test_micro_batches_are_filled_in_order(tmp_path: Path) -> None:
     config = write(tmp_path, [[1] * 8]).model_copy(update={"shuffle": False})
     first, last, end = dataset(config, StepSize(2, 3))
-    batches = [[int(e.input_ids[0]) for e in batch.examples] for batch in first.micro_batches]
+    batches = [[int(e.input_ids[0]) for e in examples_of(batch)] for batch in first.micro_batches]
     assert batches == [[0, 1], [2, 3], [4, 5]]
-    batches = [[int(e.input_ids[0]) for e in batch.examples] for batch in last.micro_batches]
+    batches = [[int(e.input_ids[0]) for e in examples_of(batch)] for batch in last.micro_batches]
     assert batches == [[6, 7], [], []]
     assert (first.num_examples, last.num_examples, end.num_examples) == (6, 2, 0)
     # A prompt token, a response token and EOS each; empty micro-batches count for nothing.
@@ -101,8 +99,8 @@ def test_going_on_from_every_step_gives_exactly_the_rest(
             assert set(found) == expected
         for number, step in enumerate(steps):
             resumed = dataset(config, size, 2, step.epoch, step.positions)
-            rest = [one for one in resumed if one.micro_batches[0].examples]
-            wanted = [one for one in steps[number + 1 :] if one.micro_batches[0].examples]
+            rest = [one for one in resumed if one.micro_batches[0].keys]
+            wanted = [one for one in steps[number + 1 :] if one.micro_batches[0].keys]
             assert [(one.epoch, seen(one), one.positions) for one in rest] == [
                 (one.epoch, seen(one), one.positions) for one in wanted
             ]
@@ -142,7 +140,7 @@ def test_what_is_drawn_is_drawn_again_on_going_on_and_anew_each_epoch(
             (step.epoch, *example.input_ids.tolist())
             for step in steps
             for batch in step.micro_batches
-            for example in batch.examples
+            for example in examples_of(batch)
         ]
 
     size = StepSize(2 if batching == "padded" else 1, 1)
@@ -184,7 +182,7 @@ def test_a_file_that_begins_its_epoch_anew(tmp_path: Path, batching: str) -> Non
     # Of another content, and with fewer rows than were done of it.
     (tmp_path / "train" / "1.jsonl").write_text('{"id": 777, "parts": 1}\n')
     resumed = dataset(config, StepSize(6, 1), epochs=2, positions=first.positions)
-    resumed.begin_anew(["1.jsonl"])
+    resumed.restart_files(["1.jsonl"])
     steps = list(resumed)
     others = {(100 * file + line, 0) for file in (0, 2) for line in range(9)}
     rest = all_seen([step for step in steps if step.epoch == 0])

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig, SourceConfig
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import LocalStep, Positions, StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.training.checkpoint.folder import DataState
 
@@ -67,7 +70,7 @@ def examples(steps: list[LocalStep]) -> list[Seen]:
         (one.epoch, one.file, one.line, one.part)
         for step in steps
         for batch in step.micro_batches
-        for one in batch.examples
+        for one in batch.keys
     ]
 
 

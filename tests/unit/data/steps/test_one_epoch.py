@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.steps.dataset import LocalStep, StepSize
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.errors import DataError
 from tests.unit.data.stepping import all_seen, dataset, write
 

@@ -12,21 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.schema import DataConfig
-from llada_sft.data.examples.encode import Example
-from llada_sft.data.rows.stream import FilePosition, Pending
+from llada_sft.data.examples.encode import Example, build_encoder
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.collate import pack
-from llada_sft.data.steps.dataset import (
-    LocalStep,
-    Positions,
-    StepDataset,
-    StepSize,
-    TokenIds,
-    build_encoder,
-)
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.packing import in_order, packs
 from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
+from tests.unit.data.batches import examples_of
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -156,7 +152,7 @@ def dataset(
 
 def seen(step: LocalStep) -> list[Seen]:
     return [
-        [(int(one.input_ids[0]), one.part, len(one.input_ids)) for one in batch.examples]
+        [(int(one.input_ids[0]), one.part, len(one.input_ids)) for one in examples_of(batch)]
         for batch in step.micro_batches
     ]
 

@@ -1,6 +1,7 @@
 """Steps that another process prepares: the same ones, and a process that ends with this one."""
 
 import atexit
+import json
 import multiprocessing
 import signal
 import threading
@@ -10,24 +11,32 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from llada_sft.config.schema import DataConfig
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps import prefetch
-from llada_sft.data.steps.dataset import (
-    LocalStep,
-    StepDataset,
-    StepSize,
-)
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import DataError
 from tests.unit.data.stepping import IDS, dataset, seen, write
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
+# Examples of 100 to 1,099 tokens.
+LONG_HOOK = """
+def process_data(record, tokenizer, max_length):
+    lengths = [100 + (37 * number * (1 + record["id"])) % 1000 for number in range(record["parts"])]
+    return [
+        {"input_ids": [7] * (n - 1), "response_mask": [i > 9 for i in range(n - 1)]}
+        for n in lengths
+    ]
+"""
 
 
 @pytest.mark.timeout(120)
@@ -55,6 +64,29 @@ def test_a_background_process_gives_the_same_steps_and_the_same_error(tmp_path: 
     assert found[0] == found[1]
     assert len(found[0][0]) == 2
     assert found[0][1].count("\n") == 0
+
+
+def test_each_token_goes_through_the_pipe_once(tmp_path: Path) -> None:
+    """A packed step of 16,000 tokens, with as many examples that wait as by default."""
+    (tmp_path / "train").mkdir()
+    for number in range(4):
+        lines = [json.dumps({"id": number, "parts": 1 + line % 2}) for line in range(400)]
+        (tmp_path / "train" / f"shard_{number}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "hook.py").write_text(LONG_HOOK)
+    config = DataConfig(
+        train=str(tmp_path / "train"),
+        hook=str(tmp_path / "hook.py"),
+        max_length=4000,
+        eos_tail=1,
+        batching="packed",
+        max_tokens=16_000,
+    )
+    step = next(iter(dataset(config, StepSize(1, 1))))
+    (batch,) = step.micro_batches
+    arrays = batch.input_ids.nbytes + batch.response_mask.nbytes
+    assert batch.input_ids.size > 15_900
+    assert sum(len(position.pending) for position in step.positions.values()) == config.pack_buffer
+    assert len(ForkingPickler.dumps(step)) < 1.1 * arrays
 
 
 @pytest.mark.parametrize("num_steps", [0, 1], ids=["before its first step", "in the middle"])

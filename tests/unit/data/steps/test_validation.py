@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.sources import list_validation
-from llada_sft.data.steps.dataset import (
-    build_encoder,
-)
 from llada_sft.data.steps.validation import validation_batches
+from tests.unit.data.batches import examples_of
 from tests.unit.data.stepping import IDS, write
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
@@ -43,9 +42,9 @@ def test_ranks_share_the_validation_rows(
     ]
     expected = [(name, part) for name, parts in rows[:max_rows] for part in range(parts)]
     batches = [batch for share in found for batch in share]
-    examples = [example for batch in batches for example in batch.examples]
+    examples = [example for batch in batches for example in examples_of(batch)]
     assert sorted((int(e.input_ids[0]), e.part) for e in examples) == expected
-    assert all(1 <= len(batch.examples) <= micro_batch_size for batch in batches)
+    assert all(1 <= len(batch.keys) <= micro_batch_size for batch in batches)
     if all(parts == 1 for _, parts in rows):
-        shares = [sum(len(batch.examples) for batch in share) for share in found]
+        shares = [sum(len(batch.keys) for batch in share) for share in found]
         assert max(shares) - min(shares) <= 1

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.data.rows.stream import RowStream
-from llada_sft.data.steps.dataset import StepSize
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.yields import RowsLeft, RowYield, StepEstimate
 from tests.unit.data.stepping import dataset, write
 

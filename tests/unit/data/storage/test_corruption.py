@@ -20,7 +20,6 @@ from backports import zstd
 
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.rows.count import count_rows
-from llada_sft.data.steps import dataset
 from llada_sft.errors import DataError
 from tests.unit.data import huge_line
 from tests.unit.data.reading import KINDS, ROOT, Found, good, quarantined, read, steps_of, write
@@ -30,7 +29,7 @@ MARK = b"\xef\xbb\xbf"
 
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
-    monkeypatch.setattr(dataset, "load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr("llada_sft.data.examples.encode.load_tokenizer", lambda *_: tokenizer)
 
 
 class BadRow(NamedTuple):
@@ -402,7 +401,7 @@ def test_a_file_that_changes_while_it_is_read(
     assert str(caught.value).startswith(f"{path}: {how}")
     assert "\n" not in str(caught.value)
     # Nothing that was given before is wrong, and nothing was set aside for it.
-    rows = [(s.epoch, e.file, e.line) for s in seen for b in s.micro_batches for e in b.examples]
+    rows = [(s.epoch, e.file, e.line) for s in seen for b in s.micro_batches for e in b.keys]
     assert len(set(rows)) == len(rows)
     assert sum((step.rows for step in seen), start=RowCounts()).bad == {}
     assert quarantined(tmp_path) == []

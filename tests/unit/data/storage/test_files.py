@@ -13,7 +13,8 @@ import pytest
 from backports import zstd
 
 from llada_sft.data.rows.count import count_rows
-from llada_sft.data.rows.stream import FilePosition, RowStream
+from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.shards import list_shards, shard_root
 from llada_sft.data.sources import name_shards
 from llada_sft.data.storage import cache

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada_sft.data.rows.stream import FilePosition, Pending
+from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.training.checkpoint.checksums import FileRecord, read_record
 from llada_sft.training.checkpoint.folder import (
     DataState,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import llada_sft.training.checkpoint.resume as resume_module
-from llada_sft.data.rows.stream import FilePosition, Pending
+from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.errors import CheckpointError, PeerFailedError, SupersededError
 from llada_sft.training.checkpoint.folder import DataState
 from llada_sft.training.checkpoint.resume import Resume

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from llada_sft.config.schema import Config, DataConfig
+from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import Positions, StepDataset, StepSize, TokenIds
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.yields import SAMPLE_ROWS, RowYield
 from llada_sft.placement import Placement
 from llada_sft.training.checkpoint.folder import DataState
