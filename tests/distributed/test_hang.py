@@ -58,12 +58,12 @@ def test_a_rank_that_sleeps_is_named(project: Path) -> None:
     run, (waiting, named) = hang(project, "time.sleep(1000)")
     place = r"process_data\.py:\d+ stand_still"
     assert re.fullmatch(
-        rf"no step for \d+ s in phase step: waiting for rank 1, which stands in {place};"
+        rf"no step for \d+ s in phase step: waiting for rank 1, which is in {place};"
         r" see stacks/attempt_1_rank_\*\.txt",
         waiting.error,
     )
     assert re.fullmatch(
-        rf"no step for \d+ s in phase step: it stands in {place}; and the other ranks wait for it;"
+        rf"no step for \d+ s in phase step: it is in {place}; and the other ranks wait for it;"
         r" see stacks/attempt_1_rank_\*\.txt",
         named.error,
     )
@@ -77,7 +77,7 @@ def test_a_rank_that_sleeps_is_named(project: Path) -> None:
 def test_a_rank_that_cannot_speak_is_named(project: Path) -> None:
     """tests/unit/cluster/rank/test_watchdog.py has another: one that is stopped."""
     _, (waiting, named) = hang(project, 're.match(r"(a|a)*b", "a" * 60)')
-    words = r"stands in __init__\.py:\d+ match, in C code that holds Python's lock"
+    words = r"is in __init__\.py:\d+ match, in C code that holds Python's lock"
     assert re.search(f"waiting for rank 1, which {words};", waiting.error)
     assert re.search(f": it {words}; and the other ranks wait for it;", named.error)
     assert [(one.rank, one.cause, one.consequence) for one in (waiting, named)] == [

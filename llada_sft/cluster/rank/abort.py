@@ -1,13 +1,13 @@
-"""How a rank that cannot go on leaves: its failure report on disk, then gone, without a clean-up.
+"""How a rank that cannot continue exits: it writes its failure report, and skips the clean-up.
 
-A clean-up could wait for ever. Lightning's moves the network off the GPU, behind collectives that
+A clean-up could wait forever. Lightning's moves the network off the GPU, behind collectives that
 the other ranks will never join; NCCL's and gloo's wait for their peers. What was not saved before
 is lost anyway: the next attempt resumes from the last checkpoint.
 
-Ranks that wait for one that has left receive TERM: from `srun --kill-on-bad-exit`, from SLURM
-itself (since 26.05), or from the launcher of a local run. TERM alone means "save and stop". TERM
-with another rank's failure report, there already or seconds later, means "exit now"; if that report
-is of a hang, a rank first reports where it stands itself (`Watchdog.answer`).
+Ranks still waiting for one that has exited receive SIGTERM: from `srun --kill-on-bad-exit`, from
+SLURM itself (since 26.05), or from the launcher of a local run. SIGTERM alone means "save and
+stop"; SIGTERM when another rank has left a failure report, or leaves one seconds later, means "exit
+now". If that report is of a hang, a rank first reports where it is itself (`Watchdog.answer`).
 """
 
 import os
@@ -34,7 +34,7 @@ POLL_S = 0.2
 
 
 class Leaving:
-    """Ends this rank's process when it, or another rank, cannot go on.
+    """Ends this rank's process when this rank or another one cannot continue.
 
     Args:
         run: The run directory.
@@ -45,13 +45,15 @@ class Leaving:
         self._run, self._rank = run, rank
         self._node = os.environ.get("SLURMD_NODENAME", "")
         self._lock = threading.Lock()
-        # Optimizer steps that were made; None before the training begins.
+        # The number of optimizer steps that were made; None before the training starts.
         self.step: int | None = None
-        # If another rank reported a hang: reports where this rank stands, and does not return.
+        # If another rank reported a hang: reports where this rank is, and does not return.
         self.answer_hang: Callable[[], None] = lambda: None
 
-    def say(self, cause: Cause, error: str, traceback: str = "", consequence: bool = False) -> None:
-        """Write this rank's failure report; a rank that cannot write it leaves all the same."""
+    def report_failure(
+        self, cause: Cause, error: str, traceback: str = "", consequence: bool = False
+    ) -> None:
+        """Write this rank's failure report; no error is raised if it cannot be written."""
         failure = Failure(
             rank=self._rank,
             node=self._node,
@@ -71,53 +73,53 @@ class Leaving:
             # Another owner's run is not written to, not even with a report.
             print(problem, file=sys.stderr, flush=True)
 
-    def fail(self, error: Exception) -> None:
-        """Leave with an exception; does not return."""
+    def abort(self, error: Exception) -> None:
+        """Report an exception, and exit; does not return."""
         with self._lock:
             text = "".join(traceback.format_exception(error))
             print(text, file=sys.stderr, flush=True)
-            consequence = is_of_peer(error) or self._others_left()
-            self.say(Cause.EXCEPTION, last_line(error), text, consequence)
+            consequence = is_of_peer(error) or self._a_peer_failed()
+            self.report_failure(Cause.EXCEPTION, last_line(error), text, consequence)
             _exit(EXCEPTION_EXIT_CODE)
 
-    def follow_others(self) -> None:
-        """Leave at once on TERM if another rank has left; to be called in the main thread.
+    def exit_when_a_peer_failed(self) -> None:
+        """Exit at once on TERM if another rank has failed; must be called in the main thread.
 
-        A thread does it: the main thread may be waiting inside NCCL, where no handler of Python's
-        runs. What runs there too is the write of the signal's number to the wake-up socket.
+        A separate thread exits: the main thread may be waiting inside NCCL, where Python's signal
+        handlers do not run. The write of the signal's number to the wake-up socket runs there, too.
         """
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        # Detached: open as long as the process.
+        # Detached, so that it stays open as long as the process lives.
         signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
         threading.Thread(
-            target=self._follow, args=(reader,), name="follow-others", daemon=True
+            target=self._wait_for_failure, args=(reader,), name="peer-failure", daemon=True
         ).start()
 
-    def _follow(self, reader: socket.socket) -> None:
+    def _wait_for_failure(self, reader: socket.socket) -> None:
         while signal.SIGTERM not in reader.recv(64):
             continue
-        while not self._others_left():
+        while not self._a_peer_failed():
             time.sleep(POLL_S)
         self.answer_hang()
-        # Not while this rank writes a failure report of its own, which stays.
+        # The lock: a failure report that this rank is writing itself must be completed.
         with self._lock:
-            self.say(Cause.EXCEPTION, "another rank failed", consequence=True)
+            self.report_failure(Cause.EXCEPTION, "another rank failed", consequence=True)
             _exit(FOLLOWED_EXIT_CODE)
 
-    def _others_left(self) -> bool:
+    def _a_peer_failed(self) -> bool:
         return any(failure.rank != self._rank for failure in failures.read_all(self._run))
 
 
 def exit_in_time(code: int) -> None:
     """End this process with its exit code even if the interpreter cannot shut down.
 
-    The interpreter waits for the threads and child processes of libraries and hooks: for ever, if
-    one hangs in a file system. At that point nothing can be lost.
+    The interpreter waits for the threads and child processes of libraries and hooks: forever, if
+    one of them hangs in a file system. At that point nothing can be lost.
     """
 
     def end() -> None:
-        # Returns as soon as the interpreter begins to shut down.
+        # Returns as soon as the interpreter starts to shut down.
         threading.main_thread().join()
         time.sleep(EXIT_S)
         # Not `print`: the main thread may hold the lock of the stream.
@@ -128,7 +130,7 @@ def exit_in_time(code: int) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """Give an exception in one line: its type and the first line of its text."""
+    """Return an exception in one line: its type and the first line of its text."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 

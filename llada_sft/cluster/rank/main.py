@@ -1,9 +1,10 @@
-"""What runs on each rank: `run(run_dir)`, with SLURM's or --local's rank variables.
+"""What runs on each rank: `run(run_dir)`, with the rank variables of SLURM or of --local.
 
-Signals first, then the rank's place and the watchdog, then the config from the run directory; only
-then torch and the training. A user's mistake is one line in `failures/rank_N.json` and exit code 2:
-any code but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception a rank leaves
-at once (`abort.py`). What follows from either is decided around the ranks (`supervisor.py`).
+The order is: signal handlers, the rank's place, the watchdog, the config from the run directory,
+and only then torch and the training. A user's mistake is one line in `failures/rank_N.json` and
+exit code 2: any code but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception
+a rank exits at once (`abort.py`). The supervisor decides around the ranks what follows from either
+(`attempt/supervisor.py`).
 """
 
 import gc
@@ -38,17 +39,17 @@ from llada_sft.errors import (
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 
-# Mistakes with a word of their own.
-_MENDED_BY_THE_USER = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINITE}
+# Mistakes of the user's that have their own cause in the journal.
+_CAUSES_OF_MISTAKES = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINITE}
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
-# Not 2: it is no mistake of the user's.
+# Not 2: it is not a mistake of the user's.
 NOT_REQUEUED_EXIT_CODE = 1
 
 
 class _Rank(NamedTuple):
-    """One rank of an attempt, and what stands around its training."""
+    """One rank of an attempt, and the parts that surround its training."""
 
     run: RunDir
     placement: Placement
@@ -59,7 +60,7 @@ class _Rank(NamedTuple):
 
 
 def run(run_dir: str) -> None:
-    """Train as one rank until the end, or until told to stop; then this process ends in time.
+    """Train as one rank until the end, or until a signal asks to stop; then exit in time.
 
     Raises:
         SystemExit: With code 2, after a user's mistake was written to `failures/`.
@@ -82,28 +83,28 @@ def _run(run_dir: str) -> None:
         placement = placement_from(os.environ)
         owned = ownership.of_rank(run_path, placement.rank, os.environ)
         leaving = Leaving(run_path, placement.rank)
-        leaving.follow_others()
+        leaving.exit_when_a_peer_failed()
         node = os.environ.get("SLURMD_NODENAME", "")
         with Watchdog(run_path, placement, node) as watchdog:
             leaving.answer_hang = watchdog.answer
             _attempt(_Rank(run_path, placement, stop, leaving, watchdog, owned))
     except (PeerFailedError, SupersededError) as error:
-        # The other rank has reported the reason; and another owner's run is not written to.
+        # The other rank has reported the reason; and nothing is written into another owner's run.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
         print(error, file=sys.stderr, flush=True)
-        leaving.say(_MENDED_BY_THE_USER.get(type(error), Cause.MISTAKE), str(error))
+        leaving.report_failure(_CAUSES_OF_MISTAKES.get(type(error), Cause.MISTAKE), str(error))
         raise SystemExit(EXIT_CODE) from None
     except Exception as error:
-        leaving.fail(error)
+        leaving.abort(error)
 
 
 def placement_from(environment: Mapping[str, str]) -> Placement:
     """Read a rank's place from SLURM's variables, or from those of --local.
 
     Raises:
-        LaunchError: a variable is missing or no number.
+        LaunchError: A variable is missing or not a number.
     """
     names = SLURM_VARIABLES if "SLURM_PROCID" in environment else LOCAL_VARIABLES
     try:
@@ -115,11 +116,18 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
         ) from None
     except ValueError as error:
         raise LaunchError(f"a rank variable is not a number: {error}") from None
-    return Placement(rank, world_size, local_rank, node_rank, address, port)
+    return Placement(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        node_rank=node_rank,
+        master_addr=address,
+        master_port=port,
+    )
 
 
 def _attempt(rank: _Rank) -> None:
-    """Train, and let rank 0 say in the journal that it ended well."""
+    """Train; rank 0 then records in the journal how the attempt ended."""
     attempt: Entry = {"attempt": journal.current_attempt(rank.run.journal)}
     if job_id := os.environ.get("SLURM_JOB_ID"):
         attempt["job_id"] = job_id
@@ -134,42 +142,43 @@ def _attempt(rank: _Rank) -> None:
     if outcome == "finished":
         noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
     else:
-        _stopped(rank.run, noted, rank.stop, config)
+        _record_stop(rank.run, noted, rank.stop, config)
 
 
 def _check_world_size(rank: _Rank) -> None:
-    """Check that all ranks were started that the batch script recorded for this attempt.
+    """Check that as many ranks were started as the batch script recorded for this attempt.
 
-    An elastic job trains on any number of nodes, but always on all that it has.
+    An elastic job trains on any number of nodes, but always on all the nodes that it has.
     """
     started = journal.last_started(rank.run.journal)
     job = (os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
-    expected, found = started.get("world_size"), rank.placement.world_size
-    if job == (started.get("job_id"), started.get("restarts")) and expected not in (None, found):
+    expected, actual = started.get("world_size"), rank.placement.world_size
+    if job == (started.get("job_id"), started.get("restarts")) and expected not in (None, actual):
         raise LaunchError(
-            f"job {job[0]}: {found} ranks were started, and its nodes {started.get('nodes')} are to"
-            f" have {expected}: a variable or an option of srun is in the way (SLURM_NTASKS?);"
+            f"job {job[0]}: {actual} ranks were started, and its nodes {started.get('nodes')} are"
+            f" to have {expected}: a variable or an option of srun is in the way (SLURM_NTASKS?);"
             " see srun in job.sbatch, or in slurm/train.sbatch"
         )
 
 
-def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Config) -> None:
-    """Note why all ranks were told to stop, and requeue the job where that is wanted.
+def _record_stop(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Config) -> None:
+    """Record why all ranks stopped, and requeue the job if it is to continue.
 
     Raises:
-        SystemExit: The job should go on, but could not be requeued: with code 0 SLURM would call it
-            COMPLETED, and nobody would learn that it is not. Or it is given up.
+        SystemExit: The job should continue but could not be requeued: with exit code 0 SLURM would
+            report it as COMPLETED, and nobody would notice. Or the job is given up.
     """
-    # Signals that came after the ranks agreed are known only to this rank: they may be the reason.
-    told = sorted({*noted.told, *stop.names()})
+    # Signals received after the ranks agreed are known only to this rank; they may reveal the
+    # reason.
+    stop_signals = sorted({*noted.told, *stop.names()})
 
     def given_up(cause: Cause) -> str:
         now: Entry = {"event": "ended", "attempt": noted.attempt, "cause": cause}
         return restart_policy.decide([*journal.read(run_path.journal), now], config).given_up
 
-    ending = after_stop(told, noted.job, noted.cause, given_up)
+    ending = after_stop(stop_signals, noted.job, noted.cause, given_up)
     ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
-    ended["detail"] = f"{' and '.join(told)} on {noted.told_whom}"
+    ended["detail"] = f"{' and '.join(stop_signals)} on {noted.told_whom}"
     if ending.given_up:
         noted.note(ended)
         code = GIVEN_UP_EXIT_CODE
@@ -191,13 +200,13 @@ def _stopped(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Co
 
 def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
     config = _of_this_attempt(config, rank.placement, rank.run)
-    # Read when torch is imported, so set before.
+    # torch reads it when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
     if not _uses_cuda(config):
-        # DeepSpeed looks for an accelerator when it is imported.
+        # DeepSpeed detects the accelerator when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
 
-    # The imports make millions of objects that stay: looking for garbage among them takes a second.
+    # The imports create millions of objects that stay: a garbage collection takes a second.
     gc.disable()
     from llada_sft.training.host import Host
     from llada_sft.training.ranks import leave_ranks
@@ -210,10 +219,10 @@ def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
         noted.note(cast(Entry, entry))
 
     def failed(error: Exception, step: int) -> None:
-        # Where a hang was found this does not return: the error is of a rank that has ended.
+        # Does not return if a hang was detected: then the error is caused by a rank that has ended.
         rank.watchdog.stop()
         rank.leaving.step = step
-        rank.leaving.fail(error)
+        rank.leaving.abort(error)
 
     host = Host(
         stop_requested=lambda: rank.stop.requested,
@@ -238,7 +247,7 @@ def _uses_cuda(config: Config) -> bool:
 
 
 def _of_this_attempt(config: Config, placement: Placement, run_path: RunDir) -> Config:
-    """Give the config for the nodes that the job has; on other nodes than asked for, elastic."""
+    """Return the config for the number of nodes that the job has, which may differ if elastic."""
     nodes, rest = divmod(placement.world_size, config.slurm.ranks_per_node)
     allowed = config.slurm.node_range
     if rest or nodes not in allowed:

@@ -1,10 +1,10 @@
-"""A signal sets a flag, and nothing else: `StopRequest`, and who owns the job's signals.
+"""A signal sets a flag, and nothing else: `StopRequest`, and who handles the job's signals.
 
-    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption where the cluster
-          has `preempt_send_user_signal`
-    TERM  sent by scancel, by a requeue, and by preemption elsewhere
+    USR2  sent ahead of the time limit (`--signal=USR2@lead`), and by preemption if the cluster sets
+          `preempt_send_user_signal`
+    TERM  sent by scancel, by a requeue, and by preemption on other clusters
 
-Which of these it was, and what follows from it, is asked after the save (`stopping.py`).
+After the save, rank 0 finds out which of these it was, and what follows from it (`stopping.py`).
 """
 
 import os
@@ -18,7 +18,7 @@ _WATCHED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether this process has been told to stop, and by which signals."""
+    """Whether this process was asked to stop, and by which signals."""
 
     def __init__(self) -> None:
         self.signals: set[signal.Signals] = set()
@@ -28,15 +28,16 @@ class StopRequest:
         return bool(self.signals)
 
     def names(self) -> list[str]:
-        """Name the signals that came."""
-        return sorted(one.name for one in self.signals.copy())
+        """Return the names of the signals that were received."""
+        return sorted(received.name for received in self.signals.copy())
 
     def install(self) -> None:
-        """Handle the job's signals; to be called first thing, in the main thread.
+        """Handle the job's signals; must be called in the main thread, before anything else.
 
-        USR2 reaches every process of the step, and would end a data worker. Children inherit what
-        is blocked, also through exec, but no handler: so it is blocked here, and a thread waits for
-        it. The handler is for threads that started before us (numpy's) and do not block it.
+        USR2 reaches every process of the step, and would end a data worker. Child processes inherit
+        blocked signals, also through exec, but not handlers: so USR2 is blocked here, and a thread
+        waits for it. The handler is for threads that were started before and do not block USR2
+        (numpy's).
         """
         signal.signal(signal.SIGUSR2, self._note)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -47,14 +48,14 @@ class StopRequest:
     def claim(self) -> str:
         """Take TERM back from Lightning, and check that nobody else handles the job's signals.
 
-        Lightning puts its own handler of TERM in front when fit() begins. That one runs a broadcast
-        *inside* the handler: a deadlock when ranks get TERM at different points of a step.
+        When fit() starts, Lightning puts its own handler of TERM first. It runs a broadcast
+        *inside* the handler: a deadlock if ranks receive TERM at different points of a step.
 
         Returns:
-            Who handles which signal, in one line.
+            Which module handles which signal, in one line.
 
         Raises:
-            LaunchError: A handler is neither the default, nor Lightning's of TERM, nor ours.
+            LaunchError: A handler is neither the default, nor Lightning's for TERM, nor ours.
         """
         if _owner(signal.SIGTERM).split(".")[0] in ("lightning", "lightning_fabric"):
             signal.signal(signal.SIGTERM, self._note)
@@ -78,7 +79,7 @@ class StopRequest:
 
 
 def _owner(number: signal.Signals) -> str:
-    """Name the module of a signal's handler."""
+    """Return the name of the module that has a signal's handler."""
     handler = signal.getsignal(number)
     if handler in (signal.SIG_DFL, signal.SIG_IGN):
         return "default" if handler == signal.SIG_DFL else "ignored"

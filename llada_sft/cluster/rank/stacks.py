@@ -1,17 +1,16 @@
-"""Where each rank stood when an attempt hung: `stacks/attempt_K_rank_N.txt`, and who is waited for.
+"""Where each rank was when an attempt hung: `stacks/attempt_K_rank_N.txt`, and who is waited for.
 
     rank 2 of 4 on node2                                    written when the rank starts
     {"phase": "step", "step": 12, "place": "hook.py:3 ...    by the rank's watchdog, in a hang
     <the stacks of all threads, by faulthandler>
 
-A file that ends after its first line is that of a rank that wrote no stack. One that goes on with
-faulthandler's `Timeout` instead of the second line is that of a rank whose watchdog could not run:
-C code held Python's lock.
+If the file of a rank ends after its first line, the rank wrote no stack. If the second line is
+missing and faulthandler's `Timeout` follows, the watchdog could not run: C code held the GIL.
 
-Ranks find a hang at different times: their last signs of life differ, and some phases may take
-longer than others. So the first that finds it calls all others through `stacks/attempt_K_call.txt`.
-That file exists, empty, from the start: an NFS client may remember for a minute that a file is
-missing, but asks the server about an existing file whenever it is opened.
+Ranks detect a hang at different times: their last signs of life differ, and some phases may take
+longer than others. The first rank that detects the hang calls all others through
+`stacks/attempt_K_call.txt`. That file exists, empty, from the start: an NFS client may remember for
+a minute that a file is missing, but asks the server about an existing file whenever it is opened.
 """
 
 import json
@@ -28,23 +27,32 @@ from llada_sft.run_dir import RunDir
 
 # Modules that only wait for other ranks, whoever called them.
 _COLLECTIVES = ("torch.distributed.", "deepspeed.comm.")
-# Where a collective was begun before and its result is asked for: the last call is one of C.
+# Modules that wait for the result of a collective that was started before, in a call of C code.
 _RESULTS = ("deepspeed.", "torch.cuda")
-# So many of the ranks that are waited for are named one by one.
+# How many of the ranks that are waited for are named one by one.
 _SHOWN_RANKS = 4
+# The keys of the second line of a rank's file, and the attributes of RankState that they hold.
+_KEYS = {
+    "phase": "phase",
+    "step": "step",
+    "seconds": "seconds",
+    "place": "place",
+    "waits": "in_collective",
+}
 
 
 @dataclass(frozen=True)
-class Stand:
-    """Where one rank stood.
+class RankState:
+    """Where one rank was, and what it was doing.
 
     Attributes:
-        rank, node: Which one; the node is empty for a local run, or where it is not known.
+        rank: The rank.
+        node: Its node; empty for a local run, or if it is not known.
         place: "file.py:12 function" of its main thread; empty if it wrote no stack.
         phase: What it was doing (`training.host.Phase`); empty if its watchdog could not run.
-        step: Optimizer steps that it had made.
-        seconds: Since its last sign of life.
-        waits: It stands in a call that waits for other ranks.
+        step: The number of optimizer steps that it had made.
+        seconds: Seconds since its last sign of life.
+        in_collective: Whether it was in a call that waits for other ranks.
     """
 
     rank: int
@@ -53,7 +61,7 @@ class Stand:
     phase: str = ""
     step: int = 0
     seconds: float = 0.0
-    waits: bool = False
+    in_collective: bool = False
 
     @property
     def name(self) -> str:
@@ -61,147 +69,149 @@ class Stand:
 
     @property
     def described(self) -> str:
-        """What is to be said of a rank that others wait for, after "which"."""
+        """What a failure report says of a rank that others wait for, after "which"."""
         if not self.place:
             return "wrote no stack: stopped, or its node is gone"
         lock = "" if self.phase else ", in C code that holds Python's lock"
-        return f"stands in {self.place}{lock}"
+        return f"is in {self.place}{lock}"
 
 
-# The types of the fields: the file of a rank may be torn or damaged.
-_KINDS = {**get_type_hints(Stand), "seconds": int | float}
+# The types of the attributes: the file of a rank may be torn or damaged.
+_TYPES = {**get_type_hints(RankState), "seconds": int | float}
 
 
 def title(rank: int, world_size: int, node: str) -> str:
-    """Give the first line of a rank's file."""
+    """Return the first line of a rank's file."""
     return f"rank {rank} of {world_size}" + (f" on {node}" if node else "") + "\n"
 
 
-def header(stand: Stand) -> str:
-    """Give its second line."""
-    told = {name: getattr(stand, name) for name in ("phase", "step", "seconds", "place", "waits")}
-    return json.dumps(told) + "\n"
+def header(state: RankState) -> str:
+    """Return the second line of a rank's file."""
+    content = {key: getattr(state, attribute) for key, attribute in _KEYS.items()}
+    return json.dumps(content) + "\n"
 
 
 def prepare_call(run: RunDir, attempt: int, rank: int) -> None:
-    """Create the call file; rank 0 removes those of attempts that were killed."""
-    own = run.hang_call(attempt)
+    """Create the call file; rank 0 removes the call files of attempts that were killed."""
+    call_file = run.hang_call(attempt)
     if rank == 0:
-        own.write_bytes(b"")
-        others = [path for path in run.stacks.glob("attempt_*_call.txt") if path != own]
-        for path in others:
-            if path.stat().st_size == 0:
+        call_file.write_bytes(b"")
+        for path in list(run.stacks.glob("attempt_*_call.txt")):
+            if path != call_file and path.stat().st_size == 0:
                 path.unlink()
-    own.touch()
+    call_file.touch()
 
 
 def call(run: RunDir, attempt: int, rank: int) -> None:
-    """Ask all ranks where they stand."""
+    """Ask all ranks to report where they are."""
     with run.hang_call(attempt).open("a") as file:
         file.write(f"rank {rank} found a hang\n")
 
 
 def is_called(run: RunDir, attempt: int) -> bool:
-    """Tell whether a rank has asked."""
+    """Tell whether a rank has called the others."""
     try:
         return run.hang_call(attempt).read_bytes() != b""
     except OSError:
         return False
 
 
-def read_all(run: RunDir, attempt: int, world_size: int) -> list[Stand]:
-    """Read where all ranks stood, also those that said nothing."""
+def read_all(run: RunDir, attempt: int, world_size: int) -> list[RankState]:
+    """Read the states of all ranks, in their order, including ranks that wrote nothing."""
     return [_read(run, attempt, rank) for rank in range(world_size)]
 
 
-def waited_for(stands: Sequence[Stand]) -> list[Stand]:
-    """Name the ranks that the others wait for; none where all wait for one another.
+def waited_for(states: Sequence[RankState]) -> list[RankState]:
+    """Return the ranks that the others wait for; none if all wait for one another.
 
-    Whoever stands outside a collective is waited for; of several, those that have made fewer steps.
-    If nobody does, it is whoever could not say where it stands; and at last, whoever is behind.
+    Ranks outside a collective are waited for; of several, those that have made the fewest steps.
+    If all are in a collective, the others wait for the ranks that could not report; and if all
+    reported, for the ranks that are behind.
     """
-    locked = [one for one in stands if one.place and not one.phase]
-    told = [one for one in stands if one.phase]
-    if busy := _behind([one for one in told if not one.waits]):
-        return sorted(busy + locked, key=lambda one: one.rank)
-    if silent := locked or [one for one in stands if not one.place]:
+    locked = [state for state in states if state.place and not state.phase]
+    reported = [state for state in states if state.phase]
+    if busy := _behind([state for state in reported if not state.in_collective]):
+        return sorted(busy + locked, key=lambda state: state.rank)
+    if silent := locked or [state for state in states if not state.place]:
         return silent
-    behind = _behind(told)
-    return behind if len(behind) < len(told) else []
+    behind = _behind(reported)
+    return behind if len(behind) < len(reported) else []
 
 
-def judge(run: RunDir, attempt: int, stands: Sequence[Stand], seconds: float) -> list[Failure]:
-    """Give the failure reports of all ranks of an attempt that hung.
+def failure_reports(
+    run: RunDir, attempt: int, states: Sequence[RankState], seconds: float
+) -> list[Failure]:
+    """Return the failure reports of all ranks of an attempt that hung.
 
     Args:
         run: The run directory.
-        attempt: Which one.
-        stands: Of all ranks, in their order.
-        seconds: How long a rank waited that could not say it itself.
+        attempt: The number of the attempt.
+        states: The states of all ranks, in their order.
+        seconds: How long ranks waited that could not report it themselves.
     """
-    named = waited_for(stands)
-    return [_failure(run, attempt, stand, stands, named, seconds) for stand in stands]
+    culprits = waited_for(states)
+    return [
+        Failure(
+            rank=state.rank,
+            node=state.node,
+            cause=Cause.HANG,
+            error=f"{_error(state, states, culprits, seconds)}"
+            f" see {run.stacks.name}/attempt_{attempt}_rank_*.txt",
+            step=state.step if state.phase else None,
+            consequence=bool(culprits) and state not in culprits,
+            time=time.time(),
+        )
+        for state in states
+    ]
 
 
 def clear_unused(run: RunDir, rank: int) -> None:
-    """Remove the files of attempts that were killed: they have a first line alone."""
+    """Remove the files of attempts that were killed: these files have only a first line."""
     for path in run.stacks.glob(f"attempt_*_rank_{rank}.txt"):
         if path.read_text(encoding="utf-8", errors="replace").count("\n") < 2:
             path.unlink()
 
 
-def _failure(
-    run: RunDir,
-    attempt: int,
-    stand: Stand,
-    stands: Sequence[Stand],
-    named: Sequence[Stand],
+def _error(
+    state: RankState,
+    states: Sequence[RankState],
+    culprits: Sequence[RankState],
     seconds: float,
-) -> Failure:
-    waited = f"no step for {stand.seconds or seconds:.0f} s"
-    if stand.phase:
-        waited += f" in phase {stand.phase}"
-    others = " and the other ranks wait for it;" if len(stands) > 1 else ""
-    if stand in named:
-        why = f"it {stand.described};{others}"
-    elif named:
-        names = [f"{one.name}, which {one.described}" for one in named]
+) -> str:
+    waited = f"no step for {state.seconds or seconds:.0f} s"
+    if state.phase:
+        waited += f" in phase {state.phase}"
+    if state in culprits:
+        others = " and the other ranks wait for it;" if len(states) > 1 else ""
+        return f"{waited}: it {state.described};{others}"
+    if culprits:
+        names = [f"{culprit.name}, which {culprit.described}" for culprit in culprits]
         more = f"; and {len(names) - _SHOWN_RANKS} more" if len(names) > _SHOWN_RANKS else ""
-        why = f"waiting for {'; '.join(names[:_SHOWN_RANKS])}{more};"
-    else:
-        why = "all ranks wait for one another: look at their devices and at the network;"
-    return Failure(
-        stand.rank,
-        stand.node,
-        Cause.HANG,
-        f"{waited}: {why} see {run.stacks.name}/attempt_{attempt}_rank_*.txt",
-        step=stand.step if stand.phase else None,
-        consequence=bool(named) and stand not in named,
-        time=time.time(),
-    )
+        return f"{waited}: waiting for {'; '.join(names[:_SHOWN_RANKS])}{more};"
+    return f"{waited}: all ranks wait for one another: look at their devices and at the network;"
 
 
 def place_of(frame: FrameType) -> str:
-    """Say where a thread stands, in one line."""
+    """Return the place of a thread, in one line."""
     return _place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
-def waits(frames: Iterable[FrameType]) -> bool:
+def in_collective(frames: Iterable[FrameType]) -> bool:
     """Tell whether any thread of a rank waits for other ranks.
 
-    On CUDA the backward pass has a thread of its own, whose collectives the main thread waits for.
+    On CUDA the backward pass has its own thread, and the main thread waits for its collectives.
     """
-    return any(_waits(frame) for frame in frames)
+    return any(_is_in_collective(frame) for frame in frames)
 
 
-def _waits(frame: FrameType) -> bool:
+def _is_in_collective(frame: FrameType) -> bool:
     if _module(frame).startswith(_RESULTS):
         return True
-    below: FrameType | None = frame
-    while below is not None:
-        if _module(below).startswith(_COLLECTIVES):
+    caller: FrameType | None = frame
+    while caller is not None:
+        if _module(caller).startswith(_COLLECTIVES):
             return True
-        below = below.f_back
+        caller = caller.f_back
     return False
 
 
@@ -209,36 +219,37 @@ def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
-def _behind(stands: Sequence[Stand]) -> list[Stand]:
-    least = min((one.step for one in stands), default=0)
-    return [one for one in stands if one.step == least]
+def _behind(states: Sequence[RankState]) -> list[RankState]:
+    least = min((state.step for state in states), default=0)
+    return [state for state in states if state.step == least]
 
 
 def _place(file: str, line: int, function: str) -> str:
     return f"{file.rpartition('/')[2]}:{line} {function}"
 
 
-def _read(run: RunDir, attempt: int, rank: int) -> Stand:
+def _read(run: RunDir, attempt: int, rank: int) -> RankState:
     try:
         text = run.rank_stacks(attempt, rank).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return Stand(rank)
+        return RankState(rank)
     first, _, rest = text.partition("\n")
     node = first.partition(" on ")[2]
-    told, _, _ = rest.partition("\n")
+    second, _, _ = rest.partition("\n")
     try:
-        stand = Stand(rank, node, **json.loads(told))
-    except (ValueError, TypeError, RecursionError):
-        return Stand(rank, node, place=_last_place(rest))
-    return stand if _fits(stand) else Stand(rank, node)
+        content = {_KEYS[key]: value for key, value in json.loads(second).items()}
+        state = RankState(rank, node, **content)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        return RankState(rank, node, place=_last_place(rest))
+    return state if _has_right_types(state) else RankState(rank, node)
 
 
-def _fits(stand: Stand) -> bool:
-    return all(isinstance(getattr(stand, name), kind) for name, kind in _KINDS.items())
+def _has_right_types(state: RankState) -> bool:
+    return all(isinstance(getattr(state, name), kind) for name, kind in _TYPES.items())
 
 
 def _last_place(text: str) -> str:
-    """Give the place of the main thread, which faulthandler writes last."""
+    """Return the place of the main thread, which faulthandler writes last."""
     _, _, main = text.rpartition("(most recent call first):")
-    found = re.search(r'^ +File "(.*)", line (\d+) in (.*)$', main, re.MULTILINE)
-    return _place(found[1], int(found[2]), found[3]) if found else ""
+    place = re.search(r'^ +File "(.*)", line (\d+) in (.*)$', main, re.MULTILINE)
+    return _place(place[1], int(place[2]), place[3]) if place else ""

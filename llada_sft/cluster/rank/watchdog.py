@@ -1,17 +1,16 @@
-"""Ends a rank that makes no progress, and says who is waited for.
+"""Ends a rank that makes no progress, and reports which ranks the others wait for.
 
-One thread of each rank looks at the time since its last `pulse`. The first rank for which that is
-too long calls the others (`stacks.call`), which look for a call once they are silent for a while
-themselves. Each then writes where it stands (`stacks.py`), reads what the others wrote, leaves its
-failure report in `failures/`, and exits with HANG_EXIT_CODE. A rank that missed the call is told by
-the TERM that follows the first exit, and reports then (`answer`): whoever is named is named by its
-own report, in whatever order the ranks find the hang.
+One thread of each rank watches the time since its rank's last `pulse`. The first rank for which
+that time is too long calls the others (`stacks.call`); a rank looks for a call only after it has
+been silent for a while itself. Each rank then writes where it is (`stacks.py`), reads what the
+others wrote, writes its failure report to `failures/`, and exits with HANG_EXIT_CODE. A rank that
+missed the call receives the TERM that follows the first exit, and reports then (`answer`). The
+ranks that are waited for are therefore named by their own reports, whichever rank detects the hang.
 
-Two situations must not keep a rank from exiting. A file system that does not answer: whatever
-touches files runs in a thread that is waited for only so long, and stacks are taken in memory. C
-code that holds Python's lock, so that no thread of Python runs: faulthandler's timer is in C. The
-watchdog keeps setting it again; when it no longer does, the timer writes the stacks and ends the
-process with exit code 1.
+Two situations must not stop a rank from exiting. (1) A file system that hangs: all file access
+during a hang happens in a helper thread with a timeout, and stacks are dumped to memory. (2) C code
+that holds the GIL: faulthandler's C-level timer, which the watchdog keeps re-arming, dumps the
+stacks and exits with code 1.
 """
 
 import faulthandler
@@ -28,7 +27,7 @@ from llada_sft.cluster import failures, journal
 from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.owner import fence
 from llada_sft.cluster.rank import stacks
-from llada_sft.cluster.rank.stacks import Stand
+from llada_sft.cluster.rank.stacks import RankState
 from llada_sft.config.schema import TrainConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -36,25 +35,25 @@ from llada_sft.run_dir import RunDir
 # The phases that may take `hang_grace_s` longer.
 _LONG_PHASES = frozenset({"start", "checkpoint", "validation", "end"})
 _TICK_S = 1.0
-# How much later than the watchdog faulthandler's timer ends the process.
+# How many seconds after the watchdog faulthandler's timer ends the process.
 _TIMER_S = 3.0
-# How long the stacks of the other ranks are waited for; together with what they may be late and
-# with their reports it must end within the 30 s that a hang may take beyond its timeout.
+# How long a rank waits for the stacks of the others. Together with their delay and with the writing
+# of the reports it must fit into the 30 s that a hang may last beyond its timeout.
 _OTHERS_S = 10.0
 _REPORT_S = 20.0
-# A rank looks for a call of the others when it is silent for this part of its timeout.
+# A rank looks for a call of the others after it has been silent for this part of its timeout.
 _LISTENS_AFTER = 0.1
-# Each rank reads the files of all: seldom where they are many.
+# Each rank reads the files of all ranks: the more ranks there are, the less often.
 _POLL_S_PER_RANK = 0.05
 
 
 class Watchdog:
-    """Watches this process from `with` on until its end.
+    """Watches this process as long as its context lasts.
 
     Args:
         run: The run directory.
         placement: This rank.
-        node: Where it runs; empty for a local run.
+        node: The node of this rank; empty for a local run.
     """
 
     def __init__(self, run: RunDir, placement: Placement, node: str) -> None:
@@ -64,7 +63,7 @@ class Watchdog:
         self._last = (time.monotonic(), "start", 0)
         self._attempt, self._file = 1, sys.__stderr__.fileno() if sys.__stderr__ else 2
         self._over, self._ending = threading.Event(), False
-        # Set when another rank has found a hang; and when it has exited, so that time is short.
+        # `_called`: another rank has detected a hang. `_late`: it has exited, so time is short.
         self._called, self._late = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -76,14 +75,14 @@ class Watchdog:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.stop()
 
     def stop(self) -> None:
-        """Watch no longer; in a hang that was found already, wait for the end of the process.
+        """Stop watching; if a hang was detected already, wait for the end of the process.
 
-        The end of another rank raises an error in this one, which is no news any more.
+        The end of another rank raises an error in this rank; it must not replace the hang's report.
         """
         self._over.set()
         self._thread.join(timeout=_REPORT_S)
@@ -92,12 +91,12 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def answer(self) -> None:
-        """Report where this rank stands, and exit, if another one has reported a hang and left."""
+        """Report where this rank is, and exit, if another rank has reported a hang and exited."""
         hang = any(failure.cause == Cause.HANG for failure in failures.read_all(self._run))
         if hang:
             self._late.set()
             self._called.set()
-        # A report that has begun already is this rank's own: it must be completed.
+        # If this rank is already writing its own report, that report must be completed.
         if hang or self._over.is_set() or self._ending:
             self._thread.join()
 
@@ -105,7 +104,7 @@ class Watchdog:
         self._timeout_s, self._grace_s = config.hang_timeout_s, config.hang_grace_s
 
     def pulse(self, phase: str, step: int) -> None:
-        """Say what this rank begins to do (`training.host.Phase`), and the steps made."""
+        """Note what this rank starts to do (`training.host.Phase`), and the steps made."""
         self._last = (time.monotonic(), phase, step)
 
     def _watch(self) -> None:
@@ -120,7 +119,7 @@ class Watchdog:
         self._close()
 
     def _listen(self) -> None:
-        # A thread of its own: the file system may not answer.
+        # In a separate thread, because the file system may hang.
         while not self._over.wait(self._tick_s):
             silent_s = time.monotonic() - self._last[0]
             if silent_s > _LISTENS_AFTER * self._timeout_s and stacks.is_called(
@@ -139,11 +138,11 @@ class Watchdog:
         return since + allowed_s - time.monotonic()
 
     def _set_timer(self, left_s: float) -> None:
-        # One per process: this replaces the one before.
+        # A process has one such timer: this call replaces the previous one.
         faulthandler.dump_traceback_later(left_s + _TIMER_S, exit=True, file=self._file)
 
     def _open(self) -> None:
-        """Open the file of the stacks while that is still possible."""
+        """Open the file for the stacks at the start, while the file system still works."""
         rank = self._placement.rank
         try:
             self._attempt = journal.current_attempt(self._run.journal)
@@ -154,17 +153,19 @@ class Watchdog:
             _write(self._file, stacks.title(rank, self._placement.world_size, self._node))
             stacks.prepare_call(self._run, self._attempt, rank)
         except OSError as error:
-            print(f"watchdog: stacks would go here, not to a file: {error}", file=sys.stderr)
+            print(
+                f"watchdog: stacks are written here instead of to a file: {error}", file=sys.stderr
+            )
 
     def _close(self) -> None:
-        """Leave nothing of an attempt that did not hang."""
+        """Remove the files of an attempt that did not hang."""
         with suppress(OSError):
             self._run.rank_stacks(self._attempt, self._placement.rank).unlink()
         with suppress(OSError):
             self._run.hang_call(self._attempt).unlink()
 
     def _end(self) -> None:
-        """Report, if that can be done in time, and exit at any rate."""
+        """Report if possible in time, and exit in any case."""
         self._ending = True
         try:
             self._set_timer(_REPORT_S)
@@ -178,54 +179,55 @@ class Watchdog:
         # A rank that was stopped while another owner took the run over has not hung.
         fence.check(self._run.path)
         seconds = time.monotonic() - since
-        own = self._stand(phase, step, seconds)
+        state = self._state(phase, step, seconds)
+        rank = state.rank
         with suppress(OSError):
-            stacks.call(self._run, self._attempt, own.rank)
+            stacks.call(self._run, self._attempt, rank)
         with suppress(OSError):
-            _write(self._file, stacks.header(own) + _all_stacks())
-        stands = self._wait_for_others()
-        # Its own file may be what cannot be written.
-        stands[own.rank] = own
-        reports = stacks.judge(self._run, self._attempt, stands, seconds)
-        print(reports[own.rank].error, file=sys.stderr, flush=True)
-        failures.write(self._run, reports[own.rank])
-        # For those who cannot, the first who can writes them.
-        if own.rank == min(one.rank for one in stands if one.phase):
-            for report, stand in zip(reports, stands, strict=True):
-                if not stand.phase:
-                    failures.write(self._run, replace(report, witness=own.rank))
+            _write(self._file, stacks.header(state) + _all_stacks())
+        states = self._wait_for_others()
+        # This rank's file may be the one that cannot be written.
+        states[rank] = state
+        reports = stacks.failure_reports(self._run, self._attempt, states, seconds)
+        print(reports[rank].error, file=sys.stderr, flush=True)
+        failures.write(self._run, reports[rank])
+        # The first rank that can report also writes the reports of the ranks that cannot.
+        if rank == min(other.rank for other in states if other.phase):
+            for report, other in zip(reports, states, strict=True):
+                if not other.phase:
+                    failures.write(self._run, replace(report, witness=rank))
 
-    def _stand(self, phase: str, step: int, seconds: float) -> Stand:
+    def _state(self, phase: str, step: int, seconds: float) -> RankState:
         frames = sys._current_frames()
         main = frames[threading.main_thread().ident or 0]
-        return Stand(
-            self._placement.rank,
-            self._node,
-            stacks.place_of(main),
-            phase,
-            step,
-            round(seconds, 1),
-            stacks.waits(frames.values()),
+        return RankState(
+            rank=self._placement.rank,
+            node=self._node,
+            place=stacks.place_of(main),
+            phase=phase,
+            step=step,
+            seconds=round(seconds, 1),
+            in_collective=stacks.in_collective(frames.values()),
         )
 
-    def _wait_for_others(self) -> list[Stand]:
-        """Read the stacks of all ranks, when they are there or time is up."""
+    def _wait_for_others(self) -> list[RankState]:
+        """Read the stacks of all ranks, once they are complete or the time is up."""
         deadline = time.monotonic() + _OTHERS_S
-        before: list[Stand] = []
+        before: list[RankState] = []
         while True:
-            stands = stacks.read_all(self._run, self._attempt, self._placement.world_size)
+            states = stacks.read_all(self._run, self._attempt, self._placement.world_size)
             # faulthandler writes piece by piece, the main thread last: read until nothing is added.
-            whole = all(one.place for one in stands) and (
-                all(one.phase for one in stands) or stands == before
+            complete = all(state.place for state in states) and (
+                all(state.phase for state in states) or states == before
             )
-            if whole or self._late.is_set() or time.monotonic() > deadline:
-                return stands
-            before = stands
+            if complete or self._late.is_set() or time.monotonic() > deadline:
+                return states
+            before = states
             time.sleep(_POLL_S_PER_RANK * self._placement.world_size)
 
 
 def _all_stacks() -> str:
-    # faulthandler writes with Python's lock held: to a file it might keep it for ever.
+    # faulthandler holds the GIL while it writes: a write to a file might hold it forever.
     memory = os.memfd_create("stacks")
     faulthandler.dump_traceback(memory)
     main = threading.main_thread().ident or 0
@@ -235,10 +237,10 @@ def _all_stacks() -> str:
 
 
 def _write(file: int, text: str) -> None:
-    """Write, and let other nodes see it."""
-    left = text.encode()
-    while left:
-        left = left[os.write(file, left) :]
-    # What is no file on a disk cannot be synchronised.
+    """Write a text to a file, and make it visible to other nodes."""
+    remaining = text.encode()
+    while remaining:
+        remaining = remaining[os.write(file, remaining) :]
+    # stderr, which is used instead of a file that cannot be opened, may not support fsync.
     with suppress(OSError):
         os.fsync(file)

@@ -15,9 +15,7 @@ from llada_sft.cluster.rank.abort import Leaving
 from llada_sft.cluster.watch import status
 from llada_sft.run_dir import RunDir
 
-OWN = Failure(
-    1, "node1", Cause.HANG, "it stands in hook.py:3 f", 7, "", consequence=False, time=5.5
-)
+OWN = Failure(1, "node1", Cause.HANG, "it is in hook.py:3 f", 7, "", consequence=False, time=5.5)
 OF_ANOTHER = replace(OWN, error="it wrote no stack", witness=0)
 FOLLOWED = replace(OWN, cause=Cause.EXCEPTION, error="another rank failed", consequence=True)
 
@@ -140,7 +138,7 @@ def test_what_is_no_report_is_a_rank_without_words(run: RunDir, text: str) -> No
 def test_a_folder_in_the_place_of_a_report(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     (run.failure(1) / "inside").mkdir(parents=True)
     assert failures.read_all(run) == []
-    Leaving(run, 1).say(Cause.EXCEPTION, "KeyError: a")
+    Leaving(run, 1).report_failure(Cause.EXCEPTION, "KeyError: a")
     assert capsys.readouterr().err == f"{run.failure(1)}: cannot be written: Is a directory\n"
     failures.clear(run)
     assert list(run.failures.iterdir()) == []

@@ -73,7 +73,7 @@ def test_a_rank_that_dies_takes_the_others_with_it(
 
 FAILING = """
 from llada_sft.cluster.rank.abort import Leaving; from llada_sft.run_dir import RunDir
-Leaving(RunDir(pathlib.Path(sys.argv[1])), int(rank)).fail(ValueError('a'))
+Leaving(RunDir(pathlib.Path(sys.argv[1])), int(rank)).abort(ValueError('a'))
 """
 
 
@@ -233,7 +233,7 @@ ready(); time.sleep(600)
     "one says that its peers are gone": """
 import signal
 from llada_sft.cluster.rank.abort import Leaving; from llada_sft.run_dir import RunDir
-def fail(*_): Leaving(RunDir(pathlib.Path(sys.argv[1])), rank).fail(ConnectionError("gone"))
+def fail(*_): Leaving(RunDir(pathlib.Path(sys.argv[1])), rank).abort(ConnectionError("gone"))
 if rank == 0: signal.signal(signal.SIGTERM, fail)
 ready(); time.sleep(600)
 """,

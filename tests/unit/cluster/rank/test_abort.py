@@ -20,13 +20,13 @@ from llada_sft.run_dir import RunDir
 # As in a rank: TERM sets a flag. What follows stands for the training.
 PROLOGUE = """
 import ctypes, os, pathlib, signal, sys, time
-from llada_sft.cluster.rank.abort import Leaving, Leaving
+from llada_sft.cluster.rank.abort import Leaving
 from llada_sft.run_dir import RunDir
 flags = []
 signal.signal(signal.SIGTERM, lambda number, frame: flags.append(number))
 leaving = Leaving(RunDir(pathlib.Path(sys.argv[1])), 0)
 leaving.step = 7
-leaving.follow_others()
+leaving.exit_when_a_peer_failed()
 print("ready", flush=True)
 """
 WAIT = """
@@ -147,7 +147,7 @@ failures.write = refuse
 print("refused", flush=True)
 """
     if leaves == "by an exception":
-        with start(run, script + 'leaving.fail(ValueError("a"))') as rank:
+        with start(run, script + 'leaving.abort(ValueError("a"))') as rank:
             assert rank.wait(100) == 1
     else:
         with start(run, script + WAIT) as rank:
@@ -235,7 +235,7 @@ print("said before", end="")
 try:
     raise ValueError("a\\nb")
 except ValueError as error:
-    leaving.fail(error)
+    leaving.abort(error)
 """
     with start(run, script) as rank:
         assert rank.wait(50) == 1
@@ -282,6 +282,6 @@ def test_what_a_rank_raises_after_another_has_left_is_a_consequence(
     monkeypatch.setattr(abort, "_exit", codes.append)
     for rank in others:
         failures.write(run, Failure(rank, "", Cause.EXCEPTION, "its own"))
-    Leaving(run, 0).fail(error)
+    Leaving(run, 0).abort(error)
     assert codes == [1]
     assert failures.read_all(run)[0].consequence is consequence

@@ -60,7 +60,7 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDir]:
     for name, value in LOCAL.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(StopRequest, "install", lambda self: None)
-    monkeypatch.setattr(Leaving, "follow_others", lambda self: None)
+    monkeypatch.setattr(Leaving, "exit_when_a_peer_failed", lambda self: None)
     monkeypatch.setattr("os._exit", exit_of_a_test)
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.setenv("DS_ACCELERATOR", "")

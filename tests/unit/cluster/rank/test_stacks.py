@@ -9,55 +9,67 @@ from typing import Any
 import pytest
 
 from llada_sft.cluster.rank import stacks
-from llada_sft.cluster.rank.stacks import Stand, waited_for
+from llada_sft.cluster.rank.stacks import RankState, waited_for
 from llada_sft.run_dir import RunDir
 
 
-def stand(rank: int, place: str = "a.py:1 f", waits: bool = True, step: int = 7) -> Stand:
-    return Stand(rank, f"node{rank}", place, "step", step, 30.0, waits)
+def state(
+    rank: int, place: str = "a.py:1 f", in_collective: bool = True, step: int = 7
+) -> RankState:
+    return RankState(rank, f"node{rank}", place, "step", step, 30.0, in_collective)
 
 
 # Its watchdog could not run; and nothing at all.
-LOCKED = Stand(2, "node2", "b.py:3 match")
-SILENT = Stand(2, "node2")
+LOCKED = RankState(2, "node2", "b.py:3 match")
+SILENT = RankState(2, "node2")
 
 
 @pytest.mark.parametrize(
-    ("stands", "named"),
+    ("states", "named"),
     [
-        pytest.param([stand(0), stand(1, waits=False), stand(2)], [1], id="outside a collective"),
         pytest.param(
-            [stand(0, waits=False), stand(1, waits=False, step=6), stand(2)], [1], id="behind"
+            [state(0), state(1, in_collective=False), state(2)], [1], id="outside a collective"
         ),
         pytest.param(
-            [stand(0, waits=False), stand(1, waits=False), stand(2)], [0, 1], id="two of them"
+            [state(0, in_collective=False), state(1, in_collective=False, step=6), state(2)],
+            [1],
+            id="behind",
         ),
-        pytest.param([stand(0), stand(1), SILENT], [2], id="stopped"),
+        pytest.param(
+            [state(0, in_collective=False), state(1, in_collective=False), state(2)],
+            [0, 1],
+            id="two of them",
+        ),
+        pytest.param([state(0), state(1), SILENT], [2], id="stopped"),
         # It may only have been quicker than the others to find the hang.
-        pytest.param([stand(0), stand(1, waits=False), SILENT], [1], id="outside, one silent"),
-        pytest.param([stand(0), stand(1), LOCKED], [2], id="Python's lock"),
-        pytest.param([stand(0, waits=False), stand(1), LOCKED], [0, 2], id="outside, and the lock"),
-        pytest.param([Stand(0), stand(1), LOCKED], [2], id="the lock, one silent"),
-        pytest.param([stand(0), stand(1, step=6), stand(2)], [1], id="all wait, one is behind"),
-        pytest.param([stand(0), stand(1), stand(2)], [], id="all wait for one another"),
-        pytest.param([stand(0, waits=False)], [0], id="alone"),
-        pytest.param([stand(0)], [], id="alone in a collective"),
+        pytest.param(
+            [state(0), state(1, in_collective=False), SILENT], [1], id="outside, one silent"
+        ),
+        pytest.param([state(0), state(1), LOCKED], [2], id="Python's lock"),
+        pytest.param(
+            [state(0, in_collective=False), state(1), LOCKED], [0, 2], id="outside, and the lock"
+        ),
+        pytest.param([RankState(0), state(1), LOCKED], [2], id="the lock, one silent"),
+        pytest.param([state(0), state(1, step=6), state(2)], [1], id="all wait, one is behind"),
+        pytest.param([state(0), state(1), state(2)], [], id="all wait for one another"),
+        pytest.param([state(0, in_collective=False)], [0], id="alone"),
+        pytest.param([state(0)], [], id="alone in a collective"),
     ],
 )
-def test_the_rank_that_is_waited_for(stands: list[Stand], named: list[int]) -> None:
-    assert [one.rank for one in waited_for(stands)] == named
+def test_the_rank_that_is_waited_for(states: list[RankState], named: list[int]) -> None:
+    assert [one.rank for one in waited_for(states)] == named
 
 
 def test_last_words(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    stands = [stand(0), stand(1, "hook.py:12 process_data", waits=False), stand(3)]
-    waiting, named, other = stacks.judge(run, 3, stands, 30.0)
+    states = [state(0), state(1, "hook.py:12 process_data", in_collective=False), state(3)]
+    waiting, named, other = stacks.failure_reports(run, 3, states, 30.0)
     assert waiting.error == (
-        "no step for 30 s in phase step: waiting for rank 1 (node1), which stands in"
+        "no step for 30 s in phase step: waiting for rank 1 (node1), which is in"
         " hook.py:12 process_data; see stacks/attempt_3_rank_*.txt"
     )
     assert named.error == (
-        "no step for 30 s in phase step: it stands in hook.py:12 process_data; and the other ranks"
+        "no step for 30 s in phase step: it is in hook.py:12 process_data; and the other ranks"
         " wait for it; see stacks/attempt_3_rank_*.txt"
     )
     assert [one.consequence for one in (waiting, named, other)] == [True, False, True]
@@ -69,11 +81,13 @@ def test_last_words(tmp_path: Path) -> None:
     ("silent", "words"),
     [
         (SILENT, "wrote no stack: stopped, or its node is gone"),
-        (LOCKED, "stands in b.py:3 match, in C code that holds Python's lock"),
+        (LOCKED, "is in b.py:3 match, in C code that holds Python's lock"),
     ],
 )
-def test_last_words_of_a_rank_that_has_none(tmp_path: Path, silent: Stand, words: str) -> None:
-    waiting, _, named = stacks.judge(RunDir(tmp_path), 1, [stand(0), stand(1), silent], 31.0)
+def test_last_words_of_a_rank_that_has_none(tmp_path: Path, silent: RankState, words: str) -> None:
+    waiting, _, named = stacks.failure_reports(
+        RunDir(tmp_path), 1, [state(0), state(1), silent], 31.0
+    )
     see = "see stacks/attempt_1_rank_*.txt"
     assert waiting.error == (
         f"no step for 30 s in phase step: waiting for rank 2 (node2), which {words}; {see}"
@@ -83,7 +97,7 @@ def test_last_words_of_a_rank_that_has_none(tmp_path: Path, silent: Stand, words
 
 
 def test_last_words_where_all_wait(tmp_path: Path) -> None:
-    first, second = stacks.judge(RunDir(tmp_path), 1, [stand(0), stand(1)], 30.0)
+    first, second = stacks.failure_reports(RunDir(tmp_path), 1, [state(0), state(1)], 30.0)
     assert first.error == second.error
     assert first.error == (
         "no step for 30 s in phase step: all ranks wait for one another: look at their devices and"
@@ -93,8 +107,8 @@ def test_last_words_where_all_wait(tmp_path: Path) -> None:
 
 
 def test_of_many_ranks_the_first_are_named(tmp_path: Path) -> None:
-    gone = [Stand(rank) for rank in range(1, 9)]
-    waiting = stacks.judge(RunDir(tmp_path), 1, [stand(0), *gone], 30.0)[0]
+    gone = [RankState(rank) for rank in range(1, 9)]
+    waiting = stacks.failure_reports(RunDir(tmp_path), 1, [state(0), *gone], 30.0)[0]
     assert waiting.error.count("wrote no stack") == 4
     assert "rank 4, which wrote no stack: stopped, or its node is gone; and 4 more; see" in (
         waiting.error
@@ -104,7 +118,7 @@ def test_of_many_ranks_the_first_are_named(tmp_path: Path) -> None:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.stacks.mkdir()
-    whole = stand(0, "hook.py:12 process_data")
+    whole = state(0, "hook.py:12 process_data")
     timer = (
         "Timeout (0:00:03)!\n"
         'Thread 0x01 (most recent call first):\n  File "/a/watchdog.py", line 1 in wait\n\n'
@@ -122,10 +136,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     run.rank_stacks(3, 4).write_text(texts[0])
     assert stacks.read_all(run, 4, 5) == [
         whole,
-        Stand(1, "", "b.py:3 match"),
-        Stand(2, "node2"),
-        Stand(3),
-        Stand(4),
+        RankState(1, "", "b.py:3 match"),
+        RankState(2, "node2"),
+        RankState(3),
+        RankState(4),
     ]
 
 
@@ -146,7 +160,7 @@ def test_a_file_that_is_damaged_is_a_rank_that_wrote_none(tmp_path: Path, told: 
     run = RunDir(tmp_path)
     run.stacks.mkdir()
     run.rank_stacks(1, 0).write_text(f"{stacks.title(0, 1, 'node0')}{told}\n")
-    assert stacks.read_all(run, 1, 1) == [Stand(0, "node0")]
+    assert stacks.read_all(run, 1, 1) == [RankState(0, "node0")]
 
 
 def test_a_call_is_heard_in_its_attempt_alone(tmp_path: Path) -> None:
@@ -175,7 +189,7 @@ def test_a_call_is_heard_in_its_attempt_alone(tmp_path: Path) -> None:
 def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.stacks.mkdir()
-    hung = stacks.title(0, 2, "") + stacks.header(stand(0)) + "stacks"
+    hung = stacks.title(0, 2, "") + stacks.header(state(0)) + "stacks"
     run.rank_stacks(1, 0).write_text(hung)
     run.rank_stacks(2, 0).write_text(stacks.title(0, 2, ""))
     run.rank_stacks(2, 1).write_text(stacks.title(1, 2, ""))
@@ -210,4 +224,4 @@ def frame_in(*modules: str) -> FrameType:
     ],
 )
 def test_where_a_rank_waits_for_others(modules: list[str], waits: bool) -> None:
-    assert stacks.waits([frame_in("threading"), frame_in(*modules)]) is waits
+    assert stacks.in_collective([frame_in("threading"), frame_in(*modules)]) is waits

@@ -19,7 +19,7 @@ from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.owner import fence
 from llada_sft.cluster.rank import stacks, watchdog
 from llada_sft.cluster.rank.abort import FOLLOWED_EXIT_CODE
-from llada_sft.cluster.rank.stacks import Stand
+from llada_sft.cluster.rank.stacks import RankState
 from llada_sft.cluster.rank.watchdog import Watchdog
 from llada_sft.config.schema import TrainConfig
 from llada_sft.errors import SupersededError
@@ -81,7 +81,7 @@ if hang == "says_when_it_reports":
 flags = []
 signal.signal(signal.SIGTERM, lambda number, frame: flags.append(number))
 leaving = Leaving(run, rank)
-leaving.follow_others()
+leaving.exit_when_a_peer_failed()
 placement = Placement(rank, world_size, 0, 0, "", 0)
 with watchdog.Watchdog(run, placement, f"node{rank}") as dog:
     leaving.answer_hang = dog.answer
@@ -134,7 +134,7 @@ def test_a_rank_that_sleeps_is_ended_with_its_stack(run: RunDir) -> None:
     (failure,) = failures.read_all(run)
     assert (failure.rank, failure.node, failure.cause) == (0, "node0", "hang")
     assert (failure.step, failure.consequence) == (5, False)
-    assert re.search(r"s in phase step: it stands in <string>:\d+ sleeps_for_ever;", failure.error)
+    assert re.search(r"s in phase step: it is in <string>:\d+ sleeps_for_ever;", failure.error)
     assert said == failure.error + "\n"
     first, second, rest = run.rank_stacks(1, 0).read_text().split("\n", 2)
     assert first == "rank 0 of 1 on node0"
@@ -163,7 +163,7 @@ def test_c_code_that_holds_the_lock_is_ended_too(run: RunDir) -> None:
         ("stops", "wrote no stack: stopped, or its node is gone"),
         (
             "matches_for_ever",
-            r"stands in __init__.py:\d+ match, in C code that holds Python's lock",
+            r"is in __init__.py:\d+ match, in C code that holds Python's lock",
         ),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_rank_that_cannot_speak_has_its_last_words_written(
         assert (first.witness, second.witness) == (None, 0)
 
 
-STANDS = r"stands in <string>:\d+ {}; and the other ranks wait for it;"
+STANDS = r"is in <string>:\d+ {}; and the other ranks wait for it;"
 
 
 def test_who_finds_the_hang_calls_the_others(run: RunDir) -> None:
@@ -196,7 +196,7 @@ def test_who_finds_the_hang_calls_the_others(run: RunDir) -> None:
         assert (first.returncode, late.returncode) == (HANG_EXIT_CODE, HANG_EXIT_CODE)
     waiting, named = failures.read_all(run)
     assert re.search(STANDS.format("sleeps_for_ever"), named.error)
-    assert "waiting for rank 1 (node1), which stands in <string>" in waiting.error
+    assert "waiting for rank 1 (node1), which is in <string>" in waiting.error
     assert (waiting.consequence, named.consequence, named.witness) == (True, False, None)
 
 
@@ -244,9 +244,9 @@ def test_term_after_another_failure_is_no_hang(run: RunDir) -> None:
 
 def test_stacks_are_read_when_they_are_whole(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """faulthandler writes the main thread last: before, another thread seems to be it."""
-    own = Stand(0, "", "a.py:1 f", "step", 5, 1.0, waits=True)
-    torn, whole = Stand(1, "", "watchdog.py:9 wait"), Stand(1, "", "hook.py:3 match")
-    told = iter([Stand(1), torn, whole, whole])
+    own = RankState(0, "", "a.py:1 f", "step", 5, 1.0, in_collective=True)
+    torn, whole = RankState(1, "", "watchdog.py:9 wait"), RankState(1, "", "hook.py:3 match")
+    told = iter([RankState(1), torn, whole, whole])
     monkeypatch.setattr(watchdog, "_POLL_S_PER_RANK", 0.0)
     monkeypatch.setattr(stacks, "read_all", lambda *_: [own, next(told)])
     dog = Watchdog(run, Placement(0, 2, 0, 0, "", 0), "")
@@ -315,7 +315,7 @@ def test_a_folder_that_cannot_be_written_is_said(
         while not said and time.monotonic() < deadline:
             time.sleep(0.05)
             said = capfd.readouterr().err
-    assert said.startswith("watchdog: stacks would go here, not to a file:")
+    assert said.startswith("watchdog: stacks are written here instead of to a file:")
 
 
 def test_the_attempt_that_runs(tmp_path: Path) -> None:
