@@ -322,7 +322,7 @@ MUTANTS = (
         (r"Timed out waiting \d+ ?ms for|", "", "gloo's timeout is a cause"),
     ),
     *of_file(
-        "cluster/owner/identity.py",
+        "cluster/owner/liveness.py",
         "cluster/owner/test_identity.py",
         ("seen.silent_s > owner.timeout_s", "seen.silent_s > 0", "an owner is dead at once"),
         (
@@ -341,7 +341,15 @@ MUTANTS = (
             "",
             "pids of a container are looked for outside",
         ),
-        ("int(again) > restarts", "int(again) >= restarts", "a job that runs is over"),
+        (
+            "int(restarts_now) > restarts",
+            "int(restarts_now) >= restarts",
+            "a job that runs is over",
+        ),
+    ),
+    *of_file(
+        "cluster/owner/identity.py",
+        "cluster/owner/test_identity.py",
         (
             "            and self.restarts == other.restarts\n",
             "",

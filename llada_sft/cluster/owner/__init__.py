@@ -1,6 +1,7 @@
 """Who owns a run directory: one process or job at a time.
 
-identity.py     who an owner is, and whether it is dead
+identity.py     who an owner is
+liveness.py     whether an owner is dead
 owner_files.py  `owner.1`, `owner.2`, …: the highest number is the owner
 owner_sight.py  what can be seen of an owner
 claim.py        claims a run directory

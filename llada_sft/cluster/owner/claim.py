@@ -17,11 +17,11 @@ from llada_sft.cluster.owner.identity import (
     Doing,
     Owner,
     describe,
-    is_dead,
     refusal,
     this_job,
     this_process,
 )
+from llada_sft.cluster.owner.liveness import is_dead
 from llada_sft.cluster.owner.owner_sight import Sight, look
 from llada_sft.cluster.owner.ownership import SIGNS, Ownership, forget, give_up, held, put_up
 from llada_sft.errors import LaunchError

@@ -1,12 +1,8 @@
-"""Who owns a run: what an owner file says, and whether its owner is dead.
+"""Who owns a run: what an owner file says, and the line that names an owner.
 
 An owner is a SLURM job (id and restart count), a process of a host, or nobody, once the run was
-released. Decisions here are pure functions of what was seen; `owner_files.py` reads and writes the
-files, `claim.py` and `ownership.py` claim and release runs.
-
-A process can be seen only from its own host, boot and pid namespace. From anywhere else it is dead
-when its file was not touched for `timeout_s` (`run.owner_timeout_s`), by the file server's clock.
-A job is dead only if SLURM says so: not while SLURM does not answer.
+released. `liveness.py` decides whether an owner is dead; `owner_files.py` reads and writes the
+files; `claim.py` and `ownership.py` claim and release runs.
 """
 
 import getpass
@@ -20,17 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from llada_sft.cluster import job_states
-
 Kind = Literal["process", "job", "nobody"]
-# What a process does with the run: a job waits for a process that may be about to hand it over.
+# What a process does with the run: a job waits for a launcher that may be about to hand it over.
 Doing = Literal["training", "launching", "preparing"]
 DEFAULT_TIMEOUT_S = 180
 
 _VERBS = {"training": "trained", "launching": "being launched", "preparing": "being prepared"}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _JOB_ID = re.compile(r"(?:[0-9]+(?:[_+][0-9]+)?)?")
-# From here on a job's number has that of a cluster of a federation in it.
+# From this number on, a job's number contains the number of a cluster of a federation.
 _FEDERATED = 1 << 26
 _MACHINE_ID = Path("/etc/machine-id")
 
@@ -42,21 +36,21 @@ class Owner:
     Attributes:
         token: Distinguishes this claim from all others.
         kind: What owns the run.
-        since: When it was claimed, for people: no decision depends on it.
-        user: Who claimed it.
+        since: When the run was claimed; only shown to people.
+        user: Who claimed the run.
         timeout_s: A process that cannot be seen is dead after this time without a sign of life.
         doing: What a process does with the run.
         job_id: SLURM's number of a job, or of the job that a process runs in.
         restarts: How often SLURM had restarted that job.
-        cluster: SLURM's name of its cluster, where that is known.
-        host: Of the process.
-        machine: /etc/machine-id; two hosts may have one name.
-        boot_id: Of the host's kernel.
-        pid_namespace: Of the process: a container has pids of its own.
-        pid: Of the process.
-        start_time: Of the process, in clock ticks since the boot: a pid may be used again.
-        path: The run directory, as the owner saw it.
-        inode: Of the run directory. Where path and inode both differ, it is a copy.
+        cluster: SLURM's name of the job's cluster, if it is known.
+        host: The host name of the process.
+        machine: /etc/machine-id of the host: two hosts may have the same name.
+        boot_id: The id of the host's last boot.
+        pid_namespace: The pid namespace of the process: a container has its own.
+        pid: The pid of the process.
+        start_time: When the process started, in clock ticks since the boot: pids are reused.
+        path: The path of the run directory, as the owner saw it.
+        inode: The inode of the run directory. If path and inode both differ, it is a copy.
     """
 
     token: str
@@ -95,7 +89,7 @@ class Owner:
             wanted = int if name in ("timeout_s", "restarts", "pid", "inode") else str
             if type(value) is not wanted:
                 raise ValueError(f"{name} must be of type {wanted.__name__}")
-        # It is handed to scontrol, and to people in a command.
+        # The job id is passed to scontrol, and shown to people in a command.
         if not _JOB_ID.fullmatch(known.get("job_id", "")):
             raise ValueError(f"not an owner: job_id {known['job_id']!r}")
         return Owner(**known)
@@ -115,87 +109,18 @@ class Owner:
         """Tell whether both run in one SLURM job, whatever its restart count."""
         if not self.job_id or self.job_id != other.job_id:
             return False
-        # A federation's numbers are unique, and a job may start on another cluster of it.
+        # Job numbers of a federation are unique, and a job may start on any of its clusters.
         federated = self.job_id.isdecimal() and int(self.job_id) >= _FEDERATED
         known = bool(self.cluster) and bool(other.cluster)
         return federated or not known or self.cluster == other.cluster
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a claimant can see of an owner.
-
-    Attributes:
-        process: Whether its process is there; `unknown` where it cannot be seen.
-        silent_s: Seconds since it touched its file, by the file server's clock.
-        job: What SLURM says of its job; `alive` also where SLURM does not answer.
-        copied: The owner file was copied together with the run directory.
-    """
-
-    process: Literal["alive", "gone", "unknown"] = "unknown"
-    silent_s: float = 0.0
-    job: Literal["alive", "over"] = "alive"
-    copied: bool = False
-
-
-def is_dead(owner: Owner, claimant: Owner, seen: Seen) -> bool:
-    """Decide whether a run may be taken from its owner.
-
-    Args:
-        owner: The one that the highest owner file names.
-        claimant: The one that wants the run.
-        seen: What the claimant sees of the owner.
-    """
-    if owner.kind == "nobody" or seen.copied:
-        return True
-    # SLURM ends all processes of a job before it starts the job again.
-    if owner.is_same_job(claimant) and owner.restarts < claimant.restarts:
-        return True
-    if owner.kind == "job":
-        return seen.job == "over"
-    if seen.process != "unknown":
-        return seen.process == "gone"
-    if seen.job == "over" or was_rebooted(owner, claimant):
-        return True
-    return seen.silent_s > owner.timeout_s
-
-
-def is_visible(owner: Owner, claimant: Owner) -> bool:
-    """Tell whether the claimant sees the owner's process under the owner's pid."""
-    return (
-        bool(owner.boot_id)
-        and owner.boot_id == claimant.boot_id
-        and owner.pid_namespace == claimant.pid_namespace
-    )
-
-
-def was_rebooted(owner: Owner, claimant: Owner) -> bool:
-    """Tell whether the owner ran on the claimant's host before its last boot."""
-    same_host = (owner.host, owner.machine) == (claimant.host, claimant.machine)
-    # Container images have no machine id, and the host names of containers are reused.
-    known = bool(owner.boot_id) and bool(owner.machine)
-    return same_host and known and owner.boot_id != claimant.boot_id
-
-
-def job_is_over(job: Mapping[str, str], restarts: int) -> bool:
-    """Tell whether a job has ended for good, or was restarted after a given start.
-
-    Args:
-        job: The fields of `scontrol show job`; empty for a job that SLURM has forgotten.
-        restarts: The job's restart count at that start; -1 to ask for the whole job.
-    """
-    if not job or job_states.has_ended(job.get("JobState", "")):
-        return True
-    again = job.get("Restarts", "")
-    return restarts >= 0 and again.isdecimal() and int(again) > restarts
-
-
 def describe(owner: Owner, job: Mapping[str, str]) -> str:
-    """Name an owner in a few words: "job 1, RUNNING on node[1-2] since 2026-11-26 01:00 UTC".
+    """Return an owner in a few words: "job 1, RUNNING on node[1-2] since 2026-11-26 01:00 UTC".
 
     Args:
-        owner: Whom to name.
-        job: The fields of `scontrol show job`, where they are known.
+        owner: The owner to describe.
+        job: The fields of `scontrol show job`, if they are known.
     """
     if owner.kind == "nobody":
         return "nobody"
@@ -210,12 +135,12 @@ def describe(owner: Owner, job: Mapping[str, str]) -> str:
 
 
 def refusal(run: Path, owner: Owner, job: Mapping[str, str], silent_s: float = 0.0) -> str:
-    """Say in one line who owns a run, and what to do.
+    """Return the line that refuses a claimant: who owns the run, and what to do.
 
     Args:
         run: The run directory.
         owner: Its owner.
-        job: The fields of `scontrol show job`, where they are known.
+        job: The fields of `scontrol show job`, if they are known.
         silent_s: Seconds since the owner's last sign of life.
     """
     verb = _VERBS.get(owner.doing, "owned") if owner.kind == "process" else "trained"
@@ -223,8 +148,8 @@ def refusal(run: Path, owner: Owner, job: Mapping[str, str], silent_s: float = 0
     if owner.kind == "job":
         return f"{line}: wait for it, or stop it with  scancel {owner.job_id}"
     if silent_s > owner.timeout_s / 2:
-        left = max(1, round(owner.timeout_s - silent_s))
-        return f"{line}: it has given no sign for {silent_s:.0f} s; try again in {left} s"
+        remaining = max(1, round(owner.timeout_s - silent_s))
+        return f"{line}: it has given no sign for {silent_s:.0f} s; try again in {remaining} s"
     return f"{line}: wait for it, or stop it there with  kill -INT {owner.pid}"
 
 
@@ -265,7 +190,7 @@ def nobody(last: Owner) -> Owner:
 
 
 def process_start(pid: int) -> str | None:
-    """Return a process's start time; "" where it may not be read, None where it is gone."""
+    """Return a process's start time; "" if it may not be read, None if the process is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -274,12 +199,12 @@ def process_start(pid: int) -> str | None:
         return ""
     # The second field is the program's name, which may hold spaces and parentheses.
     fields_ = stat.rpartition(")")[2].split()
-    # Fields 3 and 22. A zombie is over: only its exit code is left.
+    # Fields 3 and 22. A zombie has ended: only its exit code remains.
     return None if fields_[0] in "ZXx" else fields_[19]
 
 
 def _exists(pid: int) -> bool:
-    # /proc may be mounted so that it hides the processes of others (hidepid).
+    # /proc may be mounted so that it hides the processes of other users (hidepid).
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -10,14 +10,11 @@ from llada_sft.cluster import journal, slurm
 from llada_sft.cluster.owner import owner_files
 from llada_sft.cluster.owner.identity import (
     Owner,
-    Seen,
     describe,
-    is_dead,
-    is_visible,
-    job_is_over,
     process_start,
     this_process,
 )
+from llada_sft.cluster.owner.liveness import Seen, is_dead, is_visible, job_is_over
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 

@@ -25,7 +25,6 @@ from llada_sft.cluster.owner import fence, owner_files
 from llada_sft.cluster.owner.identity import (
     Owner,
     describe,
-    is_dead,
     launched_job,
     nobody,
     process_start,
@@ -33,6 +32,7 @@ from llada_sft.cluster.owner.identity import (
     this_job,
     this_process,
 )
+from llada_sft.cluster.owner.liveness import is_dead
 from llada_sft.cluster.owner.owner_sight import ASK_SLURM_S, look
 from llada_sft.errors import EXIT_CODE, LaunchError, SupersededError
 from llada_sft.run_dir import RunDir

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llada_sft.cluster import job_states, journal, restart_policy, run_files, slurm
-from llada_sft.cluster.owner import identity, owner_sight
+from llada_sft.cluster.owner import identity, liveness, owner_sight
 from llada_sft.cluster.watch import ending, status
 from llada_sft.entry import INTERRUPTED
 from llada_sft.errors import LaunchError
@@ -143,7 +143,7 @@ class _Watch:
         reader = identity.this_process("training")
         with suppress(OSError):
             sight = owner_sight.look(self._run.path, reader)
-            return sight is not None and identity.is_dead(sight.owner, reader, sight.seen)
+            return sight is not None and liveness.is_dead(sight.owner, reader, sight.seen)
         return False
 
     def _say(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""When an owner is dead: the decision as a table, and the line that names it."""
+"""Who an owner is and when it is dead: the decision as a table, and the line that names it."""
 
 import json
 import os
@@ -11,15 +11,8 @@ from typing import Any
 import pytest
 
 from llada_sft.cluster.owner import identity
-from llada_sft.cluster.owner.identity import (
-    Owner,
-    Seen,
-    describe,
-    is_dead,
-    is_visible,
-    job_is_over,
-    refusal,
-)
+from llada_sft.cluster.owner.identity import Owner, describe, refusal
+from llada_sft.cluster.owner.liveness import Seen, is_dead, is_visible, job_is_over
 
 HERE: dict[str, Any] = {"host": "h", "machine": "m", "boot_id": "b", "pid_namespace": "p"}
 ME = Owner("me", "process", pid=9, start_time="9", **HERE)
