@@ -1,4 +1,4 @@
-"""Who owns a run directory: one process or job at a time.
+"""Ownership of a run directory: one process or job owns it at a time.
 
 identity.py     who an owner is
 liveness.py     whether an owner is dead

@@ -37,11 +37,12 @@ def claim(run: RunDir, claimant: Owner, building: Path | None = None) -> Ownersh
 
     Args:
         run: The run directory.
-        claimant: Who claims it. A job waits for a launcher that may be about to hand it over.
+        claimant: The process or job that claims the run. A job waits for a launcher that may be
+            about to hand the run over.
         building: The path of the run directory until it is renamed.
 
     Raises:
-        LaunchError: Somebody else owns it: who, in one line.
+        LaunchError: Somebody else owns the run; one line names the owner.
     """
     folder = building or run.path
     try:
@@ -52,7 +53,7 @@ def claim(run: RunDir, claimant: Owner, building: Path | None = None) -> Ownersh
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         first = "make room on the disk" if full else "make it writable for you"
         raise LaunchError(
-            f"{run.path}: its owner cannot be noted: {error.strerror}; {first},"
+            f"{run.path}: its owner cannot be recorded: {error.strerror}; {first},"
             " or choose another run.root"
         ) from None
     ownership = Ownership(folder, number, owner)
@@ -77,7 +78,7 @@ class Holder:
         """Check whether a run could be claimed now, without claiming it.
 
         Raises:
-            LaunchError: Somebody else owns it: who, in one line.
+            LaunchError: Somebody else owns the run; one line names the owner.
         """
         claimant = replace(self._claimant, path=str(run.path))
         with suppress(OSError):
@@ -86,10 +87,10 @@ class Holder:
                 raise LaunchError(_refusal(run.path, claimant, sight))
 
     def claim(self, run: RunDir, building: Path | None = None) -> None:
-        """Claim a run; a second time, with its final path, after the built directory was renamed.
+        """Claim a run; called again with its final path after the built directory was renamed.
 
         Raises:
-            LaunchError: Somebody else owns it: who, in one line.
+            LaunchError: Somebody else owns the run; one line names the owner.
         """
         if self._ownership:
             forget(self._ownership)
@@ -113,7 +114,7 @@ def hold(run: RunDir, doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Itera
     """Own a run as a process during the context; a process that owns it already keeps its claim.
 
     Raises:
-        LaunchError: Somebody else owns it.
+        LaunchError: Somebody else owns the run.
     """
     if ownership := held(run.path):
         yield ownership
@@ -126,9 +127,9 @@ def hold(run: RunDir, doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Itera
 
 
 def of_batch_script() -> Owner | None:
-    """Describe the job of this process if it is a batch script's; None elsewhere.
+    """Return the job of this process as an owner if a batch script runs it; otherwise None.
 
-    Not in an interactive allocation: a person may start several processes there.
+    An interactive allocation does not count: a person may start several processes in it.
     """
     if "SLURM_JOB_ID" in os.environ and os.environ.get("ENVIRONMENT") == "BATCH":
         return this_job(os.environ)
@@ -164,7 +165,7 @@ def _is_own(owner: Owner, claimant: Owner) -> bool:
 
 
 def _deadline(owner: Owner, claimant: Owner) -> float:
-    """Return until when to wait for a living owner: only a job waits, for a possible launcher."""
+    """Return until when to wait for a living owner: only a job waits, and only for a launcher."""
     if claimant.kind != "job" or owner.kind != "process" or owner.doing == "training":
         return 0.0
     return time.monotonic() + owner.timeout_s + PATIENCE_S
@@ -184,16 +185,16 @@ def _gives_a_sign(folder: Path, sight: Sight) -> bool:
         flush=True,
     )
     time.sleep(wait_s)
-    again = owner_files.find(folder)
-    return again.number != sight.number or again.silent_s < wait_s
+    file = owner_files.find(folder)
+    return file.number != sight.number or file.silent_s < wait_s
 
 
 def _refusal(folder: Path, claimant: Owner, sight: Sight) -> str:
     if not sight.owner.token:
-        left = max(1, round(sight.owner.timeout_s - sight.seen.silent_s))
+        remaining = max(1, round(sight.owner.timeout_s - sight.seen.silent_s))
         return (
             f"run {claimant.path}: owner.{sight.number} cannot be read, so its owner is not known:"
-            f" try again in {left} s, when it counts as dead"
+            f" try again in {remaining} s, when it counts as dead"
         )
     silent_s = sight.seen.silent_s if sight.seen.process == "unknown" else 0.0
     return refusal(Path(claimant.path), sight.owner, sight.job, silent_s)

@@ -1,7 +1,7 @@
 """Checks before each write into a run that this process, or its job, still owns it.
 
 `ownership.py` registers the check; the journal and the failure reports call it before each write.
-For a process that has claimed nothing (`status` only reads) there is no check.
+A process that has claimed nothing has no check: `status` only reads.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _required: dict[Path, Callable[[], None]] = {}
 
 
 def put_up(run: Path, require: Callable[[], None]) -> None:
-    """Call `require` before each write into a run directory; it raises, or ends the process."""
+    """Register `require`: it raises, or ends the process, if the run has another owner."""
     _required[run.absolute()] = require
 
 
@@ -23,7 +23,7 @@ def check(run: Path) -> None:
     """Return if this process may write into the run directory.
 
     Raises:
-        SupersededError: Another one owns it now.
+        SupersededError: Another owner has taken the run over.
     """
     if require := _required.get(run.absolute()):
         require()

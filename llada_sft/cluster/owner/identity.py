@@ -154,7 +154,7 @@ def refusal(run: Path, owner: Owner, job: Mapping[str, str], silent_s: float = 0
 
 
 def this_process(doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Owner:
-    """Describe this process as an owner."""
+    """Return this process as an owner."""
     return Owner(
         **_common("process", timeout_s),
         doing=doing,
@@ -165,12 +165,12 @@ def this_process(doing: Doing, timeout_s: int = DEFAULT_TIMEOUT_S) -> Owner:
 
 
 def this_job(environment: Mapping[str, str], timeout_s: int = DEFAULT_TIMEOUT_S) -> Owner:
-    """Describe the SLURM job of this process as an owner."""
+    """Return the SLURM job of this process as an owner."""
     return Owner(**_common("job", timeout_s), **_job_of(environment))
 
 
 def launched_job(job_id: str, cluster: str, launcher: Owner) -> Owner:
-    """Describe a job that a launcher has submitted."""
+    """Return a job that a launcher has submitted as an owner."""
     return Owner(
         _token(),
         "job",
@@ -185,7 +185,7 @@ def launched_job(job_id: str, cluster: str, launcher: Owner) -> Owner:
 
 
 def nobody(last: Owner) -> Owner:
-    """Describe a run that its last owner has released."""
+    """Return the owner file's content for a run that its last owner has released."""
     return replace(last, token=_token(), kind="nobody", since=_now())
 
 

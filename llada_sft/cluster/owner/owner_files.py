@@ -1,11 +1,11 @@
 """The files `owner.1`, `owner.2`, … of a run directory: the highest number is the owner.
 
-A file is written under another name and linked to the next number: link(2) fails where the number
-is taken, on NFS too, so that of several claimants only one gets it. A lock (flock) does not work on
-every file system, and does not say who holds it. The highest file is never removed, so that no
+A file is written under another name and linked to the next number: link(2) fails if the number is
+taken, also on NFS, so that only one of several claimants gets it. A lock (flock) does not work on
+every file system, and does not show who holds it. The highest file is never removed, so that no
 number is the highest twice.
 
-Times are compared as the file server gives them: hosts' clocks may be hours off.
+All times are those of the file server: the clocks of hosts may differ by hours.
 """
 
 import errno
@@ -20,9 +20,9 @@ from llada_sft.cluster import run_files
 from llada_sft.cluster.owner.identity import Owner
 
 _NAME = re.compile(r"owner\.([1-9]\d*)")
-# How many of the highest are kept: the earlier ones tell a person what happened.
+# How many of the highest files are kept: the earlier ones show people what happened.
 KEPT = 4
-# What a killed claimant left is removed after this time.
+# Temporary files of killed claimants are removed after this time.
 LEFTOVER_S = 3600
 _MAX_BYTES = 1 << 16
 # Errors of file systems without hard links.
@@ -34,9 +34,9 @@ class OwnerFile:
     """An owner file as it was found.
 
     Attributes:
-        number: It is named owner.NUMBER; 0 where there is none.
-        owner: Its content; None where there is none, or it cannot be read.
-        silent_s: Seconds since it was touched.
+        number: The file is named owner.NUMBER; 0 if there is none.
+        owner: The content of the file; None if there is no file, or it cannot be read.
+        silent_s: Seconds since the file was touched.
     """
 
     number: int
@@ -45,7 +45,7 @@ class OwnerFile:
 
 
 def highest(folder: Path) -> int:
-    """Return the number of the highest owner file; 0 where there is none.
+    """Return the number of the highest owner file; 0 if there is none.
 
     Raises:
         OSError: The folder cannot be read.
@@ -72,7 +72,7 @@ def read(folder: Path, number: int) -> Owner | None:
 
 
 def find(folder: Path) -> OwnerFile:
-    """Return the highest owner file and for how long it was not touched.
+    """Return the highest owner file, and how long ago it was touched.
 
     Raises:
         OSError: The folder cannot be read or written.
@@ -82,7 +82,7 @@ def find(folder: Path) -> OwnerFile:
     if number == 0:
         return OwnerFile(0, None)
     try:
-        # Opened first: an NFS client then asks the server for the time instead of its cache.
+        # Opened first, so that an NFS client takes the time from the server instead of its cache.
         with run_files.open_regular(_path(folder, number)) as file:
             touched = os.fstat(file.fileno()).st_mtime
     except OSError:
@@ -91,10 +91,10 @@ def find(folder: Path) -> OwnerFile:
 
 
 def server_time(folder: Path) -> float:
-    """Return the time by the clock that dates the files of a folder.
+    """Return the present time by the clock that dates the files of a folder.
 
     Raises:
-        OSError: Nothing can be written there.
+        OSError: The folder cannot be written.
     """
     probe = _temporary(folder, os.urandom(8).hex())
     try:
@@ -109,26 +109,26 @@ def create(folder: Path, number: int, owner: Owner) -> bool:
     """Create an owner file, whole or not at all; False where another claimant was first.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
-    beside, path = _temporary(folder, owner.token), _path(folder, number)
+    partial, path = _temporary(folder, owner.token), _path(folder, number)
     try:
-        with beside.open("x", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8") as file:
             file.write(json.dumps(owner.to_json(), indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(beside, path)
+            os.link(partial, path)
         except OSError as error:
             if error.errno in _NO_LINKS:
-                _create_without_link(beside, path)
-            # An NFS server may have made the link although its answer was lost.
+                _create_without_link(partial, path)
+            # An NFS server may have created the link although its reply was lost.
             elif not os.path.lexists(path):
                 raise
     finally:
-        beside.unlink(missing_ok=True)
-    found = read(folder, number)
-    return found is not None and found.token == owner.token and highest(folder) == number
+        partial.unlink(missing_ok=True)
+    winner = read(folder, number)
+    return winner is not None and winner.token == owner.token and highest(folder) == number
 
 
 def touch(folder: Path, number: int) -> None:
@@ -138,7 +138,7 @@ def touch(folder: Path, number: int) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove old owner files, and what killed claimants left; the highest always stays."""
+    """Remove old owner files, and temporary files of killed claimants; never the highest file."""
     with suppress(OSError):
         for number in sorted(_numbers(folder))[:-KEPT]:
             _path(folder, number).unlink(missing_ok=True)
@@ -149,9 +149,9 @@ def tidy(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _create_without_link(beside: Path, path: Path) -> None:
+def _create_without_link(partial: Path, path: Path) -> None:
     with suppress(FileExistsError), path.open("xb") as file:
-        file.write(beside.read_bytes())
+        file.write(partial.read_bytes())
         file.flush()
         os.fsync(file.fileno())
 

@@ -32,15 +32,15 @@ class Sight(NamedTuple):
 
 
 def look(folder: Path, claimant: Owner) -> Sight | None:
-    """Return who owns a run, dead or alive; None if nobody ever did.
+    """Return the owner of a run, dead or alive; None if nobody ever owned it.
 
     Raises:
         OSError: The folder cannot be read or written.
     """
-    found = owner_files.find(folder)
-    if found.number == 0:
+    file = owner_files.find(folder)
+    if file.number == 0:
         return _before_owner_files(folder, claimant)
-    owner = found.owner or Owner("", "process", host="unknown")
+    owner = file.owner or Owner("", "process", host="unknown")
     process = _process(owner, claimant)
     over, job = False, dict[str, str]()
     asks = bool(owner.job_id) and not owner.is_same_job(claimant)
@@ -48,15 +48,15 @@ def look(folder: Path, claimant: Owner) -> Sight | None:
         over, job = _ask(owner, claimant)
     seen = Seen(
         process=process,
-        silent_s=found.silent_s,
+        silent_s=file.silent_s,
         job="over" if over else "alive",
         copied=_is_copied(owner, folder),
     )
-    return Sight(found.number, owner, seen, job)
+    return Sight(file.number, owner, seen, job)
 
 
 def line(run: RunDir) -> str:
-    """Say who owns a run, for `status`."""
+    """Return the line of `status` about the owner of a run."""
     reader = this_process("training")
     try:
         sight = look(run.path, reader)
@@ -81,14 +81,14 @@ def _process(owner: Owner, claimant: Owner) -> Literal["alive", "gone", "unknown
 
 
 def _ask(owner: Owner, claimant: Owner) -> tuple[bool, dict[str, str]]:
-    """Ask SLURM whether an owner's job is over; while SLURM does not answer, it is not."""
+    """Ask SLURM whether an owner's job is over; if SLURM does not answer, the job is not over."""
     is_of_another = bool(owner.user) and owner.user != claimant.user
     try:
         job = slurm.job_fields(owner.job_id, ASK_SLURM_S)
-        # Another cluster does not know the job either.
+        # A SLURM of another cluster does not know the job either.
         if not job and owner.cluster and slurm.cluster_name(ASK_SLURM_S) != owner.cluster:
             return False, {}
-        # SLURM says of a job that it hides what it says of one that it does not know.
+        # SLURM gives the same answer for a job that it hides as for one that it does not know.
         if not job and is_of_another and slurm.hides_jobs(ASK_SLURM_S):
             return False, {}
     except LaunchError:
@@ -99,7 +99,7 @@ def _ask(owner: Owner, claimant: Owner) -> tuple[bool, dict[str, str]]:
 def _is_copied(owner: Owner, folder: Path) -> bool:
     """Tell whether the run directory is a copy: both its path and its inode differ.
 
-    One alone is not enough: hosts may mount it elsewhere, and number its folders differently.
+    One difference is not enough: hosts may mount it elsewhere, or number its folders differently.
     """
     if not owner.path or not owner.inode:
         return False
@@ -108,7 +108,7 @@ def _is_copied(owner: Owner, folder: Path) -> bool:
 
 def _before_owner_files(folder: Path, claimant: Owner) -> Sight | None:
     """Treat the journal's last job as the owner of a run that an earlier version launched."""
-    # Here, not above: it reads configs, and a job has no time for that.
+    # Imported here because it reads configs, and a job has no time for that.
     from llada_sft.cluster.watch.status import last_job
 
     run = RunDir(folder)

@@ -1,13 +1,13 @@
-"""Owning a run directory: keeping it, handing it over and releasing it; `claim.py` claims it.
+"""Keeps a run directory, hands it over and releases it; `claim.py` claims it.
 
-    launcher        claims as a process before it writes, submits, hands over to the job
+    launcher        claims as a process before it writes; submits; hands the run over to the job
     --local         claims as a process; its ranks belong to it, and end with it
-    begin           claims for a start of its job
+    begin           claims for this start of its job
     rank 0, end     find the claim of their job; they write only while it is the highest
 
-An owner that finds a higher number than its own has lost the run and leaves (fencing): it was taken
-for dead, because it was stopped or its host could not be reached. A claimant that is killed, at any
-moment, leaves a dead owner, from which the next claimant takes over.
+An owner that sees a higher number than its own has lost the run and exits (fencing): it was taken
+for dead because it was stopped, or because its host could not be reached. If a claimant is killed,
+at whatever moment, it remains as a dead owner, and the next claimant takes over.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ class Ownership:
     """A run directory that this process, or its job, owns while its number is the highest.
 
     Attributes:
-        on_lost: Called by the thread of `keep` when another one has taken the run over.
+        on_lost: Called by the thread of `keep` when another owner has taken the run over.
     """
 
     def __init__(self, run: Path, number: int, owner: Owner) -> None:
@@ -59,26 +59,26 @@ class Ownership:
 
     @property
     def word(self) -> str:
-        """What the ranks of a local run get in the environment variable `VARIABLE`."""
+        """The value of the environment variable `VARIABLE` of the ranks of a local run."""
         return f"{self.number}:{self.owner.token}"
 
     def is_held(self) -> bool:
-        """Tell whether the run is still this owner's; true also if its folder cannot be read."""
+        """Tell whether this owner still has the run; true also if its folder cannot be read."""
         try:
             owner_files.refresh(self.run)
             highest = owner_files.highest(self.run)
             if highest == 0:
-                # Somebody has removed the files: a new one tells other claimants of this owner.
+                # Somebody has removed the files: a new one shows other claimants this owner.
                 return owner_files.create(self.run, self.number, self.owner)
         except OSError:
             return True
         return highest == self.number and self._is_own_file()
 
     def require(self) -> None:
-        """Return if the run is still this owner's.
+        """Check that this owner still has the run.
 
         Raises:
-            SupersededError: Another one has taken it over.
+            SupersededError: Another owner has taken the run over.
         """
         if not self.is_held():
             raise SupersededError(self._lost())
@@ -93,10 +93,11 @@ class Ownership:
         self._over.set()
 
     def hand_over(self, job_id: str) -> None:
-        """Give the run to the job that was submitted for it.
+        """Hand the run over to the job that was submitted for it.
 
         Raises:
-            SupersededError: Another one has taken it over meanwhile; the job will end by itself.
+            SupersededError: Another owner has meanwhile taken the run over; the job will end by
+                itself.
         """
         self.let_go()
         cluster = ""
@@ -104,12 +105,12 @@ class Ownership:
             cluster = slurm.cluster_name(ASK_SLURM_S)
         job = launched_job(job_id, cluster, self.owner)
         if not owner_files.create(self.run, self.number + 1, job):
-            now = owner_files.find(self.run).owner
-            if now is None or not now.is_same_job(job):
+            owner = owner_files.find(self.run).owner
+            if owner is None or not owner.is_same_job(job):
                 raise SupersededError(self._lost())
 
     def release(self) -> None:
-        """Free the run; nothing happens where another one has taken it over."""
+        """Release the run, unless another owner has taken it over."""
         self.let_go()
         with suppress(OSError):
             if owner_files.highest(self.run) == self.number:
@@ -119,7 +120,7 @@ class Ownership:
     def leave_if_lost(self) -> None:
         """End this process at once, with one line, if the run is lost.
 
-        No clean-up: it would write into the run directory, or wait for other ranks.
+        There is no clean-up: it would write into the run directory, or wait for other ranks.
         """
         if not self.is_held():
             print(self._lost(), file=sys.stderr, flush=True)
@@ -127,7 +128,7 @@ class Ownership:
             os._exit(EXIT_CODE)
 
     def _is_own_file(self) -> bool:
-        # Where somebody has removed the files, numbers begin again at 1.
+        # If somebody has removed the files, the numbers start again at 1.
         owner = owner_files.read(self.run, self.number)
         return owner is None or owner.token == self.owner.token
 
@@ -177,13 +178,13 @@ def give_up(ownership: Ownership) -> None:
 
 
 def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
-    """Find the claim of one start of a job; None if nobody ever claimed the run.
+    """Return the claim of one start of a job; None if nobody ever claimed the run.
 
     Raises:
-        SupersededError: The run is somebody else's.
+        SupersededError: Somebody else owns the run.
     """
     claimant = job_owner(job_id, restarts)
-    # This may be another node than that of `begin`, and have listed the folder before it.
+    # This node may not be the one of `begin`, and may have listed the folder before `begin` did.
     owner_files.refresh(run.path)
     try:
         number = owner_files.highest(run.path)
@@ -206,14 +207,14 @@ def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
 def refuse_rank(run: RunDir, environment: Mapping[str, str]) -> None:
     """Check, before a rank writes anything, that the run has no other owner.
 
-    A rank may be started by hand: with the variables of another job, or without some or all of
+    A person may start a rank by hand, with the variables of another job, or without some or all of
     SLURM's variables.
 
     Raises:
         SupersededError: The run has another owner.
     """
     if environment.get(VARIABLE):
-        # Only a launcher sets it, with all others; see `of_rank`.
+        # Only a launcher sets this variable, together with all others; see `of_rank`.
         return
     if job_id := environment.get("SLURM_JOB_ID"):
         of_job(run, job_id, _restarts(environment))
@@ -226,23 +227,21 @@ def refuse_rank(run: RunDir, environment: Mapping[str, str]) -> None:
 
 
 def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership | None:
-    """Find the claim that a rank belongs to; None where it was started by hand, without one.
+    """Return the claim that a rank belongs to; None if it was started by hand, without a claim.
 
-    A rank that has lost the run leaves before its next write; rank 0 looks every few seconds, too.
+    A rank that has lost the run exits before its next write; rank 0 also checks every few seconds.
     A rank of a local run ends with its launcher: nobody else would end it.
 
     Raises:
-        SupersededError: The run is somebody else's.
+        SupersededError: Somebody else owns the run.
     """
+    ownership: Ownership | None = None
     if word := environment.get(VARIABLE):
         number, _, token = word.partition(":")
         ownership = _of_launcher(run, int(number), token)
     elif job_id := environment.get("SLURM_JOB_ID"):
-        found = of_job(run, job_id, _restarts(environment))
-        if found is None:
-            return None
-        ownership = found
-    else:
+        ownership = of_job(run, job_id, _restarts(environment))
+    if ownership is None:
         return None
     fence.put_up(run.path, ownership.leave_if_lost)
     if rank == 0:
@@ -256,7 +255,7 @@ def _restarts(environment: Mapping[str, str]) -> int:
 
 
 def job_owner(job_id: str, restarts: int) -> Owner:
-    """Describe a start of a job as an owner."""
+    """Return one start of a job as an owner."""
     cluster = os.environ.get("SLURM_CLUSTER_NAME", "")
     environment = {
         "SLURM_JOB_ID": job_id,
@@ -277,7 +276,7 @@ def _of_launcher(run: RunDir, number: int, token: str) -> Ownership:
 
 
 def _end_with(launcher: int) -> None:
-    """Have the kernel kill this rank when its launcher is gone, however that ended."""
+    """Have the kernel kill this rank when its launcher is gone, however the launcher ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != launcher and process_start(launcher) is None:
         _gone(launcher)

@@ -397,7 +397,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(owner_files, "server_time", refuse)
-    with pytest.raises(LaunchError, match="its owner cannot be noted: Permission denied; make it"):
+    with pytest.raises(
+        LaunchError, match="its owner cannot be recorded: Permission denied; make it"
+    ):
         claim.claim(run, this_process("training"))
     assert owner_sight.line(run) == "not known: Permission denied"
 
@@ -412,7 +414,7 @@ def test_a_full_disk_is_named_where_a_run_is_claimed(
     with pytest.raises(LaunchError) as caught:
         claim.claim(run, this_process("training"), building=run.path / "code")
     assert str(caught.value) == (
-        f"{run.path}: its owner cannot be noted: No space left on device; make room on the disk,"
+        f"{run.path}: its owner cannot be recorded: No space left on device; make room on the disk,"
         " or choose another run.root"
     )
 
