@@ -1,7 +1,7 @@
-"""`llada-sft`: what there is to do before and after the launch of a run.
+"""`llada-sft`: the commands for use before and after the launch of a run.
 
-Each command imports what it needs when it is called: `status`, `logs` and `cancel` answer on a
-login node without torch.
+Each command imports what it needs when it is called, so that `status`, `logs` and `cancel` answer
+on a login node without torch.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from llada_sft.entry import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe all commands; `handler` is what the chosen one does."""
+    """Return the parser of all commands; `handler` is the function of the chosen command."""
     parser = argparse.ArgumentParser(
         prog="llada-sft", description="Prepare data, and work with runs."
     )
@@ -89,11 +89,13 @@ def _add_sample(sample: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    """Run the command of `sys.argv` and give its exit code."""
+    """Run the command of `sys.argv` and return its exit code."""
     commands = parser()
     arguments, rest = commands.parse_known_args()
-    # argparse takes `RUN --local train.max_steps=9` apart and does not know the last one again.
-    if rest and (not hasattr(arguments, "overrides") or any(one[:1] == "-" for one in rest)):
+    # argparse splits `RUN --local train.max_steps=9` and rejects the trailing override:
+    # put it back.
+    has_overrides = hasattr(arguments, "overrides")
+    if rest and (not has_overrides or any(word.startswith("-") for word in rest)):
         commands.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
@@ -147,10 +149,10 @@ def _shard(arguments: argparse.Namespace) -> None:
     from llada_sft.sharding import make_shards, report
 
     seed = arguments.seed if arguments.shuffle else None
-    made = make_shards(
+    written = make_shards(
         arguments.inputs, arguments.out, arguments.num_shards, arguments.compress, seed
     )
-    print(report(made, arguments.out))
+    print(report(written, arguments.out))
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""How both entry points end: what the user can mend is a message, not a traceback."""
+"""How both entry points end: a problem that the user can fix is a message, not a traceback."""
 
 import io
 import os
@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command and give its exit code; 2 with the message for a `LladaSftError`."""
+    """Run a command and return its exit code; 2 after printing a `LladaSftError`."""
     # A path that is not text, or a terminal without UTF-8, must not end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -23,6 +23,6 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has gone; Python would complain again when it flushes at exit.
+        # The reader (`| head`) is gone; Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

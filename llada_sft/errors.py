@@ -1,43 +1,43 @@
-"""What a user can mend: one base class, one line per problem, in the form `where: what: got; do`.
+"""Errors that a user can fix: one base class, one line per problem (`where: what: got; do`).
 
-The entry points print these without a traceback and exit with code 2. Everything else that is
-raised is a defect of ours and keeps its traceback.
+The entry points print these errors without a traceback and exit with code 2. Every other exception
+is a defect of this package and keeps its traceback.
 """
 
 EXIT_CODE = 2
 
 
 class LladaSftError(Exception):
-    """A problem that the user can mend; `str()` is one line per problem."""
+    """A problem that the user can fix; `str()` is one line per problem."""
 
 
 class ConfigError(LladaSftError):
-    """A config file, an override, or two values that do not fit together."""
+    """A problem with a config file or an override, or two values that do not fit together."""
 
 
 class DataError(LladaSftError):
-    """A shard, a record, a hook or a tokenizer."""
+    """A problem with a shard, a record, a hook or a tokenizer."""
 
 
 class CheckpointError(LladaSftError):
-    """A model directory or a training checkpoint."""
+    """A problem with a model directory or a training checkpoint."""
 
 
 class SaveError(CheckpointError):
-    """A checkpoint cannot be written; the one before is intact."""
+    """A checkpoint cannot be written; the previous one is intact."""
 
 
 class LaunchError(LladaSftError):
-    """Submitting, or the machine that a job was asked to run on."""
+    """A problem with submitting, or with the machine on which a job is to run."""
 
 
 class NonFiniteError(LladaSftError):
-    """The loss or the gradient of a step is NaN or infinite; a restart would meet it again."""
+    """The loss or the gradient of a step is NaN or infinite; it would be again after a restart."""
 
 
 class PeerFailedError(LladaSftError):
-    """Another rank stopped for a user's mistake; its own line says which."""
+    """Another rank stopped because of a user's mistake, and has reported the mistake itself."""
 
 
 class SupersededError(LladaSftError):
-    """Another owner has taken the run over: this process must not write into it any more."""
+    """Another owner has taken the run over: this process must no longer write into it."""

@@ -1,4 +1,4 @@
-"""Which rank a process is, and where rank 0 can be met: the same for SLURM, sbatch and --local."""
+"""The rank of a process, and where to meet rank 0: the same for SLURM, sbatch and --local."""
 
 from dataclasses import dataclass
 

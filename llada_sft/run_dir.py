@@ -6,19 +6,19 @@ runs/<name>/
   job.sbatch        the exact text given to sbatch (SLURM only)
   versions.json     package versions of the launching environment
   code/             the package, the hook and git's state at launch; ranks run from here
-  code.N/           the code before the N-th `llada-sft resume RUN --update-code`
+  code.N/           the code that the N-th `llada-sft resume RUN --update-code` replaced
   update/           an update that was interrupted: the next resume or launch finishes it
-  slurm/            the submitted script, the log of each rank; srun's own messages
+  slurm/            the submitted script, the log of each rank, and srun's own messages
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), step_N.damaged/ (found
                     damaged by a resume), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
-  quarantine/       rank_N.jsonl: the bad rows that a rank met, each once, with place and reason
+  quarantine/       rank_N.jsonl: the bad rows of a rank, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
   wandb_id.txt      the run at Weights & Biases, the same for all attempts (with log.wandb_project)
-  owner.N           who owns the run: the highest N; see cluster/owner_files.py
+  owner.N           who owns the run: the highest N; see cluster/owner/owner_files.py
   failures/         rank_N.json: the failure report of a rank that failed
-  stacks/           attempt_K_rank_N.txt: where each rank stood when the watchdog found a hang;
-                    attempt_K_call.txt: the rank that finds a hang calls the others by it
+  stacks/           attempt_K_rank_N.txt: where each rank was when the watchdog detected a hang;
+                    attempt_K_call.txt: the first rank that detects a hang calls the others with it
 """
 
 import shlex
@@ -31,7 +31,7 @@ class RunDir:
     path: Path
 
     def shell_command(self, verb: str, *arguments: str) -> str:
-        """Return a `llada-sft` command for this run, ready to be pasted into a shell."""
+        """Return a `llada-sft` command for this run that can be pasted into a shell."""
         return shlex.join(["llada-sft", verb, str(self.path), *arguments])
 
     @property
@@ -64,7 +64,7 @@ class RunDir:
 
     @property
     def origin(self) -> Path:
-        """Where hook and setup.sh were copied from."""
+        """The record of where the hook and setup.sh were copied from."""
         return self.code / "origin.json"
 
     @property
@@ -109,8 +109,8 @@ class RunDir:
 
     def kept_code(self) -> list[Path]:
         """Return the copies of earlier code, oldest first."""
-        found = [path for path in self.path.glob("code.*") if path.suffix[1:].isdecimal()]
-        return sorted(found, key=lambda path: int(path.suffix[1:]))
+        copies = [path for path in self.path.glob("code.*") if path.suffix[1:].isdecimal()]
+        return sorted(copies, key=lambda path: int(path.suffix[1:]))
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank_{rank}.log"
@@ -133,5 +133,5 @@ class RunDir:
         return self.stacks / f"attempt_{attempt}_rank_{rank}.txt"
 
     def hang_call(self, attempt: int) -> Path:
-        """Return the file by which the first rank that finds a hang calls the others."""
+        """Return the file with which the first rank that detects a hang calls the others."""
         return self.stacks / f"attempt_{attempt}_call.txt"

@@ -1,8 +1,8 @@
 """The batch script of a job: everything around the ranks, in bash.
 
 `BODY` is the same, character by character, in slurm/train.sbatch, which people may read and change;
-a test compares the two. The variables that differ are set before it: run_dir, python,
-ranks_per_node, cpus_per_rank and srun_options, by the launcher (`script`) or by train.sbatch.
+a test compares the two. The launcher (`script`) or train.sbatch sets the variables that differ
+before it: run_dir, python, ranks_per_node, cpus_per_rank and srun_options.
 """
 
 import shlex

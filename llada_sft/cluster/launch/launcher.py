@@ -19,7 +19,7 @@ from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
 from llada_sft.cluster.resume import changing
-from llada_sft.cluster.resume import update_code as update
+from llada_sft.cluster.resume.update_code import finish
 from llada_sft.cluster.watch import status
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
@@ -29,7 +29,7 @@ from llada_sft.run_dir import RunDir
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     config: str
     overrides: Sequence[str] = ()
@@ -44,10 +44,10 @@ class LaunchOptions:
 
 @slurm.patience()
 def launch(options: LaunchOptions) -> int:
-    """Do what the options ask for, and give the exit code.
+    """Do what the options ask for, and return the exit code.
 
     Raises:
-        LladaSftError: with every problem that was found.
+        LladaSftError: It lists every problem that was detected.
     """
     config = _config(options)
     submit.check_extra(config)
@@ -61,12 +61,12 @@ def launch(options: LaunchOptions) -> int:
     sources = resolve_paths(config, base)
     preflight.require(sources, prepare.run_dir_of(sources))
     with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
-        run, found = prepare.create(config, base, options.command, holder.claim)
+        run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
             print(run.path)
             return 0
         print("\n".join(_summary(sources)))
-        if found:
+        if is_started:
             print(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
@@ -75,10 +75,11 @@ def launch(options: LaunchOptions) -> int:
 
 def _config(options: LaunchOptions) -> Config:
     if options.local:
-        # Here is one machine, whatever a job may get.
+        # This is one machine, whatever number of nodes a job may get.
         extra = [f"slurm.nodes={options.nodes or 1}", "slurm.elastic=null"]
     elif options.nodes is None or (options.prepare and _is_elastic(options)):
-        # slurm/train.sbatch says what an elastic job got this time; its batch is not of that.
+        # slurm/train.sbatch passes what an elastic job got this time; the global batch must not
+        # depend on it.
         extra = []
     else:
         extra = [f"slurm.nodes={options.nodes}"]
@@ -93,16 +94,16 @@ def _is_elastic(options: LaunchOptions) -> bool:
 def resume(
     run: RunDir, overrides: Sequence[str], local: bool, follow: bool, update_code: bool = False
 ) -> int:
-    """Start a run again from its own directory, with the changes that are asked for.
+    """Resume a run from its own directory, with the changes that are asked for.
 
     Raises:
-        LladaSftError: a change is a mistake, or the run is not to be started.
+        LladaSftError: A change is a mistake, or the run must not be started.
     """
     with _holder(_timeout_of(run, overrides), local) as holder:
         holder.refuse(run)
         if run.update.exists():
             holder.claim(run)
-            update.finish(run)
+            finish(run)
         if not update_code:
             door.require(run)
         plan = changing.plan(run, overrides, Path.cwd(), update_code)
@@ -121,7 +122,7 @@ def resume(
 
 
 def _is_whole(run: RunDir, step: int) -> bool:
-    """Tell whether a checkpoint is what was written; if not, say so: the ranks use another one."""
+    """Tell whether a checkpoint is intact; if not, print so: the ranks will use another one."""
     from llada_sft.training.checkpoint.manifest import first_difference
 
     difference = first_difference(run.checkpoints / f"step_{step}")
@@ -131,7 +132,7 @@ def _is_whole(run: RunDir, step: int) -> bool:
 
 
 def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
-    """Start the ranks of a prepared run, here or by SLURM, and say how to go on."""
+    """Start the ranks of a prepared run, here or with SLURM, and print how to follow and resume."""
     print(f"run directory {run.path}", flush=True)
     if local:
         from llada_sft.cluster.launch.local import run_local
@@ -156,7 +157,7 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
 
 
 def count_rows(config: Config) -> RowCount | None:
-    """Count the rows of the training files; None when they are not there, remote or unreadable."""
+    """Count the rows of the training files; None if they are missing, remote or unreadable."""
     from llada_sft.data.rows.count import count_sources
     from llada_sft.data.sources import list_sources
 
@@ -167,25 +168,25 @@ def count_rows(config: Config) -> RowCount | None:
 
 
 def record_formats(config: Config) -> list[str]:
-    """Say what the rows of each source are, but of those that are remote or cannot be read."""
+    """Return the record format of each source, except of remote or unreadable sources."""
     from llada_sft.data.records.detect import detect_format
     from llada_sft.data.sources import list_sources
     from llada_sft.data.storage.files import RemoteFile
 
-    found = []
+    formats = []
     with suppress(LladaSftError):
         for source in list_sources(config.data, config.train.epochs):
             of_source = f"{source.name}: " if source.name else ""
             if source.format != "auto":
-                found.append(f"{of_source}{source.format} (data.format)")
+                formats.append(f"{of_source}{source.format} (data.format)")
             elif not isinstance(source.shards[0].shard, RemoteFile):
-                found.append(f"{of_source}{detect_format(source, config.data.cache_dir)}")
-    return found
+                formats.append(f"{of_source}{detect_format(source, config.data.cache_dir)}")
+    return formats
 
 
 def _summary(config: Config) -> list[str]:
-    """Say what the rows of a config with absolute paths are, and what follows from its numbers."""
-    records = [f"records          {found}" for found in record_formats(config)]
+    """Return the record formats of a config with absolute paths, and its batch arithmetic."""
+    records = [f"records          {line}" for line in record_formats(config)]
     return records + batch_arithmetic(config, count_rows(config))
 
 
@@ -209,7 +210,7 @@ def _dry_run(config: Config, base: Path) -> int:
 
 
 def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
-    """Say who will own the run: the batch script that prepares it, or else this process."""
+    """Return the future owner of the run: the batch script that prepares it, or this process."""
     if prepare and (job := of_batch_script()):
         return Holder(job)
     doing: Doing = "training" if local else "preparing" if prepare else "launching"
@@ -217,7 +218,7 @@ def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
 
 
 def _timeout_of(run: RunDir, overrides: Sequence[str]) -> int:
-    """Return `run.owner_timeout_s` before the config, or a change of it, is judged."""
+    """Return `run.owner_timeout_s`, before the config or a change of it is checked."""
     try:
         return load_config(run.config, overrides).run.owner_timeout_s
     except LladaSftError:

@@ -1,8 +1,8 @@
-"""All ranks of a run on this machine: the same program as under SLURM, started by hand.
+"""All ranks of a run on this machine: the same program as under SLURM, started without it.
 
-Each rank is a process group of its own, so that Ctrl-C reaches only the launcher, which tells the
-ranks to stop at their next step; and so that a rank is ended with all its data workers. Rank 0 is
-seen on the terminal; every rank has its log.
+Each rank has its own process group, so that Ctrl-C reaches only the launcher, which signals the
+ranks to stop at their next step, and so that a rank is ended together with its data workers. The
+output of rank 0 is shown on the terminal; every rank has a log file.
 """
 
 import os
@@ -29,7 +29,7 @@ from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
 RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster", "rank")
-# How long the ranks that are left have between TERM and KILL: enough to say where they stand.
+# The time between TERM and KILL for the remaining ranks: enough to report where they are.
 GRACE_S = 10.0
 POLL_S = 0.1
 SHOWN_LOG_LINES = 20
@@ -41,15 +41,16 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
     Args:
         run_dir: A prepared run directory.
         config: The config in it.
-        command: The program of a rank; it gets the run directory as its argument.
+        command: The program of a rank; the run directory is its argument.
 
     Returns:
-        0 when all ranks finished; 2 for a mistake of the user's, which is printed; 128 + the signal
-        that stopped the run; else 1 (71 for a hang), with the log of the rank that failed first.
+        0 if all ranks finished; 2 for a mistake of the user's, which is printed; 128 + the signal
+        that stopped the run; otherwise 1 (71 for a hang), and the end of the log of the rank that
+        failed first is printed.
 
     Raises:
         LaunchError: Somebody else owns the run.
-        SupersededError: Somebody else has taken it over.
+        SupersededError: Somebody else has taken the run over.
     """
     run = RunDir(run_dir)
     with hold(run, "training", config.run.owner_timeout_s) as ownership:
@@ -59,8 +60,8 @@ def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMA
 def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: Ownership) -> int:
     run.logs.mkdir(exist_ok=True)
     ranks = _Ranks(ownership)
-    # First of all: a signal to the launcher must not leave a rank behind, or an attempt without an
-    # `ended`.
+    # This comes first: after a signal to the launcher no rank may keep running, and no attempt may
+    # lack its `ended`.
     with _forwarded_signals(ranks) as received:
         journal.append(run.journal, {"event": "launched"})
         supervisor.begin(run, None, config.world_size)
@@ -104,21 +105,21 @@ class _Ranks:
         assert output is not None
         self._shown = threading.Thread(target=_show, args=(output, run.rank_log(0)))
         self._shown.start()
-        # What came while they were being started reached only some of them.
+        # Signals that came while the ranks were being started reached only some of them.
         for number in tuple(self._sent):
             self.send(number)
 
     def send(self, number: int) -> None:
         self._sent.append(number)
         for process in self.processes:
-            # The group outlives its leader while data workers are left.
+            # The group outlives its leader as long as a data worker runs.
             try:
                 os.killpg(process.pid, number)
             except ProcessLookupError:
                 continue
 
     def _wait(self) -> list[Death]:
-        """Wait for all ranks; when one fails, end the others and give those that failed before."""
+        """Wait for all ranks; if one fails, end the others, and return those that failed before."""
         failed: list[Death] = []
         while not failed and any(process.poll() is None for process in self.processes):
             time.sleep(POLL_S)
@@ -134,8 +135,8 @@ class _Ranks:
 
     def _failed(self) -> list[Death]:
         codes = [process.poll() for process in self.processes]
-        # A signal that was passed on ends a rank that does not handle it yet; and a second Ctrl-C
-        # kills all ranks: neither rank failed first.
+        # A forwarded signal ends a rank that does not handle it yet, and a second Ctrl-C kills all
+        # ranks: such a rank did not fail first.
         killed = signal.SIGKILL in self._sent
         return [
             Death(rank, "", _how(code), first=not killed and -code not in self._sent)
@@ -146,7 +147,9 @@ class _Ranks:
     def _end(self) -> None:
         self.send(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline and any(one.poll() is None for one in self.processes):
+        while time.monotonic() < deadline and any(
+            process.poll() is None for process in self.processes
+        ):
             time.sleep(POLL_S)
         self.send(signal.SIGKILL)
         for process in self.processes:
@@ -154,7 +157,7 @@ class _Ranks:
 
 
 def _how(code: int) -> str:
-    """Say in srun's words how a rank ended."""
+    """Return how a rank ended, in srun's words."""
     return f"Exited with exit code {code}" if code > 0 else signal.strsignal(-code) or str(code)
 
 
@@ -173,7 +176,7 @@ def _start(
 
 
 def _environment(run: RunDir, config: Config, rank: int, port: int) -> dict[str, str]:
-    # In an interactive SLURM job the ranks must not take themselves for that job's.
+    # In an interactive SLURM job the ranks must not take themselves for ranks of that job.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     node_rank, local_rank = divmod(rank, config.slurm.ranks_per_node)
     return {
@@ -190,7 +193,7 @@ def _environment(run: RunDir, config: Config, rank: int, port: int) -> dict[str,
 
 
 def _show(output: BinaryIO, log: Path) -> None:
-    """Copy rank 0's output to the terminal and to its log, as it comes."""
+    """Copy rank 0's output to the terminal and to its log, without a delay."""
     with output, log.open("ab", buffering=0) as file:
         while chunk := os.read(output.fileno(), 1 << 16):
             file.write(chunk)
@@ -200,14 +203,14 @@ def _show(output: BinaryIO, log: Path) -> None:
 
 @contextmanager
 def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
-    """Pass signals on to the ranks; Ctrl-C as TERM, and a second one as KILL."""
+    """Forward signals to the ranks; Ctrl-C as TERM, and a second Ctrl-C as KILL."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and number in received
+        is_second = number == signal.SIGINT and number in received
         received.append(number)
-        passed_on = signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM
-        ranks.send(signal.SIGKILL if again else passed_on)
+        forwarded = signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM
+        ranks.send(signal.SIGKILL if is_second else forwarded)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     before = {number: signal.signal(number, forward) for number in numbers}
@@ -219,7 +222,7 @@ def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
 
 
 def _report(run: RunDir, cause: Cause, failed: int) -> int:
-    """Say why the run failed: the ranks' own words once each, else the end of a log."""
+    """Print why the run failed: the ranks' failure reports, or else the end of a log."""
     code = restart_policy.exit_code(cause) or 1
     if lines := status.failure_lines(run):
         print(*lines, sep="\n", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Where a run's hook and setup.sh were copied from: recorded at launch, in code/origin.json.
 
-A run of an older version has no record: there the config is read again that the launch command in
-command.txt names.
+A run of an older version has no such record: then the config that the launch command in command.txt
+names is read again.
 """
 
 import json
@@ -19,8 +19,8 @@ class Origin:
     """Where the hook and setup.sh were copied from, as absolute paths.
 
     Attributes:
-        hook: None where it is not known.
-        setup: None where it is not known, or the run has none.
+        hook: None if it is not known.
+        setup: None if it is not known, or the run has none.
     """
 
     hook: str | None = None
@@ -28,7 +28,7 @@ class Origin:
 
 
 def origin_of(run: RunDir) -> Origin:
-    """Return where hook and setup.sh come from, as far as that is known."""
+    """Return where the hook and setup.sh were copied from, as far as it is known."""
     try:
         recorded = json.loads(run.origin.read_text(encoding="utf-8"))
         return Origin(_text(recorded["hook"]), _text(recorded["setup"]))
@@ -40,18 +40,18 @@ def _from_command(run: RunDir) -> Origin:
     try:
         first = run.command.read_text(encoding="utf-8").splitlines()[0]
         # cd FOLDER && python launch.py --config FILE [section.key=value ...]
-        cd, folder, then, *words = shlex.split(first)
+        cd, folder, operator, *words = shlex.split(first)
         config = _value_of(words, "--config")
     except (OSError, ValueError, LookupError):
         return Origin()
-    if (cd, then) != ("cd", "&&"):
+    if (cd, operator) != ("cd", "&&"):
         return Origin()
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     try:
-        read = resolve_paths(load_config(Path(folder) / config, overrides), folder)
+        launched = resolve_paths(load_config(Path(folder) / config, overrides), folder)
     except LladaSftError:
         return Origin()
-    return Origin(read.data.hook, read.slurm.setup)
+    return Origin(launched.data.hook, launched.slurm.setup)
 
 
 def _value_of(words: list[str], option: str) -> str:

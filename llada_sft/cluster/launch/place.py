@@ -1,4 +1,4 @@
-"""Can a run directory be made where `run.root` says? Checked before anything is written."""
+"""Checks, before anything is written, that a run directory can be made in `run.root`."""
 
 import errno
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 from llada_sft.run_dir import RunDir
 
 _ADVICE = "set run.root to a folder that can be written to"
-# Bytes that the paths of files below the run directory may need of PATH_MAX, 4096.
+# How many bytes of PATH_MAX (4096) paths below the run directory may need.
 _LONGEST_PATH_BELOW = 256
 _LONGEST_PATH = 4096 - _LONGEST_PATH_BELOW
 
 
 def place_problems(run: RunDir) -> Iterator[str]:
-    """Yield what is wrong with the place of a run directory, which may be there already."""
+    """Yield the problems with the path of a run directory, which may already exist."""
     if len(os.fsencode(run.path)) > _LONGEST_PATH:
         yield f"run.root: {_short(run.path)}: longer than {_LONGEST_PATH} bytes; {_ADVICE}"
         return
@@ -28,7 +28,7 @@ def place_problems(run: RunDir) -> Iterator[str]:
                 return
             continue
         except OSError as error:
-            # The file is further up; a name that is too long is measured there.
+            # A parent folder shows the cause: a file, or a limit for the length of names.
             if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
                 continue
             yield f"run.root: {_short(folder)}: {error.strerror}; {_ADVICE}"
@@ -38,7 +38,7 @@ def place_problems(run: RunDir) -> Iterator[str]:
 
 
 def _problems_of(run: RunDir, folder: Path, is_folder: bool) -> Iterator[str]:
-    """Yield what is wrong with the lowest part of the path that exists."""
+    """Yield the problems with the lowest folder of the path that exists."""
     if folder == run.path and not (is_folder and _is_run_or_empty(run)):
         yield f"{run.path}: exists and is not a run directory: choose another run.name"
     elif not is_folder:

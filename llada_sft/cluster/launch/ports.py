@@ -1,4 +1,4 @@
-"""The port at which the ranks meet: not one of those that the kernel gives to anybody.
+"""Chooses the port at which the ranks meet, outside the kernel's ephemeral range.
 
 Rank 0 binds this port a few seconds after it is chosen. It must not be in the kernel's ephemeral
 range: otherwise srun may take it in between, rank 0 fails to bind, and the other ranks connect to
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from llada_sft.errors import LaunchError
 
-# First and last of the ports that the kernel gives.
+# The file with the first and the last port of the range.
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _USUAL_EPHEMERAL = (32_768, 60_999)
-# Below are the well-known services, which may start later.
+# Well-known services, which may start later, use the ports below.
 _PORTS = range(10_000, 65_536)
 
 
@@ -23,10 +23,10 @@ def free_port(ephemeral: Path = _EPHEMERAL) -> int:
     """Choose a free port of this machine at random.
 
     Args:
-        ephemeral: Where the kernel says which ports it gives.
+        ephemeral: The file in which the kernel shows its ephemeral range.
 
     Raises:
-        LaunchError: There is none.
+        LaunchError: No port is free.
     """
     ports = _not_ephemeral(ephemeral)
     for port in random.sample(ports, len(ports)):
@@ -50,5 +50,5 @@ def _not_ephemeral(file: Path) -> Sequence[int]:
         first, last = map(int, file.read_text().split())
     except (OSError, ValueError):
         first, last = _USUAL_EPHEMERAL
-    # Where the kernel gives all of them, one of those must do.
+    # If the range covers all ports, an ephemeral port must do.
     return [port for port in _PORTS if not first <= port <= last] or _PORTS

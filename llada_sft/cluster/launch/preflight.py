@@ -1,8 +1,8 @@
-"""Checks, on the login node, for what would end the job on its nodes.
+"""Checks, on the login node, for problems that would end the job on its nodes.
 
-Only reads: small files, the headers of weights, shards up to their first row; never torch. Every
-check adds its problems to one list, so that a user sees all of them in one go instead of one per
-hour in the queue.
+The checks only read: small files, the headers of weights, shards up to their first row. They never
+import torch. Every check adds its problems to one list, so that a user sees all problems at once
+instead of one per hour in the queue.
 """
 
 import importlib.util
@@ -28,18 +28,18 @@ def require(config: Config, new_run: RunDir | None = None) -> None:
     """Check everything that can be known before the job starts.
 
     Args:
-        config: With absolute paths.
-        new_run: The run directory, if it is still to be made.
+        config: The config, with absolute paths.
+        new_run: The run directory, if it does not exist yet.
 
     Raises:
-        ConfigError: one line for each problem.
+        ConfigError: It has one line for each problem.
     """
     if problems := find_problems(config, new_run):
         raise ConfigError("\n".join(problems))
 
 
 def find_problems(config: Config, new_run: RunDir | None = None) -> list[str]:
-    """Return one line for each problem; empty when all is well. Arguments as for `require`."""
+    """Return one line for each problem. The arguments are those of `require`."""
     checks: tuple[Callable[[Config], Iterator[str]], ...] = (
         _training_files,
         _validation_files,
@@ -67,7 +67,7 @@ def _training_files(config: Config) -> Iterator[str]:
         except LladaSftError as error:
             yield str(error)
         where = f"data.train.{source.name}: " if source.name else ""
-        yield from _without_rows(f"{where}{source.path}", [one.shard for one in source.shards])
+        yield from _without_rows(f"{where}{source.path}", [named.shard for named in source.shards])
 
 
 def _validation_files(config: Config) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _setup_script(config: Config) -> Iterator[str]:
 
 
 def _checkpoint(config: Config) -> Iterator[str]:
-    """Check what loading would refuse: the keys of config.json, names and shapes of all tensors."""
+    """Check what loading checks: the keys of config.json, the names and shapes of all tensors."""
     from llada_sft.model.index import check_tensors, read_index
     from llada_sft.model.settings import read_settings, require_eos, sizes_of
 
@@ -139,7 +139,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
 
 
 def _tokenizer(config: Config) -> Iterator[str]:
-    """Check that the tokenizer is there and knows the mask token."""
+    """Check that the tokenizer exists and has the mask token."""
     model = Path(config.model.path)
     tokenizer = _read_json(model / "tokenizer.json")
     if isinstance(tokenizer, str):
@@ -174,7 +174,7 @@ def _token_ids(tokenizer: dict[str, Any]) -> set[int]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | str:
-    """Read a JSON object, or say what is wrong with it."""
+    """Read a JSON object; return the problem instead if there is one."""
     try:
         content = orjson.loads(path.read_bytes())
     except OSError as error:
@@ -187,7 +187,7 @@ def _read_json(path: Path) -> dict[str, Any] | str:
 
 
 def _wandb(config: Config) -> Iterator[str]:
-    """Check that Weights & Biases is installed and has a key, where it is to be used."""
+    """Check that Weights & Biases is installed and has a key, if it is to be used."""
     if config.log.wandb_project is None or os.environ.get("WANDB_MODE") in ("disabled", "dryrun"):
         return
     if importlib.util.find_spec("wandb") is None:
@@ -213,7 +213,7 @@ def _has_wandb_key(config: Config) -> bool:
             path = Path(file).expanduser()
             if path.is_file() and host and netrc.netrc(path).authenticators(host):
                 return True
-        # The key may be exported there only.
+        # setup.sh may export the key.
         return setup is not None and "WANDB_" in Path(setup).read_text(errors="replace")
     except (OSError, RuntimeError, UnicodeDecodeError, netrc.NetrcParseError):
         return False

@@ -1,13 +1,13 @@
 """Which of the submitting shell's SLURM variables sbatch and the job get.
 
-A shell inside a job has the SLURM_* of that job, and srun in the new job would take them for
-options: one rank on two nodes, or memory that contradicts the request. SBATCH_* override the
-options in the batch script, which are those of the config. Of both, only these pass: how to reach
-SLURM; and account, partition, qos and reservation where the config does not set them. SRUN_* are
-options, too, and do not pass.
+A shell inside a job has the SLURM_* variables of that job, and srun in the new job would take them
+for options: one rank on two nodes, or memory that contradicts the request. SBATCH_* variables
+override the options in the batch script, which come from the config. Of both, only these are kept:
+how to reach SLURM; and account, partition, qos and reservation if the config does not set them.
+SRUN_* variables are options, too, and are removed.
 
-SBATCH_EXPORT and SLURM_EXPORT_ENV do not pass: a job has all other variables of the shell that
-launched it, because its ranks run that shell's Python; setup.sh is the place for changes.
+SBATCH_EXPORT and SLURM_EXPORT_ENV are removed: a job gets all other variables of the shell that
+launched it, because its ranks run that shell's Python. setup.sh is the place for changes.
 """
 
 import os
@@ -34,7 +34,7 @@ def passed(environment: Mapping[str, str], config: Config) -> dict[str, str]:
 
 @contextmanager
 def for_sbatch(config: Config) -> Iterator[None]:
-    """Remove the variables that do not pass from this process's environment during the context."""
+    """Remove the variables that sbatch must not get from this process's environment meanwhile."""
     before = dict(os.environ)
     for name in before.keys() - passed(before, config).keys():
         del os.environ[name]
@@ -45,22 +45,22 @@ def for_sbatch(config: Config) -> Iterator[None]:
 
 
 def lines(environment: Mapping[str, str], config: Config) -> list[str]:
-    """List, as comments of a dry run, which variables of SLURM pass and which do not."""
+    """Return the comments of a dry run: which SLURM variables sbatch gets, and which not."""
     of_slurm = sorted(name for name in environment if _OF_SLURM.match(name))
     kept = passed(environment, config)
-    said = [
+    shown = [
         f"#   {name}={'***' if name in _SECRETS else environment[name]!r}"
         for name in of_slurm
         if name in kept
     ]
     removed = [name for name in of_slurm if name not in kept]
-    title = ["# SLURM variables of this shell that sbatch gets:"] if said else []
-    gone = [f"# SLURM variables of this shell that it does not get: {', '.join(removed)}"]
-    return [*title, *said, *(gone if removed else [])]
+    title = ["# SLURM variables of this shell that sbatch gets:"] if shown else []
+    others = [f"# SLURM variables of this shell that it does not get: {', '.join(removed)}"]
+    return [*title, *shown, *(others if removed else [])]
 
 
 def _left_open(config: Config) -> Iterator[str]:
-    """Name the variables of options that the config does not give."""
+    """Yield the variables of the options that the config does not set."""
     slurm = config.slurm
     given = {
         "SBATCH_ACCOUNT": slurm.account,

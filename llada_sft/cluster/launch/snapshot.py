@@ -1,4 +1,4 @@
-"""What was launched, kept with the run: code, versions, git's state. Secrets never reach a file."""
+"""Keeps what was launched with the run: code, versions, git's state. Secrets never reach a file."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from llada_sft.versions import package_versions
 
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "submitit", "llada-sft")
 _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL", re.IGNORECASE)
-# Shorter values are flags and numbers, which would be struck out everywhere.
+# Shorter values are flags and numbers, which would be redacted everywhere.
 _MIN_SECRET_LENGTH = 8
 
 
 def take_snapshot(
     run: RunDir, hook: str, setup: str | None, launched_from: Path, origin: Origin | None = None
 ) -> None:
-    """Copy the package, the hook and the setup script, and note versions and git's state.
+    """Copy the package, the hook and the setup script, and record versions and git's state.
 
     Args:
-        run: Its code/ is filled.
-        hook: The file to copy.
-        setup: The file to copy, if any.
-        launched_from: The folder whose git state is noted.
-        origin: What to record as the origin of both, if it is not `hook` and `setup`.
+        run: The run whose code/ is filled.
+        hook: The hook to copy.
+        setup: The setup script to copy, if any.
+        launched_from: The folder whose git state is recorded.
+        origin: The origin to record for both, if it is not `hook` and `setup`.
     """
     package = Path(llada_sft.__file__).parent
     for source in sorted(package.rglob("*.py")):
-        # The content alone: modes are those of the user's umask.
+        # Only the content is copied: the user's umask determines the modes.
         copy = run.code / package.name / source.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
@@ -50,7 +50,7 @@ def take_snapshot(
 
 
 def code_version(run: RunDir) -> dict[str, str | None]:
-    """Return the version and the commit of a run's code; None for what is not known."""
+    """Return the version and the commit of a run's code; None for each that is not known."""
     try:
         known = json.loads(run.versions.read_text(encoding="utf-8"))
         version = known.get("llada-sft")
@@ -64,7 +64,7 @@ def code_version(run: RunDir) -> dict[str, str | None]:
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Give commit, diff and untracked files by file name; nothing outside a git repository."""
+    """Return commit, diff and untracked files by file name; empty outside a git repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {}
@@ -76,7 +76,7 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def checkout_of_the_package(otherwise: Path) -> Path:
-    """Return the git checkout that has the running package; `otherwise` if it is installed."""
+    """Return the git checkout of the running package; `otherwise` if the package is installed."""
     package = Path(llada_sft.__file__).parent
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return otherwise
@@ -84,7 +84,7 @@ def checkout_of_the_package(otherwise: Path) -> Path:
 
 
 def redact(text: str) -> str:
-    """Strike out the values of environment variables whose names speak of a secret."""
+    """Redact the values of environment variables whose names indicate a secret."""
     secrets = [
         value
         for name, value in os.environ.items()

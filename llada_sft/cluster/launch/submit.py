@@ -1,9 +1,9 @@
-"""A run directory -> one SLURM job, by submitit: the sbatch text, and its submission.
+"""A run directory -> one SLURM job, with submitit: the sbatch text, and its submission.
 
-submitit writes the options and submits. What the job runs is `batch_script.py`, whose ranks are
-plain commands: nothing is pickled, and submitit is not there when a job runs. It has no public dry
-run and no public way to submit a command: `_make_sbatch_string` and `_submit_command` are private
-and used here only, with a test that what the dry run says is what is submitted.
+submitit writes the options and submits. The job runs `batch_script.py`, whose ranks are plain
+commands: nothing is pickled, and a running job does not use submitit. submitit has neither a public
+dry run nor a public way to submit a command: `_make_sbatch_string` and `_submit_command` are
+private. Only this file uses them, and a test checks that the dry run shows what is submitted.
 """
 
 import shutil
@@ -17,21 +17,21 @@ from llada_sft.config.schema import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
-# Options that other keys of the config say, or that this file depends on: not for `slurm.extra`.
+# Options that other keys of the config set, or that this file depends on: not for `slurm.extra`.
 TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
     | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
-    # Its tasks would be several writers of one run.
+    # Several tasks would write into one run.
     | {"array"}
-    # Whose jobs scontrol and scancel, here and in the job, would not find.
+    # scontrol and scancel, here and in the job, would not find the jobs of another cluster.
     | {"clusters"}
-    # With these sbatch does not submit, does not come back, or does not say the job's number.
+    # With these sbatch does not submit, does not return, or does not print the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
 _TAKEN = "is set by the launcher; use the key of its own in slurm, or leave it out"
 _WHY = {
-    # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD), which we requeue ourselves.
+    # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD); `end` requeues it instead.
     "requeue": "is set by the launcher, and never to 'expedite', which holds a job after an attempt"
     " that failed; leave it out",
     "array": "starts several jobs that would write into one run directory: leave it out,"
@@ -39,10 +39,10 @@ _WHY = {
     "clusters": "is ignored by the commands that look for the job: leave it out,"
     " and set the variable SLURM_CLUSTERS in the shell instead",
 }
-# sbatch accepts the beginning of an option for it; but these keys are options themselves.
+# sbatch accepts abbreviations of options; but these keys are options themselves.
 _WHOLE = frozenset({"gpus"})
 
-# Exit codes of coreutils' `timeout`: it ended the command, or had to kill it.
+# Exit codes of coreutils' `timeout`: it ended the command, or it had to kill the command.
 _TIMED_OUT = (124, 137)
 
 
@@ -50,7 +50,7 @@ def check_extra(config: Config) -> None:
     """Refuse `slurm.extra` options that would contradict the rest of the batch script.
 
     Raises:
-        ConfigError: one line for each such option.
+        ConfigError: It has one line for each such option.
     """
     extra = config.slurm.extra
     problems = [
@@ -69,14 +69,14 @@ def check_extra(config: Config) -> None:
 
 
 def _taken(key: str) -> str | None:
-    """Return the refused option that sbatch would read a key as."""
+    """Return the refused option for which sbatch would take a key."""
     if key in TAKEN_OPTIONS or key in _WHOLE:
         return key if key in TAKEN_OPTIONS else None
     return next((option for option in sorted(TAKEN_OPTIONS) if option.startswith(key)), None)
 
 
 def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:
-    """Write the batch script that `submit` hands to sbatch."""
+    """Return the batch script that `submit` hands to sbatch."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = batch_script.script(config, run, python)
@@ -85,10 +85,10 @@ def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> st
 
 
 def submit(config: Config, run: RunDir) -> str:
-    """Submit the run and give its job id; `job.sbatch` keeps the text that SLURM got.
+    """Submit the run and return its job id; `job.sbatch` keeps the text that SLURM got.
 
     Raises:
-        LaunchError: there is no SLURM here, or sbatch refuses the job.
+        LaunchError: This machine has no SLURM, or sbatch refuses the job.
     """
     require_sbatch()
     from submitit import SlurmExecutor
@@ -118,7 +118,7 @@ def submit(config: Config, run: RunDir) -> str:
 
 
 def _with_timeout(command: list[str], seconds: float) -> list[str]:
-    """Return a command that is ended after this time, with all that it has started.
+    """Return a command that ends after this time, together with its child processes.
 
     submitit itself waits for sbatch without a limit.
     """
@@ -128,10 +128,10 @@ def _with_timeout(command: list[str], seconds: float) -> list[str]:
 
 
 def require_sbatch() -> None:
-    """Check that this is a machine that jobs can be submitted from.
+    """Check that jobs can be submitted from this machine.
 
     Raises:
-        LaunchError: it is not.
+        LaunchError: The machine has no SLURM.
     """
     for tool in ("sbatch", "srun"):
         if shutil.which(tool) is None:
@@ -141,7 +141,7 @@ def require_sbatch() -> None:
 
 
 def _parameters(config: Config) -> dict[str, Any]:
-    """Say the job in submitit's names."""
+    """Return the options of the job under submitit's names."""
     slurm = config.slurm
     parameters: dict[str, Any] = {
         "job_name": config.run.name,
@@ -157,12 +157,12 @@ def _parameters(config: Config) -> dict[str, Any]:
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
         "signal_delay_s": slurm.signal_lead_s,
-        # One log per rank, in the order in which things were said.
+        # One log per rank, with stdout and stderr in their order.
         "stderr_to_stdout": True,
-        # submitit's default, "submitit", is refused where keys are checked.
+        # A cluster that checks keys refuses submitit's default, "submitit".
         "wckey": "",
         "additional_parameters": {"requeue": True, **slurm.extra},
-        # The ranks are started by our own script.
+        # The batch script starts the ranks itself.
         "use_srun": False,
     }
     if slurm.elastic is not None:
@@ -171,15 +171,15 @@ def _parameters(config: Config) -> dict[str, Any]:
 
 
 def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
-    """Ask for any number of nodes of the range, at each start anew.
+    """Ask for any number of nodes of the range, at each start of the job.
 
-    Not with --ntasks-per-node: SLURM turns it into the tasks of the nodes that the first attempt
-    got, and a requeued job waits for so many nodes for ever (seen on 22.05.8). So the tasks are
-    srun's alone, and of each node the job says how many CPUs it needs.
+    --ntasks-per-node must not be set: SLURM converts it to the number of tasks on the nodes of the
+    first attempt, and a requeued job waits forever for as many nodes (seen on 22.05.8). So only
+    srun sets the tasks, and the job requests a number of CPUs of each node.
     """
     least, most = slurm.node_range[0], slurm.node_range[-1]
     del parameters["ntasks_per_node"], parameters["cpus_per_task"]
-    # Over submitit's own `nodes`, which must be a number.
+    # Replaces submitit's own `nodes`, which must be a number.
     parameters["additional_parameters"] |= {
         "nodes": f"{least}-{most}",
         "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
@@ -187,7 +187,7 @@ def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
 
 
 def gpus_per_node(config: Config) -> int:
-    """Count the GPUs to ask for: one per rank unless the config says otherwise."""
+    """Return how many GPUs to ask for: one per rank unless the config sets the number."""
     if config.slurm.gpus_per_node is not None:
         return config.slurm.gpus_per_node
     return 0 if config.train.accelerator == "cpu" else config.slurm.ranks_per_node
