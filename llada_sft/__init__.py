@@ -14,6 +14,7 @@ sampling.py   `llada-sft sample`
 run_dir.py    the paths in a run directory
 placement.py  which rank this is
 errors.py     what a user can fix; versions.py: of Python and of packages
+keys.py       keys of random draws; atomic.py: files that are replaced at once
 """
 
 __version__ = "0.1.0"

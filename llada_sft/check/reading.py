@@ -6,7 +6,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import NamedShard
+from llada_sft.keys import digest
 
 # Bad rows that are shown with their place.
 SHOWN_BAD = 5
@@ -241,7 +241,7 @@ class _Gathered:
 
 
 def _hash(content: bytes) -> int:
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+    return int.from_bytes(digest(content, 8), "little")
 
 
 def _bad_row(error: BadRowError) -> BadRow:

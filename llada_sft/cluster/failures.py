@@ -9,13 +9,13 @@ that another rank wrote for it.
 """
 
 import json
-import os
 import shutil
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_type_hints
 
+from llada_sft import atomic
 from llada_sft.cluster import run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.owner import fence
@@ -69,10 +69,7 @@ def write(run: RunDir, failure: Failure) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = failure.rank if failure.witness is None else failure.witness
     partial = path.with_suffix(f".{writer}.{threading.get_ident()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(failure)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    atomic.write_synced(partial, json.dumps(asdict(failure)) + "\n")
     try:
         if not (yields and there is None and _link(partial, path)):
             partial.replace(path)

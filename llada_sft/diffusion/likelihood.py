@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from llada_sft.diffusion.generate import MaskPredictor
-from llada_sft.diffusion.noise import Noise, draw_noise, hashed, independent
+from llada_sft.diffusion.noise import Noise, draw_noise, independent
 from llada_sft.diffusion.objective import diffusion_loss
+from llada_sft.keys import hashed
 
 
 def validation_noise(response_mask: Tensor, key: int, draw: int, num_draws: int) -> Noise:

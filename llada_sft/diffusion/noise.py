@@ -12,13 +12,14 @@ of the batch's loss.
 Shapes: L positions of one example, prompt and response together; Lr of them are the response.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from llada_sft.keys import hashed
 
 Masking = Literal["exact", "bernoulli"]
 
@@ -42,13 +43,6 @@ class Noise:
     masked: Tensor
     t: float
     weight: float
-
-
-def hashed(*parts: int | str) -> int:
-    """Return a 64-bit key that depends on every part and on their order."""
-    text = "\0".join(str(part) for part in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def noise_key(seed: int, epoch: int, file: str, row: int, part: int = 0) -> int:

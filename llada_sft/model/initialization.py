@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from llada_sft.diffusion.noise import hashed
+from llada_sft.keys import hashed
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.partition import OwnedSlice, full_shape, owned_slice
 

@@ -20,7 +20,11 @@ MUTANTS = (
             "yields",
             "a second failure report overwrites the first",
         ),
-        ("os.fsync(file.fileno())", "pass", "a failure report is not on the disk"),
+        (
+            "atomic.write_synced(partial, ",
+            "partial.write_text(",
+            "a failure report is not on the disk",
+        ),
         ("if fits and path.name", "if path.name", "a damaged report ends whoever reads it"),
     ),
     *of_file(

@@ -36,7 +36,7 @@ MUTANTS = (
             "the index of a file that still changes is kept",
         ),
         (
-            "os.fsync(out.fileno())",
+            "atomic.sync_file(out)",
             "pass",
             "a text is moved into the cache before it is on the disk",
         ),
@@ -294,8 +294,8 @@ MUTANTS = (
         "data/records/normalize.py",
         "data/records/test_normalize.py data/examples/test_encode.py",
         (
-            'f"row\\0{seed}\\0{epoch}\\0{file}\\0{line}"',
-            'f"row\\0{seed}\\0{file}\\0{line}"',
+            'hashed("row", seed, epoch, file, line)',
+            'hashed("row", seed, file, line)',
             "every epoch draws the same answer",
         ),
     ),

@@ -50,7 +50,7 @@ MUTANTS = (
             "the names of a checkpoint are not on the disk when it is pointed to",
         ),
         (
-            "        _sync(partial.parent)\n        require_owner()\n        clean",
+            "        atomic.sync(partial.parent)\n        require_owner()\n        clean",
             "        require_owner()\n        clean",
             "older checkpoints are removed before the new one is on the disk",
         ),
@@ -266,7 +266,7 @@ MUTANTS = (
         "training/checkpoint/shard_writer.py",
         "training/checkpoint/test_shard_writer.py",
         (
-            "os.fsync(file.fileno())",
+            "atomic.sync_file(file)",
             "pass",
             "a shard is not on the disk when its checkpoint is complete",
         ),

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([ROOT / "launch.py", *(ROOT / "llada_sft").rglob("*.py")])
-GROUND = {"config", "run_dir", "placement", "errors", "versions"}
+GROUND = {"config", "run_dir", "placement", "errors", "versions", "keys", "atomic"}
 # What each part may import of the package, besides itself.
 MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
@@ -27,12 +27,14 @@ MAY_KNOW = {
     "sharding": GROUND | {"data"},
     "data": GROUND,
     "model": GROUND | {"diffusion"},
-    "diffusion": set(),
+    "diffusion": {"keys"},
     "config": {"errors"},
     "run_dir": set(),
     "placement": set(),
     "versions": set(),
     "errors": set(),
+    "keys": set(),
+    "atomic": set(),
     "llada_sft": set(),
 }
 

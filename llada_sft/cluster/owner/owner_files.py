@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from llada_sft import atomic
 from llada_sft.cluster import run_files
 from llada_sft.cluster.owner.identity import Owner
 
@@ -115,8 +116,7 @@ def create(folder: Path, number: int, owner: Owner) -> bool:
     try:
         with partial.open("x", encoding="utf-8") as file:
             file.write(json.dumps(owner.to_json(), indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            atomic.sync_file(file)
         try:
             os.link(partial, path)
         except OSError as error:
@@ -152,8 +152,7 @@ def tidy(folder: Path) -> None:
 def _create_without_link(partial: Path, path: Path) -> None:
     with suppress(FileExistsError), path.open("xb") as file:
         file.write(partial.read_bytes())
-        file.flush()
-        os.fsync(file.fileno())
+        atomic.sync_file(file)
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llada_sft import atomic
 from llada_sft.cluster import journal, moved
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.launch.origin import origin_of
@@ -101,9 +102,8 @@ def apply(run: RunDir, plan: Plan) -> None:
 
 def replace_config(run: RunDir, config: Config) -> None:
     """Write `config.yaml` in one move: a rank that starts now reads the old or the new one."""
-    beside = run.config.with_suffix(".yaml.partial")
-    beside.write_text(dump_config(config), encoding="utf-8")
-    beside.replace(run.config)
+    with atomic.replacing(run.config) as partial:
+        partial.write_text(dump_config(config), encoding="utf-8")
 
 
 def take_setup(run: RunDir, setup: str | None) -> None:
@@ -111,9 +111,8 @@ def take_setup(run: RunDir, setup: str | None) -> None:
     if setup is None:
         run.setup.unlink(missing_ok=True)
     elif Path(setup) != run.setup:
-        beside = run.setup.with_suffix(".sh.partial")
-        shutil.copyfile(setup, beside)
-        beside.replace(run.setup)
+        with atomic.replacing(run.setup) as partial:
+            shutil.copyfile(setup, partial)
 
 
 def is_trained(run: RunDir) -> bool:

@@ -10,12 +10,12 @@ can be repeated.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, cast
 
+from llada_sft import atomic
 from llada_sft.cluster import journal
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.launch.origin import Origin, origin_of
@@ -98,11 +98,7 @@ def _sync(folder: Path) -> None:
     """Wait until all files of a folder are on the disk: the rename must not come first."""
     for path in folder.rglob("*"):
         if path.is_file():
-            file = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
+            atomic.sync(path)
 
 
 def _read_decision(decided: RunDir) -> dict[str, Any]:

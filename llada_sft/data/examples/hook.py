@@ -6,12 +6,12 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.errors import DataError
+from llada_sft.keys import digest
 
 HookFunction = Callable[[Any, Any, int], object]
 FUNCTION = "process_data"
@@ -25,7 +25,7 @@ def hook_hash(path: Path) -> str:
         text = path.read_bytes()
     except OSError:
         text = b""
-    return blake2b(text, digest_size=16).hexdigest()
+    return digest(text, 16).hex()
 
 
 def examples_key(config: DataConfig) -> str:
@@ -39,7 +39,7 @@ def examples_key(config: DataConfig) -> str:
         "fields": config.fields,
         "multi_turn": config.multi_turn,
     }
-    return blake2b(json.dumps(keys, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return digest(json.dumps(keys, sort_keys=True).encode(), 16).hex()
 
 
 def check_hook(path: Path) -> None:

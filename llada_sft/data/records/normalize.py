@@ -6,21 +6,20 @@ end with the answer to learn (`data.multi_turn`); plain text becomes `text`. All
 record stay, for hooks that want them. With `data.format: raw` nothing is done.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llada_sft.config.record_formats import REQUIRED, KnownFormat, MultiTurn, RecordFormat
 from llada_sft.data.records.formats import format_of, read_record
 from llada_sft.data.records.turns import choose_answers
+from llada_sft.keys import hashed
 
 _OF_CHATS = {name for required in REQUIRED.values() for name in required} - {"text"}
 
 
 def row_key(seed: int, epoch: int, file: str, line: int) -> int:
     """Return the 64-bit key of what is drawn for a row in an epoch; not that of its noise."""
-    text = f"row\0{seed}\0{epoch}\0{file}\0{line}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return hashed("row", seed, epoch, file, line)
 
 
 @dataclass(frozen=True)

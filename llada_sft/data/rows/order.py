@@ -4,11 +4,12 @@ A file may have ten million rows, and a run may go on at any of them, so a permu
 kept nor drawn from its beginning.
 """
 
-import hashlib
 import math
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llada_sft.keys import digest
 
 # Each of the two digits is moved half as often.
 _NUM_ROUNDS = 8
@@ -26,7 +27,7 @@ def keys_of(num_keys: int, *parts: object) -> NDArray[np.uint64]:
         uint64 [num_keys], at most 8.
     """
     text = "\x1f".join(map(str, parts)).encode()
-    return np.frombuffer(hashlib.blake2b(text, digest_size=8 * num_keys).digest(), "<u8")
+    return np.frombuffer(digest(text, 8 * num_keys), "<u8")
 
 
 def hashed(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:

@@ -11,7 +11,6 @@ Any user may create a folder with the name of the default one, and fill it with 
 read from the default folder or written to it before it is known to be ours alone.
 """
 
-import hashlib
 import os
 import stat
 import tempfile
@@ -23,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llada_sft import atomic
 from llada_sft.data.storage.files import RemoteFile, Shard, fetch, is_compressed, open_text
 from llada_sft.data.storage.line_index import LineIndex, fingerprint_of, index_lines
 from llada_sft.errors import DataError
+from llada_sft.keys import digest
 
 _FORMAT = 3
 # A file that was changed so lately may change again without another time on it.
@@ -206,8 +207,7 @@ def _foreign(status: os.stat_result) -> str:
 
 def _fetch(shard: RemoteFile, target: Path) -> None:
     fetch(shard, target)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
+    atomic.sync(target)
 
 
 def _decompress(path: Path, target: Path, shown: str) -> None:
@@ -222,8 +222,7 @@ def _decompress(path: Path, target: Path, shown: str) -> None:
                     full = error
         if full is not None:
             raise full
-        out.flush()
-        os.fsync(out.fileno())
+        atomic.sync_file(out)
 
 
 def _size(path: Path) -> int | None:
@@ -235,4 +234,4 @@ def _size(path: Path) -> int | None:
 
 def _key(*parts: object) -> str:
     text = "\x1f".join(map(str, parts)).encode()
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
+    return digest(text, 16).hex()

@@ -16,7 +16,6 @@ No state of a random generator is kept: every random choice of a run is keyed (D
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llada_sft import atomic
 from llada_sft.data.rows.position import FilePosition, Positions
 from llada_sft.training.checkpoint.checksums import FileRecord
 from llada_sft.training.checkpoint.manifest import MANIFEST, read_manifest, sealed
@@ -131,7 +131,7 @@ def set_aside(checkpoint: Path) -> Path:
         aside = checkpoint.with_name(f"{checkpoint.name}.damaged.{number}")
         number += 1
     checkpoint.rename(aside)
-    _sync(checkpoint.parent)
+    atomic.sync(checkpoint.parent)
     return aside
 
 
@@ -162,9 +162,8 @@ def point_to(checkpoint: Path) -> None:
         OSError: It cannot be written.
     """
     latest = checkpoint.with_name(_LATEST)
-    beside = latest.with_name(latest.name + ".partial")
-    _write(beside, checkpoint.name + "\n")
-    beside.replace(latest)
+    with atomic.replacing(latest) as partial:
+        atomic.write_synced(partial, checkpoint.name + "\n")
 
 
 def universal_path(checkpoint: Path) -> Path:
@@ -206,21 +205,21 @@ def finish(
         OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
     """
     text = json.dumps(data_state.to_json(), indent=1)
-    _write(partial / DATA_STATE, text)
+    atomic.write_synced(partial / DATA_STATE, text)
     records = {**records, DATA_STATE: FileRecord.of(text.encode())}
     there = {str(path.relative_to(partial)) for path in partial.rglob("*") if path.is_file()}
     if unknown := sorted(there - records.keys()):
         raise OSError(errno.EIO, f"no rank has written {', '.join(unknown)}")
-    _write(partial / MANIFEST, sealed(manifest, records))
+    atomic.write_synced(partial / MANIFEST, sealed(manifest, records))
     if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
         raise OSError(errno.EIO, "not every rank's files are there")
     # The ranks have brought their shards to the disk; this is the rest, and all names.
     for path in (*partial.iterdir(), partial):
-        _sync(path)
+        atomic.sync(path)
     complete, latest = partial.with_suffix(""), partial.parent / _LATEST
     # Written before the one is whose name it holds: moving it later needs no room.
-    beside = latest.with_name(latest.name + ".partial")
-    _write(beside, complete.name + "\n")
+    next_latest = atomic.partial_of(latest)
+    atomic.write_synced(next_latest, complete.name + "\n")
     require_owner()
     if complete.exists() or complete.is_symlink():
         # Moved away by one rename: what a crash leaves of it must not look damaged.
@@ -231,10 +230,10 @@ def finish(
     # It is complete: what fails from here on is tidied up later.
     with suppress(OSError):
         require_owner()
-        beside.replace(latest)
+        next_latest.replace(latest)
     with suppress(OSError):
         # Not before the new one is on the disk, whatever became of `latest`.
-        _sync(partial.parent)
+        atomic.sync(partial.parent)
         require_owner()
         clean_partial(partial.parent)
         _prune(partial.parent, manifest["step"], keep, require_owner)
@@ -250,7 +249,7 @@ def abandon(partial: Path, error: OSError, num_bytes: int) -> str:
         num_bytes: What all ranks had to write; 0 where that is not known.
     """
     remove(partial)
-    partial.with_name(_LATEST + ".partial").unlink(missing_ok=True)
+    atomic.partial_of(partial.with_name(_LATEST)).unlink(missing_ok=True)
     found = list_checkpoints(partial.parent)
     before = f"the checkpoint of step {found[-1][0]} is intact" if found else "it is the first one"
     room = room_for(partial.parent, error, num_bytes)
@@ -305,24 +304,3 @@ def room_for(folder: Path, error: OSError, num_bytes: int) -> str:
 def _megabytes(num_bytes: int) -> str:
     millions = num_bytes / 1e6
     return f"{millions:,.0f} MB" if millions >= 10 else f"{millions:.1f} MB"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text, and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        # Some file systems cannot do this with a folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(file)

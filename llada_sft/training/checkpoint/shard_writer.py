@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
+from llada_sft import atomic
 from llada_sft.model.safe_load import load_data
 from llada_sft.training.checkpoint.checksums import FileRecord, HashingFile
 
@@ -89,8 +90,7 @@ def write_shard(state: object, path: Path) -> FileRecord:
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
         hashing = HashingFile(file, hasher)
         torch.save(state, cast(IO[bytes], hashing))
-        file.flush()
-        os.fsync(file.fileno())
+        atomic.sync_file(file)
     return hashing.record
 
 

@@ -17,6 +17,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from llada_sft import atomic
+
 # The csv module raises for longer fields.
 _MAX_LINE = 1 << 16
 _STEP = re.compile(r"[0-9]{1,18}")
@@ -96,13 +98,11 @@ class MetricsCsv(Logger):
             # Kept: a person may still recover rows from it.
             self._path.replace(self._path.with_name(f"{self._path.name}.damaged"))
         kept = [row for row in rows if int(row["step"]) <= self._first_step]
-        beside = self._path.with_name(self._path.name + ".partial")
-        with beside.open("w", newline="") as file:
+        with atomic.replacing(self._path) as partial, partial.open("w", newline="") as file:
             # A run that goes on may have lost a source.
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
-        beside.replace(self._path)
         self._ready = True
 
     def _has_header(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from llada_sft import atomic
 from llada_sft.run_dir import RunDir
 
 # wandb itself gives up an init after this time.
@@ -183,9 +184,8 @@ def stored_id(run: RunDir, name: str) -> str:
         pass
     # Before ids were stored, the name was the id.
     made = name if (run.logs / "wandb").exists() else f"{name}-{secrets.token_hex(4)}"
-    partial = run.wandb_id.with_suffix(".partial")
-    partial.write_text(f"{made}\n", encoding="utf-8")
-    partial.replace(run.wandb_id)
+    with atomic.replacing(run.wandb_id) as partial:
+        partial.write_text(f"{made}\n", encoding="utf-8")
     return made
 
 

@@ -17,13 +17,13 @@ from llada_sft.diffusion.noise import (
     Masking,
     Noise,
     draw_noise,
-    hashed,
     independent,
     low_discrepancy,
     noise_key,
     step_shift,
 )
 from llada_sft.diffusion.objective import diffusion_loss
+from llada_sft.keys import hashed
 
 ANSWER = 6
 MASKS = [torch.tensor(bits) for bits in itertools.product([False, True], repeat=ANSWER)]
