@@ -27,7 +27,7 @@ from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.owner.claim import claim
 from llada_sft.cluster.owner.ownership import give_up, held, job_owner, of_job
-from llada_sft.cluster.rank import stopping as preemption
+from llada_sft.cluster.rank import stopping
 from llada_sft.cluster.restart_policy import Decision
 from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
@@ -87,8 +87,8 @@ def note_signal(run: RunDir, job: Job, name: str) -> None:
     """Record why SLURM sent a signal before any rank ran: the script may be killed next."""
     entry: Entry = {"event": "signal", "attempt": journal.current_attempt(run.journal)}
     entry |= {"job_id": job.job_id, "signals": [name], "detail": "the batch script"}
-    stopping = preemption.Job(job.job_id, job.restarts, signal_lead_s=0)
-    if cause := preemption.before_save([name], stopping):
+    signalled = stopping.Job(job.job_id, job.restarts, signal_lead_s=0)
+    if cause := stopping.before_save([name], signalled):
         entry["cause"] = cause
     journal.append(run.journal, entry)
 

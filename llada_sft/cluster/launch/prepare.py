@@ -1,12 +1,12 @@
-"""Config -> run directory: made whole or not at all, and taken up again by the same config.
+"""Config -> run directory: a new one, or the existing one of the same run.
 
     resolved(config)      the config as ranks will read it: absolute paths, the hook's snapshot
-    create(...)           a new run directory, or the one that is there if it is this same run
+    create(...)           a new run directory, or the existing one if it belongs to this same run
 
-The directory is built beside its place and renamed: an interrupted launch leaves no half run. Code
-and hook are those of the first launch, until `llada-sft resume RUN --update-code`; the sections
-`slurm` and `log` may change from launch to launch. A run that never started, because sbatch refused
-it, is built again by the next launch from the files that it finds.
+The directory is built next to its place and then renamed, so that an interrupted launch does not
+leave an incomplete run. Code and hook are those of the first launch, until `llada-sft resume RUN
+--update-code`; the sections `slurm` and `log` may change from launch to launch. If a run never
+started because sbatch refused it, the next launch builds it again from the present files.
 """
 
 import json
@@ -28,15 +28,15 @@ from llada_sft.config.changes import change_lines, find_changes, refuse_changes
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
-# A run stays the same run when only these change.
+# A run stays the same run if only these sections and keys change.
 CHANGEABLE_SECTIONS = frozenset({"slurm", "log"})
 CHANGEABLE_KEYS = frozenset({"run.owner_timeout_s"})
-# Makes the launcher the owner of a run directory; the path is where it is being built, if it is.
+# Makes the launcher the owner of a run; the path is the folder in which the run is being built.
 Claim = Callable[[RunDir, Path | None], None]
 
 
 def resolved(config: Config, base: Path) -> Config:
-    """Give the config as it is written to the run directory, which need not exist yet.
+    """Return the config as it is written to the run directory, which need not exist yet.
 
     Raises:
         ConfigError: SLURM could not write to such a path.
@@ -55,7 +55,7 @@ def resolved(config: Config, base: Path) -> Config:
 
 
 def run_dir_of(config: Config) -> RunDir:
-    """Name the run directory of a config with absolute paths."""
+    """Return the run directory of a config with absolute paths."""
     return RunDir(Path(config.run.root) / config.run.name)
 
 
@@ -65,54 +65,56 @@ def create(
     command: Sequence[str],
     claim: Claim = lambda run, building: None,
 ) -> tuple[RunDir, bool]:
-    """Make the run directory, or take up the one that is there.
+    """Make the run directory, or reuse the existing one.
 
     Args:
-        config: As it was read; relative paths start at `base`.
-        command: How the run was launched, kept in `command.txt`.
+        config: The config as it was read.
+        base: The folder at which relative paths in the config start.
+        command: The command that launched the run, kept in `command.txt`.
         claim: Called before anything is written that others may read.
 
     Returns:
-        The run directory, and whether it has started before.
+        The run directory, and whether the run has started before.
 
     Raises:
-        ConfigError: the directory belongs to something else.
-        LaunchError: it was launched by a version that this one cannot start, or somebody else
+        ConfigError: The directory belongs to something else.
+        LaunchError: The run was launched by a version that this one cannot start, or somebody else
             owns it.
     """
     sources, final = resolve_paths(config, base), resolved(config, base)
     run = run_dir_of(final)
     try:
-        return run, _create(run, sources, final, base, command, claim)
+        is_started = _create(run, sources, final, base, claim)
+        _append_command(run, base, command)
+        return run, is_started
     except OSError as error:
         # The error of a copy has two names: the second is the file that could not be written.
         where = Path(error.filename2 or error.filename or run.path)
-        # A directory that is being built has a temporary name, which tells the user nothing.
+        # A directory that is being built has a temporary name, which means nothing to the user.
         where = run.path if where.is_relative_to(run.path.parent) else where
         reason = error.strerror or error
         raise ConfigError(f"{where}: cannot be written: {reason}; see run.root") from None
 
 
-def _create(
-    run: RunDir, sources: Config, final: Config, base: Path, command: Sequence[str], claim: Claim
-) -> bool:
-    """Make the run directory, or take it up; tell whether it was there."""
-    # Another launcher may have renamed its own while this one was built.
-    found = run.config.exists() or not _build(run, sources, final, base, claim)
-    if found:
-        found = _take_up(run, sources, final, base, claim)
-    else:
-        claim(run, None)
+def _create(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
+    """Make the run directory, or reuse it; return whether the run has started before."""
+    # Another launcher may have renamed its own directory while this one was built.
+    if run.config.exists() or not _build(run, sources, final, base, claim):
+        return _reuse(run, sources, final, base, claim)
+    claim(run, None)
+    return False
+
+
+def _append_command(run: RunDir, base: Path, command: Sequence[str]) -> None:
     # A folder or an argument may not be UTF-8.
     with run.command.open("a", encoding="utf-8", errors="surrogateescape") as commands:
         commands.write(redact(f"cd {shlex.quote(str(base))} && {shlex.join(command)}\n"))
-    return found
 
 
 def _build(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
-    """Build a run directory next to its place; False where another one was there first."""
+    """Build a run directory next to its place; return False if another launcher was first."""
     run.path.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkdtemp: its folder is the user's alone, whatever the umask says.
+    # Not mkdtemp: only the user could read its folder, whatever the umask is.
     partial = run.path.with_name(f".{run.path.name}.{secrets.token_hex(4)}")
     partial.mkdir()
     try:
@@ -139,8 +141,8 @@ def _move_into_place(partial: Path, run: RunDir) -> bool:
     return True
 
 
-def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
-    """Take up an existing run directory; one that never started is built again.
+def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim) -> bool:
+    """Reuse an existing run directory; if the run never started, build it again.
 
     Returns:
         Whether the run has started before.
@@ -161,7 +163,7 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Cla
     claim(run, None)
     changes = find_changes(before, final)
     for line in [*moved.note_move(run), *change_lines(changes, trained=True)]:
-        # Not to stdout: a script reads what --prepare prints there.
+        # Not to stdout, where a script reads what --prepare prints.
         print(redact(line), file=sys.stderr)
     take_setup(run, sources.slurm.setup)
     replace_config(run, final)
@@ -171,13 +173,13 @@ def _take_up(run: RunDir, sources: Config, final: Config, base: Path, claim: Cla
 
 
 def has_started(run: RunDir) -> bool:
-    """Tell whether an attempt of the run has begun; nobody else may use the run."""
+    """Tell whether an attempt of the run has started; nobody else may use the run."""
     started = any(entry.get("event") == "started" for entry in journal.read(run.journal))
     return started or is_trained(run)
 
 
 def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
-    """Build a run that never started again, from the present files and config."""
+    """Build a run that never started once more, from the present files and config."""
     building = update_code.build(run, sources.data.hook, sources.slurm.setup, base)
     text = dump_config(final)
     if not compare(run, building) and text == run.config.read_text(encoding="utf-8"):
@@ -190,7 +192,7 @@ def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
 
 
 def _with_hook(run: RunDir, hook: Path) -> list[str]:
-    """Return the words of a resume that takes a hook: by itself it takes that of the launch."""
+    """Return the arguments of a resume that takes a hook: by default it takes the launch's hook."""
     same = origin_of(run).hook == str(hook)
     return ["--update-code", *([] if same else [f"data.hook={hook}"])]
 

@@ -1,7 +1,7 @@
-"""What `llada-sft resume RUN [section.key=value ...] [--update-code]` changes of a run.
+"""What `llada-sft resume RUN [section.key=value ...] [--update-code]` changes in a run.
 
-`plan` reads, refuses what may not change, and writes nothing; `apply` writes. Relative paths in
-changed values start at the current folder.
+`plan` reads, refuses changes that are not allowed, and writes nothing; `apply` writes. Relative
+paths in changed values start at the current folder.
 """
 
 import re
@@ -25,7 +25,7 @@ from llada_sft.config.changes import Change, change_lines, find_changes, refuse_
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
-# A complete checkpoint, or one that is damaged; not one that is being written.
+# A complete or damaged checkpoint; a checkpoint that is being written does not match.
 _CHECKPOINT = re.compile(r"step_\d+(\.damaged.*)?")
 
 
@@ -34,11 +34,11 @@ class Plan:
     """What a resume will change.
 
     Attributes:
-        config: As it will be in config.yaml.
-        sources: The same, with the paths that hook and setup.sh are copied from.
-        changes: The keys with other values.
-        lines: What to print before the change.
-        update: The run gets the present code.
+        config: The config as it will be in config.yaml.
+        sources: The same config, with the paths from which the hook and setup.sh are copied.
+        changes: The keys whose values change.
+        lines: The lines to print before the change.
+        update: Whether the run gets the present code.
         text: The content of config.yaml when the plan was made.
     """
 
@@ -51,16 +51,16 @@ class Plan:
 
 
 def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Plan:
-    """Work out what changes.
+    """Return what will change.
 
     Args:
         run: The run directory.
         overrides: `section.key=value`, as they were typed.
-        base: Where relative paths in them start.
-        update: Take the present code, hook and setup.sh.
+        base: The folder at which relative paths in `overrides` start.
+        update: Whether to take the present code, hook and setup.sh.
 
     Raises:
-        ConfigError: A value is a mistake, or may not change within a run: one line for each.
+        ConfigError: Values are mistakes, or may not change within a run; it has one line for each.
         LaunchError: The directory was moved or copied in a way that cannot work.
     """
     moved.check_place(run)
@@ -68,20 +68,29 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
     before, after, lines = _read(run, overrides, base, update)
     changes = [change for change in find_changes(before, after) if not _is_own(change, run)]
     trained = is_trained(run)
-    refuse_changes([one for one in changes if not (update and one.key == "data.hook")], trained)
+    refused = [change for change in changes if not (update and change.key == "data.hook")]
+    refuse_changes(refused, trained)
     if trained:
         fitting.require(run, before, after, changes)
     lines += [redact(line) for line in change_lines(changes, trained)]
-    # In config.yaml hook and setup.sh are the run's own copies.
+    # In config.yaml, the hook and setup.sh are the run's own copies.
     own_setup = None if after.slurm.setup is None else str(run.setup)
     final = _with_files(moved.rebase(after, run), str(run.hook), own_setup)
-    given = {text.partition("=")[0].strip() for text in overrides} | {one.key for one in changes}
+    given = {override.partition("=")[0].strip() for override in overrides}
+    given |= {change.key for change in changes}
     hook, setup, note = _files_to_take(run, final, after, given, update)
-    return Plan(final, _with_files(final, hook, setup), changes, [*lines, *note], update, text)
+    return Plan(
+        config=final,
+        sources=_with_files(final, hook, setup),
+        changes=changes,
+        lines=[*lines, *note],
+        update=update,
+        text=text,
+    )
 
 
 def apply(run: RunDir, plan: Plan) -> None:
-    """Change the run, print what changes, and journal it; nobody else may use the run.
+    """Change the run, print the changes, and record them; nobody else may use the run.
 
     Raises:
         LaunchError: The run directory cannot be written.
@@ -107,7 +116,7 @@ def replace_config(run: RunDir, config: Config) -> None:
 
 
 def take_setup(run: RunDir, setup: str | None) -> None:
-    """Make a file the run's setup.sh; with None it has none."""
+    """Make a file the run's setup.sh; None removes setup.sh."""
     if setup is None:
         run.setup.unlink(missing_ok=True)
     elif Path(setup) != run.setup:
@@ -122,13 +131,16 @@ def is_trained(run: RunDir) -> bool:
 
 def journal_values(changes: Sequence[Change]) -> dict[str, list[object]]:
     """Return the old and the new value of each key, without secrets."""
-    return {one.key: [_without_secrets(one.old), _without_secrets(one.new)] for one in changes}
+    return {
+        change.key: [_without_secrets(change.old), _without_secrets(change.new)]
+        for change in changes
+    }
 
 
 def _read(
     run: RunDir, overrides: Sequence[str], base: Path, update: bool
 ) -> tuple[Config, Config, list[str]]:
-    """Read the config without and with the overrides; list what the new code reads differently."""
+    """Read the config without and with the overrides; list the keys that the new code changes."""
     if not update:
         before = resolve_paths(load_config(run.config), base)
         return before, resolve_paths(load_config(run.config, overrides), base), []
@@ -143,14 +155,14 @@ def _read(
 
 def _is_own(change: Change, run: RunDir) -> bool:
     """Tell whether the new value is the path of the run's own copy."""
-    own = {"data.hook": str(run.hook), "slurm.setup": str(run.setup)}
-    return change.key in own and own[change.key] == str(change.new)
+    copies = {"data.hook": str(run.hook), "slurm.setup": str(run.setup)}
+    return change.key in copies and copies[change.key] == str(change.new)
 
 
 def _files_to_take(
     run: RunDir, final: Config, after: Config, given: Set[str], update: bool
 ) -> tuple[str, str | None, list[str]]:
-    """Return the hook and the setup.sh to take (given, recorded, or the run's own), and a note."""
+    """Return the hook and the setup.sh to copy (given, recorded, or the run's own), and a note."""
     origin = origin_of(run)
     hook = after.data.hook if "data.hook" in given else origin.hook if update else str(run.hook)
     setup = final.slurm.setup
@@ -180,7 +192,7 @@ def _update(run: RunDir, plan: Plan, entry: Entry) -> None:
     _say([f"code             {_version(before)} -> {_version(after)}", *_file_lines(files)])
     if diff:
         print(redact(diff), flush=True)
-    names = {what: [one.name for one in files if one.what == what] for what in _WHATS}
+    names = {what: [file.name for file in files if file.what == what] for what in _WHATS}
     entry["code"] = {"before": before, "after": after, **names}
     update_code.commit(run, building, dump_config(plan.config), entry)
 
@@ -189,7 +201,7 @@ _WHATS = ("added", "removed", "changed")
 
 
 def _file_lines(files: Sequence[code_diff.FileChange]) -> list[str]:
-    return [f"file             {one}" for one in files] or ["file             all are the same"]
+    return [f"file             {file}" for file in files] or ["file             all are the same"]
 
 
 def _version(version: dict[str, str | None]) -> str:
@@ -201,8 +213,8 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {key: _without_secrets(one) for key, one in value.items()}
-    return [_without_secrets(one) for one in value] if isinstance(value, list) else value
+        return {key: _without_secrets(inner) for key, inner in value.items()}
+    return [_without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -22,13 +22,13 @@ class FileChange(NamedTuple):
 def compare(old: RunDir, new: RunDir) -> list[FileChange]:
     """List the files of `code/` that differ: the package, the hook and setup.sh."""
     before, after = _files(old), _files(new)
-    found = []
+    changes = []
     for name in sorted(before.keys() | after.keys()):
         a, b = before.get(name), after.get(name)
         if a != b:
             what = "added" if a is None else "removed" if b is None else "changed"
-            found.append(FileChange(name, what, *_count(a or b"", b or b"")))
-    return found
+            changes.append(FileChange(name, what, *_count(a or b"", b or b"")))
+    return changes
 
 
 def hook_diff(old: RunDir, new: RunDir) -> str:

@@ -1,7 +1,7 @@
-"""Do other data and another model still fit a run's checkpoint? Checked before anything is changed.
+"""Checks, before anything is changed, that other data or another model fit a run's checkpoint.
 
-Reads small files only: the names of the shards, and the sizes in config.json. The ranks compare the
-contents of the shards and the shapes of all tensors when they start.
+Only small files are read: the names of the shards, and the sizes in config.json. The ranks compare
+the contents of the shards and the shapes of all tensors when they start.
 """
 
 import json
@@ -25,7 +25,7 @@ def require(run: RunDir, before: Config, after: Config, changes: Sequence[Change
     """Check that the newest checkpoint can be resumed with what changed.
 
     Raises:
-        ConfigError: One line for each change that does not fit.
+        ConfigError: It has one line for each change that does not fit.
     """
     keys = {change.rule for change in changes}
     lines: list[str] = []
@@ -46,7 +46,7 @@ def _files(run: RunDir, after: Config) -> Iterator[str]:
     try:
         sources = list_sources(after.data, after.train.epochs)
     except LladaSftError:
-        # Preflight reports what is wrong with them.
+        # Preflight reports the problem.
         return
     gone = sorted(set(names) - {shard.name for source in sources for shard in source.shards})
     if gone:
@@ -58,7 +58,7 @@ def _files(run: RunDir, after: Config) -> Iterator[str]:
 
 
 def _files_of_the_checkpoint(run: RunDir) -> list[str]:
-    """Read which files the newest checkpoint knows; none where that cannot be read."""
+    """Return the files that the newest checkpoint knows; none if they cannot be read."""
     newest = newest_checkpoint(run)
     if newest is None:
         return []
@@ -67,7 +67,7 @@ def _files_of_the_checkpoint(run: RunDir) -> list[str]:
 
 
 def _sizes(before: Config, after: Config) -> Iterator[str]:
-    old, new = (_read_json(Path(one.model.path) / "config.json") for one in (before, after))
+    old, new = (_read_json(Path(config.model.path) / "config.json") for config in (before, after))
     if not old or not new:
         return
     for key in (*_SIZES, *_VOCABULARY):

@@ -1,7 +1,7 @@
 """The config of a run as the version that launched it reads it: its values and its defaults.
 
-Needed when a run gets other code. A default that has changed since must not change the run, a key
-that is no longer known must not end it, and both are reported.
+This is needed when a run gets other code. A default that has changed since must not change the run,
+a key that is no longer known must not end the run, and both are reported.
 """
 
 import json
@@ -18,12 +18,12 @@ from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
 TIMEOUT_S = 60
-# Runs with the old package only: it must not import anything from the present one.
+# This program runs with the old package and must not import anything from the present package.
 _PROGRAM = """
 import json, sys
 from llada_sft.config import reader, schema
 for module in (reader, schema):
-    # Where the run's code lacks a module, Python would take that of an editable install.
+    # If the run's code lacks a module, Python would import the module of an editable install.
     if not module.__file__.startswith(sys.argv[2] + "/"):
         raise SystemExit(module.__file__ + " is not the run's own")
 Config = schema.Config
@@ -32,7 +32,7 @@ defaults = {}
 for section, field in Config.model_fields.items():
     inside = type(getattr(config, section)).model_fields
     defaults[section] = {
-        key: one.default for key, one in inside.items() if not one.is_required()
+        key: info.default for key, info in inside.items() if not info.is_required()
     }
 print(json.dumps({"values": config.model_dump(mode="json"), "defaults": defaults}, default=str))
 """
@@ -43,8 +43,8 @@ class OldConfig:
     """What config.yaml means to the version of the run's code.
 
     Attributes:
-        values: For each section the values of all keys of that version.
-        defaults: For each section the defaults of its keys; empty if that code could not be asked.
+        values: The values of all keys of that version, by section.
+        defaults: The defaults of the keys, by section; empty if that code could not be run.
     """
 
     values: Mapping[str, Mapping[str, Any]]
@@ -52,10 +52,10 @@ class OldConfig:
 
 
 def read_old(run: RunDir) -> OldConfig:
-    """Ask the run's own code for its config; where that fails, only read the file.
+    """Let the run's own code read its config; if that fails, only read the file.
 
     Raises:
-        ConfigError: The file cannot be read either.
+        ConfigError: The file cannot be read, either.
     """
     environment = {**os.environ, "PYTHONPATH": str(run.code), "PYTHONSAFEPATH": "1"}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -68,8 +68,8 @@ def read_old(run: RunDir) -> OldConfig:
             timeout=TIMEOUT_S,
             check=True,
         )
-        found = json.loads(done.stdout)
-        return OldConfig(found["values"], found["defaults"])
+        printed = json.loads(done.stdout)
+        return OldConfig(printed["values"], printed["defaults"])
     except (OSError, subprocess.SubprocessError, ValueError, LookupError):
         return OldConfig(_read_file(run))
 
@@ -86,8 +86,8 @@ def carry_over(old: OldConfig) -> tuple[dict[str, Any], list[str]]:
         model: Any = field_of_section.annotation
         values, defaults = old.values.get(section, {}), old.defaults.get(section, {})
         data[section] = {key: values[key] for key in model.model_fields if key in values}
-        for key, one in model.model_fields.items():
-            new = None if one.is_required() else _plain(one.default)
+        for key, info in model.model_fields.items():
+            new = None if info.is_required() else _plain(info.default)
             lines += _difference(f"{section}.{key}", key, values, defaults, new)
         gone = [key for key in values if key not in model.model_fields]
         lines += [f"{section}.{key}: is no longer a key; was {_shown(values[key])}" for key in gone]

@@ -1,12 +1,12 @@
-"""Replaces a run's code: for `resume RUN --update-code`, and to launch what never started.
+"""Replaces a run's code: for `resume RUN --update-code`, and to launch a run that never started.
 
-    RUN/update.partial-*/   being built: code/, versions.json, config.yaml, entry.json
+    RUN/update.partial-*/   being built: code/, versions.json, config.yaml, decision.json
     RUN/update/             complete: the update is decided; the next resume or launch finishes it
-    RUN/code.N/             the code before, kept
+    RUN/code.N/             the previous code, kept
 
-The rename from update.partial-* to update/ is the moment of the change. An update interrupted
-before it has changed nothing; an update interrupted after it is completed by `finish`, whose steps
-can be repeated.
+The rename from update.partial-* to update/ decides the update. An update that was interrupted
+before the rename has changed nothing; `finish` completes an update that was interrupted after it,
+and its steps can be repeated.
 """
 
 import json
@@ -29,10 +29,10 @@ _DECISION = "decision.json"
 def build(run: RunDir, hook: str, setup: str | None, launched_from: Path) -> RunDir:
     """Build a copy of the present code inside the run directory; `discard` or `commit` it.
 
-    Nobody else may use the run: what an interrupted update has left is removed.
+    Nobody else may use the run: the folders of interrupted updates are removed.
     """
-    for left in run.path.glob(f"{run.update.name}.partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for interrupted in run.path.glob(f"{run.update.name}.partial-*"):
+        shutil.rmtree(interrupted, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=f"{run.update.name}.partial-", dir=run.path)
     building = RunDir(Path(folder))
     try:
@@ -45,19 +45,19 @@ def build(run: RunDir, hook: str, setup: str | None, launched_from: Path) -> Run
 
 
 def discard(building: RunDir) -> None:
-    """Remove what `build` made."""
+    """Remove the folder that `build` made."""
     shutil.rmtree(building.path, ignore_errors=True)
 
 
 def commit(run: RunDir, building: RunDir, config: str, entry: Entry, keep: bool = True) -> None:
-    """Replace the run's code and config by what was built and the new config.
+    """Replace the run's code and config by the code that was built and the new config.
 
     Args:
         run: The run, which nobody else uses.
-        building: What `build` made.
+        building: The result of `build`.
         config: The text of config.yaml.
-        entry: For the journal.
-        keep: Keep the code before as code.N.
+        entry: The entry for the journal.
+        keep: Whether to keep the previous code as code.N.
     """
     building.config.write_text(config, encoding="utf-8")
     decision = {"entry": entry, "kept": _next_kept(run), "keep": keep}
@@ -87,7 +87,7 @@ def finish(run: RunDir) -> None:
     if not decision["keep"]:
         shutil.rmtree(kept, ignore_errors=True)
     journal.append(run.journal, cast(Entry, decision["entry"]))
-    # Renamed first: a half-removed update must not look decided.
+    # Renamed first, so that a half-removed update does not look decided.
     done = run.path / f"{run.update.name}.done"
     shutil.rmtree(done, ignore_errors=True)
     decided.path.rename(done)
@@ -95,7 +95,7 @@ def finish(run: RunDir) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until all files of a folder are on the disk: the rename must not come first."""
+    """Wait until all files of a folder are on the disk, which must be before the rename."""
     for path in folder.rglob("*"):
         if path.is_file():
             atomic.sync(path)
@@ -113,7 +113,7 @@ def _read_decision(decided: RunDir) -> dict[str, Any]:
 
 
 def _origin(run: RunDir, hook: str, setup: str | None) -> Origin:
-    """Return where the files come from; for a file that the run keeps, the recorded origin."""
+    """Return where the files come from: the recorded origin for a file that the run keeps."""
     before = origin_of(run)
     return Origin(
         before.hook if hook == str(run.hook) else hook,
