@@ -16,7 +16,7 @@ from llada_sft.demo.data import write_demo
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/data.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
 
 
 @pytest.fixture(scope="module")
