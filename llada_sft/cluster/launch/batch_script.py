@@ -11,42 +11,42 @@ from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
 BODY = r"""
-# A shell can hand its options on (SHELLOPTS, BASH_ENV): no error may end this script before `end`.
+# A shell can pass its options on (SHELLOPTS, BASH_ENV): no error may end this script before `end`.
 set +o errexit +o nounset
-# The run's own copy of the code goes first; `python -m` alone would put the current folder first,
+# The run's own copy of the code comes first; `python -m` alone would put the current folder first,
 # where the working tree is.
 export PYTHONPATH="$run_dir/code${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONSAFEPATH=1
-# This script runs on the job's first node, where rank 0 is. A requeued job runs it again: on other
-# nodes, and with a port that is free there and then.
+# This script runs on the job's first node, where rank 0 runs. A requeued job runs it again, on
+# other nodes, and with a port that is free there at that time.
 export MASTER_ADDR="${SLURMD_NODENAME:-$(hostname)}"
 MASTER_PORT=$("$python" -m llada_sft.cluster port) || exit
 export MASTER_PORT
-# For what counts the ranks.
+# `begin` and `end` count the ranks with it, as libraries may.
 export SLURM_NTASKS_PER_NODE="$ranks_per_node"
 
 # TERM comes with scancel, a requeue and the time limit, and must not end this script before `end`.
-# A handler, unlike '', is not inherited by srun and the ranks.
+# Unlike an ignored signal (''), a handler is not inherited by srun and the ranks.
 trap : TERM USR2
-# `begin` notes the attempt, and ends the job if its restarts are used up. It sources setup.sh in a
-# bash of its own, and prints what that exports: for the ranks alone, not for this script.
+# `begin` records the attempt, and ends the job if its restarts are used up. It sources setup.sh in
+# a separate bash, and prints what setup.sh exports: only for the ranks, not for this script.
 environment=$(trap '' TERM USR2 && exec "$python" -m llada_sft.cluster begin "$run_dir") || exit
 
-# Every option is given, whatever variables srun would take it from. What srun itself says goes to
-# a file of this attempt: it tells which rank was killed.
+# Every option is given here, so that no variable can set it. srun's own messages go to a file of
+# this attempt: they show which rank was killed.
 set -- --jobid="$SLURM_JOB_ID" --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks="$((SLURM_JOB_NUM_NODES * ranks_per_node))" --ntasks-per-node="$ranks_per_node" \
     --cpus-per-task="$cpus_per_rank" --export=ALL --unbuffered --kill-on-bad-exit=1 \
     --open-mode=append --output="$run_dir/slurm/%j_%t_log.out" \
     "${srun_options[@]}" "$python" -u -m llada_sft.cluster rank "$run_dir"
 set -- "$(type -P srun || echo srun)" "$@"
-# The arguments are complete before any variable may change.
+# The arguments are complete before setup.sh's exports can change a variable.
 (eval "$environment" && exec "$@") \
     2>> "$run_dir/slurm/${SLURM_JOB_ID}_${SLURM_RESTART_COUNT:-0}_srun.log"
 status=$?
-# From here on inherited: a requeue sends TERM to this script and to what it runs.
+# Inherited from here on: a requeue sends TERM to this script and to its child processes.
 trap '' TERM USR2
-# `end` says why the ranks ended, and requeues the job or not; its exit code is the job's.
+# `end` records why the ranks ended, and requeues the job or not; its exit code is the job's.
 "$python" -m llada_sft.cluster end "$run_dir" "$status"
 """
 
