@@ -7,6 +7,7 @@ loss is divided by, agreed between the ranks beforehand.
     module.py         the LightningModule: micro-batches through the engine, then one step
     strategy.py       DeepSpeed ZeRO-3 on CUDA and on CPU
     build_network.py  the model section -> the network
+    build_data.py     the data section -> this rank's rows and validation batches
     ranks.py          a rank's device, and the process group
     host.py           what the job gives the training: signals, the journal, the watchdog
     consensus.py      the one small collective per step: counts, "no more rows", "stop", "failed"

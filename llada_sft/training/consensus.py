@@ -29,8 +29,8 @@ class Report:
         has_rows: This rank may have more rows in this epoch.
         stop: This rank was told to stop.
         failed: This rank cannot go on.
-        rows, bad, left_out: Rows read, bad ones, and those left out by the hook, since this
-            attempt of the run began.
+        rows, bad, dropped_by_hook: Rows read, bad rows, and rows that the hook dropped, since this
+            attempt of the run started.
         too_long: Examples cut or left out for their length, likewise.
         wait_us: Microseconds that were waited for data, likewise, but for the first step's.
         rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
@@ -50,7 +50,7 @@ class Report:
     all_tokens: int = 0
     rows: int = 0
     bad: int = 0
-    left_out: int = 0
+    dropped_by_hook: int = 0
     too_long: int = 0
     wait_us: int = 0
     rows_done: int = 0
@@ -68,9 +68,9 @@ class Report:
     @staticmethod
     def of(numbers: Iterable[int]) -> "Report":
         """Make a report of such a list."""
-        left = iter(numbers)
-        single: dict[str, Any] = {one.name: next(left) for one in fields(Report)[:-1]}
-        return Report(**single, by_source=tuple(left))
+        values = iter(numbers)
+        single: dict[str, Any] = {field.name: next(values) for field in fields(Report)[:-1]}
+        return Report(**single, by_source=tuple(values))
 
     @staticmethod
     def together(ranks: Tensor) -> "Report":

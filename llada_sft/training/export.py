@@ -9,7 +9,7 @@ from llada_sft.errors import CheckpointError
 from llada_sft.model.export import export_checkpoint, zero3_tensors
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import resolve_network
-from llada_sft.training.checkpoint import folder
+from llada_sft.training.checkpoint.folder import list_named, list_set_aside
 from llada_sft.training.checkpoint.verify import Shapes, Share, examine, summary
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -50,8 +50,8 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
     Raises:
         CheckpointError: It is damaged: another one is named, but never exported instead.
     """
-    named = dict(folder.list_named(run.checkpoints))
-    damaged = dict(folder.list_set_aside(run.checkpoints))
+    named = dict(list_named(run.checkpoints))
+    damaged = dict(list_set_aside(run.checkpoints))
     if not named and not damaged:
         raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
     chosen = max(named | damaged) if step is None else step
@@ -66,13 +66,13 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
         raise CheckpointError(
             f"{run.checkpoints}: no checkpoint of step {step}; there are {steps or 'none'}"
         )
-    others = [one for one in sorted(named, reverse=True) if one != chosen]
-    good = next((one for one in others if not _problem(named[one], network)), None)
+    others = [other for other in sorted(named, reverse=True) if other != chosen]
+    good = next((other for other in others if not _problem(named[other], network)), None)
     do = "there is no other" if good is None else f"export another one with  --step {good}"
     raise CheckpointError(f"{line}: not exported; {do}")
 
 
 def _problem(checkpoint: Path, network: Shapes) -> str:
     """Examine all files of a checkpoint; return in one line what is wrong."""
-    found = examine(checkpoint, Share(0, 1), network)
-    return f"{checkpoint}: {summary(found)}" if found else ""
+    findings = examine(checkpoint, Share(0, 1), network)
+    return f"{checkpoint}: {summary(findings)}" if findings else ""

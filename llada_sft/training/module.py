@@ -16,7 +16,7 @@ from llada_sft.training.host import Phase
 from llada_sft.training.log.log_interval import Interval
 from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.noising import MicroBatch, StepBatch
-from llada_sft.training.nonfinite import spoil
+from llada_sft.training.nonfinite import poison_gradient
 from llada_sft.training.strategy import Zero3Strategy
 
 
@@ -46,9 +46,9 @@ class DiffusionModule(pl.LightningModule):
         validation_batches: This rank's validation micro-batches, with coefficients that sum the
             mean loss over all ranks; the same number on every rank.
         sources: The names of those that are mixed.
-        left_out: Called on every rank with a step that was skipped, because its loss or gradient
-            is not finite: its number, the rank's micro-batches, the loss of each, and whether it
-            is the last of the training.
+        report_skipped_step: Called on every rank with a step that was skipped, because its loss or
+            its gradient is not finite: its number, the rank's micro-batches, the loss of each, and
+            whether the step is the last of the training.
         pulse: Says what this rank begins to do.
     """
 
@@ -59,7 +59,9 @@ class DiffusionModule(pl.LightningModule):
         log_every_n_steps: int,
         validation_batches: list[MicroBatch],
         sources: Sequence[str] = (),
-        left_out: Callable[[int, list[MicroBatch], list[Tensor], bool], None] = lambda *step: None,
+        report_skipped_step: Callable[
+            [int, list[MicroBatch], list[Tensor], bool], None
+        ] = lambda *step: None,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
     ) -> None:
         super().__init__()
@@ -70,7 +72,8 @@ class DiffusionModule(pl.LightningModule):
         self._validation_batches = validation_batches
         self._validation_loss = torch.zeros(())
         self._sources, self._interval = sources, Interval(sources)
-        self._left_out, self._pulse, self._skipped_steps = left_out, pulse, 0
+        self._report_skipped_step = report_skipped_step
+        self._pulse, self._skipped_steps = pulse, 0
         # What was logged last, for the progress bar.
         self.last_metrics: dict[str, float] = {}
         self.network: nn.Module | None = None
@@ -111,7 +114,7 @@ class DiffusionModule(pl.LightningModule):
         losses = self._accumulate(batch.micro_batches)
         optimizer.step()
         if not self._zero3.step_applied:
-            self._left_out(step + 1, batch.micro_batches, losses, batch.pace.is_last)
+            self._report_skipped_step(step + 1, batch.micro_batches, losses, batch.pace.is_last)
             self._skipped_steps += 1
         self._interval.add(batch.counts)
         if (step + 1) % self._log_every_n_steps == 0:
@@ -126,7 +129,7 @@ class DiffusionModule(pl.LightningModule):
             losses.append(micro_loss.detach())
             last = batch is batches[-1]
             if last:
-                micro_loss = spoil(micro_loss, torch.stack(losses).sum())
+                micro_loss = poison_gradient(micro_loss, torch.stack(losses).sum())
             self._zero3.accumulate(micro_loss, last)
         return losses
 
@@ -162,7 +165,7 @@ class DiffusionModule(pl.LightningModule):
         print(f"warning: step {step}: {logger.name}: not logged: {reason}", file=sys.stderr)
         # The thread of TensorBoard's writer has ended: it would fail again, and in the very end.
         if not isinstance(logger, MetricsCsv):
-            self.trainer.loggers = [one for one in self.trainer.loggers if one is not logger]
+            self.trainer.loggers = [other for other in self.trainer.loggers if other is not logger]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A run that ended for want of rows may be asked for more epochs later. Lightning would
@@ -191,4 +194,4 @@ class DiffusionModule(pl.LightningModule):
         mean = self._zero3.reduce(self._validation_loss, reduce_op="mean")
         self._pulse("step", self.global_step)
         self.log_metrics(self.global_step, {"validation_loss": float(mean)})
-        self._interval.go_on()
+        self._interval.resume()

@@ -1,7 +1,7 @@
 """A loss that is NaN or infinite: no rank makes the step, and the rows are named.
 
 1. Each rank looks at the sum of its own losses, on the device, before its last backward pass; where
-   that is not finite, `spoil` makes the gradient NaN.
+   that is not finite, `poison_gradient` makes the gradient NaN.
 2. DeepSpeed sums the gradients of all ranks, as at every step, and so the NaN reaches all of them.
 3. Before DeepSpeed changes a weight it takes the global gradient norm, waits for it, and leaves a
    step out whose norm is not finite: gradients dropped, weights and optimizer untouched, counters
@@ -28,7 +28,7 @@ _SHOWN_ROWS = 8
 _DO = "look at the rows, and lower optim.lr"
 
 
-def spoil(micro_loss: Tensor, loss: Tensor) -> Tensor:
+def poison_gradient(micro_loss: Tensor, loss: Tensor) -> Tensor:
     """Make the gradient of a micro-batch NaN where the loss of the step is not finite.
 
     A loss can be infinite and its gradient finite: where a model gives a token the probability 0.
@@ -87,7 +87,7 @@ class NonFiniteSteps:
         self._policy, self._consensus = policy, consensus
         self._rank, self._note = rank, note
 
-    def left_out(
+    def report_skipped_step(
         self,
         step: int,
         batches: Sequence[MicroBatch],

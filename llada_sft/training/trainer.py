@@ -6,7 +6,6 @@ ranks before anything is built. Then the network is born partitioned, inside Lig
 
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Literal, cast
 
 import lightning.pytorch as pl
@@ -15,29 +14,25 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
 from llada_sft.config.schema import Config
-from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.examples.hook import examples_key
-from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.dataset import StepDataset
-from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.prefetch import step_loader
-from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.errors import DataError
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.build_data import build_dataset, build_validation
 from llada_sft.training.build_network import build_network, resolve_network, token_ids
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
 from llada_sft.training.callbacks.leave_on_exception import LeaveOnException
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
-from llada_sft.training.checkpoint.changed_files import files_changed, files_to_restart
-from llada_sft.training.checkpoint.half_done import begin_half_done_rows
+from llada_sft.training.checkpoint.changed_files import files_changed
+from llada_sft.training.checkpoint.half_done import restart_half_done_rows
 from llada_sft.training.checkpoint.resume import Resume, find_resume
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.detect_format import settle_format
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
 from llada_sft.training.log.library_warnings import quiet_libraries
@@ -46,7 +41,7 @@ from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.log.step_journal import Notes
 from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.module import DiffusionModule
-from llada_sft.training.noising import MicroBatch, NoiseSource, validation_micro_batches
+from llada_sft.training.noising import NoiseSource
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks
 from llada_sft.training.schedule.plan import Basis, Schedule
@@ -81,7 +76,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     notes = Notes(host, consensus, placement.rank)
     max_steps = config.train.max_steps
     shapes = network_config.parameter_shapes()
-    resume = find_resume(run, placement, consensus, host, shapes, max_steps)
+    resume = find_resume(run, placement, consensus, host=host, network=shapes, max_steps=max_steps)
     host.pulse("start", resume.step)
     if resume.stopped:
         notes.told_to_stop(resume.step)
@@ -90,9 +85,18 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         if placement.rank == 0:
             print(nothing_to_do(max_steps, resume.step), flush=True)
         return "finished"
-    dataset = build_dataset(config, network_config, placement, resume, run, consensus)
+    dataset = build_dataset(
+        config,
+        network_config,
+        placement=placement,
+        resume=resume,
+        run=run,
+        consensus=consensus,
+    )
     note = host.note if placement.rank == 0 else None
-    begin_half_done_rows(dataset, config.data, resume.data, run, consensus, note)
+    restart_half_done_rows(
+        dataset, config.data, state=resume.data, run=run, consensus=consensus, note=note
+    )
     host.pulse("start", resume.step)
     schedule = build_schedule(config, dataset, resume, placement, consensus)
     host.pulse("start", resume.step)
@@ -101,30 +105,30 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         step_loader(dataset, config.data.prefetch_steps),
         build_noise(config, network_config, placement),
         consensus,
-        host.stop_requested,
-        resume.step,
-        len(dataset.mixed_sources),
-        row_summary.epoch_ended,
-        host.pulse,
-        schedule,
-        max_steps,
+        stop_requested=host.stop_requested,
+        first_step=resume.step,
+        num_sources=len(dataset.mixed_sources),
+        epoch_ended=row_summary.epoch_ended,
+        pulse=host.pulse,
+        schedule=schedule,
+        max_steps=max_steps,
     )
     nonfinite = NonFiniteSteps(
         config.train.on_nonfinite,
         consensus,
         placement.rank,
-        host.note,
-        config.train.max_skipped_steps,
-        resume.skipped,
+        note=host.note,
+        max_skipped=config.train.max_skipped_steps,
+        skipped=resume.skipped,
     )
     saver = CheckpointSaver(
         run,
         config.train,
         consensus,
-        feed,
-        dataset.fingerprints(),
-        notes,
-        host.pulse,
+        feed=feed,
+        fingerprints=dataset.fingerprints(),
+        notes=notes,
+        pulse=host.pulse,
         examples_key=examples_key(config.data),
         skipped=lambda: nonfinite.skipped,
         require_owner=host.require_owner,
@@ -132,25 +136,32 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     module = DiffusionModule(
         lambda: build_network(config.model, network_config, config.run.seed),
         config.optim,
-        config.log.every_n_steps,
-        build_validation(config, network_config, placement, consensus),
-        dataset.mixed_sources,
-        nonfinite.left_out,
-        host.pulse,
+        log_every_n_steps=config.log.every_n_steps,
+        validation_batches=build_validation(config, network_config, placement, consensus),
+        sources=dataset.mixed_sources,
+        report_skipped_step=nonfinite.report_skipped_step,
+        pulse=host.pulse,
     )
     trainer = build_trainer(
         config,
         placement,
         device,
-        build_loggers(config, run, placement, resume.step, dataset.mixed_sources, host),
-        [
+        loggers=build_loggers(
+            config,
+            run,
+            placement,
+            first_step=resume.step,
+            sources=dataset.mixed_sources,
+            host=host,
+        ),
+        callbacks=[
             LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
             saver,
             Progress(config.log.every_n_steps),
             row_summary,
         ],
-        resume.universal,
+        load_universal=resume.universal,
     )
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
@@ -192,9 +203,9 @@ def build_trainer(
             deepspeed_config(config.deepspeed, config.optim.gradient_clip),
             placement,
             device,
-            config.train.precision,
-            timedelta(seconds=config.collective_timeout_s),
-            load_universal,
+            precision=config.train.precision,
+            timeout=timedelta(seconds=config.collective_timeout_s),
+            load_universal=load_universal,
         ),
         # The feed runs through all epochs: to Lightning they are one, and resume is always within.
         max_epochs=1,
@@ -209,39 +220,6 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def build_dataset(
-    config: Config,
-    network_config: LLaDAConfig,
-    placement: Placement,
-    resume: Resume,
-    run: RunDir,
-    consensus: Consensus,
-) -> StepDataset:
-    """Index this rank's shards and find their positions."""
-    sources = [
-        settle_format(source, config.data.cache_dir, placement, consensus)
-        for source in list_sources(config.data, config.train.epochs)
-    ]
-    dataset = StepDataset(
-        config.data,
-        Path(config.model.path),
-        token_ids(network_config),
-        [source.of_rank(placement.rank, placement.world_size) for source in sources],
-        config.run.seed,
-        StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches),
-        epoch=resume.data.epoch if resume.data else 0,
-        positions=resume.positions,
-        quarantine=run.rank_quarantine(placement.rank),
-    )
-    if resume.data:
-        names = {named.name for source in sources for named in source.shards}
-        found = dataset.fingerprints()
-        dataset.restart_files(
-            files_to_restart(config.data, resume.data, names, found, consensus, placement.rank)
-        )
-    return dataset
 
 
 def build_schedule(
@@ -270,7 +248,15 @@ def build_schedule(
     # With slurm.elastic the global batch of other ranks was the same.
     if resume.world_size is not None and config.slurm.elastic is None:
         ratio = resume.world_size / placement.world_size
-    return Schedule(config.optim, basis, resume.step, planned, changed, say, ratio)
+    return Schedule(
+        config.optim,
+        basis,
+        step=resume.step,
+        kept=planned,
+        data_changed=changed,
+        say=say,
+        older_ratio=ratio,
+    )
 
 
 def build_noise(config: Config, network_config: LLaDAConfig, placement: Placement) -> NoiseSource:
@@ -281,31 +267,6 @@ def build_noise(config: Config, network_config: LLaDAConfig, placement: Placemen
         placement.rank,
         placement.world_size,
     )
-
-
-def build_validation(
-    config: Config, network_config: LLaDAConfig, placement: Placement, consensus: Consensus
-) -> list[MicroBatch]:
-    """Encode and mask this rank's validation rows once; the same number of batches everywhere."""
-    if config.data.validation is None:
-        return []
-    ids = token_ids(network_config)
-    source = settle_format(
-        list_validation(config.data), config.data.cache_dir, placement, consensus
-    )
-    data = config.data.model_copy(
-        update={"format": source.format, "eos_tail": config.data.fixed_eos_tail}
-    )
-    batches = validation_batches(
-        data,
-        source,
-        build_encoder(data, Path(config.model.path), ids),
-        placement.rank,
-        placement.world_size,
-        config.train.micro_batch_size,
-        config.train.validation_max_rows,
-    )
-    return validation_micro_batches(batches, ids, placement.world_size, consensus)
 
 
 def build_loggers(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import llada_sft.training.callbacks.checkpoint_saver as saver_module
 import llada_sft.training.checkpoint.folder as checkpoints
 import llada_sft.training.checkpoint.resume as resume_module
 import llada_sft.training.checkpoint.shard_writer as writing
@@ -182,7 +183,7 @@ def _manifest(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 
 def _folder(patch: pytest.MonkeyPatch, rank: int) -> None:
-    patch.setattr(checkpoints, "begin", _fails_once(checkpoints.begin, 2))
+    patch.setattr(saver_module, "create_partial", _fails_once(checkpoints.create_partial, 2))
 
 
 # Each rank writes two shards to each checkpoint.

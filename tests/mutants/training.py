@@ -56,7 +56,7 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/checkpoint/folder.py",
+        "training/checkpoint/data_state.py",
         "training/checkpoint/test_changed_files.py",
         (
             "self.fingerprints.get(name, value) != value",
@@ -212,8 +212,8 @@ MUTANTS = (
             "a config of another network has its checkpoints set aside as damaged",
         ),
         (
-            "at._replace(examples=0, tokens=0)",
-            "at._replace(examples=0)",
+            "position._replace(examples=0, tokens=0)",
+            "position._replace(examples=0)",
             "other ranks share out by the tokens of the old ones",
         ),
     ),
@@ -392,8 +392,8 @@ MUTANTS = (
             "the first micro-batch closes a step",
         ),
         (
-            "self._left_out(step + 1,",
-            "self._left_out(step,",
+            "self._report_skipped_step(step + 1,",
+            "self._report_skipped_step(step,",
             "a step that was left out has the number before",
         ),
         (

@@ -15,7 +15,13 @@ import lightning.pytorch as pl
 from llada_sft.config.schema import TrainConfig
 from llada_sft.errors import PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint import folder as checkpoints
+from llada_sft.training.checkpoint.data_state import DataState
+from llada_sft.training.checkpoint.folder import (
+    abandon_partial,
+    create_partial,
+    finish_partial,
+    partial_path,
+)
 from llada_sft.training.checkpoint.shard_writer import write_error
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
@@ -98,8 +104,8 @@ class CheckpointSaver(pl.Callback):
         line = ""
         if trainer.is_global_zero:
             self._require_owner()
-            partial = checkpoints.partial_path(self._run.checkpoints, step)
-            line = checkpoints.abandon(partial, first, num_bytes)
+            partial = partial_path(self._run.checkpoints, step)
+            line = abandon_partial(partial, first, num_bytes)
         line = str(self._consensus.gather(line)[0])
         if self.stopped or (self._config.on_failed_save == "go_on" and not last):
             self._notes.not_saved(
@@ -119,15 +125,15 @@ class CheckpointSaver(pl.Callback):
         each error before any goes on.
         """
         folder, zero = self._run.checkpoints, trainer.is_global_zero
-        errors = self._of_rank_0(zero, lambda: checkpoints.begin(folder, step))
+        errors = self._of_rank_0(zero, lambda: create_partial(folder, step))
         if any(errors):
             return errors, 0
-        partial = checkpoints.partial_path(folder, step)
+        partial = partial_path(folder, step)
         # On each rank: another owner may be writing a checkpoint of the same step.
         self._require_owner()
         trainer.save_checkpoint(partial)
         writer = cast(Zero3Strategy, trainer.strategy).shard_writer
-        found: Any = self._consensus.gather(
+        written: Any = self._consensus.gather(
             (
                 batch.positions,
                 self._fingerprints,
@@ -137,8 +143,8 @@ class CheckpointSaver(pl.Callback):
                 writer.num_bytes,
             )
         )
-        errors = [error for *_, error, _ in found]
-        num_bytes = sum(count for *_, count in found)
+        errors = [error for *_, error, _ in written]
+        num_bytes = sum(count for *_, count in written)
         if any(errors):
             return errors, num_bytes
         manifest = {
@@ -148,15 +154,24 @@ class CheckpointSaver(pl.Callback):
             "skipped_steps": asdict(self._skipped()),
         }
         if batch.pace is not None:
-            planned = replace(batch.pace.planned, yields=[yields for _, _, yields, *_ in found])
+            planned = replace(batch.pace.planned, yields=[yields for _, _, yields, *_ in written])
             manifest["schedule"] = planned.to_json()
-        data = checkpoints.DataState.merge(
-            batch.epoch, (one[:2] for one in found), self._examples_key
+        data_state = DataState.merge(
+            batch.epoch, (of_rank[:2] for of_rank in written), self._examples_key
         )
-        records = {name: record for one in found for name, record in one[3].items()}
-        keep = self._config.keep_checkpoints
-        finish = partial, manifest, data, records, keep, self._require_owner
-        return self._of_rank_0(zero, lambda: checkpoints.finish(*finish)), num_bytes
+        records = {name: record for of_rank in written for name, record in of_rank[3].items()}
+
+        def finish() -> None:
+            finish_partial(
+                partial,
+                manifest=manifest,
+                data_state=data_state,
+                records=records,
+                keep=self._config.keep_checkpoints,
+                require_owner=self._require_owner,
+            )
+
+        return self._of_rank_0(zero, finish), num_bytes
 
     def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:
         """Let rank 0 write, and tell all ranks what became of it."""

@@ -1,6 +1,7 @@
 """Saving, verifying and resuming.
 
 folder.py             partial, verified, renamed; the newest complete one wins
+data_state.py         data_state.json: the position of the data
 manifest.py           checkpoint.json: sizes, checksums, and a checksum of its own
 checksums.py          taken while a file is written, compared when it is read
 shard_writer.py       a rank's shards, so that no rank waits for one whose disk is full

@@ -9,7 +9,7 @@ from typing import Any
 
 from llada_sft.config.schema import DataConfig
 from llada_sft.errors import DataError
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.consensus import Consensus
 
 _DO = "restore them, start a new run, or set data.on_changed_file: restart_file"

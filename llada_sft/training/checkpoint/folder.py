@@ -18,78 +18,20 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llada_sft import atomic
-from llada_sft.data.rows.position import FilePosition, Positions
 from llada_sft.training.checkpoint.checksums import FileRecord
+from llada_sft.training.checkpoint.data_state import DATA_STATE, DataState
 from llada_sft.training.checkpoint.manifest import MANIFEST, read_manifest, sealed
 
 # Lightning's name for the folder of DeepSpeed's shards.
 DEEPSPEED_TAG = "checkpoint"
-DATA_STATE, _LATEST = "data_state.json", "latest"
+_LATEST = "latest"
 _COMPLETE = re.compile(r"step_(\d+)")
-
-
-@dataclass(frozen=True)
-class DataState:
-    """Where the data of all ranks stands: for each file its fingerprint and its position.
-
-    `examples_key` is a hash of what decides which examples a row makes; empty in a checkpoint of an
-    older version.
-    """
-
-    epoch: int
-    positions: Positions
-    fingerprints: Mapping[str, str]
-    examples_key: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        files = {
-            name: {**at._asdict(), "fingerprint": self.fingerprints[name]}
-            for name, at in sorted(self.positions.items())
-        }
-        return {"epoch": self.epoch, "examples_key": self.examples_key, "files": files}
-
-    @staticmethod
-    def from_json(state: Mapping[str, Any]) -> "DataState":
-        files = state["files"]
-        return DataState(
-            epoch=state["epoch"],
-            positions={name: FilePosition.from_json(at) for name, at in files.items()},
-            fingerprints={name: at["fingerprint"] for name, at in files.items()},
-            examples_key=state.get("examples_key", ""),
-        )
-
-    @staticmethod
-    def merge(
-        epoch: int,
-        ranks: Iterable[tuple[Positions, Mapping[str, str]]],
-        examples_key: str = "",
-    ) -> "DataState":
-        """Put the states of all ranks together; each file belongs to one of them."""
-        positions: Positions = {}
-        fingerprints: dict[str, str] = {}
-        for rank_positions, rank_fingerprints in ranks:
-            positions |= rank_positions
-            fingerprints |= rank_fingerprints
-        return DataState(epoch, positions, fingerprints, examples_key)
-
-    def changed(self, fingerprints: Mapping[str, str]) -> list[str]:
-        """Name those of a rank's files that are not what they were; one that was added is none."""
-        return [
-            name
-            for name, value in sorted(fingerprints.items())
-            if self.fingerprints.get(name, value) != value
-        ]
-
-    def gone(self, names: Iterable[str]) -> list[str]:
-        """Name the files that are not among all those that there are."""
-        return sorted(self.positions.keys() - set(names))
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -141,10 +83,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return checkpoints[-1][1] if checkpoints else None
 
 
-def read_data_state(checkpoint: Path) -> DataState:
-    return DataState.from_json(json.loads((checkpoint / DATA_STATE).read_text()))
-
-
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file of the manifest is there with its size."""
     try:
@@ -171,7 +109,7 @@ def universal_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.universal")
 
 
-def begin(folder: Path, step: int) -> Path:
+def create_partial(folder: Path, step: int) -> Path:
     """Make an empty folder for a checkpoint that is being written; rank 0 only."""
     partial = partial_path(folder, step)
     remove(partial)
@@ -183,7 +121,7 @@ def partial_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step}.partial"
 
 
-def finish(
+def finish_partial(
     partial: Path,
     manifest: Mapping[str, Any],
     data_state: DataState,
@@ -194,7 +132,7 @@ def finish(
     """Verify a checkpoint that all ranks have written, and make it the newest; rank 0 only.
 
     Args:
-        partial: What `begin` returned.
+        partial: What `create_partial` returned.
         manifest: Step, number of ranks, versions.
         data_state: Of all ranks.
         records: Of the files that all ranks have written, by the path within `partial`.
@@ -202,7 +140,7 @@ def finish(
         require_owner: Called before each rename; does not return if the run has another owner now.
 
     Raises:
-        OSError: It cannot be written, or a rank's file is missing; then `abandon` it.
+        OSError: It cannot be written, or a file of a rank is missing: call `abandon_partial`.
     """
     text = json.dumps(data_state.to_json(), indent=1)
     atomic.write_synced(partial / DATA_STATE, text)
@@ -240,11 +178,11 @@ def finish(
     return complete
 
 
-def abandon(partial: Path, error: OSError, num_bytes: int) -> str:
+def abandon_partial(partial: Path, error: OSError, num_bytes: int) -> str:
     """Remove what was written of a checkpoint that failed, and say so in one line; rank 0 only.
 
     Args:
-        partial: What `begin` returned, or would have.
+        partial: What `create_partial` returned, or would have.
         error: Of the first rank that failed.
         num_bytes: What all ranks had to write; 0 where that is not known.
     """

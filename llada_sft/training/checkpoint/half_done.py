@@ -13,11 +13,11 @@ from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.consensus import Consensus
 
 
-def begin_half_done_rows(
+def restart_half_done_rows(
     dataset: StepDataset,
     config: DataConfig,
     state: DataState | None,

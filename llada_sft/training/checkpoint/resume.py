@@ -17,7 +17,15 @@ from llada_sft.data.rows.position import Positions
 from llada_sft.errors import CheckpointError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint import folder as checkpoints
+from llada_sft.training.checkpoint.data_state import DataState, read_data_state
+from llada_sft.training.checkpoint.folder import (
+    clean_partial,
+    list_damaged,
+    list_named,
+    point_to,
+    set_aside,
+    universal_path,
+)
 from llada_sft.training.checkpoint.manifest import ManifestError, read_manifest
 from llada_sft.training.checkpoint.universal import Conversion
 from llada_sft.training.checkpoint.verify import (
@@ -54,7 +62,7 @@ class Resume:
 
     checkpoint: Path | None
     step: int
-    data: checkpoints.DataState | None
+    data: DataState | None
     universal: bool = False
     stopped: bool = False
     planned: Planned | None = None
@@ -66,7 +74,10 @@ class Resume:
         """Where the data continues; on another number of ranks, shares start at zero."""
         if self.data is None or not self.universal:
             return None if self.data is None else self.data.positions
-        return {name: at._replace(examples=0, tokens=0) for name, at in self.data.positions.items()}
+        return {
+            name: position._replace(examples=0, tokens=0)
+            for name, position in self.data.positions.items()
+        }
 
 
 def find_resume(
@@ -94,11 +105,11 @@ def find_resume(
     host = host or Host()
     if placement.rank == 0:
         host.require_owner()
-        checkpoints.clean_partial(run.checkpoints)
+        clean_partial(run.checkpoints)
     checkpoint = _choose(run.checkpoints, placement, consensus, host, network or {})
     if checkpoint is None:
         return Resume(None, 0, None)
-    manifest, data = read_manifest(checkpoint), checkpoints.read_data_state(checkpoint)
+    manifest, data = read_manifest(checkpoint), read_data_state(checkpoint)
     if placement.rank == 0:
         print(f"resuming from {checkpoint}", flush=True)
     resume = Resume(
@@ -120,15 +131,15 @@ def find_resume(
     pulse = partial(host.pulse, "start", resume.step)
     if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
         return replace(resume, checkpoint=None, stopped=True)
-    return replace(resume, checkpoint=checkpoints.universal_path(checkpoint), universal=True)
+    return replace(resume, checkpoint=universal_path(checkpoint), universal=True)
 
 
 def _choose(
     folder: Path, placement: Placement, consensus: Consensus, host: Host, network: Shapes
 ) -> Path | None:
     """Return the newest checkpoint in which no rank finds anything wrong."""
-    there = [path for _, path in reversed(checkpoints.list_named(folder))]
-    of_rank_0 = consensus.gather((there, checkpoints.list_damaged(folder), _unreadable(folder)))[0]
+    there = [path for _, path in reversed(list_named(folder))]
+    of_rank_0 = consensus.gather((there, list_damaged(folder), _unreadable(folder)))[0]
     named, damaged, unreadable = cast(tuple[list[Path], list[Path], str], of_rank_0)
     if unreadable:
         raise CheckpointError(unreadable)
@@ -142,7 +153,7 @@ def _choose(
             if placement.rank == 0 and checkpoint != named[0]:
                 host.require_owner()
                 with suppress(OSError):
-                    checkpoints.point_to(checkpoint)
+                    point_to(checkpoint)
             if placement.rank == 0 and not has_checksums(checkpoint):
                 print(f"{checkpoint}: of an older version, without checksums: only sizes are known")
             return checkpoint
@@ -225,7 +236,7 @@ def _pass_over(
     if is_damaged(checkpoint, findings):
         # If it cannot be renamed, the next attempt finds the damage again.
         with suppress(OSError):
-            line = f"{line}; renamed to {checkpoints.set_aside(checkpoint).name}"
+            line = f"{line}; renamed to {set_aside(checkpoint).name}"
     if before is not None:
         line = f"{line}; the one before is {before.name}"
     print(line, flush=True)

@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 from llada_sft.model.safe_load import load_data, what_is_held
 from llada_sft.training.checkpoint.checksums import read_record
-from llada_sft.training.checkpoint.folder import DATA_STATE, DEEPSPEED_TAG, read_data_state
+from llada_sft.training.checkpoint.data_state import DATA_STATE, read_data_state
+from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG
 from llada_sft.training.checkpoint.manifest import (
     MANIFEST,
     ManifestError,

@@ -31,7 +31,7 @@ from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.shards import assign_files
 from llada_sft.data.sources import NamedShard, name_shards
 from llada_sft.data.storage.line_index import LineIndex
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 
 MAX_RANKS, MAX_FILES, MAX_INTERRUPTIONS, EPOCHS = 64, 200, 12, 2
 Step = tuple[list[Row], dict[str, FilePosition]]

@@ -13,7 +13,8 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.training.checkpoint.checksums import FileRecord
-from llada_sft.training.checkpoint.folder import DataState, begin, finish
+from llada_sft.training.checkpoint.data_state import DataState
+from llada_sft.training.checkpoint.folder import create_partial, finish_partial
 from llada_sft.training.checkpoint.shard_writer import ShardWriter
 
 NETWORK = {"wte.weight": (20, 32), "block.q.weight": (32, 33), "ln.weight": (31,)}
@@ -31,7 +32,7 @@ def write_checkpoint(
     **more: Any,
 ) -> Path:
     """Write a checkpoint of random weights; `more` goes into the first rank's optimizer file."""
-    partial, writer = begin(folder, step), ShardWriter()
+    partial, writer = create_partial(folder, step), ShardWriter()
     writer.makedirs(str(partial / "checkpoint"))
     for rank in range(world_size):
         writer.save(model_state(world_size, network), str(partial / MODEL.format(rank)))
@@ -40,7 +41,7 @@ def write_checkpoint(
     writer.save_text("checkpoint", partial / "latest")
     assert writer.error is None
     manifest = {"step": step, "world_size": world_size, "versions": {"llada-sft": "0.1.0"}}
-    return finish(partial, manifest, STATE, writer.records(partial), keep)
+    return finish_partial(partial, manifest, STATE, writer.records(partial), keep)
 
 
 def model_state(world_size: int, network: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -127,10 +127,10 @@ def test_a_step_sums_its_micro_batches_and_closes_with_the_last() -> None:
 def test_a_step_that_was_not_made_is_reported_with_its_number() -> None:
     told: list[tuple[int, int, list[float], bool]] = []
 
-    def left_out(step: int, batches: list[MicroBatch], losses: list[Tensor], last: bool) -> None:
+    def report(step: int, batches: list[MicroBatch], losses: list[Tensor], last: bool) -> None:
         told.append((step, len(batches), [float(loss) for loss in losses], last))
 
-    module = Module(5, left_out=left_out)
+    module = Module(5, report_skipped_step=report)
     module.zero3.step_applied = False
     module.train_on(agreed_steps(5))
     assert told == [(6, 2, [1, 2], False), (7, 2, [3, 4], False), (8, 2, [5, 6], True)]

@@ -8,7 +8,7 @@ import torch
 
 from llada_sft.errors import NonFiniteError
 from llada_sft.training.noising import MicroBatch
-from llada_sft.training.nonfinite import NonFiniteSteps, SkippedSteps, spoil
+from llada_sft.training.nonfinite import NonFiniteSteps, SkippedSteps, poison_gradient
 
 
 class OneRank:
@@ -32,7 +32,9 @@ def steps(policy: Any, rank: int = 0, *limits: Any) -> tuple[NonFiniteSteps, lis
 
 def skip(one: NonFiniteSteps, *numbers: int, last: int = 1000) -> None:
     for number in numbers:
-        one.left_out(number, [micro_batch(number)], [torch.tensor(math.nan)], number == last)
+        one.report_skipped_step(
+            number, [micro_batch(number)], [torch.tensor(math.nan)], number == last
+        )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def skip(one: NonFiniteSteps, *numbers: int, last: int = 1000) -> None:
 )
 def test_the_gradient_follows_the_loss_of_the_step(loss: float, gradient: float) -> None:
     weight = torch.tensor(0.1, requires_grad=True)
-    spoil(3.0 * weight, torch.tensor(loss)).backward()
+    poison_gradient(3.0 * weight, torch.tensor(loss)).backward()
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, torch.tensor(gradient), equal_nan=True, rtol=0, atol=0)
 
@@ -48,7 +50,7 @@ def test_the_gradient_follows_the_loss_of_the_step(loss: float, gradient: float)
 def test_only_the_rows_of_bad_micro_batches_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     skipped, notes = steps("skip")
     losses = [torch.tensor(value) for value in (1.0, math.inf, math.nan)]
-    skipped.left_out(12, [micro_batch(1, 2), micro_batch(3), micro_batch()], losses)
+    skipped.report_skipped_step(12, [micro_batch(1, 2), micro_batch(3), micro_batch()], losses)
     assert notes == [
         {"event": "nonfinite", "step": 12, "detail": "the loss", "rows": ["a.jsonl:3"]}
     ]
@@ -60,7 +62,7 @@ def test_only_the_rows_of_bad_micro_batches_are_named(capsys: pytest.CaptureFixt
 def test_a_message_names_some_rows_and_the_journal_all() -> None:
     stopped, notes = steps("stop")
     with pytest.raises(NonFiniteError) as caught:
-        stopped.left_out(1, [micro_batch(*range(1, 12))], [torch.tensor(1.0)])
+        stopped.report_skipped_step(1, [micro_batch(*range(1, 12))], [torch.tensor(1.0)])
     assert str(caught.value) == (
         "step 1: the gradient is NaN or infinite: rows "
         + ", ".join(f"a.jsonl:{line}" for line in range(1, 9))
@@ -72,7 +74,7 @@ def test_a_message_names_some_rows_and_the_journal_all() -> None:
 
 def test_one_rank_alone_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     skipped, notes = steps("skip", rank=1)
-    skipped.left_out(1, [micro_batch(1)], [torch.tensor(math.nan)])
+    skipped.report_skipped_step(1, [micro_batch(1)], [torch.tensor(math.nan)])
     assert notes == []
     assert capsys.readouterr().out == ""
 

@@ -9,8 +9,8 @@ from llada_sft.config.schema import Config
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
+from llada_sft.training.build_data import build_validation
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.trainer import build_validation
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, logits_at
 

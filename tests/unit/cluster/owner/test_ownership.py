@@ -23,7 +23,9 @@ from llada_sft.cluster.owner.identity import Owner, this_process
 from llada_sft.config import load_config
 from llada_sft.errors import LaunchError, SupersededError
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint import folder as checkpoints
+from llada_sft.training.checkpoint import folder as checkpoint_folder
+from llada_sft.training.checkpoint.data_state import DataState
+from llada_sft.training.checkpoint.folder import create_partial, finish_partial
 
 FakeTool = Callable[[str, str], None]
 JOB = Job("42", 0, "node[1-2]", 4)
@@ -452,9 +454,9 @@ def test_a_checkpoint_of_a_lost_run_gets_no_name(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The owner loses the run between each pair of writes, one after the other."""
-    monkeypatch.setattr(checkpoints, "is_complete", lambda path: True)
-    monkeypatch.setattr(checkpoints, "_num_shards", lambda path: 2)
-    state = checkpoints.DataState(0, {}, {})
+    monkeypatch.setattr(checkpoint_folder, "is_complete", lambda path: True)
+    monkeypatch.setattr(checkpoint_folder, "_num_shards", lambda path: 2)
+    state = DataState(0, {}, {})
     folder = run.checkpoints
     for lost_at in range(4):
         for old in (1, 2):
@@ -466,9 +468,9 @@ def test_a_checkpoint_of_a_lost_run_gets_no_name(
             if next(asked) == lost_at:
                 raise SupersededError("lost")
 
-        partial = checkpoints.begin(folder, 3)
+        partial = create_partial(folder, 3)
         with pytest.raises(SupersededError):
-            checkpoints.finish(partial, {"step": 3, "world_size": 1}, state, {}, 1, require)
+            finish_partial(partial, {"step": 3, "world_size": 1}, state, {}, 1, require)
         there = sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
         assert ("step_3" in there) is (lost_at > 0)
         assert (folder / "latest").read_text() == ("step_3\n" if lost_at > 1 else "step_2\n")

@@ -19,7 +19,7 @@ from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.yields import SAMPLE_ROWS
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 

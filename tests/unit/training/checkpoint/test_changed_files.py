@@ -8,7 +8,7 @@ from llada_sft.config.schema import DataConfig
 from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.errors import DataError
 from llada_sft.training.checkpoint.changed_files import files_to_restart
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.consensus import Consensus
 
 STATE = DataState(

@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 
 from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.training.checkpoint.checksums import FileRecord, read_record
+from llada_sft.training.checkpoint.data_state import DataState, read_data_state
 from llada_sft.training.checkpoint.folder import (
-    DataState,
-    abandon,
-    begin,
+    abandon_partial,
     clean_partial,
-    finish,
+    create_partial,
+    finish_partial,
     is_complete,
     list_checkpoints,
     newest_checkpoint,
     partial_path,
-    read_data_state,
     universal_path,
 )
 from llada_sft.training.checkpoint.manifest import read_manifest
@@ -52,9 +51,9 @@ def write(partial: Path, world_size: int) -> dict[str, FileRecord]:
 
 
 def make(folder: Path, step: int, keep: int = 9, world_size: int = 2, written: int = 2) -> Path:
-    partial = begin(folder, step)
+    partial = create_partial(folder, step)
     records = write(partial, written)
-    return finish(partial, {"step": step, "world_size": world_size}, STATE, records, keep)
+    return finish_partial(partial, {"step": step, "world_size": world_size}, STATE, records, keep)
 
 
 def test_a_finished_checkpoint(tmp_path: Path) -> None:
@@ -93,7 +92,7 @@ def test_the_number_decides_which_is_newest(tmp_path: Path) -> None:
 
 def test_a_partial_one_is_never_returned(tmp_path: Path) -> None:
     made = make(tmp_path, 1)
-    write(begin(tmp_path, 2), world_size=2)
+    write(create_partial(tmp_path, 2), world_size=2)
     # Not even one that is whole but for its name.
     make(tmp_path, 3).rename(partial_path(tmp_path, 3))
     assert newest_checkpoint(tmp_path) == made
@@ -102,8 +101,8 @@ def test_a_partial_one_is_never_returned(tmp_path: Path) -> None:
 
 
 def test_a_partial_one_is_begun_afresh(tmp_path: Path) -> None:
-    write(begin(tmp_path, 2), world_size=4)
-    partial = begin(tmp_path, 2)
+    write(create_partial(tmp_path, 2), world_size=4)
+    partial = create_partial(tmp_path, 2)
     assert list(partial.iterdir()) == []
 
 
@@ -143,7 +142,7 @@ def test_a_rank_that_wrote_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not every rank's files are there") as caught:
         make(tmp_path, 2, world_size=3, written=2)
     partial = partial_path(tmp_path, 2)
-    assert abandon(partial, caught.value, 90) == (
+    assert abandon_partial(partial, caught.value, 90) == (
         f"{partial}: cannot be written: not every rank's files are there:"
         " the checkpoint of step 1 is intact"
     )
@@ -173,11 +172,11 @@ def test_one_that_cannot_be_written(
     room: str,
 ) -> None:
     kept = [make(tmp_path, step) for step in steps]
-    partial = begin(tmp_path, 40)
+    partial = create_partial(tmp_path, 40)
     write(partial, world_size=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_400_000))
     before = f"the checkpoint of step {steps[-1]} is intact" if steps else "it is the first one"
-    assert abandon(partial, OSError(number, "No room"), needed) == (
+    assert abandon_partial(partial, OSError(number, "No room"), needed) == (
         f"{partial}: cannot be written: No room{room}: {before}"
     )
     assert [path for _, path in list_checkpoints(tmp_path)] == kept
@@ -207,7 +206,7 @@ def test_what_fails_last_leaves_the_one_before(
         return
     with pytest.raises(OSError, match="No space left"):
         make(tmp_path, 2, keep=1)
-    abandon(partial_path(tmp_path, 2), OSError(errno.ENOSPC, "No room"), 0)
+    abandon_partial(partial_path(tmp_path, 2), OSError(errno.ENOSPC, "No room"), 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_1"]
     assert newest_checkpoint(tmp_path) == older
     assert (tmp_path / "latest").read_text() == "step_1\n"
@@ -245,11 +244,11 @@ def test_a_crash_while_one_is_replaced_leaves_nothing_that_looks_damaged(
 
 
 def test_a_file_that_no_rank_has_written_is_in_no_checkpoint(tmp_path: Path) -> None:
-    partial = begin(tmp_path, 2)
+    partial = create_partial(tmp_path, 2)
     records = write(partial, 2)
     (partial / "zero_to_fp32.py").write_text("import os")
     with pytest.raises(OSError, match=r"no rank has written zero_to_fp32\.py"):
-        finish(partial, {"step": 2, "world_size": 2}, STATE, records, 9)
+        finish_partial(partial, {"step": 2, "world_size": 2}, STATE, records, 9)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])

@@ -10,8 +10,8 @@ from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint.folder import DataState
-from llada_sft.training.checkpoint.half_done import begin_half_done_rows, trained_key
+from llada_sft.training.checkpoint.data_state import DataState
+from llada_sft.training.checkpoint.half_done import restart_half_done_rows, trained_key
 from tests.unit.training.ranks import on_ranks
 
 STATE = DataState(0, {}, {}, "")
@@ -40,7 +40,7 @@ def begin(
     datasets, notes = [Dataset(2), Dataset(1)], []  # type: ignore[var-annotated]
     on_ranks(
         2,
-        lambda rank, consensus: begin_half_done_rows(
+        lambda rank, consensus: restart_half_done_rows(
             cast(StepDataset, datasets[rank]),
             config,
             state,

@@ -12,7 +12,7 @@ import torch
 import llada_sft.training.checkpoint.resume as resume_module
 from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.errors import CheckpointError, PeerFailedError, SupersededError
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.checkpoint.verify import Finding
 from llada_sft.training.host import Host

@@ -19,7 +19,7 @@ from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.yields import SAMPLE_ROWS, RowYield
 from llada_sft.placement import Placement
-from llada_sft.training.checkpoint.folder import DataState
+from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed

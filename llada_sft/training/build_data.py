@@ -1,0 +1,81 @@
+"""The config's `data` section -> this rank's training rows and its validation batches."""
+
+from pathlib import Path
+
+from llada_sft.config.schema import Config
+from llada_sft.data.examples.encode import build_encoder
+from llada_sft.data.sources import list_sources, list_validation
+from llada_sft.data.steps.dataset import StepDataset
+from llada_sft.data.steps.local_step import StepSize
+from llada_sft.data.steps.validation import validation_batches
+from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.placement import Placement
+from llada_sft.run_dir import RunDir
+from llada_sft.training.build_network import token_ids
+from llada_sft.training.checkpoint.changed_files import files_to_restart
+from llada_sft.training.checkpoint.resume import Resume
+from llada_sft.training.consensus import Consensus
+from llada_sft.training.detect_format import settle_format
+from llada_sft.training.noising import MicroBatch, validation_micro_batches
+
+
+def build_dataset(
+    config: Config,
+    network_config: LLaDAConfig,
+    placement: Placement,
+    resume: Resume,
+    run: RunDir,
+    consensus: Consensus,
+) -> StepDataset:
+    """Index this rank's shards and find their positions."""
+    sources = [
+        settle_format(source, config.data.cache_dir, placement, consensus)
+        for source in list_sources(config.data, config.train.epochs)
+    ]
+    dataset = StepDataset(
+        config.data,
+        Path(config.model.path),
+        token_ids(network_config),
+        sources=[source.of_rank(placement.rank, placement.world_size) for source in sources],
+        seed=config.run.seed,
+        size=StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches),
+        epoch=resume.data.epoch if resume.data else 0,
+        positions=resume.positions,
+        quarantine=run.rank_quarantine(placement.rank),
+    )
+    if resume.data:
+        changed = files_to_restart(
+            config.data,
+            resume.data,
+            names={shard.name for source in sources for shard in source.shards},
+            fingerprints=dataset.fingerprints(),
+            consensus=consensus,
+            rank=placement.rank,
+        )
+        dataset.restart_files(changed)
+    return dataset
+
+
+def build_validation(
+    config: Config, network_config: LLaDAConfig, placement: Placement, consensus: Consensus
+) -> list[MicroBatch]:
+    """Encode and mask this rank's validation rows once; the same number of batches everywhere."""
+    if config.data.validation is None:
+        return []
+    ids = token_ids(network_config)
+    source = settle_format(
+        list_validation(config.data), config.data.cache_dir, placement, consensus
+    )
+    data = config.data.model_copy(
+        update={"format": source.format, "eos_tail": config.data.fixed_eos_tail}
+    )
+    batches = validation_batches(
+        data,
+        source,
+        build_encoder(data, Path(config.model.path), ids),
+        rank=placement.rank,
+        world_size=placement.world_size,
+        micro_batch_size=config.train.micro_batch_size,
+        max_rows=config.train.validation_max_rows,
+    )
+    return validation_micro_batches(batches, ids, placement.world_size, consensus)
