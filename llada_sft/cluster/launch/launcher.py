@@ -122,7 +122,7 @@ def resume(
 
 
 def _is_whole(run: RunDir, step: int) -> bool:
-    """Tell whether a checkpoint is intact; if not, print so: the ranks will use another one."""
+    """Return whether a checkpoint is intact; if not, print so: the ranks will use another one."""
     from llada_sft.training.checkpoint.manifest import first_difference
 
     difference = first_difference(run.checkpoints / f"step_{step}")

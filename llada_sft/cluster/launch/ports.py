@@ -36,7 +36,7 @@ def free_port(ephemeral: Path = _EPHEMERAL) -> int:
 
 
 def is_free(port: int) -> bool:
-    """Tell whether a TCP port can be bound on all addresses."""
+    """Return whether a TCP port can be bound on all addresses."""
     with socket.socket() as probe:
         try:
             probe.bind(("", port))

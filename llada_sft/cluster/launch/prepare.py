@@ -173,7 +173,7 @@ def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim
 
 
 def has_started(run: RunDir) -> bool:
-    """Tell whether an attempt of the run has started; nobody else may use the run."""
+    """Return whether an attempt of the run has started; nobody else may use the run."""
     started = any(entry.get("event") == "started" for entry in journal.read(run.journal))
     return started or is_trained(run)
 

@@ -98,7 +98,7 @@ class Owner:
         return asdict(self)
 
     def is_same_attempt(self, other: "Owner") -> bool:
-        """Tell whether both are the same start of the same job."""
+        """Return whether both are the same start of the same job."""
         return (
             self.kind == other.kind == "job"
             and self.is_same_job(other)
@@ -106,7 +106,7 @@ class Owner:
         )
 
     def is_same_job(self, other: "Owner") -> bool:
-        """Tell whether both run in one SLURM job, whatever its restart count."""
+        """Return whether both run in one SLURM job, whatever its restart count."""
         if not self.job_id or self.job_id != other.job_id:
             return False
         # Job numbers of a federation are unique, and a job may start on any of its clusters.

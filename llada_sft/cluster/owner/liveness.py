@@ -53,7 +53,7 @@ def is_dead(owner: Owner, claimant: Owner, seen: Seen) -> bool:
 
 
 def is_visible(owner: Owner, claimant: Owner) -> bool:
-    """Tell whether the claimant sees the owner's process under the owner's pid."""
+    """Return whether the claimant sees the owner's process under the owner's pid."""
     return (
         bool(owner.boot_id)
         and owner.boot_id == claimant.boot_id
@@ -62,7 +62,7 @@ def is_visible(owner: Owner, claimant: Owner) -> bool:
 
 
 def was_rebooted(owner: Owner, claimant: Owner) -> bool:
-    """Tell whether the owner ran on the claimant's host before its last boot."""
+    """Return whether the owner ran on the claimant's host before its last boot."""
     same_host = (owner.host, owner.machine) == (claimant.host, claimant.machine)
     # Container images have no machine id, and host names of containers are reused.
     known = bool(owner.boot_id) and bool(owner.machine)
@@ -70,7 +70,7 @@ def was_rebooted(owner: Owner, claimant: Owner) -> bool:
 
 
 def job_is_over(job: Mapping[str, str], restarts: int) -> bool:
-    """Tell whether a job has ended for good, or was restarted after a given start.
+    """Return whether a job has ended for good, or was restarted after a given start.
 
     Args:
         job: The fields of `scontrol show job`; empty for a job that SLURM has forgotten.

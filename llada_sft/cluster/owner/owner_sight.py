@@ -97,7 +97,7 @@ def _ask(owner: Owner, claimant: Owner) -> tuple[bool, dict[str, str]]:
 
 
 def _is_copied(owner: Owner, folder: Path) -> bool:
-    """Tell whether the run directory is a copy: both its path and its inode differ.
+    """Return whether the run directory is a copy: both its path and its inode differ.
 
     One difference is not enough: hosts may mount it elsewhere, or number its folders differently.
     """

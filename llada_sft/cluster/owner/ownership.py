@@ -63,7 +63,7 @@ class Ownership:
         return f"{self.number}:{self.owner.token}"
 
     def is_held(self) -> bool:
-        """Tell whether this owner still has the run; true also if its folder cannot be read."""
+        """Return whether this owner still has the run; true also if its folder cannot be read."""
         try:
             owner_files.refresh(self.run)
             highest = owner_files.highest(self.run)

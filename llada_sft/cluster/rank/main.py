@@ -87,7 +87,16 @@ def _run(run_dir: str) -> None:
         node = os.environ.get("SLURMD_NODENAME", "")
         with Watchdog(run_path, placement, node) as watchdog:
             leaving.answer_hang = watchdog.answer
-            _attempt(_Rank(run_path, placement, stop, leaving, watchdog, owned))
+            _attempt(
+                _Rank(
+                    run=run_path,
+                    placement=placement,
+                    stop=stop,
+                    leaving=leaving,
+                    watchdog=watchdog,
+                    ownership=owned,
+                )
+            )
     except (PeerFailedError, SupersededError) as error:
         # The other rank has reported the reason; and nothing is written into another owner's run.
         print(error, file=sys.stderr, flush=True)

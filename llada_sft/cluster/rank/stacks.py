@@ -109,7 +109,7 @@ def call(run: RunDir, attempt: int, rank: int) -> None:
 
 
 def is_called(run: RunDir, attempt: int) -> bool:
-    """Tell whether a rank has called the others."""
+    """Return whether a rank has called the others."""
     try:
         return run.hang_call(attempt).read_bytes() != b""
     except OSError:
@@ -197,7 +197,7 @@ def place_of(frame: FrameType) -> str:
 
 
 def in_collective(frames: Iterable[FrameType]) -> bool:
-    """Tell whether any thread of a rank waits for other ranks.
+    """Return whether any thread of a rank waits for other ranks.
 
     On CUDA the backward pass has its own thread, and the main thread waits for its collectives.
     """

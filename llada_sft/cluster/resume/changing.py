@@ -125,7 +125,7 @@ def take_setup(run: RunDir, setup: str | None) -> None:
 
 
 def is_trained(run: RunDir) -> bool:
-    """Tell whether the run has a checkpoint, complete or damaged."""
+    """Return whether the run has a checkpoint, complete or damaged."""
     return any(_CHECKPOINT.fullmatch(path.name) for path in run.checkpoints.glob("step_*"))
 
 
@@ -154,7 +154,7 @@ def _read(
 
 
 def _is_own(change: Change, run: RunDir) -> bool:
-    """Tell whether the new value is the path of the run's own copy."""
+    """Return whether the new value is the path of the run's own copy."""
     copies = {"data.hook": str(run.hook), "slurm.setup": str(run.setup)}
     return change.key in copies and copies[change.key] == str(change.new)
 

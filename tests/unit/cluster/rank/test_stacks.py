@@ -60,7 +60,7 @@ def test_the_rank_that_is_waited_for(states: list[RankState], named: list[int]) 
     assert [one.rank for one in waited_for(states)] == named
 
 
-def test_last_words(tmp_path: Path) -> None:
+def test_failure_reports(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     states = [state(0), state(1, "hook.py:12 process_data", in_collective=False), state(3)]
     waiting, named, other = stacks.failure_reports(run, 3, states, 30.0)
@@ -84,7 +84,9 @@ def test_last_words(tmp_path: Path) -> None:
         (LOCKED, "is in b.py:3 match, in C code that holds Python's lock"),
     ],
 )
-def test_last_words_of_a_rank_that_has_none(tmp_path: Path, silent: RankState, words: str) -> None:
+def test_failure_report_of_a_rank_that_wrote_none(
+    tmp_path: Path, silent: RankState, words: str
+) -> None:
     waiting, _, named = stacks.failure_reports(
         RunDir(tmp_path), 1, [state(0), state(1), silent], 31.0
     )
@@ -96,7 +98,7 @@ def test_last_words_of_a_rank_that_has_none(tmp_path: Path, silent: RankState, w
     assert (named.step, named.consequence, waiting.consequence) == (None, False, True)
 
 
-def test_last_words_where_all_wait(tmp_path: Path) -> None:
+def test_failure_reports_where_all_wait(tmp_path: Path) -> None:
     first, second = stacks.failure_reports(RunDir(tmp_path), 1, [state(0), state(1)], 30.0)
     assert first.error == second.error
     assert first.error == (

@@ -167,7 +167,7 @@ def test_c_code_that_holds_the_lock_is_ended_too(run: RunDir) -> None:
         ),
     ],
 )
-def test_a_rank_that_cannot_speak_has_its_last_words_written(
+def test_the_failure_report_of_a_rank_that_cannot_write_is_written(
     run: RunDir, hang: str, words: str
 ) -> None:
     with killed_at_last(start(run, hang, rank=1, world_size=2)):
