@@ -27,7 +27,7 @@ def commands(title: str) -> list[str]:
     """The commands of a section."""
     section = README.partition(f"## {title}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^ *```bash\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines()]
+    return [line.strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
 
 @pytest.fixture
