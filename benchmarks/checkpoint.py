@@ -29,7 +29,7 @@ import report
 import torch
 from xxhash import xxh3_128
 
-from llada_sft.training.checkpoint.checksums import HashingFile, read_record
+from llada_sft.training.checkpoint.checksums import HashingFile, record_of_file
 
 PACKAGES = ("torch", "xxhash", "llada-sft")
 # Of the time of a save.
@@ -128,7 +128,7 @@ def measure_hash(state: dict[str, Any], folder: Path) -> dict[str, float]:
     hashed = xxh3_128()
     in_memory = fastest(lambda: [hashed.update(tensor.numpy()) for tensor in tensors])
     path = folder / "shard.pt"
-    from_file = fastest(lambda: read_record(path))
+    from_file = fastest(lambda: record_of_file(path))
     return {
         "hash_s": in_memory,
         "hash_mb_per_s": num_bytes / 1e6 / in_memory,

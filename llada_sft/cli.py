@@ -156,7 +156,7 @@ def _shard(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from llada_sft.check.command import check
+    from llada_sft.check.command import run_check
     from llada_sft.check.survey import Request
     from llada_sft.config import load_config, resolve_paths
     from llada_sft.training.build_network import resolve_network, token_ids
@@ -164,7 +164,7 @@ def _check(arguments: argparse.Namespace) -> int:
     config = resolve_paths(load_config(arguments.config, arguments.overrides), Path.cwd())
     ranks = config.world_size if arguments.ranks is None else arguments.ranks
     request = Request(config, ranks, arguments.sample, progress=sys.stderr.isatty())
-    return check(request, token_ids(resolve_network(config.model)), arguments.json)
+    return run_check(request, token_ids(resolve_network(config.model)), arguments.json)
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from llada_sft.check.findings import find
+from llada_sft.check.findings import findings_of
 from llada_sft.check.reading import BuildWorker
 from llada_sft.check.report import as_json, as_text
 from llada_sft.check.survey import Request, survey
@@ -17,7 +17,7 @@ from llada_sft.errors import ConfigError
 FINE, PROBLEMS = 0, 1
 
 
-def check(request: Request, tokenizer_ids: TokenIds, json: bool) -> int:
+def run_check(request: Request, tokenizer_ids: TokenIds, json: bool) -> int:
     """Check the data of a config with absolute paths.
 
     Args:
@@ -40,7 +40,7 @@ def check(request: Request, tokenizer_ids: TokenIds, json: bool) -> int:
     build = BuildWorker(config.data, Path(config.model.path), tokenizer_ids)
     with Workers(build, usable_cores()) as workers:
         found = survey(request, workers)
-    findings = find(found)
+    findings = findings_of(found)
     if json:
         print(orjson.dumps(as_json(found, findings), option=orjson.OPT_INDENT_2).decode())
     else:

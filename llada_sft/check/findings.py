@@ -28,7 +28,7 @@ class Finding:
     message: str
 
 
-def find(survey: Survey) -> list[Finding]:
+def findings_of(survey: Survey) -> list[Finding]:
     """Judge a survey; problems come first."""
     checks: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
         _shards,

@@ -15,34 +15,19 @@ from numpy.typing import NDArray
 from llada_sft.check.rendering import Shown, show, tail_of
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Encoder, Example, build_encoder
-from llada_sft.data.examples.quarantine import MAX_MESSAGE, BadRowError
+from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.records.normalize import RecordReader
+from llada_sft.data.rows.bad_row import SHOWN, BadRow
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import NamedShard
 from llada_sft.keys import digest
 
-# Bad rows that are shown with their place.
-SHOWN_BAD = 5
 # Of nearly all rows; adding such counts up one by one would take as long as to read the rows.
 _GOOD = RowCounts(rows=1)
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used."""
-
-    file: str
-    line: int
-    byte: int
-    reason: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} (byte {self.byte}): {self.message}"
 
 
 @dataclass(frozen=True)
@@ -211,8 +196,8 @@ class _Gathered:
         except BadRowError as error:
             bad = True
             self.others += RowCounts(rows=1, bad={error.reason: 1})
-            if len(self.first_bad) < SHOWN_BAD:
-                self.first_bad.append(_bad_row(error))
+            if len(self.first_bad) < SHOWN:
+                self.first_bad.append(error.bad_row)
         else:
             examples = encoded.examples
             if encoded.counts == _GOOD:
@@ -242,10 +227,3 @@ class _Gathered:
 
 def _hash(content: bytes) -> int:
     return int.from_bytes(digest(content, 8), "little")
-
-
-def _bad_row(error: BadRowError) -> BadRow:
-    at, message = error.row, error.message
-    if len(message) > MAX_MESSAGE:
-        message = message[:MAX_MESSAGE] + " ..."
-    return BadRow(at.path, at.line, at.byte, error.reason, message)

@@ -23,10 +23,8 @@ class Shown:
 
 
 def tail_of(example: Example, encoder: Encoder) -> int:
-    """Say how many tokens of the EOS tail an example has before it shares a micro-batch."""
-    if example.noisy_ids is not None:
-        return 0
-    return 1 if encoder.eos_tail == "batch_max" else encoder.eos_tail
+    """Return how many tokens of the EOS tail an example has before it shares a micro-batch."""
+    return 0 if example.noisy_ids is not None else encoder.tail
 
 
 def show(where: str, example: Example, encoder: Encoder) -> Shown:

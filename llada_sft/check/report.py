@@ -81,7 +81,7 @@ def _dataset_json(data: Dataset) -> dict[str, Any]:
         "bad_rows": {
             "rows": counts.num_bad,
             "by_reason": dict(sorted(counts.bad.items())),
-            "first": [vars(row) for row in data.first_bad],
+            "first": [row.to_json() for row in data.first_bad],
         },
         "left_out_rows": counts.left_out,
         "too_long": {

@@ -13,8 +13,6 @@ from llada_sft.check.duplicates import repeated, standing_in
 from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
 from llada_sft.check.lengths import Lengths, summarize
 from llada_sft.check.reading import (
-    SHOWN_BAD,
-    BadRow,
     CountRows,
     Part,
     ReadRows,
@@ -28,6 +26,7 @@ from llada_sft.config.schema import Config, DataConfig
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.records.detect import detect_format
 from llada_sft.data.records.normalize import RecordReader
+from llada_sft.data.rows.bad_row import SHOWN, BadRow
 from llada_sft.data.sources import Source, list_sources, list_validation
 from llada_sft.data.steps.local_step import StepSize
 
@@ -256,7 +255,7 @@ class _Reading:
         for chunk, part in zip(chunks, parts, strict=True):
             of_file[chunk.number].append(part.rows)
             self.counts += part.counts
-            self.first_bad += part.first_bad[: SHOWN_BAD - len(self.first_bad)]
+            self.first_bad += part.first_bad[: SHOWN - len(self.first_bad)]
             if part.shown is not None:
                 self.shown.append(part.shown)
         self.rows = [join(own) for own in of_file]

@@ -27,7 +27,7 @@ from llada_sft.errors import EXIT_CODE
 from llada_sft.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from llada_sft.cluster.attempt.evidence import Job
+    from llada_sft.cluster.attempt.evidence import BatchJob
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 USAGE = (
@@ -53,11 +53,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _begin(run: RunDir) -> int:
     from llada_sft.cluster.attempt import supervisor
-    from llada_sft.cluster.attempt.evidence import Job
+    from llada_sft.cluster.attempt.evidence import BatchJob
 
     # For this process and for what setup.sh starts, as `_ignore_signals`; a thread records them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    job = Job.of(os.environ)
+    job = BatchJob.of(os.environ)
     # The batch script evaluates stdout: messages for people go to its log.
     with redirect_stdout(sys.stderr):
         if code := supervisor.begin(run, job, job.world_size):
@@ -70,10 +70,10 @@ def _begin(run: RunDir) -> int:
 
 def _end(run: RunDir, srun_code: int) -> int:
     from llada_sft.cluster.attempt import supervisor
-    from llada_sft.cluster.attempt.evidence import Job
+    from llada_sft.cluster.attempt.evidence import BatchJob
 
     _ignore_signals()
-    return supervisor.end(run, Job.of(os.environ), srun_code)
+    return supervisor.end(run, BatchJob.of(os.environ), srun_code)
 
 
 def _port() -> int:
@@ -89,7 +89,7 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _note_signals(run: RunDir, job: "Job") -> None:
+def _note_signals(run: RunDir, job: "BatchJob") -> None:
     """Record what SLURM does to the job while setup.sh runs: its ranks cannot do so yet."""
     from llada_sft.cluster.attempt import supervisor
 

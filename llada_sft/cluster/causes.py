@@ -36,3 +36,7 @@ class Cause(StrEnum):
     NODE_FAILURE = "node failure"
     # It ended without a word, and nothing tells why.
     LOST = "lost"
+
+
+# What the user can fix: a line says how, and nothing restarts before.
+FIXED_BY_THE_USER = frozenset({Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE})

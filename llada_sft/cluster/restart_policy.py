@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, HANG_EXIT_CODE, Cause
+from llada_sft.cluster.causes import FIXED_BY_THE_USER, GIVEN_UP_EXIT_CODE, HANG_EXIT_CODE, Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.errors import EXIT_CODE
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 STOPS = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.REQUEUED, Cause.TOLD_TO_STOP})
 # Caused by SLURM, not by a person: these repeat, however little was done in between.
 _BY_SLURM = frozenset({Cause.PREEMPTED, Cause.TIME_LIMIT})
-OVER = frozenset({Cause.FINISHED, Cause.CANCELLED, Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE})
+OVER = FIXED_BY_THE_USER | {Cause.FINISHED, Cause.CANCELLED}
 OF_THE_MACHINE = frozenset({Cause.NODE_FAILURE, Cause.KILLED, Cause.LOST})
 EXIT_CODES = {
     **dict.fromkeys([*STOPS, Cause.FINISHED, Cause.CANCELLED], 0),
-    **dict.fromkeys([Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE], EXIT_CODE),
+    **dict.fromkeys(FIXED_BY_THE_USER, EXIT_CODE),
     Cause.HANG: HANG_EXIT_CODE,
 }
 _WORDS = frozenset(Cause)
@@ -83,7 +83,7 @@ class Attempt:
         return self.cause is not None and self.cause not in STOPS and self.new_steps == 0
 
 
-def exit_code(cause: Cause) -> int:
+def exit_code_of(cause: Cause) -> int:
     """Give the exit code of a job that ends for this."""
     return EXIT_CODES.get(cause, 1)
 
@@ -100,7 +100,7 @@ def decide(entries: Sequence[Entry], config: "Config") -> Decision:
     # Without its `ended` line the journal cannot be written: no budget could ever be used up.
     if cause is None:
         return Decision(restart=False, exit_code=1)
-    code = exit_code(cause)
+    code = exit_code_of(cause)
     if cause in OVER or cause in STOPS - _BY_SLURM:
         return Decision(cause in STOPS, code)
     if cause in _BY_SLURM:

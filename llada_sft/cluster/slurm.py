@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from llada_sft.errors import LaunchError
 
@@ -24,6 +25,19 @@ _OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
 _OF_A_TOOL = re.compile(r"(?:SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL)_|SLURM_BITSTR_LEN$")
 EXCLUDE_TRIES = 8
 EXCLUDE_PAUSE_S = 0.3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A SLURM job.
+
+    Attributes:
+        job_id: SLURM's number.
+        restarts: SLURM's count of its restarts when the attempt started.
+    """
+
+    job_id: str
+    restarts: int
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Problem(NamedTuple):
     text: str
 
 
-def describe(error: ValidationError, data: dict[str, Any]) -> Iterator[Problem]:
+def describe_problems(error: ValidationError, data: dict[str, Any]) -> Iterator[Problem]:
     """Yield one problem for each key that does not fit."""
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):

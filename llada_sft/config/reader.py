@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from llada_sft.config import yaml12
-from llada_sft.config.problems import describe, shown
+from llada_sft.config.problems import describe_problems, shown
 from llada_sft.config.schema import Config, SourceConfig
 from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
@@ -121,7 +121,7 @@ class _Source:
         try:
             config = Config.model_validate_json(json.dumps(data))
         except ValidationError as error:
-            for problem in islice(describe(error, data), SHOWN_PROBLEMS + 1):
+            for problem in islice(describe_problems(error, data), SHOWN_PROBLEMS + 1):
                 if problem.path not in self.unreadable:
                     self._add(problem.path, problem.text)
         self.raise_problems()

@@ -154,6 +154,11 @@ TrainData = Annotated[
 ]
 
 
+def shortest_tail(eos_tail: int | Literal["batch_max"]) -> int:
+    """Return the EOS tokens that each response has, whatever the micro-batch it is in."""
+    return 1 if eos_tail == "batch_max" else eos_tail
+
+
 class DataConfig(Section):
     # A folder of .jsonl, .jsonl.gz or .jsonl.zst shards, or a glob of them; or the URL of one.
     # Or a list of these, read as one. Or named sources, mixed by weight (docs/data.md):
@@ -207,7 +212,7 @@ class DataConfig(Section):
     @property
     def fixed_eos_tail(self) -> int:
         """EOS tokens that each response has whatever the micro-batch: the tail of validation."""
-        return 1 if self.eos_tail == "batch_max" else self.eos_tail
+        return shortest_tail(self.eos_tail)
 
     @property
     def train_paths(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Bidirectional attention with rotary positions, on torch's kernels.
 
-`plan` decides once for a forward pass how its blocks attend; `attend` does it in each block.
+`plan_attention` decides once for a forward pass how its blocks attend; `attend` does it in each
+block.
 Examples that share one row never look at each other: on CUDA the kernel for sequences of variable
 length keeps them apart, elsewhere a block-diagonal mask.
 
@@ -30,7 +31,7 @@ def token_positions(
     return torch.cat([torch.arange(one) for one in lengths]).to(device)
 
 
-def plan(
+def plan_attention(
     attention_mask: Tensor | None,
     sequence_lengths: Sequence[int] | None,
     device: torch.device,
@@ -99,7 +100,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
         q: [B, H, L, D] floating.
         k: [B, K, L, D] floating.
         v: [B, K, L, D] floating.
-        how: What `plan` returned.
+        how: What `plan_attention` returned.
 
     Returns:
         [B, H, L, D]. What comes out at padding is of no meaning.

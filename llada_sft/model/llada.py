@@ -21,7 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from llada_sft.model.attention import Plan, attend, plan, rotary_table, rotate, token_positions
+from llada_sft.model.attention import (
+    Plan,
+    attend,
+    plan_attention,
+    rotary_table,
+    rotate,
+    token_positions,
+)
 from llada_sft.model.configuration import LLaDAConfig
 
 
@@ -120,7 +127,7 @@ class LLaDAModel(nn.Module):
         x = self.transformer["wte"](input_ids)  # [B, L, C]
         places = token_positions(x.shape[1], sequence_lengths, x.device)
         rotary = rotary_table(places, self.head_dim, self.rope_theta)
-        how = plan(attention_mask, sequence_lengths, x.device, x.dtype)
+        how = plan_attention(attention_mask, sequence_lengths, x.device, x.dtype)
         for block in self.transformer["blocks"].children():
             x = self._run(block, x, rotary, how)
         if positions is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llada_sft.errors import ConfigError, DataError
-from llada_sft.sharding.blocks import BadRows, Block, ahead
+from llada_sft.sharding.blocks import BadRows, RowBlock, ahead
 from llada_sft.sharding.dealing import Dealer
 from llada_sft.sharding.folder import check_new, new_folder
 from llada_sft.sharding.inputs import find_inputs, num_text_bytes, read_blocks
@@ -97,7 +97,7 @@ def report(made: Made, out: Path) -> str:
     return "\n".join(lines)
 
 
-def _all_blocks(files: Sequence[Path], bad_rows: BadRows) -> Iterator[Block]:
+def _all_blocks(files: Sequence[Path], bad_rows: BadRows) -> Iterator[RowBlock]:
     sizes = [file.stat().st_size for file in files]
     done = 0
     with progress("reading", sum(sizes)) as show:

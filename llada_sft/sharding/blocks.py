@@ -4,22 +4,20 @@ import json
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llada_sft.data.rows.bad_row import SHOWN, BadRow, shortened
 from llada_sft.sharding.folder import writing
 
 BLOCK_BYTES = 1 << 21
-SHOWN = 5
-# A message may quote a whole row.
-_MAX_MESSAGE = 500
 
 Text = bytes | memoryview
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Whole rows, one behind the other; good until the next but one is asked for.
 
     Attributes:
@@ -33,11 +31,11 @@ class Block(NamedTuple):
     position: int
 
 
-def block_of(rows: Sequence[Text], position: int) -> Block:
+def block_of(rows: Sequence[Text], position: int) -> RowBlock:
     """Put rows together; each ends with a line end."""
     ends = np.fromiter(map(len, rows), np.int64, len(rows)).cumsum()
     # One row may be very long.
-    return Block(rows[0] if len(rows) == 1 else b"".join(rows), ends, position)
+    return RowBlock(rows[0] if len(rows) == 1 else b"".join(rows), ends, position)
 
 
 def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -55,31 +53,6 @@ def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:
     row, column = low.reshape(-1, 8)[words].nonzero()
     found: NDArray[np.int64] = words[row] * 8 + column
     return found
-
-
-class BadRow(NamedTuple):
-    """A row that is left out.
-
-    Attributes:
-        file: As it was named.
-        unit: What `number` counts, from 1: lines of a text, else rows.
-        number: Its line or row.
-        byte: Where it begins, in the text if that is compressed; None if that is not known.
-        reason: One word.
-        message: What is wrong.
-    """
-
-    file: str
-    unit: Literal["line", "row"]
-    number: int
-    byte: int | None
-    reason: str
-    message: str
-
-    def __str__(self) -> str:
-        at = f":{self.number}" if self.unit == "line" else f": row {self.number}"
-        byte = "" if self.byte is None else f" (byte {self.byte})"
-        return f"{self.file}{at}{byte}: {self.message}"
 
 
 class BadRows:
@@ -100,20 +73,16 @@ class BadRows:
         Raises:
             DataError: there is no room.
         """
-        message = " ".join(row.message.split())
-        if len(message) > _MAX_MESSAGE:
-            message = message[:_MAX_MESSAGE] + " ..."
-        row = row._replace(message=message)
+        row = row._replace(message=shortened(" ".join(row.message.split())))
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append(row)
-        fields = {"file": row.file, row.unit: row.number, "byte": row.byte}
-        line = json.dumps({**fields, "reason": row.reason, "message": message})
+        line = json.dumps(row.to_json())
         with writing(self._path), self._path.open("a") as file:
             file.write(line + "\n")
 
 
-def ahead(blocks: Iterator[Block]) -> Generator[Block, None, None]:
+def ahead(blocks: Iterator[RowBlock]) -> Generator[RowBlock, None, None]:
     """Give the same blocks, but let a thread make the next one meanwhile.
 
     Reading, finding rows, compressing and writing release the interpreter's lock: two cores share

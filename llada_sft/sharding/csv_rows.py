@@ -8,15 +8,15 @@ from typing import IO, Any
 
 from llada_sft.data.storage.files import open_text
 from llada_sft.errors import DataError
-from llada_sft.sharding.blocks import BadRows, Block
-from llada_sft.sharding.json_lines import Parsed, Problem, blocks_of
+from llada_sft.sharding.blocks import BadRows, RowBlock
+from llada_sft.sharding.json_lines import Parsed, Unusable, blocks_of
 from llada_sft.sharding.text import file_position, refuse_utf16
 
 # The module keeps four bytes of each letter of a field.
 _MAX_LETTERS = 8 * 2**20
 
 
-def read_csv(path: Path, bad_rows: BadRows) -> Iterator[Block]:
+def read_csv(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
     """Give the rows of a file: RFC 4180, so a quoted field may have commas and line ends.
 
     Raises:
@@ -72,7 +72,7 @@ def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def _problem(path: Path, line: int, error: csv.Error) -> Problem:
+def _problem(path: Path, line: int, error: csv.Error) -> Unusable:
     """Tell a bad row from the end of all rows.
 
     Raises:
@@ -80,11 +80,11 @@ def _problem(path: Path, line: int, error: csv.Error) -> Problem:
     """
     if "unexpected end" in str(error) or "field limit" in str(error):
         raise DataError(f"{path}:{line}: a quoted field does not end; close its quote") from None
-    return Problem("not_csv", f"not CSV: {error}")
+    return Unusable("not_csv", f"not CSV: {error}")
 
 
-def _record(header: list[str], fields: list[str]) -> dict[str, Any] | Problem:
+def _record(header: list[str], fields: list[str]) -> dict[str, Any] | Unusable:
     if len(fields) != len(header):
         message = f"{len(fields)} fields; the header line has {len(header)}"
-        return Problem("other_fields", message)
+        return Unusable("other_fields", message)
     return dict(zip(header, fields, strict=True))

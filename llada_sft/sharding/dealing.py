@@ -7,7 +7,7 @@ much is still to come, and each shard has rows from the beginning to the end of 
 
 from heapq import heapreplace
 
-from llada_sft.sharding.blocks import Block
+from llada_sft.sharding.blocks import RowBlock
 from llada_sft.sharding.shard_files import ShardFiles
 
 _PIECES = 100
@@ -33,7 +33,7 @@ class Dealer:
         """Bytes of rows that each shard has, before they are compressed."""
         return [size for size, _ in sorted(self._heap, key=lambda one: one[1])]
 
-    def deal(self, block: Block) -> None:
+    def deal(self, block: RowBlock) -> None:
         """Write the rows of a block.
 
         Raises:

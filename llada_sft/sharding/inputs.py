@@ -6,7 +6,7 @@ from pathlib import Path
 from llada_sft.data.shards import list_files
 from llada_sft.data.storage.files import SUFFIXES, is_remote, local_path
 from llada_sft.errors import DataError
-from llada_sft.sharding.blocks import BadRows, Block
+from llada_sft.sharding.blocks import BadRows, RowBlock
 
 _OTHERS = (".json", ".csv", ".parquet")
 READABLE = (*SUFFIXES, *_OTHERS)
@@ -62,7 +62,7 @@ def _kind(file: Path) -> str:
     return next((suffix for suffix in _OTHERS if file.name.endswith(suffix)), ".jsonl")
 
 
-def read_blocks(file: Path, bad_rows: BadRows) -> Iterator[Block]:
+def read_blocks(file: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
     """Give the rows of a file, each as one line of JSON.
 
     Raises:
@@ -71,7 +71,7 @@ def read_blocks(file: Path, bad_rows: BadRows) -> Iterator[Block]:
     return _reader(_kind(file))(file, bad_rows)
 
 
-def _reader(kind: str) -> Callable[[Path, BadRows], Iterator[Block]]:
+def _reader(kind: str) -> Callable[[Path, BadRows], Iterator[RowBlock]]:
     # Each imports a library that others do without.
     if kind == ".json":
         from llada_sft.sharding.json_array import read_json

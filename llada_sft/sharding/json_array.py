@@ -9,14 +9,14 @@ import ijson
 from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text
 from llada_sft.errors import DataError
-from llada_sft.sharding.blocks import BadRows, Block
-from llada_sft.sharding.json_lines import Parsed, Problem, blocks_of
+from llada_sft.sharding.blocks import BadRows, RowBlock
+from llada_sft.sharding.json_lines import Parsed, Unusable, blocks_of
 from llada_sft.sharding.text import file_position, refuse_utf16
 
 _PIECE_BYTES = 1 << 16
 
 
-def read_json(path: Path, bad_rows: BadRows) -> Iterator[Block]:
+def read_json(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
     """Give the elements of the array.
 
     Raises:
@@ -46,7 +46,7 @@ def _parsed(path: Path, file: IO[bytes]) -> Iterator[Parsed]:
             pieces.start_row(number + 1)
             if not isinstance(record, dict):
                 kind = type(record).__name__
-                record = Problem("not_an_object", f"a row must be a JSON object, got {kind}")
+                record = Unusable("not_an_object", f"a row must be a JSON object, got {kind}")
             yield Parsed(number, record, file_position(file))
     except ijson.JSONError as error:
         what = " ".join(str(error).partition("\n")[0].split())

@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from llada_sft.data.rows.bad_row import BadRow, too_long_line
 from llada_sft.data.rows.row import MAX_LINE_BYTES
-from llada_sft.sharding.blocks import BLOCK_BYTES, BadRow, BadRows, Block, block_of
+from llada_sft.sharding.blocks import BLOCK_BYTES, BadRows, RowBlock, block_of
 
 
-class Problem(NamedTuple):
+class Unusable(NamedTuple):
     """Why there is no record where one should be."""
 
     reason: str
@@ -28,20 +29,20 @@ class Parsed(NamedTuple):
     """
 
     number: int
-    record: dict[str, Any] | Problem
+    record: dict[str, Any] | Unusable
     position: int
 
 
 def blocks_of(
     found: Iterator[Parsed], path: Path, unit: Literal["line", "row"], bad_rows: BadRows
-) -> Iterator[Block]:
+) -> Iterator[RowBlock]:
     """Write each record as one line, and gather lines into blocks."""
     rows: list[bytes] = []
     size = position = 0
     for number, record, position in found:
-        row = record if isinstance(record, Problem) else _line(record)
-        if isinstance(row, Problem):
-            bad_rows.add(BadRow(str(path), unit, number, None, *row))
+        row = record if isinstance(record, Unusable) else _line(record)
+        if isinstance(row, Unusable):
+            bad_rows.add(BadRow(str(path), number, None, *row, unit))
             continue
         rows.append(row)
         size += len(row)
@@ -52,14 +53,13 @@ def blocks_of(
         yield block_of(rows, position)
 
 
-def _line(record: dict[str, Any]) -> bytes | Problem:
+def _line(record: dict[str, Any]) -> bytes | Unusable:
     try:
         line = orjson.dumps(record, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError as error:
-        return Problem("not_json", f"cannot be written as JSON: {error}")
+        return Unusable("not_json", f"cannot be written as JSON: {error}")
     if len(line) > MAX_LINE_BYTES:
-        message = f"a line of {len(line):,} bytes; {MAX_LINE_BYTES:,} are allowed"
-        return Problem("line_too_long", message)
+        return Unusable(*too_long_line(len(line)))
     return line
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from llada_sft.data.rows.bad_row import BadRow, nul_byte, too_long_line
 from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text
 from llada_sft.sharding.blocks import (
     BLOCK_BYTES,
-    BadRow,
     BadRows,
-    Block,
+    RowBlock,
     block_of,
     control_bytes,
 )
@@ -29,7 +29,7 @@ from llada_sft.sharding.text import file_position, refuse_utf16
 _OPEN, _CLOSE, _LINE_END, _RETURN = b"{}\n\r"
 
 
-def read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[Block]:
+def read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
     """Give the rows of a file, without blank lines and bad rows.
 
     Raises:
@@ -87,8 +87,7 @@ class _Reader:
             self._buffer = self._buffer + bytes(min(filled, MAX_LINE_BYTES - filled))
             return filled
         num_bytes, rest = self._skip_line(filled)
-        message = f"a line of {num_bytes:,} bytes; {MAX_LINE_BYTES:,} are allowed"
-        self._bad(self._line, self._byte, "line_too_long", message)
+        self._bad(self._line, self._byte, *too_long_line(num_bytes))
         self._line, self._byte = self._line + 1, self._byte + num_bytes
         self._buffer[: len(rest)] = rest
         return len(rest)
@@ -102,7 +101,7 @@ class _Reader:
             num_bytes += count
         return num_bytes, b""
 
-    def block(self, num_bytes: int) -> Block:
+    def block(self, num_bytes: int) -> RowBlock:
         """Find the rows of the whole lines, and leave out what is none."""
         start = self._mark_bytes() if self._byte == 0 else 0
         data = np.frombuffer(self._buffer, np.uint8)
@@ -114,7 +113,7 @@ class _Reader:
         self._line, self._byte = self._line + len(ends), self._byte + num_bytes
         position = file_position(self._file)
         if keep.all():
-            return Block(text[start:], ends - start, position)
+            return RowBlock(text[start:], ends - start, position)
         starts = np.concatenate(([start], ends[:-1]))[keep].tolist()
         rows = zip(starts, ends[keep].tolist(), strict=True)
         return block_of([text[first:end] for first, end in rows], position)
@@ -132,7 +131,7 @@ class _Reader:
         return problem is None
 
     def _bad(self, line: int, byte: int, reason: str, message: str) -> None:
-        self._bad_rows.add(BadRow(str(self._path), "line", line, byte, reason, message))
+        self._bad_rows.add(BadRow(str(self._path), line, byte, reason, message))
 
 
 def _find_rows(
@@ -168,6 +167,6 @@ def _problem(row: bytes) -> tuple[str, str] | None:
         orjson.loads(row)
     except orjson.JSONDecodeError as error:
         if b"\0" in row:
-            return "nul_byte", f"a NUL byte at {row.index(0)} of the line; the file may be damaged"
+            return nul_byte(row)
         return "not_json", f"not JSON: {error.msg}"
     return None

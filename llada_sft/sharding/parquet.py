@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from llada_sft.errors import DataError
-from llada_sft.sharding.blocks import BadRows, Block
-from llada_sft.sharding.json_lines import Parsed, Problem, blocks_of
+from llada_sft.sharding.blocks import BadRows, RowBlock
+from llada_sft.sharding.json_lines import Parsed, Unusable, blocks_of
 
 _BATCH_BYTES = 2**22
 _MAX_BATCH_ROWS = 4096
 _READ_BYTES = 1 << 20
 
 
-def read_parquet(path: Path, bad_rows: BadRows) -> Iterator[Block]:
+def read_parquet(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
     """Give the rows of a file, a few megabytes at a time.
 
     Raises:
@@ -54,7 +54,7 @@ def _batch_rows(metadata: Any) -> int:
     return max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(1, largest))))
 
 
-def _records(batch: Any) -> Iterator[dict[str, Any] | Problem]:
+def _records(batch: Any) -> Iterator[dict[str, Any] | Unusable]:
     # Text that is not UTF-8, a year that Python does not know.
     unusable = (ValueError, OverflowError)
     try:
@@ -65,7 +65,7 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | Problem]:
             try:
                 records += batch.slice(number, 1).to_pylist()
             except unusable as error:
-                records.append(Problem("not_json", f"cannot be written as JSON: {error}"))
+                records.append(Unusable("not_json", f"cannot be written as JSON: {error}"))
     yield from records
 
 

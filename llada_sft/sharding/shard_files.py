@@ -21,7 +21,7 @@ _ZSTD_LEVEL, _GZIP_LEVEL = 3, 2
 _OTHER_FILES, _MARGIN = 64, 16
 
 
-def shard_name(number: int, num_shards: int, compress: Compress | None) -> str:
+def output_name(number: int, num_shards: int, compress: Compress | None) -> str:
     """Name a shard; sorted by name they are sorted by number."""
     digits = max(5, len(str(num_shards - 1)))
     return f"shard_{number:0{digits}}.jsonl" + (f".{compress}" if compress else "")
@@ -41,7 +41,7 @@ class ShardFiles:
     def __init__(self, folder: Path, num_shards: int, compress: Compress | None) -> None:
         _allow_open_files(num_shards)
         self.num_shards, self._compress = num_shards, compress
-        names = [shard_name(number, num_shards, compress) for number in range(num_shards)]
+        names = [output_name(number, num_shards, compress) for number in range(num_shards)]
         self._paths = [folder / name for name in names]
         self._descriptors: list[int] = []
         self._waiting = [bytearray() for _ in names] if compress else []

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llada_sft.data.rows.row import MAX_LINE_BYTES
-from llada_sft.sharding.blocks import BLOCK_BYTES, Block, Text, ahead, block_of
+from llada_sft.sharding.blocks import BLOCK_BYTES, RowBlock, Text, ahead, block_of
 from llada_sft.sharding.folder import writing
 from llada_sft.sharding.progress import progress
 
@@ -29,7 +29,9 @@ _BUFFER_BYTES = 2**16
 _LINE_END = 0x0A
 
 
-def shuffled(blocks: Iterator[Block], folder: Path, seed: int, num_bytes: int) -> Iterator[Block]:
+def shuffled(
+    blocks: Iterator[RowBlock], folder: Path, seed: int, num_bytes: int
+) -> Iterator[RowBlock]:
     """Read all blocks, and then give their rows in a random order.
 
     Args:
@@ -47,7 +49,7 @@ def shuffled(blocks: Iterator[Block], folder: Path, seed: int, num_bytes: int) -
     return _gather(buckets, random)
 
 
-def _gather(buckets: list[Path], random: np.random.Generator) -> Iterator[Block]:
+def _gather(buckets: list[Path], random: np.random.Generator) -> Iterator[RowBlock]:
     with writing(buckets[0].parent):
         sizes = [bucket.stat().st_size for bucket in buckets]
         with progress("shuffling", sum(sizes)) as show:
@@ -57,7 +59,7 @@ def _gather(buckets: list[Path], random: np.random.Generator) -> Iterator[Block]
 
 
 def _scatter(
-    blocks: Iterator[Block], name: Path, num_bytes: int, random: np.random.Generator
+    blocks: Iterator[RowBlock], name: Path, num_bytes: int, random: np.random.Generator
 ) -> list[Path]:
     """Deal rows out to buckets of about BUCKET_BYTES."""
     num_buckets = max(1, min(_MAX_BUCKETS, num_bytes // BUCKET_BYTES + 1))
@@ -75,14 +77,14 @@ def _scatter(
     return paths
 
 
-def _rows(block: Block, numbers: NDArray[np.integer]) -> list[Text]:
+def _rows(block: RowBlock, numbers: NDArray[np.integer]) -> list[Text]:
     ends = block.ends[numbers]
     starts = np.where(numbers > 0, block.ends[np.maximum(numbers, 1) - 1], 0)
     text = block.text
     return [text[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
-def _in_random_order(bucket: Path, random: np.random.Generator) -> Iterator[Block]:
+def _in_random_order(bucket: Path, random: np.random.Generator) -> Iterator[RowBlock]:
     """Give the rows of a bucket, and remove it."""
     size = bucket.stat().st_size
     if size > MAX_BUCKET_BYTES:
@@ -93,7 +95,7 @@ def _in_random_order(bucket: Path, random: np.random.Generator) -> Iterator[Bloc
         return
     text = bucket.read_bytes()
     bucket.unlink()
-    whole = Block(memoryview(text), _row_ends(text), 0)
+    whole = RowBlock(memoryview(text), _row_ends(text), 0)
     order = np.arange(len(whole.ends), dtype=np.uint32)
     random.shuffle(order)
     # Not all at once: a bucket may have millions of rows.
@@ -115,7 +117,7 @@ def _row_ends(text: bytes | bytearray) -> NDArray[np.uint32]:
     return ends
 
 
-def _blocks(bucket: Path) -> Iterator[Block]:
+def _blocks(bucket: Path) -> Iterator[RowBlock]:
     """Read a bucket piece by piece."""
     text = bytearray()
     with bucket.open("rb") as file:
@@ -124,4 +126,4 @@ def _blocks(bucket: Path) -> Iterator[Block]:
             end = text.rfind(b"\n", len(text) - len(piece)) + 1
             if end:
                 whole, text = text, text[end:]
-                yield Block(memoryview(whole)[:end], _row_ends(whole), 0)
+                yield RowBlock(memoryview(whole)[:end], _row_ends(whole), 0)

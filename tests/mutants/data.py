@@ -284,11 +284,11 @@ MUTANTS = (
             "the allowed share of bad rows itself ends the run",
         ),
         (
-            "self._fingerprints.get(entry.file) == entry.fingerprint",
-            "entry.file in self._fingerprints",
+            "self._fingerprints.get(entry.bad_row.file) == entry.fingerprint",
+            "entry.bad_row.file in self._fingerprints",
             "bad rows of a file that was replaced are held against the new one",
         ),
-        ("and key not in self._written", "", "a bad row is written down in each epoch"),
+        ("and place not in self._written", "", "a bad row is written down in each epoch"),
     ),
     *of_file(
         "data/records/normalize.py",

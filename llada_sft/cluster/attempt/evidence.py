@@ -11,6 +11,7 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.peers import last_line_of_peer
 from llada_sft.cluster.restart_policy import STOPS
+from llada_sft.cluster.slurm import Job
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -28,30 +29,26 @@ _CAUSE_OF_STATE = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """The SLURM job around an attempt.
+class BatchJob(Job):
+    """The SLURM job around an attempt, as its batch script sees it.
 
     Attributes:
-        job_id: SLURM's number.
-        restarts: How often SLURM has restarted it.
         nodes: Its nodes, as SLURM writes them: "node[1-2]".
         world_size: Its ranks.
     """
 
-    job_id: str
-    restarts: int
     nodes: str
     world_size: int
 
     @staticmethod
-    def of(environment: Mapping[str, str]) -> "Job":
+    def of(environment: Mapping[str, str]) -> "BatchJob":
         """Read it from the variables of a batch script.
 
         Raises:
             LaunchError: this is none.
         """
         try:
-            return Job(
+            return BatchJob(
                 environment["SLURM_JOB_ID"],
                 int(environment.get("SLURM_RESTART_COUNT") or 0),
                 environment["SLURM_JOB_NODELIST"],
@@ -70,7 +67,7 @@ def open_attempt(run: RunDir) -> Entry | None:
     return started[-1] if started and started[-1].get("attempt") not in ended else None
 
 
-def of_this_job(run: RunDir, job: Job, started: Entry, srun_code: int | None) -> Evidence:
+def of_this_job(run: RunDir, job: BatchJob, started: Entry, srun_code: int | None) -> Evidence:
     """Collect what an attempt of this job has left.
 
     Args:
@@ -118,7 +115,7 @@ def _end_of(log: Path) -> str:
 def of_another_job(run: RunDir, started: Entry) -> Evidence:
     """Collect what an attempt has left whose run was started anew by hand since then."""
     job_id = started.get("job_id")
-    state = job_fields(job_id).get("JobState", "") if job_id else ""
+    state = known_job_fields(job_id).get("JobState", "") if job_id else ""
     return Evidence(failures=failures.read_all(run), stopped=_CAUSE_OF_STATE.get(state))
 
 
@@ -128,18 +125,18 @@ def srun_messages(run: RunDir, started: Entry) -> str | None:
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else None
 
 
-def job_fields(job_id: str) -> dict[str, str]:
-    """Give what `scontrol show job` says; empty where it says nothing."""
+def known_job_fields(job_id: str) -> dict[str, str]:
+    """Return what `scontrol show job` says; empty where it says nothing."""
     try:
         return slurm.job_fields(job_id)
     except LaunchError:
         return {}
 
 
-def _stopped(run: RunDir, started: Entry, job: Job) -> Cause | None:
+def _stopped(run: RunDir, started: Entry, job: BatchJob) -> Cause | None:
     """Tell what SLURM did to the job, from its state and from the signals that ranks noted."""
     before = started.get("restarts", 0)
-    fields = job_fields(job.job_id) if job.restarts == before else {}
+    fields = known_job_fields(job.job_id) if job.restarts == before else {}
     if job.restarts > before or job_states.is_requeued(fields, before):
         return _cause_of_signal(run, started) or Cause.REQUEUED
     if not job_states.is_ending(fields.get("JobState", "")):

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from llada_sft.cluster import failures, job_states, journal, restart_policy, slurm
 from llada_sft.cluster.attempt import evidence, exclude_nodes
-from llada_sft.cluster.attempt.evidence import Job
+from llada_sft.cluster.attempt.evidence import BatchJob
 from llada_sft.cluster.attempt.verdict import Death, Evidence, Verdict, judge
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.door import OLDER_LAUNCHER
@@ -33,7 +33,7 @@ from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
 
 
-def begin(run: RunDir, job: Job | None, world_size: int) -> int:
+def begin(run: RunDir, job: BatchJob | None, world_size: int) -> int:
     """Close the attempt before, if it is open, and note the new one.
 
     Args:
@@ -62,7 +62,7 @@ def begin(run: RunDir, job: Job | None, world_size: int) -> int:
     return 0
 
 
-def set_up(run: RunDir, job: Job) -> tuple[int, str]:
+def set_up(run: RunDir, job: BatchJob) -> tuple[int, str]:
     """Run the job's setup.sh; where that fails, the attempt ends with it.
 
     Returns:
@@ -83,17 +83,17 @@ def set_up(run: RunDir, job: Job) -> tuple[int, str]:
     return decision.exit_code, ""
 
 
-def note_signal(run: RunDir, job: Job, name: str) -> None:
+def note_signal(run: RunDir, job: BatchJob, name: str) -> None:
     """Record why SLURM sent a signal before any rank ran: the script may be killed next."""
     entry: Entry = {"event": "signal", "attempt": journal.current_attempt(run.journal)}
     entry |= {"job_id": job.job_id, "signals": [name], "detail": "the batch script"}
-    signalled = stopping.Job(job.job_id, job.restarts, signal_lead_s=0)
+    signalled = stopping.RankJob(job.job_id, job.restarts, signal_lead_s=0)
     if cause := stopping.before_save([name], signalled):
         entry["cause"] = cause
     journal.append(run.journal, entry)
 
 
-def end(run: RunDir, job: Job, srun_code: int) -> int:
+def end(run: RunDir, job: BatchJob, srun_code: int) -> int:
     """Say why a job's ranks have ended, and restart the job or not.
 
     Args:
@@ -114,7 +114,7 @@ def end(run: RunDir, job: Job, srun_code: int) -> int:
     return code
 
 
-def _end(run: RunDir, job: Job, srun_code: int) -> tuple[int, bool]:
+def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
     """End an attempt; return the job's exit code, and whether the run is free for others."""
     started = evidence.open_attempt(run)
     if started is None or not _is_of(started, job):
@@ -167,7 +167,7 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
     return verdict
 
 
-def _is_of(started: Entry, job: Job) -> bool:
+def _is_of(started: Entry, job: BatchJob) -> bool:
     """Tell whether an attempt belongs to this start of this job."""
     return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
 
@@ -178,7 +178,7 @@ def last_cause(run: RunDir) -> str:
     return ended[-1].get("cause", "") if ended else ""
 
 
-def _close_last(run: RunDir, job: Job | None) -> None:
+def _close_last(run: RunDir, job: BatchJob | None) -> None:
     """Judge an attempt that nobody saw end: its batch script was killed, or its node lost."""
     started = evidence.open_attempt(run)
     if started is None:
@@ -197,7 +197,7 @@ def _write(run: RunDir, started: Entry, verdict: Verdict) -> Decision:
         base["job_id"] = started["job_id"]
     if verdict.cause not in restart_policy.STOPS | {Cause.FINISHED, Cause.CANCELLED}:
         journal.append(run.journal, {"event": "failed", **base, **_of_rank(verdict)})
-    code = restart_policy.exit_code(verdict.cause)
+    code = restart_policy.exit_code_of(verdict.cause)
     ended: Entry = {"event": "ended", **base, "cause": verdict.cause, "exit_code": code}
     if verdict.step is not None:
         ended["step"] = verdict.step

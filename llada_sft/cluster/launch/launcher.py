@@ -19,7 +19,7 @@ from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
 from llada_sft.cluster.resume import changing
-from llada_sft.cluster.resume.update_code import finish
+from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
@@ -103,7 +103,7 @@ def resume(
         holder.refuse(run)
         if run.update.exists():
             holder.claim(run)
-            finish(run)
+            finish_update(run)
         if not update_code:
             door.require(run)
         plan = changing.plan(run, overrides, Path.cwd(), update_code)
@@ -156,7 +156,7 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
     return 0
 
 
-def count_rows(config: Config) -> RowCount | None:
+def count_rows_of_run(config: Config) -> RowCount | None:
     """Count the rows of the training files; None if they are missing, remote or unreadable."""
     from llada_sft.data.rows.count import count_sources
     from llada_sft.data.sources import list_sources
@@ -187,7 +187,7 @@ def record_formats(config: Config) -> list[str]:
 def _summary(config: Config) -> list[str]:
     """Return the record formats of a config with absolute paths, and its batch arithmetic."""
     records = [f"records          {line}" for line in record_formats(config)]
-    return records + batch_arithmetic(config, count_rows(config))
+    return records + batch_arithmetic(config, count_rows_of_run(config))
 
 
 def _print_config(config: Config, base: Path) -> int:

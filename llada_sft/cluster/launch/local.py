@@ -223,7 +223,7 @@ def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
 
 def _report(run: RunDir, cause: Cause, failed: int) -> int:
     """Print why the run failed: the ranks' failure reports, or else the end of a log."""
-    code = restart_policy.exit_code(cause) or 1
+    code = restart_policy.exit_code_of(cause) or 1
     if lines := status.failure_lines(run):
         print(*lines, sep="\n", file=sys.stderr)
         return code

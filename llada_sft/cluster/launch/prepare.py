@@ -149,7 +149,7 @@ def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim
     """
     if run.update.exists():
         claim(run, None)
-        update_code.finish(run)
+        update_code.finish_update(run)
     moved.check_place(run)
     if not has_started(run):
         claim(run, None)

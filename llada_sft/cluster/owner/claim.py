@@ -16,14 +16,14 @@ from llada_sft.cluster.owner.identity import (
     DEFAULT_TIMEOUT_S,
     Doing,
     Owner,
-    describe,
+    describe_owner,
     refusal,
     this_job,
     this_process,
 )
 from llada_sft.cluster.owner.liveness import is_dead
 from llada_sft.cluster.owner.owner_sight import Sight, look
-from llada_sft.cluster.owner.ownership import SIGNS, Ownership, forget, give_up, held, put_up
+from llada_sft.cluster.owner.ownership import SIGNS, Ownership, forget, give_up, held, install
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -59,7 +59,7 @@ def claim(run: RunDir, claimant: Owner, building: Path | None = None) -> Ownersh
     ownership = Ownership(folder, number, owner)
     if owner.kind == "process":
         ownership.keep()
-    put_up(folder, ownership)
+    install(folder, ownership)
     return ownership
 
 
@@ -179,7 +179,7 @@ def _gives_a_sign(folder: Path, sight: Sight) -> bool:
     """Wait for one more sign of life: the file server's clock may just have been set forward."""
     wait_s = sight.owner.timeout_s / SIGNS + 1
     print(
-        f"{describe(sight.owner, {})} has given no sign for {sight.seen.silent_s:.0f} s:"
+        f"{describe_owner(sight.owner, {})} has given no sign for {sight.seen.silent_s:.0f} s:"
         f" taking over in {wait_s:.0f} s",
         file=sys.stderr,
         flush=True,

@@ -115,7 +115,7 @@ class Owner:
         return federated or not known or self.cluster == other.cluster
 
 
-def describe(owner: Owner, job: Mapping[str, str]) -> str:
+def describe_owner(owner: Owner, job: Mapping[str, str]) -> str:
     """Return an owner in a few words: "job 1, RUNNING on node[1-2] since 2026-11-26 01:00 UTC".
 
     Args:
@@ -144,7 +144,7 @@ def refusal(run: Path, owner: Owner, job: Mapping[str, str], silent_s: float = 0
         silent_s: Seconds since the owner's last sign of life.
     """
     verb = _VERBS.get(owner.doing, "owned") if owner.kind == "process" else "trained"
-    line = f"run {run} is {verb} by {describe(owner, job)}"
+    line = f"run {run} is {verb} by {describe_owner(owner, job)}"
     if owner.kind == "job":
         return f"{line}: wait for it, or stop it with  scancel {owner.job_id}"
     if silent_s > owner.timeout_s / 2:

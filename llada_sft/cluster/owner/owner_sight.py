@@ -10,7 +10,7 @@ from llada_sft.cluster import journal, slurm
 from llada_sft.cluster.owner import owner_files
 from llada_sft.cluster.owner.identity import (
     Owner,
-    describe,
+    describe_owner,
     process_start,
     this_process,
 )
@@ -66,7 +66,7 @@ def line(run: RunDir) -> str:
         return "nobody"
     if not sight.owner.token:
         return f"not known: owner.{sight.number} cannot be read"
-    text = describe(sight.owner, sight.job)
+    text = describe_owner(sight.owner, sight.job)
     gone = is_dead(sight.owner, reader, sight.seen) and sight.owner.kind != "nobody"
     return f"{text} (gone)" if gone else text
 

@@ -24,7 +24,7 @@ from llada_sft.cluster import slurm
 from llada_sft.cluster.owner import fence, owner_files
 from llada_sft.cluster.owner.identity import (
     Owner,
-    describe,
+    describe_owner,
     launched_job,
     nobody,
     process_start,
@@ -144,7 +144,7 @@ class Ownership:
         with suppress(OSError):
             if owner := owner_files.read(self.run, owner_files.highest(self.run)):
                 return (
-                    f"run {self.run} was taken over by {describe(owner, {})}:"
+                    f"run {self.run} was taken over by {describe_owner(owner, {})}:"
                     " leaving, nothing more is written"
                 )
         return f"run {self.run} has another owner now: leaving, nothing more is written"
@@ -158,7 +158,7 @@ def held(run: Path) -> Ownership | None:
     return _held.get(run.absolute())
 
 
-def put_up(run: Path, ownership: Ownership) -> None:
+def install(run: Path, ownership: Ownership) -> None:
     """Register the claim: it is checked before each write into the run."""
     _held[run.absolute()] = ownership
     fence.put_up(run, ownership.require)
@@ -194,13 +194,13 @@ def of_job(run: RunDir, job_id: str, restarts: int) -> Ownership | None:
         return None
     owner = owner_files.read(run.path, number)
     if owner is None or not owner.is_same_attempt(claimant):
-        whose = describe(owner, {}) if owner else f"the owner of owner.{number}"
+        whose = describe_owner(owner, {}) if owner else f"the owner of owner.{number}"
         raise SupersededError(
             f"run {run.path} is not job {job_id}'s: it belongs to {whose}:"
             " leaving, nothing is written"
         )
     ownership = Ownership(run.path, number, owner)
-    put_up(run.path, ownership)
+    install(run.path, ownership)
     return ownership
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from llada_sft.cluster import journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.rank.stopping import Job, before_save
+from llada_sft.cluster.rank.stopping import RankJob, before_save
 
 # A file system is sometimes slower than it was.
 MARGIN = 1.25
@@ -24,7 +24,7 @@ class RankJournal:
     def __init__(self, path: Path, attempt: Entry) -> None:
         self._path, self._attempt = path, attempt
         # None for a local run.
-        self.job: Job | None = None
+        self.job: RankJob | None = None
         self._warned = False
         # Optimizer steps that were made, as far as the training has noted.
         self._step: int | None = None
@@ -55,7 +55,7 @@ class RankJournal:
         self.cause = before_save(self.told, self.job)
         return {**signal, "cause": self.cause} if self.cause else signal
 
-    def _check_lead(self, checkpoint: Entry, job: Job) -> None:
+    def _check_lead(self, checkpoint: Entry, job: RankJob) -> None:
         """Warn, once, where a signal would come too late for such a checkpoint."""
         problem = lead_problem(checkpoint, job.signal_lead_s)
         if problem and not self._warned:

@@ -22,7 +22,7 @@ from llada_sft.cluster.owner.ownership import Ownership
 from llada_sft.cluster.rank.abort import Leaving, exit_in_time
 from llada_sft.cluster.rank.journal_writer import RankJournal
 from llada_sft.cluster.rank.signals import StopRequest
-from llada_sft.cluster.rank.stopping import Job, after_stop
+from llada_sft.cluster.rank.stopping import RankJob, after_stop
 from llada_sft.cluster.rank.watchdog import Watchdog
 from llada_sft.config import Config, load_config
 from llada_sft.config.arithmetic import attempt_line, on_nodes
@@ -144,7 +144,7 @@ def _attempt(rank: _Rank) -> None:
     noted = RankJournal(rank.run.journal, attempt)
     config = load_config(rank.run.config)
     rank.watchdog.set_timeouts(config.train)
-    noted.job = Job.of(os.environ, config.slurm.signal_lead_s)
+    noted.job = RankJob.of(os.environ, config.slurm.signal_lead_s)
     outcome = _train(config, rank, noted)
     if rank.placement.rank != 0:
         return

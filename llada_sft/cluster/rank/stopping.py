@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from llada_sft.cluster import job_states, slurm
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.slurm import Job
 from llada_sft.errors import LaunchError
 
 # How much longer than `signal_lead_s` before the limit USR2 may come: a minute by SLURM's manual,
@@ -37,30 +38,26 @@ ASK_BEFORE_SAVE_S = 3.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """The SLURM job of this attempt.
+class RankJob(Job):
+    """The SLURM job of this attempt, as its ranks see it.
 
     Attributes:
-        job_id: SLURM's number.
-        restarts: SLURM's count of restarts when the attempt began.
         signal_lead_s: Seconds before the time limit at which USR2 was asked for.
     """
 
-    job_id: str
-    restarts: int
     signal_lead_s: int
 
     @staticmethod
-    def of(environment: Mapping[str, str], signal_lead_s: int) -> "Job | None":
+    def of(environment: Mapping[str, str], signal_lead_s: int) -> "RankJob | None":
         """Read it from SLURM's variables; None for a local run."""
         job_id = environment.get("SLURM_JOB_ID")
         if job_id is None:
             return None
-        return Job(job_id, int(environment.get("SLURM_RESTART_COUNT") or 0), signal_lead_s)
+        return RankJob(job_id, int(environment.get("SLURM_RESTART_COUNT") or 0), signal_lead_s)
 
 
 @dataclass(frozen=True)
-class Ending:
+class StopReason:
     """Why the ranks were told to stop.
 
     Attributes:
@@ -74,7 +71,7 @@ class Ending:
     given_up: str = ""
 
 
-def before_save(told: Collection[str], job: Job | None) -> Cause | None:
+def before_save(told: Collection[str], job: RankJob | None) -> Cause | None:
     """Ask why the ranks were told to stop; None where SLURM does not answer at once.
 
     Now it is seen best: a preempted job whose grace time is over looks like any that is requeued.
@@ -90,10 +87,10 @@ def before_save(told: Collection[str], job: Job | None) -> Cause | None:
 
 def after_stop(
     told: Collection[str],
-    job: Job | None,
+    job: RankJob | None,
     cause: Cause | None = None,
     given_up: Callable[[Cause], str] = lambda cause: "",
-) -> Ending:
+) -> StopReason:
     """Requeue the job unless it was cancelled or is requeued already; rank 0 only, after the save.
 
     Args:
@@ -103,7 +100,7 @@ def after_stop(
         given_up: Returns why the job is not to run again after a cause; empty if it is.
     """
     if job is None:
-        return Ending(_of_local(told))
+        return StopReason(_of_local(told))
     error = ""
     with _term_blocked():
         for pause_s in PAUSES_S:
@@ -114,16 +111,16 @@ def after_stop(
                 # What happened since (it is requeued) does not change the cause; a scancel does.
                 cause = now if cause is None or now == Cause.CANCELLED else cause
                 if why := given_up(cause):
-                    return Ending(cause, given_up=why)
+                    return StopReason(cause, given_up=why)
                 if cause != Cause.CANCELLED and not job_states.is_requeued(fields, job.restarts):
                     slurm.requeue(job.job_id)
-                return Ending(cause)
+                return StopReason(cause)
             except LaunchError as problem:
                 error = str(problem)
-    return Ending(cause or Cause.TOLD_TO_STOP, error)
+    return StopReason(cause or Cause.TOLD_TO_STOP, error)
 
 
-def cause_of(told: Collection[str], fields: Mapping[str, str], job: Job) -> Cause:
+def cause_of(told: Collection[str], fields: Mapping[str, str], job: RankJob) -> Cause:
     """Tell the cause from the signals and from what `scontrol show job` says.
 
     Args:

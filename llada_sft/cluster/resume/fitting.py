@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llada_sft.cluster.watch.status import newest_checkpoint
+from llada_sft.cluster.watch.status import newest_of_run
 from llada_sft.config import Config
 from llada_sft.config.changes import Change
 from llada_sft.errors import ConfigError, LladaSftError
@@ -59,7 +59,7 @@ def _files(run: RunDir, after: Config) -> Iterator[str]:
 
 def _files_of_the_checkpoint(run: RunDir) -> list[str]:
     """Return the files that the newest checkpoint knows; none if they cannot be read."""
-    newest = newest_checkpoint(run)
+    newest = newest_of_run(run)
     if newest is None:
         return []
     files = _read_json(newest / _DATA_STATE).get("files")

@@ -5,8 +5,8 @@
     RUN/code.N/             the previous code, kept
 
 The rename from update.partial-* to update/ decides the update. An update that was interrupted
-before the rename has changed nothing; `finish` completes an update that was interrupted after it,
-and its steps can be repeated.
+before the rename has changed nothing; `finish_update` completes an update that was interrupted
+after it, and its steps can be repeated.
 """
 
 import json
@@ -67,10 +67,10 @@ def commit(run: RunDir, building: RunDir, config: str, entry: Entry, keep: bool 
         building.path.rename(run.update)
     except OSError:
         raise LaunchError(f"{run.path}: another update of it is under way; try again") from None
-    finish(run)
+    finish_update(run)
 
 
-def finish(run: RunDir) -> None:
+def finish_update(run: RunDir) -> None:
     """Finish an update that was decided and then interrupted; nobody else may use the run."""
     decided = RunDir(run.update)
     if not decided.path.is_dir():

@@ -57,7 +57,7 @@ def _rows(run: RunDir, ending: Ending) -> Iterator[tuple[str, str]]:
     with suppress(OSError):
         yield "progress", status.last_metrics(run)
     with suppress(OSError):
-        newest = status.newest_checkpoint(run)
+        newest = status.newest_of_run(run)
         yield "checkpoint", "none" if newest is None else str(newest)
     if ending.exit_code:
         for line in status.failure_lines(run):
@@ -87,7 +87,9 @@ def _of_attempt(attempt: list[Entry], job_id: str | None) -> Ending:
         # The job was to run again, and has ended while it waited.
         return _of_slurm(job_id)
     return Ending(
-        ended.get("exit_code", 1 if cause is None else restart_policy.exit_code(cause)), cause, why
+        ended.get("exit_code", 1 if cause is None else restart_policy.exit_code_of(cause)),
+        cause,
+        why,
     )
 
 
@@ -110,7 +112,7 @@ def _of_slurm(job_id: str | None) -> Ending:
             1, None, f"unknown: neither the journal nor SLURM knows how job {job_id} ended"
         )
     if state == "CANCELLED":
-        return Ending(restart_policy.exit_code(Cause.CANCELLED), Cause.CANCELLED, "cancelled")
+        return Ending(restart_policy.exit_code_of(Cause.CANCELLED), Cause.CANCELLED, "cancelled")
     code, _, number = fields.get("ExitCode", "0:0").partition(":")
     exit_code = int(code) or (128 + int(number) if number.isdecimal() and int(number) else 0)
     if state != "COMPLETED":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llada_sft.cluster import failures, job_states, journal, run_files, slurm
 from llada_sft.cluster.attempt import exclude_nodes
-from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.causes import FIXED_BY_THE_USER
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.moved import is_copy, rebase
 from llada_sft.cluster.owner import owner_sight
@@ -27,7 +27,6 @@ SHOWN_FAILURE_LINES = 50
 HEADER_BYTES = 64 << 10
 METRICS_BYTES = 1 << 20
 # What one line says, without a traceback.
-_MENDED_BY_THE_USER = (Cause.MISTAKE, Cause.DISK_FULL, Cause.NONFINITE)
 Row = tuple[str, str]
 
 
@@ -168,7 +167,7 @@ def _csv_rows(content: bytes) -> Iterator[list[str]]:
 
 def failure_lines(run: RunDir) -> list[str]:
     """Give what the ranks of the last attempt wrote that the user can mend, once each."""
-    errors = [one.error for one in failures.read_all(run) if one.cause in _MENDED_BY_THE_USER]
+    errors = [one.error for one in failures.read_all(run) if one.cause in FIXED_BY_THE_USER]
     lines = list(dict.fromkeys(line for error in errors for line in error.splitlines()))
     more = len(lines) - SHOWN_FAILURE_LINES
     return lines[:SHOWN_FAILURE_LINES] + ([f"and {more} more lines"] if more > 0 else [])
@@ -233,7 +232,7 @@ def _checkpoints(run: RunDir) -> str:
     return steps + ending
 
 
-def newest_checkpoint(run: RunDir) -> Path | None:
+def newest_of_run(run: RunDir) -> Path | None:
     """Return the newest path that is named like a complete checkpoint."""
     paths = _checkpoint_paths(run)
     return paths[-1] if paths else None

@@ -13,14 +13,15 @@ import orjson
 from numpy.typing import NDArray
 
 from llada_sft.config.record_formats import RecordFormat
-from llada_sft.config.schema import DataConfig
-from llada_sft.data.examples.hook import HookFunction, describe, load_hook
+from llada_sft.config.schema import DataConfig, shortest_tail
+from llada_sft.data.examples.hook import HookFunction, describe_exception, load_hook
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.data.records.normalize import RecordReader, row_key
+from llada_sft.data.rows.bad_row import nul_byte, too_long_line
 from llada_sft.data.rows.position import ExampleKey
-from llada_sft.data.rows.row import MAX_LINE_BYTES, Row
+from llada_sft.data.rows.row import Row
 from llada_sft.data.storage.files import BYTE_ORDER_MARK
 from llada_sft.errors import DataError
 
@@ -101,6 +102,11 @@ class Encoder:
     reader: RecordReader = RecordReader()  # noqa: RUF009 (frozen)
     seed: int = 0
 
+    @property
+    def tail(self) -> int:
+        """Tokens of the EOS tail of an example alone, before it shares a micro-batch."""
+        return shortest_tail(self.eos_tail)
+
     def for_format(self, format: RecordFormat, fields: Mapping[str, str]) -> "Encoder":
         """Return the same encoder for rows of another format, with other names of fields."""
         return replace(self, reader=replace(self.reader, format=format, fields=fields))
@@ -139,7 +145,7 @@ class Encoder:
         except DataError as error:
             raise BadRowError(row, "bad_record", str(error)) from None
         except (Exception, SystemExit) as error:
-            message = f"hook raised {describe(error, self.hook_path)}"
+            message = f"hook raised {describe_exception(error, self.hook_path)}"
             raise BadRowError(row, "hook_raised", message) from None
 
     def _example(
@@ -148,7 +154,7 @@ class Encoder:
         """Return the example, None if it is left out for its length; and whether it was cut."""
         noisy = fields.get("noisy_ids")
         # A hook that corrupts the input itself owns the whole sequence: no tail is added.
-        tail = 0 if noisy is not None else 1 if self.eos_tail == "batch_max" else self.eos_tail
+        tail = 0 if noisy is not None else self.tail
         keep = _cut(fields["response_mask"], self.max_length - tail, self.on_too_long)
         if keep is None:
             return None, False
@@ -174,8 +180,7 @@ def _with_tail(values: NDArray[Any], tail: int, value: int) -> NDArray[Any]:
 
 def _parse(row: Row) -> object:
     if row.num_bytes is not None:
-        message = f"a line of {row.num_bytes:,} bytes; {MAX_LINE_BYTES:,} are allowed"
-        raise BadRowError(row, "line_too_long", message)
+        raise BadRowError(row, *too_long_line(row.num_bytes))
     text = row.text.removeprefix(BYTE_ORDER_MARK) if row.byte == 0 else row.text
     try:
         return orjson.loads(text)
@@ -192,8 +197,7 @@ def _not_json(row: Row, text: bytes, error: orjson.JSONDecodeError) -> BadRowErr
         message = f"not UTF-8: byte 0x{byte:02x} at {undecodable.start} of the line"
         return BadRowError(row, "not_utf8", message)
     if b"\0" in text:
-        message = f"a NUL byte at {text.index(0)} of the line; the file may be damaged"
-        return BadRowError(row, "nul_byte", message)
+        return BadRowError(row, *nul_byte(text))
     return BadRowError(row, "not_json", f"not JSON: {error.msg}")
 
 

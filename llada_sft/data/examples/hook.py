@@ -99,7 +99,9 @@ def load_hook(path: Path) -> HookFunction:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise DataError(f"{path}: the hook raised on import: {describe(error, path)}") from None
+        raise DataError(
+            f"{path}: the hook raised on import: {describe_exception(error, path)}"
+        ) from None
     # It may have been imported, or bound again.
     function: HookFunction = getattr(module, FUNCTION)
     _check_callable(path, function)
@@ -120,7 +122,7 @@ def _check_callable(path: Path, function: object) -> None:
         raise DataError(f"{path}: {_wrong_parameters(str(signature))}") from None
 
 
-def describe(error: BaseException, hook_path: Path) -> str:
+def describe_exception(error: BaseException, hook_path: Path) -> str:
     """Say what an exception of the hook was, and at which line of the hook, in one line."""
     line, trace = None, error.__traceback__
     while trace is not None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from llada_sft.data.rows.bad_row import SHOWN, BadRow, shortened
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError
@@ -33,9 +34,6 @@ Reason = Literal[
 ]
 # Before so many rows only the end of an epoch is judged: the first row may be a bad one.
 MIN_ROWS = 100
-SHOWN = 5
-# A message may quote a whole record.
-MAX_MESSAGE = 500
 
 
 class BadRowError(DataError):
@@ -45,23 +43,34 @@ class BadRowError(DataError):
         # What a hook raises may quote halves of surrogate pairs, which no log or file can hold.
         message = " ".join(message.splitlines()).encode(errors="backslashreplace").decode()
         super().__init__(f"{row.where}: {message}")
-        self.row, self.reason, self.message = row, reason, message
+        self.reason: Reason = reason
+        self.bad_row = BadRow(row.path, row.line, row.byte, reason, shortened(message))
 
 
 class _Entry(NamedTuple):
     """A line of the file."""
 
-    file: str
-    line: int
-    byte: int
-    reason: str
-    message: str
+    bad_row: BadRow
     epoch: int
     row: int
     fingerprint: str
 
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} (byte {self.byte}): {self.message}"
+    def to_json(self) -> dict[str, Any]:
+        met = {"epoch": self.epoch, "row": self.row, "fingerprint": self.fingerprint}
+        return {**self.bad_row.to_json(), **met}
+
+
+# The keys of a line, and their types.
+_TYPES = {
+    "file": str,
+    "line": int,
+    "byte": int,
+    "reason": str,
+    "message": str,
+    "epoch": int,
+    "row": int,
+    "fingerprint": str,
+}
 
 
 class Quarantine:
@@ -89,11 +98,15 @@ class Quarantine:
         known = [
             entry
             for entry in ([] if path is None else _read_all(path))
-            if self._fingerprints.get(entry.file) == entry.fingerprint
+            if self._fingerprints.get(entry.bad_row.file) == entry.fingerprint
         ]
-        self._written = {(entry.file, entry.line) for entry in known}
-        done = [entry for entry in known if (entry.epoch, entry.row) < done_until[entry.file]]
-        self._met = {(entry.file, entry.line) for entry in done}
+        self._written = {_place(entry.bad_row) for entry in known}
+        done = [
+            entry.bad_row
+            for entry in known
+            if (entry.epoch, entry.row) < done_until[entry.bad_row.file]
+        ]
+        self._met = set(map(_place, done))
         self._first = done[:SHOWN]
 
     def add(self, error: BadRowError, epoch: int, row: int) -> None:
@@ -102,21 +115,16 @@ class Quarantine:
         Raises:
             DataError: The row itself, where no bad row is allowed; or the file cannot be written.
         """
-        at = error.row
-        file, message = at.path, error.message
-        if len(message) > MAX_MESSAGE:
-            message = message[:MAX_MESSAGE] + " ..."
-        fingerprint = self._fingerprints[file]
-        entry = _Entry(file, at.line, at.byte, error.reason, message, epoch, row, fingerprint)
-        key = (file, at.line)
-        if key not in self._met and len(self._first) < SHOWN:
-            self._first.append(entry)
-        self._met.add(key)
-        if self._path is not None and key not in self._written:
-            _append(self._path, entry)
-            self._written.add(key)
+        bad_row = error.bad_row
+        place = _place(bad_row)
+        if place not in self._met and len(self._first) < SHOWN:
+            self._first.append(bad_row)
+        self._met.add(place)
+        if self._path is not None and place not in self._written:
+            _append(self._path, _Entry(bad_row, epoch, row, self._fingerprints[bad_row.file]))
+            self._written.add(place)
         if self._max_bad_fraction == 0:
-            raise DataError(str(entry))
+            raise DataError(str(bad_row))
 
     def judge(self, rows_read: int, end_of_epoch: bool = False) -> None:
         """Compare the share of bad rows with what is allowed.
@@ -140,8 +148,12 @@ class Quarantine:
             )
 
 
+def _place(bad_row: BadRow) -> tuple[str, int]:
+    return bad_row.file, bad_row.number
+
+
 def _append(path: Path, entry: _Entry) -> None:
-    line = json.dumps(entry._asdict()).encode() + b"\n"
+    line = json.dumps(entry.to_json()).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
@@ -174,8 +186,13 @@ def _parse(line: bytes) -> _Entry | None:
     """Read a line; None if somebody has edited it, or it was damaged."""
     try:
         fields: Any = json.loads(line)
-        entry = _Entry(**fields)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
-    types = _Entry.__annotations__.values()
-    return entry if all(map(isinstance, entry, types)) else None
+    if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
+        return None
+    if not all(isinstance(fields[key], kind) for key, kind in _TYPES.items()):
+        return None
+    bad_row = BadRow(
+        fields["file"], fields["line"], fields["byte"], fields["reason"], fields["message"]
+    )
+    return _Entry(bad_row, fields["epoch"], fields["row"], fields["fingerprint"])

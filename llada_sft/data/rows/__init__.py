@@ -1,6 +1,6 @@
 """Which row is next.
 
-row.py           one line of a shard
+row.py           one line of a shard; bad_row.py: one that cannot be used
 position.py      where the reading of files stands: what is done, and what waits
 order.py         random orders that are worked out from a key
 file_draws.py    which of a rank's files the next row comes from

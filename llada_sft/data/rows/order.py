@@ -30,7 +30,7 @@ def keys_of(num_keys: int, *parts: object) -> NDArray[np.uint64]:
     return np.frombuffer(digest(text, 8 * num_keys), "<u8")
 
 
-def hashed(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def hash_numbers(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     """Turn numbers into random ones, each by itself.
 
     Args:
@@ -75,9 +75,9 @@ class KeyedPermutation:
     def __getitem__(self, positions: slice) -> NDArray[np.int64]:
         """Return what stands at some positions: int64 [N]."""
         if self._num_rows <= _FEW_ROWS:
-            return hashed(np.arange(self._num_rows, dtype=np.uint64), self._keys[0]).argsort()[
-                positions
-            ]
+            return hash_numbers(
+                np.arange(self._num_rows, dtype=np.uint64), self._keys[0]
+            ).argsort()[positions]
         numbers = self._mapped(np.arange(*positions.indices(self._num_rows), dtype=np.uint64))
         while (outside := numbers >= self._num_rows).any():
             numbers[outside] = self._mapped(numbers[outside])
@@ -88,6 +88,6 @@ class KeyedPermutation:
         base, other_base = self._bases
         for key in self._keys:
             # The upper half of the hash, times the base, over 2**32: a number below the base.
-            moved = (moved + ((hashed(other, key) >> _HALF) * base >> _HALF)) % base
+            moved = (moved + ((hash_numbers(other, key) >> _HALF) * base >> _HALF)) % base
             moved, other, base, other_base = other, moved, other_base, base
         return moved + other * self._bases[0]

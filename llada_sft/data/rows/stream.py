@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from llada_sft.data.rows.file_draws import draw_files
-from llada_sft.data.rows.order import KeyedPermutation, hashed, keys_of
+from llada_sft.data.rows.order import KeyedPermutation, hash_numbers, keys_of
 from llada_sft.data.rows.position import (
     FilePosition,
     Pending,
@@ -123,7 +123,7 @@ class RowStream:
         (key,) = keys_of(1, self._seed, epoch, *(reader.name for reader in self._readers), "")
         for begin in range(drawn, num_rows, _NUM_TICKETS):
             numbers = np.arange(begin, min(begin + _NUM_TICKETS, num_rows), dtype=np.uint64)
-            yield from hashed(numbers, key).tolist()
+            yield from hash_numbers(numbers, key).tolist()
 
     def sample(self, num_rows: int) -> Iterator[Row]:
         """Yield a sample of rows, spread over all files, and the same at each call.
@@ -135,7 +135,7 @@ class RowStream:
         total = ends[-1] if ends else 0
         count = min(num_rows, total)
         (key,) = keys_of(1, self._seed, "sample", *(reader.name for reader in self._readers))
-        draws = (hashed(np.arange(count, dtype=np.uint64), key) >> np.uint64(32)).tolist()
+        draws = (hash_numbers(np.arange(count, dtype=np.uint64), key) >> np.uint64(32)).tolist()
         file = 0
         try:
             for part, draw in enumerate(draws):

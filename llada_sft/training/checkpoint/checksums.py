@@ -66,7 +66,7 @@ class HashingFile:
         return FileRecord(self._size, self._hash.hexdigest())
 
 
-def read_record(path: Path, pulse: Callable[[], None] = lambda: None) -> tuple[FileRecord, bool]:
+def record_of_file(path: Path, pulse: Callable[[], None] = lambda: None) -> tuple[FileRecord, bool]:
     """Read a file for its size and checksum.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any
 
 from xxhash import xxh3_128_hexdigest
 
-from llada_sft.training.checkpoint.checksums import FileRecord, read_record
+from llada_sft.training.checkpoint.checksums import FileRecord, record_of_file
 
 MANIFEST = "checkpoint.json"
 _BLANK = "0" * 32
@@ -92,7 +92,7 @@ def first_difference(checkpoint: Path) -> str:
         for name, (size, checksum) in records_of(read_manifest(checkpoint)).items():
             path = checkpoint / name
             same = path.stat().st_size == size
-            if not same or (checksum and read_record(path)[0].checksum != checksum):
+            if not same or (checksum and record_of_file(path)[0].checksum != checksum):
                 return f"{path}: is not what was written"
     except ManifestError as error:
         return f"{checkpoint / MANIFEST}: {error}"

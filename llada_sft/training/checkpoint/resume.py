@@ -29,7 +29,7 @@ from llada_sft.training.checkpoint.folder import (
 from llada_sft.training.checkpoint.manifest import ManifestError, read_manifest
 from llada_sft.training.checkpoint.universal import Conversion
 from llada_sft.training.checkpoint.verify import (
-    Finding,
+    Defect,
     Shapes,
     Share,
     examine,
@@ -147,7 +147,7 @@ def _choose(
     lines = [f"{path}: was found damaged before" for path in damaged]
     for checkpoint, before in zip(named, [*named, None][1:], strict=True):
         mine = examine(checkpoint, share, network, lambda: host.pulse("start", 0))
-        of_ranks = cast(list[list[Finding]], consensus.gather(mine))
+        of_ranks = cast(list[list[Defect]], consensus.gather(mine))
         findings = [finding for of_rank in of_ranks for finding in of_rank]
         if not findings:
             if placement.rank == 0 and checkpoint != named[0]:
@@ -193,7 +193,7 @@ def _none_left(folder: Path, other_network: bool) -> str:
     )
 
 
-def _judge(checkpoint: Path, findings: list[Finding]) -> str:
+def _judge(checkpoint: Path, findings: list[Defect]) -> str:
     """Say in one line what is wrong with a checkpoint.
 
     Raises:
@@ -212,7 +212,7 @@ def _judge(checkpoint: Path, findings: list[Finding]) -> str:
     )
 
 
-def is_damaged(checkpoint: Path, findings: list[Finding]) -> bool:
+def is_damaged(checkpoint: Path, findings: list[Defect]) -> bool:
     """Tell whether the checkpoint itself is damaged, so that it can never be used.
 
     Files of another network are damage if some model file is of the right network. If all are of
@@ -229,7 +229,7 @@ def is_damaged(checkpoint: Path, findings: list[Finding]) -> bool:
 
 
 def _pass_over(
-    checkpoint: Path, findings: list[Finding], before: Path | None, line: str, host: Host
+    checkpoint: Path, findings: list[Defect], before: Path | None, line: str, host: Host
 ) -> None:
     """Report a checkpoint that cannot be used, and rename a damaged one; rank 0 only."""
     host.require_owner()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llada_sft.model.safe_load import load_data, what_is_held
-from llada_sft.training.checkpoint.checksums import read_record
+from llada_sft.training.checkpoint.checksums import record_of_file
 from llada_sft.training.checkpoint.data_state import DATA_STATE, read_data_state
 from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG
 from llada_sft.training.checkpoint.manifest import (
@@ -37,7 +37,7 @@ _MOST_NAMED = 3
 _THREADS = 8
 
 
-class Finding(NamedTuple):
+class Defect(NamedTuple):
     """Something wrong with one file.
 
     Attributes:
@@ -67,7 +67,7 @@ def examine(
     share: Share,
     network: Shapes,
     pulse: Callable[[], None] = lambda: None,
-) -> list[Finding]:
+) -> list[Defect]:
     """Examine the files that one rank reads.
 
     Args:
@@ -78,14 +78,14 @@ def examine(
     """
     try:
         if not checkpoint.is_dir():
-            return [Finding("unreadable", "is not a folder, or its disk is not there")]
+            return [Defect("unreadable", "is not a folder, or its disk is not there")]
         manifest = read_manifest(checkpoint)
     except FileNotFoundError:
         return [_missing(MANIFEST, share)]
     except OSError as error:
-        return [Finding("unreadable", f"{MANIFEST} cannot be read: {error.strerror}")]
+        return [Defect("unreadable", f"{MANIFEST} cannot be read: {error.strerror}")]
     except ManifestError as error:
-        return [Finding("damaged", f"{MANIFEST} {error}")]
+        return [Defect("damaged", f"{MANIFEST} {error}")]
     records = records_of(manifest)
     found = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
     mine = [name for name in records if share.has(name)]
@@ -109,7 +109,7 @@ def has_checksums(checkpoint: Path) -> bool:
     return "checksums" in read_manifest(checkpoint)
 
 
-def summary(findings: Iterable[Finding]) -> str:
+def summary(findings: Iterable[Defect]) -> str:
     """Put findings into one line; those beyond the first few are only counted."""
     texts = list(dict.fromkeys(finding.text for finding in findings))
     more = [f"and {len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
@@ -126,29 +126,29 @@ class _Part(NamedTuple):
     network: Shapes
     pulse: Callable[[], None]
 
-    def bytes_of(self, name: str, size: int, checksum: str | None) -> Finding | None:
+    def bytes_of(self, name: str, size: int, checksum: str | None) -> Defect | None:
         """Compare size and checksum of one file."""
         path = self.checkpoint / name
         try:
             if (there := path.stat().st_size) != size:
-                return Finding("damaged", f"{name} has {there} bytes, {size} were written")
+                return Defect("damaged", f"{name} has {there} bytes, {size} were written")
             if checksum is not None and (text := self._changed(path, checksum)):
-                return Finding("damaged", f"{name} {text}")
+                return Defect("damaged", f"{name} {text}")
         except FileNotFoundError:
             return _missing(name, self.share)
         except OSError as error:
-            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+            return Defect("unreadable", f"{name} cannot be read: {error.strerror}")
         return None
 
     def _changed(self, path: Path, checksum: str) -> str:
-        record, zeros = read_record(path, self.pulse)
+        record, zeros = record_of_file(path, self.pulse)
         if record.checksum == checksum:
             return ""
         return (
             "holds nothing but zeros" if zeros else "is not what was written: its checksum differs"
         )
 
-    def content(self, name: str, proved: bool) -> Finding | None:
+    def content(self, name: str, proved: bool) -> Defect | None:
         """Open a file without running code from it, and check what it belongs to.
 
         Args:
@@ -164,46 +164,46 @@ class _Part(NamedTuple):
             held = what_is_held(error)
             # Without a checksum, a file that names no function may also be torn.
             is_code = proved or held.startswith("code")
-            return Finding("code" if is_code else "damaged", f"{name} holds {held}")
+            return Defect("code" if is_code else "damaged", f"{name} holds {held}")
         except OSError as error:
-            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+            return Defect("unreadable", f"{name} cannot be read: {error.strerror}")
         except Exception as error:
             text = str(error).strip().partition("\n")[0]
             if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in text:
                 # Of this machine, or asked for by a file of somebody's making: not known which.
-                return Finding("unreadable", f"{name} cannot be read: not enough memory")
+                return Defect("unreadable", f"{name} cannot be read: not enough memory")
             # With the right checksum it is not damaged: somebody made it so.
             kind: Literal["code", "damaged"] = "code" if proved else "damaged"
-            return Finding(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
-        return None if wrong is None else Finding(wrong.kind, f"{name} {wrong.text}")
+            return Defect(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
+        return None if wrong is None else Defect(wrong.kind, f"{name} {wrong.text}")
 
-    def _small(self, name: str) -> Finding | None:
+    def _small(self, name: str) -> Defect | None:
         """Read a small common file: without a checksum, only its content can show damage."""
         try:
             if name == DATA_STATE:
                 read_data_state(self.checkpoint)
             elif name == "latest" and (self.checkpoint / name).read_text() != DEEPSPEED_TAG:
-                return Finding("damaged", f"{name} does not name the folder {DEEPSPEED_TAG}")
+                return Defect("damaged", f"{name} does not name the folder {DEEPSPEED_TAG}")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            return Finding("damaged", f"{name} is not what was written: {type(error).__name__}")
+            return Defect("damaged", f"{name} is not what was written: {type(error).__name__}")
         except OSError as error:
-            return Finding("unreadable", f"{name} cannot be read: {error.strerror}")
+            return Defect("unreadable", f"{name} cannot be read: {error.strerror}")
         return None
 
 
-def _look_at_model(state: Any, part: _Part) -> Finding | None:
+def _look_at_model(state: Any, part: _Part) -> Defect | None:
     if (ranks := state["dp_world_size"]) != part.world_size:
-        return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+        return Defect("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
     # Lightning's count; without a checksum, nothing else tells a file of another step.
     if (step := state.get("global_step", part.step)) != part.step:
-        return Finding("damaged", f"is of step {step}")
+        return Defect("damaged", f"is of step {step}")
     shapes = {
         name.partition(".")[2]: tuple(shape)
         for group in state["param_shapes"]
         for name, shape in group.items()
     }
     if part.network and (text := _difference(shapes, part.network)):
-        return Finding("network", f"is of another network: {text}")
+        return Defect("network", f"is of another network: {text}")
     return None
 
 
@@ -216,36 +216,36 @@ def _difference(there: Shapes, here: Shapes) -> str:
     return ""
 
 
-def _look_at_optimizer(state: Any, part: _Part) -> Finding | None:
+def _look_at_optimizer(state: Any, part: _Part) -> Defect | None:
     zero = state["optimizer_state_dict"]
     if (ranks := zero["partition_count"]) != part.world_size:
-        return Finding("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+        return Defect("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
     held = sum(flat.numel() for flat in zero["fp32_flat_groups"])
     # Each rank holds an equal slice of each parameter, the last ones padded.
     due = sum(ceil(prod(shape) / part.world_size) for shape in part.network.values())
     if part.network and held != due:
-        return Finding("network", f"is of another network: {held} weights there, {due} here")
+        return Defect("network", f"is of another network: {held} weights there, {due} here")
     return None
 
 
-def _whole(checkpoint: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+def _whole(checkpoint: Path, manifest: Mapping[str, Any]) -> Iterator[Defect]:
     """Examine which files there are; rank 0 only."""
     if checkpoint.name != f"step_{manifest['step']}":
-        yield Finding("damaged", f"{MANIFEST} is that of step {manifest['step']}")
+        yield Defect("damaged", f"{MANIFEST} is that of step {manifest['step']}")
     names = manifest["files"].keys()
     for name in sorted(names):
         if not (checkpoint / name).exists():
-            yield Finding("damaged", f"{name} is gone")
+            yield Defect("damaged", f"{name} is gone")
     shards = [name for name in names if _OF_RANK.search(name)]
     if len(shards) != 2 * manifest["world_size"] or DATA_STATE not in names:
-        yield Finding("damaged", f"{MANIFEST} does not name two files of each rank")
+        yield Defect("damaged", f"{MANIFEST} does not name two files of each rank")
     for path in sorted((checkpoint / DEEPSPEED_TAG).glob("*.pt")):
         if (name := f"{DEEPSPEED_TAG}/{path.name}") not in names:
-            yield Finding("damaged", f"{name} is not of this checkpoint")
+            yield Defect("damaged", f"{name} is not of this checkpoint")
 
 
-def _missing(name: str, share: Share) -> Finding:
+def _missing(name: str, share: Share) -> Defect:
     # Another node may see a new file late: only rank 0, which has listed the folder, calls it gone.
     if share.rank == 0:
-        return Finding("damaged", f"{name} is gone")
-    return Finding("unreadable", f"{name} cannot be found on rank {share.rank}'s node")
+        return Defect("damaged", f"{name} is gone")
+    return Defect("unreadable", f"{name} cannot be found on rank {share.rank}'s node")

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from llada_sft.check import command as check_command
-from llada_sft.check.findings import find
+from llada_sft.check.findings import findings_of
 from llada_sft.check.reading import BuildWorker, Worker
 from llada_sft.check.report import as_json, as_text
 from llada_sft.check.survey import Request, Survey, survey
@@ -84,13 +84,13 @@ def look(config: Config, ranks: int = 1, sample: int | None = None) -> Survey:
 
 
 def levels(found: Survey) -> dict[str, str]:
-    return {finding.code: finding.level for finding in find(found)}
+    return {finding.code: finding.level for finding in findings_of(found)}
 
 
 def test_all_that_is_said_of_good_data(project: Path) -> None:
     write(project / "train", a=words("abc", "abcd"), b=words("abcde", "hhh"))
     found = look(config(project), ranks=2)
-    assert find(found) == []
+    assert findings_of(found) == []
     said = as_json(found, [])
     assert said["train"] == {
         "path": str(project / "train"),
@@ -142,7 +142,7 @@ def test_bad_rows_are_named_and_counted(project: Path) -> None:
     write(project / "train", a=[*words("abc", "abd"), "{", {"prompt": "a"}], b=words("abe"))
     found = look(config(project))
     assert levels(found) == {"bad_rows": "problem"}
-    (finding,) = find(found)
+    (finding,) = findings_of(found)
     assert finding.message == (
         "rank 0: 2 of its 5 rows are bad, data.max_bad_fraction allows 0: mend them, or allow more"
     )
@@ -152,7 +152,7 @@ def test_bad_rows_are_named_and_counted(project: Path) -> None:
         "a.jsonl:3",
         "a.jsonl:4",
     ]
-    text = as_text(found, find(found), colour=False)
+    text = as_text(found, findings_of(found), colour=False)
     assert f"{project}/train/a.jsonl:3 (byte 90): not JSON: " in text
     assert look(config(project, max_bad_fraction=0.4)).epoch[0].stopped_by is None
 
@@ -187,7 +187,7 @@ def test_only_the_validation_rows_that_are_used_count(project: Path) -> None:
     few = whole.model_copy(
         update={"train": whole.train.model_copy(update={"validation_max_rows": 1})}
     )
-    assert find(look(few)) == []
+    assert findings_of(look(few)) == []
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_colours_are_for_a_terminal(
     tokenizer = make_tokenizer()
     ids = TokenIds(len(tokenizer), tokenizer.eos_token_id, tokenizer.mask_token_id)
     request = Request(config(project), ranks=1, sample=None)
-    assert check_command.check(request, ids, json=False) == 0
+    assert check_command.run_check(request, ids, json=False) == 0
     text = capsys.readouterr().out
     assert ("\x1b[32mcba" in text) is coloured
     assert ("[response] cba" in text) is not coloured

@@ -14,7 +14,7 @@ from llada_sft.cluster.attempt import evidence
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.owner import owner_sight
 from llada_sft.cluster.rank import stopping
-from llada_sft.cluster.rank.stopping import Job, cause_of
+from llada_sft.cluster.rank.stopping import RankJob, cause_of
 from llada_sft.cluster.watch import status
 from llada_sft.run_dir import RunDir
 
@@ -155,7 +155,7 @@ def test_a_job_that_may_run_again_keeps_its_run(
 )
 def test_a_signal_in_another_state_is_not_a_scancel(state: str, cause: Cause) -> None:
     fields = {"JobState": state, "Restarts": "0", "Reason": "None"}
-    assert cause_of(["SIGTERM"], fields, Job("42", 0, 300)) == cause
+    assert cause_of(["SIGTERM"], fields, RankJob("42", 0, 300)) == cause
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_slurm_did_to_an_attempt(
 ) -> None:
     fake_tool("scontrol", f"echo JobId=42 JobState={state} Restarts=0 Reason=None")
     fake_tool("sinfo", "exit 1")
-    job = evidence.Job("42", 0, "", 1)
+    job = evidence.BatchJob("42", 0, "", 1)
     started: journal.Entry = {"event": "started", "attempt": 1, "job_id": "42", "restarts": 0}
     found = evidence.of_this_job(RunDir(tmp_path), job, started, srun_code=1)
     assert found.stopped == cause
@@ -184,5 +184,5 @@ def test_a_job_in_another_state_is_requeued_once(
 ) -> None:
     monkeypatch.setattr(stopping, "PAUSES_S", (0.0,))
     fake_tool("scontrol", f"echo $@ >> {tmp_path}/calls; echo JobState=SIGNALING Restarts=0")
-    stopping.after_stop(["SIGUSR2"], Job("42", 0, 300))
+    stopping.after_stop(["SIGUSR2"], RankJob("42", 0, 300))
     assert (tmp_path / "calls").read_text().splitlines()[-1] == "requeue 42"

@@ -87,7 +87,7 @@ def test_places_and_mask(lengths: list[int]) -> None:
     places = attention.token_positions(sum(lengths), lengths, CPU)
     assert places.tolist() == [place for length in lengths for place in range(length)]
     owner = [number for number, length in enumerate(lengths) for _ in range(length)]
-    how = attention.plan(None, lengths, CPU, torch.float32)
+    how = attention.plan_attention(None, lengths, CPU, torch.float32)
     if isinstance(how, Tensor):
         assert how.shape == (1, 1, sum(lengths), sum(lengths))
         assert how[0, 0].tolist() == [[a == b for a in owner] for b in owner]

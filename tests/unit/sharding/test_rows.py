@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from llada_sft.data.rows import bad_row
 from llada_sft.errors import DataError
 from llada_sft.sharding import Made, csv_rows, json_array, jsonl, make_shards
 from llada_sft.sharding.blocks import BadRow, BadRows
@@ -123,7 +124,8 @@ def test_plain_rows_that_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_line_longer_than_training_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 2**21)
+    for module in (jsonl, bad_row):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 2**21)
     long, longest = b'{"a": "%s"}\n' % (b"x" * 2**21), b'{"a": "%s"}\n' % (b"x" * (2**21 - 10))
     assert len(longest) == 2**21
     made = make(tmp_path / "a.jsonl", b"{}\n" + long + longest + b"{}")

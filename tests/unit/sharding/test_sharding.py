@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llada_sft.data.shards import list_shards
 from llada_sft.sharding import make_shards, shuffle
-from llada_sft.sharding.blocks import Block
+from llada_sft.sharding.blocks import RowBlock
 from llada_sft.sharding.shard_files import Compress
 from tests.unit.sharding.sharding import (
     FORMATS,
@@ -175,7 +175,7 @@ def test_every_order_is_as_likely_whatever_the_buckets(
 
 def shuffled_text(folder: Path, rows: bytes, seed: int) -> list[bytes]:
     ends = np.flatnonzero(np.frombuffer(rows, np.uint8) == 10) + 1
-    blocks = shuffle.shuffled(iter([Block(rows, ends, 0)]), folder, seed, len(rows))
+    blocks = shuffle.shuffled(iter([RowBlock(rows, ends, 0)]), folder, seed, len(rows))
     return [b"".join(bytes(block.text) for block in blocks)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from llada_sft.cluster import failures, journal, slurm
 from llada_sft.cluster.attempt import supervisor
-from llada_sft.cluster.attempt.evidence import Job
+from llada_sft.cluster.attempt.evidence import BatchJob
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
@@ -20,7 +20,7 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 FakeTool = Callable[[str, str], None]
-JOB = Job("42", 0, "node[1-2]", 4)
+JOB = BatchJob("42", 0, "node[1-2]", 4)
 KILLED = "srun: error: node2: task 3: Killed\n"
 # The excluded nodes are kept in a file; the rest is said by the test.
 SCONTROL = """
@@ -151,7 +151,7 @@ def test_the_same_exception_twice_gives_up(run: RunDir, calls: FakeSlurm) -> Non
     assert last(run, "given_up")["detail"].startswith("the same exception at step 12")
     # Whoever requeues it by hand is told how to go on; a new job is a new budget.
     assert supervisor.begin(run, JOB, 4) == 70
-    assert supervisor.begin(run, Job("43", 0, "node[1-2]", 4), 4) == 0
+    assert supervisor.begin(run, BatchJob("43", 0, "node[1-2]", 4), 4) == 0
 
 
 def test_a_mistake_is_not_restarted(run: RunDir, calls: FakeSlurm) -> None:
@@ -276,7 +276,7 @@ def test_an_attempt_whose_batch_script_was_killed_is_judged_by_the_next(
         journal.append(run.journal, {"event": "signal", "attempt": 1, "cause": signal_cause})
     if srun is not None:
         run.srun_log("42", 0).write_text(srun)
-    assert supervisor.begin(run, Job("42", 1, "node[1,3]", 4), 4) == 0
+    assert supervisor.begin(run, BatchJob("42", 1, "node[1,3]", 4), 4) == 0
     ended = last(run, "ended")
     assert (ended["attempt"], ended["cause"]) == (1, cause)
     assert [e.get("node") for e in journal.read(run.journal) if e["event"] == "failed"] == (
@@ -294,7 +294,7 @@ def test_an_attempt_of_an_earlier_job(
 ) -> None:
     calls.says(f"JobState={state}")
     supervisor.begin(run, JOB, 4)
-    supervisor.begin(run, Job("43", 0, "node[1-2]", 4), 4)
+    supervisor.begin(run, BatchJob("43", 0, "node[1-2]", 4), 4)
     assert (last(run, "ended")["attempt"], last(run, "ended")["cause"]) == (1, cause)
 
 
@@ -304,14 +304,14 @@ def test_too_many_lost_nodes_end_the_job_at_its_next_start(run: RunDir, calls: F
     prepare.replace_config(run, config)
     calls.says(node2="down*")
     supervisor.begin(run, JOB, 4)
-    assert supervisor.begin(run, Job("42", 1, "node[1,3]", 4), 4) == 70
+    assert supervisor.begin(run, BatchJob("42", 1, "node[1,3]", 4), 4) == 70
     assert events(run) == ["started", "failed", "ended", "given_up"]
 
 
 def test_outside_of_slurm(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(LaunchError, match="SLURM_JOB_ID is not set: this belongs"):
-        Job.of(os.environ)
+        BatchJob.of(os.environ)
 
 
 def test_it_is_light() -> None:

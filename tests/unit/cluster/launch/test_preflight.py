@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from llada_sft.cluster.launch import preflight
-from llada_sft.cluster.launch.launcher import count_rows
+from llada_sft.cluster.launch.launcher import count_rows_of_run
 from llada_sft.cluster.launch.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
@@ -213,7 +213,7 @@ def test_remote_shards_are_listed_and_not_fetched(
     monkeypatch.setattr(fs, "open", None)
     train = "data.train=memory://preflight"
     assert problems(project, train) == []
-    assert count_rows(resolve_paths(load_config("a.yaml", [train]), project)) is None
+    assert count_rows_of_run(resolve_paths(load_config("a.yaml", [train]), project)) is None
     assert problems(project, "data.train=memory://nothing") == [
         "memory://nothing: cannot be listed: /nothing"
     ]

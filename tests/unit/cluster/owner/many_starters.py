@@ -28,7 +28,7 @@ import launch as launch_py
 from llada_sft import cli
 from llada_sft.cluster import journal
 from llada_sft.cluster.attempt import supervisor
-from llada_sft.cluster.attempt.evidence import Job
+from llada_sft.cluster.attempt.evidence import BatchJob
 from llada_sft.cluster.launch import local
 from llada_sft.entry import exit_code
 from llada_sft.run_dir import RunDir
@@ -273,7 +273,7 @@ def _job(folder: Path, run: RunDir, job_id: str, rank: list[str]) -> int:
     beside.rename(folder / f"job_{job_id}")
     if not run.config.exists():
         return 0
-    job = Job(job_id, 0, "node1", 1)
+    job = BatchJob(job_id, 0, "node1", 1)
     if code := supervisor.begin(run, job, 1):
         return code
     environment = {**os.environ, "SLURM_JOB_ID": job_id, "PYTHONPATH": str(run.code)}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llada_sft.cluster.owner import identity
-from llada_sft.cluster.owner.identity import Owner, describe, refusal
+from llada_sft.cluster.owner.identity import Owner, describe_owner, refusal
 from llada_sft.cluster.owner.liveness import Seen, is_dead, is_visible, job_is_over
 
 HERE: dict[str, Any] = {"host": "h", "machine": "m", "boot_id": "b", "pid_namespace": "p"}
@@ -187,7 +187,7 @@ def test_the_line_that_the_loser_gets(
 
 
 def test_nobody_is_called_nobody() -> None:
-    assert describe(identity.nobody(ME), {}) == "nobody"
+    assert describe_owner(identity.nobody(ME), {}) == "nobody"
 
 
 def test_an_owner_survives_json() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from llada_sft.cluster import failures, journal
 from llada_sft.cluster.attempt import supervisor
-from llada_sft.cluster.attempt.evidence import Job
+from llada_sft.cluster.attempt.evidence import BatchJob
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.launch import prepare
@@ -28,7 +28,7 @@ from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.checkpoint.folder import create_partial, finish_partial
 
 FakeTool = Callable[[str, str], None]
-JOB = Job("42", 0, "node[1-2]", 4)
+JOB = BatchJob("42", 0, "node[1-2]", 4)
 UNKNOWN = 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1'
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from llada_sft.cluster import journal
 from llada_sft.cluster.rank.journal_writer import RankJournal, lead_problem
-from llada_sft.cluster.rank.stopping import Job
+from llada_sft.cluster.rank.stopping import RankJob
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_lead_that_is_too_short(
 def test_the_warning_comes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "journal"
     noted = RankJournal(file, {"attempt": 3})
-    noted.job = Job("42", restarts=0, signal_lead_s=60)
+    noted.job = RankJob("42", restarts=0, signal_lead_s=60)
     for step in (10, 20):
         noted.note({"event": "checkpoint", "step": step, "seconds": 71.0, "step_seconds": 12.0})
     warning = (
@@ -70,6 +70,6 @@ def test_a_signal_is_noted_with_its_cause_where_slurm_answers(
 ) -> None:
     fake_tool("scontrol", f"echo {answer}")
     noted = RankJournal(tmp_path / "journal", {"attempt": 1})
-    noted.job = Job("42", restarts=0, signal_lead_s=60)
+    noted.job = RankJob("42", restarts=0, signal_lead_s=60)
     noted.note({"event": "signal", "step": 13, "signals": ["SIGTERM"], "detail": "all ranks"})
     assert journal.read(tmp_path / "journal")[0].get("cause") == noted.cause == cause

@@ -17,7 +17,7 @@ from llada_sft.cluster.rank import main
 from llada_sft.cluster.rank.abort import Leaving
 from llada_sft.cluster.rank.main import placement_from
 from llada_sft.cluster.rank.signals import StopRequest
-from llada_sft.cluster.rank.stopping import Ending, Job
+from llada_sft.cluster.rank.stopping import RankJob, StopReason
 from llada_sft.cluster.rank.watchdog import Watchdog
 from llada_sft.cluster.watch import status
 from llada_sft.config import Config, load_config
@@ -359,14 +359,16 @@ def test_a_signal_on_another_rank_alone(
     fake_tool("scontrol", "echo JobState=RUNNING")
     asked: list[object] = []
 
-    def after_stop(signals: list[str], slurm_job: object, cause: Cause, given_up: object) -> Ending:
+    def after_stop(
+        signals: list[str], slurm_job: object, cause: Cause, given_up: object
+    ) -> StopReason:
         asked.extend([signals, slurm_job, cause])
-        return Ending(Cause.TOLD_TO_STOP)
+        return StopReason(Cause.TOLD_TO_STOP)
 
     monkeypatch.setattr(main, "after_stop", after_stop)
     stand_in(monkeypatch, told(["SIGUSR2"], "rank 1"))
     main.run(str(run.path))
-    assert asked == [["SIGUSR2"], Job("42", 0, 300), Cause.TOLD_TO_STOP]
+    assert asked == [["SIGUSR2"], RankJob("42", 0, 300), Cause.TOLD_TO_STOP]
     assert journal.read(run.journal)[-1]["detail"] == "SIGUSR2 on rank 1"
 
 
@@ -374,7 +376,7 @@ def test_a_job_that_could_not_be_requeued_does_not_end_with_0(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    monkeypatch.setattr(main, "after_stop", lambda *_: Ending(Cause.TIME_LIMIT, "scontrol: no"))
+    monkeypatch.setattr(main, "after_stop", lambda *_: StopReason(Cause.TIME_LIMIT, "scontrol: no"))
     stand_in(monkeypatch, told(["SIGUSR2"], "all ranks"))
     with pytest.raises(SystemExit) as caught:
         main.run(str(run.path))

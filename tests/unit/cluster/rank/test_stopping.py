@@ -11,10 +11,10 @@ import pytest
 from llada_sft.cluster import slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.rank import stopping
-from llada_sft.cluster.rank.stopping import Ending, Job, after_stop, before_save, cause_of
+from llada_sft.cluster.rank.stopping import RankJob, StopReason, after_stop, before_save, cause_of
 
 FakeTool = Callable[[str, str], None]
-JOB = Job("42", restarts=1, signal_lead_s=300)
+JOB = RankJob("42", restarts=1, signal_lead_s=300)
 # What `scontrol show job` said while rank 0 looked. A job that waits has no PreemptTime at all.
 RUNNING = {"JobState": "RUNNING", "Reason": "None", "Restarts": "1", "PreemptTime": "None"}
 IN_AN_HOUR, SOON = "3600", "400"
@@ -81,7 +81,7 @@ def test_the_causes(
 ) -> None:
     words = " ".join(f"{key}={value}" for key, value in answer(fields).items())
     calls = scontrol(f"echo JobId=42 {words}")
-    assert after_stop(signals.split(), JOB) == Ending(cause)
+    assert after_stop(signals.split(), JOB) == StopReason(cause)
     assert requeues(calls) == (1 if then == "requeued by us" else 0)
 
 
@@ -95,7 +95,7 @@ def test_usr2_comes_up_to_two_minutes_early(left_s: int, cause: Cause) -> None:
     ("told", "cause"), [(["SIGUSR2"], Cause.TOLD_TO_STOP), (["SIGTERM"], Cause.CANCELLED)]
 )
 def test_a_local_run_is_never_requeued(told: list[str], cause: Cause) -> None:
-    assert after_stop(told, None) == Ending(cause)
+    assert after_stop(told, None) == StopReason(cause)
 
 
 def test_what_was_seen_before_the_save_counts(scontrol: Callable[[str], Path]) -> None:
@@ -103,11 +103,11 @@ def test_what_was_seen_before_the_save_counts(scontrol: Callable[[str], Path]) -
     calls = scontrol("echo JobState=RUNNING PreemptTime=1795464891 Restarts=1")
     cause = before_save(["SIGTERM"], JOB)
     scontrol("echo JobState=COMPLETING Restarts=2")
-    assert after_stop(["SIGTERM"], JOB, cause) == Ending(Cause.PREEMPTED)
+    assert after_stop(["SIGTERM"], JOB, cause) == StopReason(Cause.PREEMPTED)
     assert requeues(calls) == 0
     # Cancelled while it saved: that is heeded.
     scontrol("echo JobState=COMPLETING Restarts=1")
-    assert after_stop(["SIGTERM"], JOB, cause) == Ending(Cause.CANCELLED)
+    assert after_stop(["SIGTERM"], JOB, cause) == StopReason(Cause.CANCELLED)
     assert requeues(calls) == 0
 
 
@@ -120,22 +120,22 @@ def test_a_slow_slurm_does_not_hold_up_the_save(
 
 
 def test_the_job_of_the_environment() -> None:
-    assert Job.of({}, 300) is None
-    assert Job.of({"SLURM_JOB_ID": "42"}, 300) == Job("42", 0, 300)
-    assert Job.of({"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "1"}, 300) == JOB
+    assert RankJob.of({}, 300) is None
+    assert RankJob.of({"SLURM_JOB_ID": "42"}, 300) == RankJob("42", 0, 300)
+    assert RankJob.of({"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "1"}, 300) == JOB
 
 
 def test_a_requeue_that_fails_is_tried_again_and_then_said(
     scontrol: Callable[[str], Path],
 ) -> None:
     calls = scontrol('[ "$1" = requeue ] || { echo JobState=RUNNING; exit; }; echo no >&2; exit 1')
-    assert after_stop(["SIGUSR2"], JOB) == Ending(Cause.TOLD_TO_STOP, "scontrol requeue 42: no")
+    assert after_stop(["SIGUSR2"], JOB) == StopReason(Cause.TOLD_TO_STOP, "scontrol requeue 42: no")
     assert requeues(calls) == 3
 
 
 def test_a_requeue_that_succeeds_late(scontrol: Callable[[str], Path], tmp_path: Path) -> None:
     calls = scontrol(f"[ -e {tmp_path}/up ] || {{ touch {tmp_path}/up; echo busy >&2; exit 1; }}")
-    assert after_stop(["SIGUSR2"], JOB) == Ending(Cause.TOLD_TO_STOP)
+    assert after_stop(["SIGUSR2"], JOB) == StopReason(Cause.TOLD_TO_STOP)
     assert requeues(calls) == 1
 
 
@@ -149,7 +149,7 @@ if [ "$1" = requeue ]; then touch {tmp_path}/requeued; kill -9 $$; fi
 [ -e {tmp_path}/requeued ] && echo Restarts=2 JobState=COMPLETING && exit
 echo Restarts=1 JobState=RUNNING PreemptTime=1795464891"""
     )
-    assert after_stop(["SIGTERM"], JOB) == Ending(Cause.PREEMPTED)
+    assert after_stop(["SIGTERM"], JOB) == StopReason(Cause.PREEMPTED)
     assert requeues(calls) == 1
 
 
@@ -160,13 +160,13 @@ if [ "$1" = requeue ]; then touch {tmp_path}/cancelled; echo busy >&2; exit 1; f
 [ -e {tmp_path}/cancelled ] && echo Restarts=1 JobState=COMPLETING && exit
 echo Restarts=1 JobState=RUNNING"""
     )
-    assert after_stop(["SIGUSR2"], JOB) == Ending(Cause.CANCELLED)
+    assert after_stop(["SIGUSR2"], JOB) == StopReason(Cause.CANCELLED)
     assert requeues(calls) == 1
 
 
 def test_no_scontrol_on_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert after_stop(["SIGUSR2"], JOB) == Ending(
+    assert after_stop(["SIGUSR2"], JOB) == StopReason(
         Cause.TOLD_TO_STOP, "scontrol not found on this machine"
     )
 
@@ -188,7 +188,7 @@ else:
     (tmp_path / "scontrol").write_text(scontrol)
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert after_stop(["SIGUSR2"], JOB) == Ending(Cause.TOLD_TO_STOP)
+    assert after_stop(["SIGUSR2"], JOB) == StopReason(Cause.TOLD_TO_STOP)
     assert (tmp_path / "requeued").exists()
 
 
@@ -225,5 +225,5 @@ def test_a_job_that_is_given_up_is_not_requeued(
 
     calls = scontrol("echo " + " ".join(f"{k}={v}" for k, v in answer(fields).items()))
     ending = after_stop(["SIGUSR2"], JOB, None, given_up)
-    assert ending == Ending(cause, given_up="no progress")
+    assert ending == StopReason(cause, given_up="no progress")
     assert (asked, requeues(calls)) == ([cause], 0)

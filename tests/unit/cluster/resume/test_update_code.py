@@ -177,7 +177,7 @@ def test_an_update_that_was_interrupted_is_old_or_new(
         shutil.copytree(run.path, whole)
         with monkeypatch.context() as patched:
             finished = _stop_at(len(seen), patched, lambda: again(run, "optim.lr=1"))
-        update_code.finish(run)
+        update_code.finish_update(run)
         is_new = run.hook.read_text() == FIXED
         assert (load_config(run.config).optim.lr == 1) == is_new
         assert (run.path / "code.1").exists() == is_new

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from llada_sft.data.examples.quarantine import MAX_MESSAGE, BadRowError, Quarantine
+from llada_sft.data.examples.quarantine import BadRowError, Quarantine
+from llada_sft.data.rows.bad_row import MAX_MESSAGE
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.data.rows.order import KeyedPermutation, hashed, keys_of
+from llada_sft.data.rows.order import KeyedPermutation, hash_numbers, keys_of
 
 
 @given(num_rows=st.integers(0, 3000), key=st.integers(0, 2**70))
@@ -88,7 +88,7 @@ def test_keys_and_hashes_are_those_of_earlier_versions() -> None:
     """Checkpoints hold places in the orders that they make."""
     keys = keys_of(2, 7, 0, "a.jsonl")
     assert keys.tolist() == [15511325532920876758, 7161230039580276173]
-    assert hashed(np.arange(2, dtype=np.uint64), keys[0]).tolist() == [
+    assert hash_numbers(np.arange(2, dtype=np.uint64), keys[0]).tolist() == [
         6636808431277258018,
         11100808200283794365,
     ]

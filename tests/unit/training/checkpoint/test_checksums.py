@@ -9,7 +9,7 @@ import torch
 from xxhash import xxh3_128_hexdigest
 
 from llada_sft.training.checkpoint import checksums
-from llada_sft.training.checkpoint.checksums import FileRecord, HashingFile, read_record
+from llada_sft.training.checkpoint.checksums import FileRecord, HashingFile, record_of_file
 from llada_sft.training.checkpoint.shard_writer import write_shard
 
 
@@ -24,7 +24,7 @@ def test_what_is_taken_while_writing_is_what_is_read(tmp_path: Path) -> None:
     written = write_shard(state, tmp_path / "one.pt")
     content = (tmp_path / "one.pt").read_bytes()
     assert written == FileRecord(len(content), xxh3_128_hexdigest(content))
-    assert read_record(tmp_path / "one.pt") == (written, False)
+    assert record_of_file(tmp_path / "one.pt") == (written, False)
     assert FileRecord.of(content) == written
 
 
@@ -33,7 +33,7 @@ def test_a_view_of_wider_elements_counts_its_bytes(tmp_path: Path) -> None:
         hashing = HashingFile(file, hasher)
         hashing.write(memoryview(torch.arange(5).numpy()))  # type: ignore[arg-type]
         hashing.flush()
-        assert hashing.record == read_record(tmp_path / "one")[0]
+        assert hashing.record == record_of_file(tmp_path / "one")[0]
     assert hashing.record.size == 40
 
 
@@ -57,7 +57,7 @@ def test_files_longer_than_the_buffer(
     content = bytes(range(1, 251)) * 40
     (tmp_path / "one").write_bytes(content[:size])
     pulses: list[None] = []
-    record, zeros = read_record(tmp_path / "one", lambda: pulses.append(None))
+    record, zeros = record_of_file(tmp_path / "one", lambda: pulses.append(None))
     assert record == FileRecord.of(content[:size])
     assert not zeros
     assert len(pulses) == -(-size // 4096)
@@ -66,9 +66,9 @@ def test_files_longer_than_the_buffer(
 def test_nothing_but_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checksums, "_BUFFER_BYTES", 4096)
     (tmp_path / "zeros").write_bytes(bytes(10_000))
-    assert read_record(tmp_path / "zeros") == (FileRecord.of(bytes(10_000)), True)
+    assert record_of_file(tmp_path / "zeros") == (FileRecord.of(bytes(10_000)), True)
     for place in (0, 5000, 9999):
         content = bytearray(10_000)
         content[place] = 1
         (tmp_path / "one").write_bytes(content)
-        assert read_record(tmp_path / "one")[1] is False
+        assert record_of_file(tmp_path / "one")[1] is False

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.data.rows.position import FilePosition, Pending
-from llada_sft.training.checkpoint.checksums import FileRecord, read_record
+from llada_sft.training.checkpoint.checksums import FileRecord, record_of_file
 from llada_sft.training.checkpoint.data_state import DataState, read_data_state
 from llada_sft.training.checkpoint.folder import (
     abandon_partial,
@@ -72,7 +72,7 @@ def test_a_finished_checkpoint(tmp_path: Path) -> None:
         "data_state.json": (made / "data_state.json").stat().st_size,
     }
     for name, checksum in manifest["checksums"].items():
-        assert read_record(made / name)[0] == (manifest["files"][name], checksum)
+        assert record_of_file(made / name)[0] == (manifest["files"][name], checksum)
     assert manifest["checksums"].keys() == manifest["files"].keys()
     assert read_data_state(made) == STATE
     assert is_complete(made)

@@ -14,7 +14,7 @@ from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.errors import CheckpointError, PeerFailedError, SupersededError
 from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.checkpoint.resume import Resume
-from llada_sft.training.checkpoint.verify import Finding
+from llada_sft.training.checkpoint.verify import Defect
 from llada_sft.training.host import Host
 from tests.unit.training.checkpoint_files import (
     MODEL,
@@ -337,7 +337,7 @@ def test_a_checkpoint_of_a_run_that_was_lost_keeps_its_name(tmp_path: Path) -> N
     def lost() -> None:
         raise SupersededError("lost")
 
-    finding = Finding("damaged", "a")
+    finding = Defect("damaged", "a")
     with pytest.raises(SupersededError):
         resume_module._pass_over(checkpoint, [finding], None, "a", Host(require_owner=lost))
     assert names(tmp_path) == ["step_4"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llada_sft.training.checkpoint import shard_writer
-from llada_sft.training.checkpoint.checksums import read_record
+from llada_sft.training.checkpoint.checksums import record_of_file
 from llada_sft.training.checkpoint.shard_writer import (
     ShardWriter,
     tensor_bytes,
@@ -100,7 +100,7 @@ def test_all_that_was_written_is_recorded(tmp_path: Path) -> None:
     writer.save(STATE, str(tmp_path / "shards/one.pt"))
     writer.save_text("text", tmp_path / "latest")
     assert writer.records(tmp_path) == {
-        name: read_record(tmp_path / name)[0] for name in ("shards/one.pt", "latest")
+        name: record_of_file(tmp_path / name)[0] for name in ("shards/one.pt", "latest")
     }
     writer.begin()
     assert writer.records(tmp_path) == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_sft.training.checkpoint.verify import Finding, Share, examine, summary
+from llada_sft.training.checkpoint.verify import Defect, Share, examine, summary
 from tests.unit.training.checkpoint_files import (
     MODEL,
     NETWORK,
@@ -108,7 +108,7 @@ def test_each_damage_has_its_line(
     size = (checkpoint / name).stat().st_size
     how(checkpoint / name)
     assert examine(checkpoint, ALL, NETWORK) == [
-        Finding("damaged", line.format(name=name, size=size))
+        Defect("damaged", line.format(name=name, size=size))
     ]
 
 
@@ -150,7 +150,7 @@ def test_without_checksums_a_file_of_another_step_is_found(checkpoint: Path, ste
     torch.save({**model_state(2, NETWORK), "global_step": step}, checkpoint / MODEL.format(1))
     reseal(checkpoint)
     as_of_older_version(checkpoint)
-    found = [] if step == 4 else [Finding("damaged", f"{MODEL.format(1)} is of step {step}")]
+    found = [] if step == 4 else [Defect("damaged", f"{MODEL.format(1)} is of step {step}")]
     assert examine(checkpoint, ALL, NETWORK) == found
 
 
@@ -200,7 +200,7 @@ def test_what_another_node_does_not_see_yet_is_not_called_gone(checkpoint: Path)
     hidden = checkpoint / OF_RANK_1
     hidden.rename(checkpoint / "hidden")
     (finding,) = examine(checkpoint, Share(1, 2), NETWORK)
-    assert finding == Finding("unreadable", f"{OF_RANK_1} cannot be found on rank 1's node")
+    assert finding == Defect("unreadable", f"{OF_RANK_1} cannot be found on rank 1's node")
 
 
 def test_what_cannot_be_read_is_not_called_damaged(
@@ -225,7 +225,7 @@ def test_code_is_refused_and_not_run(
     if older:
         as_of_older_version(checkpoint)
     (finding,) = examine(checkpoint, ALL, NETWORK)
-    assert finding == Finding("code", f"{name} holds code (posix.system)")
+    assert finding == Defect("code", f"{name} holds code (posix.system)")
     assert not (tmp_path / "ran").exists()
 
 
@@ -241,7 +241,7 @@ def test_a_pickle_that_names_no_function_is_damage_without_a_checksum(
         as_of_older_version(checkpoint)
     (finding,) = examine(checkpoint, ALL, NETWORK)
     text = f"{name} holds more than tensors and plain values"
-    assert finding == Finding("damaged" if older else "code", text)
+    assert finding == Defect("damaged" if older else "code", text)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -274,5 +274,5 @@ def test_too_little_memory_is_no_fault_of_the_checkpoint(
 
 
 def test_many_findings_are_counted() -> None:
-    found = [Finding("damaged", f"{name} is gone") for name in "aabcde"]
+    found = [Defect("damaged", f"{name} is gone") for name in "aabcde"]
     assert summary(found) == "a is gone; b is gone; c is gone; and 2 more"
