@@ -3,7 +3,7 @@
 The order is: signal handlers, the rank's place, the watchdog, the config from the run directory,
 and only then torch and the training. A user's mistake is one line in `failures/rank_N.json` and
 exit code 2: any code but 0 makes `srun --kill-on-bad-exit` end the other ranks. After an exception
-a rank exits at once (`abort.py`). The supervisor decides around the ranks what follows from either
+a rank exits at once (`abort.py`). The supervisor decides what follows from either
 (`attempt/supervisor.py`).
 """
 
