@@ -1,4 +1,4 @@
-"""On the login node: from a config to a job.
+"""What runs on the login node: from a config to a job.
 
 launcher.py            what `launch.py` and `llada-sft resume` do
 preflight.py           problems that would end the job on its nodes; place.py: those of run.root

@@ -1,6 +1,6 @@
-"""On each rank. Knows neither launch/ nor attempt/.
+"""What runs on each rank; it knows neither launch/ nor attempt/.
 
-main.py            from SLURM's variables and signals to the training
+main.py            from SLURM's variables to the training
 signals.py         a signal sets a flag
 stopping.py        why SLURM signalled, and whether rank 0 requeues the job
 journal_writer.py  what rank 0 writes into the journal
