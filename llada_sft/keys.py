@@ -14,5 +14,5 @@ def hashed(*parts: int | str) -> int:
 
 
 def digest(content: bytes, num_bytes: int) -> bytes:
-    """Return a digest of 1 to 64 bytes; a shorter one is not the beginning of a longer one."""
+    """Return a digest of 1 to 64 bytes; a shorter one is not the start of a longer one."""
     return blake2b(content, digest_size=num_bytes).digest()

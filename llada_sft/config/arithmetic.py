@@ -24,13 +24,13 @@ class RowCount:
 
 
 def steps_of(config: Config, num_rows: int) -> int:
-    """Count the steps in which a rank reads so many rows; padded batches only."""
+    """Count the steps in which a rank reads `num_rows` rows; padded batches only."""
     rows_per_step = config.train.micro_batch_size * config.train.accumulate_grad_batches
     return -(-num_rows // rows_per_step)
 
 
 def on_nodes(config: Config, nodes: int) -> Config:
-    """Give the config of an attempt on so many nodes of the range: with the same global batch."""
+    """Return the config of an attempt on `nodes` nodes of the range, with the same global batch."""
     accumulate = config.slurm.nodes * config.train.accumulate_grad_batches // nodes
     slurm = config.slurm.model_copy(update={"nodes": nodes})
     train = config.train.model_copy(update={"accumulate_grad_batches": accumulate})
@@ -38,7 +38,7 @@ def on_nodes(config: Config, nodes: int) -> Config:
 
 
 def attempt_line(config: Config, nodes: int) -> str:
-    """Say what an attempt of an elastic job got, and that its global batch is the same."""
+    """Return the line with the nodes of an elastic attempt and its unchanged global batch."""
     here = on_nodes(config, nodes)
     return (
         f"elastic          {nodes} of {_nodes(config)}: {here.world_size} ranks ×"
@@ -48,7 +48,7 @@ def attempt_line(config: Config, nodes: int) -> str:
 
 
 def nothing_to_do(max_steps: int, step: int) -> str:
-    """Say that a run has made all of its steps already."""
+    """Return the line of a run that has already made all of its steps."""
     return (
         f"train.max_steps: {step:,} steps are made, got {max_steps:,}: there is nothing to do;"
         " raise it to train further"
@@ -56,7 +56,7 @@ def nothing_to_do(max_steps: int, step: int) -> str:
 
 
 def no_rows_left(step: int) -> str:
-    """Say that all rows of all epochs are trained already."""
+    """Return the line of a run that has already trained all rows of all epochs."""
     return (
         f"train.epochs: no rows are left after step {step:,}: there is nothing to do;"
         " raise it, or the epochs of a source, to train further"
@@ -86,7 +86,7 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
 
 
 def _timeout(config: Config) -> list[str]:
-    """Say that the timeout of collectives is longer than the given one."""
+    """Return a line if the timeout of collectives is longer than the configured one."""
     given = config.deepspeed.timeout_min
     if given is None or given * 60 >= config.collective_timeout_s:
         return []
@@ -98,7 +98,7 @@ def _timeout(config: Config) -> list[str]:
 
 
 def _elastic(config: Config) -> list[str]:
-    """Say what stays and what does not on other numbers of nodes."""
+    """Return a line on what changes with the number of nodes, and what does not."""
     if config.slurm.elastic is None:
         return []
     least, most = (on_nodes(config, count) for count in config.slurm.elastic)
@@ -138,7 +138,7 @@ def _length(config: Config, rows: RowCount) -> list[str]:
             ]
         )
     if packed:
-        lines += ["steps per epoch  as the tokens have it; estimated where training begins"]
+        lines += ["steps per epoch  depends on token counts; estimated when training starts"]
     if config.train.max_steps is not None:
         lines.append(f"                 stops after {config.train.max_steps:,} (train.max_steps)")
     known = [] if packed else [steps if rows.by_source else steps * config.train.epochs]

@@ -154,7 +154,7 @@ def refuse_changes(changes: Sequence[Change], trained: bool) -> None:
 
 
 def change_lines(changes: Sequence[Change], trained: bool) -> list[str]:
-    """Say what changes, one line for each key, with its consequence."""
+    """Return one line for each changed key, with its consequence."""
     return [f"changed          {change}{_consequence(change, trained)}" for change in changes]
 
 

@@ -30,7 +30,7 @@ def check_range(nodes: int, accumulate: int, allowed: range) -> None:
 
 
 def _fitting_accumulation(nodes: int, accumulate: int, allowed: range) -> int | None:
-    """Return the next larger accumulation that all of them can share out; None if it is absurd."""
+    """Return the next larger accumulation that all can share out; None if it is too large."""
     whole = 1
     for count in allowed:
         whole = lcm(whole, count)
@@ -41,7 +41,7 @@ def _fitting_accumulation(nodes: int, accumulate: int, allowed: range) -> int | 
 
 
 def _fitting_range(nodes: int, accumulate: int, allowed: range) -> tuple[int, int]:
-    """Give the widest part of the range around `nodes` that can share out this batch."""
+    """Return the widest part of the range around `nodes` that can share out this batch."""
     least = most = nodes
     while least > allowed[0] and nodes * accumulate % (least - 1) == 0:
         least -= 1

@@ -43,8 +43,8 @@ def shown(value: Any) -> str:
 
 
 def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
-    """Cut a location below the key: what is no key of the data is pydantic's own addition."""
-    # The tag of a union's arm may also stand above the key.
+    """Cut a location below the key: parts that are not keys of the data come from pydantic."""
+    # The tag of a union's arm may also be above the key.
     location = tuple(part for part in detail["loc"] if str(part)[:1] != "(")
     if detail["type"] == "missing":
         return location
@@ -146,7 +146,7 @@ def _closest(key: str, names: list[str]) -> str:
 
 
 def _alike(key: str, name: str) -> bool:
-    """Tell whether `key` may be meant for `name`: a slip, or `learning_rate` for `lr`."""
+    """Return whether `key` may be meant for `name`: a slip, or `learning_rate` for `lr`."""
     if difflib.get_close_matches(key, [name]):
         return True
     return _initials(key) == name or _initials(name) == key
@@ -159,7 +159,7 @@ def _initials(words: str) -> str:
 def _model_at(section: KeyPath) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for key in section:
-        # The name of a source is no field: the section below it is the one of any source.
+        # The name of a source is not a field: every source has the same section below its name.
         if model is not None and key in model.model_fields:
             model = next(_models_in(model.model_fields[str(key)].annotation), None)
     return model

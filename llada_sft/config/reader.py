@@ -24,8 +24,8 @@ from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-# Far more than any config has, but read quickly. An alias counts as all that it stands for: nine
-# lines of nine aliases each would be a billion values.
+# Far more than any config has, but read quickly. An alias counts as all the values that it
+# repeats: nine lines of nine aliases each would be a billion values.
 MAX_BYTES = 1 << 18
 MAX_VALUES = 10_000
 MAX_DEPTH = 32
@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config file and apply `section.key=value` overrides, the last of a key winning.
 
     Raises:
-        ConfigError: one line for every mistake in the file and in the overrides.
+        ConfigError: One line for every mistake in the file and in the overrides.
     """
     source = _Source(str(path))
     data = source.read()
@@ -49,7 +49,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
     """Read a config file of any version into plain data: nothing is checked against the schema.
 
     Raises:
-        ConfigError: it is not YAML, or not a mapping.
+        ConfigError: The file is not YAML, or not a mapping.
     """
     source = _Source(str(path))
     data = source.read()
@@ -66,7 +66,7 @@ class _Source:
     overridden: dict[KeyPath, str] = field(default_factory=dict)
     # (place in the file, text); overrides come after the file.
     problems: list[tuple[int, str]] = field(default_factory=list)
-    # Keys whose value already is a problem; None stands in for it.
+    # Keys whose value is already a problem; None replaces the value.
     unreadable: set[KeyPath] = field(default_factory=set)
     num_values: int = 0
 
@@ -209,7 +209,7 @@ class _Source:
         self.problems.append((line, f"{self.path}:{line}: {what}"))
 
     def _override(self, path: KeyPath) -> str | None:
-        """Name the override that gave the value at a path; None if the file did."""
+        """Return the override that gave the value at a path; None if the file did."""
         lengths = range(len(path), 0, -1)
         return next(filter(None, (self.overridden.get(path[:length]) for length in lengths)), None)
 
@@ -217,7 +217,7 @@ class _Source:
         self.problems.append((1 << 60, text))
 
     def _line(self, path: KeyPath) -> int:
-        """Give the line of a key, or of the innermost section around it that is in the file."""
+        """Return the line of a key, or of the innermost section around it that is in the file."""
         assert self.root is not None
         node, line = self.root, self.root.start_mark.line
         for key in path:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 KnownFormat = Literal["messages", "sharegpt", "prompt_response", "alpaca", "text"]
-# auto: told from the first rows; raw: the hook gets each record as it is.
+# auto: detected from the first rows; raw: the hook gets each record as it is.
 RecordFormat = Literal["auto", "raw", KnownFormat]
 MultiTurn = Literal["random", "last", "all"]
 
-# A row with the fields of two formats is of the first: texts are often stored beside what they
+# A row with the fields of two formats is of the first: texts are often stored next to what they
 # were rendered from.
 REQUIRED: Mapping[KnownFormat, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -45,6 +45,6 @@ def check_fields(record_format: RecordFormat, fields: Mapping[str, str]) -> None
     if unknown := [name for name in fields if name not in known]:
         what = "any format" if record_format == "auto" else f"format: {record_format}"
         raise ValueError(
-            f"{unknown[0]!r} is no field of {what}, which are {', '.join(known)}; "
+            f"{unknown[0]!r} is not a field of {what}, which are {', '.join(known)}; "
             "write {field of the format: field of your rows}"
         )

@@ -3,7 +3,7 @@
 Every section is a pydantic model (strict types, no unknown keys); the reader fills it from YAML and
 reports every mistake with its line. A section never reaches further than the part it is named for.
 
-Units stand in the names. Defaults are those of LLaDA's supervised fine-tuning (arXiv 2502.09992,
+Names carry their units. Defaults are those of LLaDA's supervised fine-tuning (arXiv 2502.09992,
 appendix B) wherever the paper states a value.
 """
 
@@ -39,7 +39,7 @@ Minutes = Annotated[int, Field(ge=1, le=366 * 24 * 60)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
 # Elements of a buffer: more than any GPU holds.
 Elements = Annotated[int, Field(le=10**12)]
-# What may stand in an `#SBATCH --key=value` line: no blanks, quotes or line ends.
+# What an `#SBATCH --key=value` line may contain: no spaces, quotes or newlines.
 SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!*\[\]()-]+$")]
 SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
@@ -53,7 +53,7 @@ _WATCHDOG_REPORTS_S = 120
 
 
 class Section(BaseModel):
-    # Validators are built when first used: not one for each section besides the one for all.
+    # Validators are built when first used: one for the whole config, not one for each section.
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
     )
@@ -141,7 +141,7 @@ def _form_of_train(value: object) -> str | None:
     return None
 
 
-# The tags stand in the locations of pydantic's errors; in brackets they are no keys.
+# The tags appear in the locations of pydantic's errors; the brackets mark them as not keys.
 TrainData = Annotated[
     Annotated[NonEmptyStr, Tag("(path)")]
     | Annotated[tuple[NonEmptyStr, ...], Field(min_length=1), Tag("(list)")]
@@ -167,19 +167,19 @@ class DataConfig(Section):
     # What the weights of named sources share out: examples, or their tokens.
     mix_by: Literal["examples", "tokens"] = "examples"
     validation: NonEmptyStr | None = None
-    # What a row is (docs/data.md): a known format; auto = told from the first rows, and printed;
+    # What a row is (docs/data.md): a known format; auto = detected in the first rows, and printed;
     # raw = the hook gets each record as it is.
     format: RecordFormat = "auto"
     # Where the rows have other names: {field of the format: field of your rows}.
     fields: dict[str, NonEmptyStr] = {}
-    # Which answer of a conversation is learned: random = one, drawn anew each epoch (the paper's);
+    # Which answer of a conversation is learned: random = one, drawn again each epoch (the paper's);
     # last = the last; all = every one, in one example.
     multi_turn: MultiTurn = "random"
     # The Python file with `process_data(record, tokenizer, max_length)`.
     hook: NonEmptyStr = "utils/process_data.py"
     # Tokens of prompt and response together.
     max_length: PositiveInt = 4096
-    # An example longer than max_length: leave it out, or cut it (the final EOS stays).
+    # An example longer than max_length: skip it, or cut it (the final EOS stays).
     on_too_long: Literal["skip", "clip_prompt", "clip_response"] = "clip_response"
     # A row that cannot be used is written to quarantine/ in the run directory; more than this share
     # of a rank's rows ends the run: judged from its 100th row on and at the end of an epoch, with 0
@@ -191,15 +191,15 @@ class DataConfig(Section):
     # has a tail of one: its loss does not depend on how examples meet in micro-batches.
     eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
     # padded: micro-batches of train.micro_batch_size examples, brought to one length;
-    # packed: examples one behind the other in one row of at most max_tokens tokens.
+    # packed: examples one after the other in one row of at most max_tokens tokens.
     batching: Literal["padded", "packed"] = "padded"
     # Packed only: the most tokens of a micro-batch; at least max_length. It may be more than the
-    # model's max_sequence_length, which limits max_length: positions begin again with each example.
+    # model's max_sequence_length, which limits max_length: positions start again with each example.
     max_tokens: PositiveInt | None = None
     # Packed only: examples read ahead, of which the one that fits best comes next.
     pack_buffer: PositiveInt = 32
-    # Files that changed or are gone since the checkpoint: refuse ends the run by naming them;
-    # restart_file begins a changed one's epoch anew and leaves out what is gone, with a warning.
+    # Files that changed or are gone since the checkpoint: refuse ends the run and names them;
+    # restart_file reads a changed file's epoch again and skips a missing file, with a warning.
     on_changed_file: Literal["refuse", "restart_file"] = "refuse"
     # Where line indexes, decompressed shards and fetched objects are kept (docs/data.md); null = a
     # folder of the user's in the system's temporary folder.
@@ -236,7 +236,7 @@ class DataConfig(Section):
         tail = self.fixed_eos_tail
         if tail >= self.max_length:
             raise ValueError(
-                f"max_length must leave room beside the EOS tail, got {self.max_length} "
+                f"max_length must leave room next to the EOS tail, got {self.max_length} "
                 f"for a tail of {tail}"
             )
         return self
@@ -306,17 +306,17 @@ class TrainConfig(Section):
     validation_max_rows: PositiveInt = 1024
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
-    # A checkpoint that cannot be written (the disk is full): the one before is intact, and the run
-    # stops, or goes on to the next one.
+    # A checkpoint cannot be written (the disk is full): the previous one is intact, and the run
+    # stops, or continues to the next checkpoint.
     on_failed_save: Literal["stop", "go_on"] = "stop"
-    # A loss or gradient that is NaN or infinite: the run stops before the step is made, or leaves
-    # the step out; both name the rows.
+    # A loss or gradient is NaN or infinite: the run stops before the step is made, or skips the
+    # step; both name the rows.
     on_nonfinite: Literal["stop", "skip"] = "stop"
     # With on_nonfinite: skip, this many skipped steps in a row stop the run.
     max_skipped_steps: PositiveInt = 10
-    # No progress for so long: the ranks write their stacks, and the attempt ends.
+    # Seconds without progress after which the ranks write their stacks and the attempt ends.
     hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
-    # So much more for the start, a checkpoint and a validation.
+    # Additional seconds for the start, a checkpoint and a validation.
     hang_grace_s: Annotated[Seconds, Field(ge=0)] = 1800
 
 
@@ -329,8 +329,8 @@ class DeepSpeedConfig(Section):
     stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
     stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
     stage3_max_live_parameters: Annotated[Elements, Field(ge=1)] = 1_000_000_000
-    # A collective that takes longer than this is an error. Never less than the watchdog needs to
-    # name a rank that hangs (train.hang_timeout_s + hang_grace_s, and two minutes), which null is.
+    # A collective that takes longer than this is an error. It is never less than the watchdog needs
+    # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
     timeout_min: Minutes | None = None
 
 
@@ -349,7 +349,7 @@ class SlurmConfig(Section):
     qos: SbatchValue | None = None
     constraint: SbatchValue | None = None
     exclude: SbatchValue | None = None
-    # Seconds before the time limit at which the job is told to save and requeue itself.
+    # Seconds before the time limit at which the job is signalled to save and requeue itself.
     signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
     # [1, 4]: start on as many nodes as SLURM has free, at least 1 and at most 4; null = on `nodes`.
     # The global batch stays what it is on `nodes`.
@@ -357,8 +357,9 @@ class SlurmConfig(Section):
     # Restarts after the loss of a node or a rank that was killed; preemptions and time limits are
     # not counted.
     node_failure_restarts: NonNegativeInt = 10
-    # So many attempts in a row without progress end the job: failed ones without a new checkpoint,
-    # and those that a time limit or preemption ended before min_steps_per_attempt new steps.
+    # Number of attempts in a row without progress that end the job: failed attempts without a new
+    # checkpoint, and attempts that a time limit or preemption ended before min_steps_per_attempt
+    # new steps.
     attempts_without_progress: PositiveInt = 3
     min_steps_per_attempt: NonNegativeInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
@@ -376,8 +377,8 @@ class SlurmConfig(Section):
     def _lead_within_the_limit(self) -> "SlurmConfig":
         if self.signal_lead_s >= self.time_min * 60:
             raise ValueError(
-                "signal_lead_s: must be less than time_min, or the job is told to stop when it has"
-                f" just started: got {self.signal_lead_s} s for {self.time_min} min"
+                "signal_lead_s: must be less than time_min, or the job is signalled to stop when it"
+                f" has just started: got {self.signal_lead_s} s for {self.time_min} min"
                 f" ({self.time_min * 60} s)"
             )
         return self
@@ -431,7 +432,7 @@ class Config(Section):
     def global_batch_size(self) -> int:
         """Examples of one optimizer step, over all ranks and accumulated micro-batches.
 
-        With `data.batching: packed` it is tokens, the most that there can be.
+        With `data.batching: packed` it is the largest possible number of tokens.
         """
         micro = self.data.max_tokens or self.train.micro_batch_size
         return self.world_size * micro * self.train.accumulate_grad_batches

@@ -2,7 +2,7 @@
 
 PyYAML knows YAML 1.1 only. Here are the rules of 1.2 by which a plain word becomes a value, the
 same for reading and for writing, so that what is written reads back equal. Nodes keep their lines;
-the reader builds the values from them and reports every mistake where it stands.
+the reader builds the values from them and reports every mistake with its place.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 _TAG = "tag:yaml.org,2002:"
-# (tag, what it looks like, characters it may begin with). Source: YAML 1.2.2, section 10.3.2.
+# (tag, what it looks like, characters it may start with). Source: YAML 1.2.2, section 10.3.2.
 _CORE_SCHEMA = (
     ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
@@ -68,10 +68,10 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def scalar_value(node: yaml.ScalarNode) -> Any:
-    """Give the value of one word.
+    """Return the value of one word.
 
     Raises:
-        ValueError: its tag is not of the core schema, or does not fit the text.
+        ValueError: Its tag is not of the core schema, or does not fit the text.
     """
     kind = node.tag.removeprefix(_TAG)
     if kind not in _SCALARS:
@@ -87,7 +87,7 @@ def compose(text: str) -> yaml.Node | None:
     """Read one document into nodes; None when it is empty.
 
     Raises:
-        yaml.YAMLError: the text is not YAML, or more than one document.
+        yaml.YAMLError: The text is not YAML, or more than one document.
     """
     node: yaml.Node | None = yaml.compose(text, Loader=Loader)
     return node

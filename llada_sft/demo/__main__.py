@@ -25,7 +25,7 @@ CONFIG = Path("config/demo.yaml")
 
 
 def untrained_model(config: Config) -> LLaDAModelLM:
-    """Build the network as the training begins with it."""
+    """Build the network as it is when training starts."""
     network = resolve_network(config.model)
     model = build_network(config.model, network, config.run.seed)
     model.eval()
@@ -33,7 +33,7 @@ def untrained_model(config: Config) -> LLaDAModelLM:
 
 
 def waiting_line(run: RunDir) -> str:
-    """Say how much of the training's time its steps waited for data."""
+    """Return how much of the training time was spent waiting for data."""
     return f"steps waited for data {100 * data_wait(read_metrics(run.metrics)):.1f} % of the time"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 # How the blocks attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
-# seen. A pair, for one row: where its sequences begin and the last one ends (int32), and the
+# seen. A pair, for one row: where its sequences start and the last one ends (int32), and the
 # longest. None: everything is seen. Nothing more than tuples: DeepSpeed looks for tensors in what
 # its modules are given.
 Plan = Tensor | tuple[Tensor, int] | None
@@ -58,14 +58,14 @@ def plan_attention(
 
 def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     half = dtype in (torch.bfloat16, torch.float16)
-    # Flash attention begins with Ampere.
+    # Flash attention needs Ampere or newer.
     return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     """Return the cosines and sines of positions [L], [2, L, D] fp32.
 
-    Computed anew in each forward pass rather than kept in a buffer: the official checkpoints have
+    Computed again in each forward pass rather than kept in a buffer: the official checkpoints have
     none, and a buffer would be cast to bf16 together with the weights.
 
     Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15.

@@ -1,4 +1,4 @@
-"""Where each tensor of a model directory lies: the headers of its safetensors files.
+"""Where each tensor of a model directory is: the headers of its safetensors files.
 
 A safetensors file is an 8-byte little-endian length, a JSON header of that length, and the bytes
 of the tensors. Knowing the offsets, a rank reads the bytes of its own slice and nothing else,
@@ -30,7 +30,7 @@ class TensorSlot:
         file: The safetensors file.
         dtype: Its dtype in the file, by safetensors' name: F64, F32, F16 or BF16.
         shape: Its shape.
-        offset: First byte, counted from the beginning of the file.
+        offset: First byte, counted from the start of the file.
         num_bytes: Length of its data.
     """
 
@@ -81,7 +81,7 @@ def check_tensors(
         model_dir: Named in the messages.
 
     Raises:
-        CheckpointError: Names every missing, unexpected and misshapen tensor, one a line.
+        CheckpointError: Names every missing, unexpected and misshapen tensor, one per line.
     """
     if problems := list(_mismatches(expected, found)):
         raise CheckpointError("\n".join(f"{model_dir}: {problem}" for problem in problems))

@@ -1,7 +1,7 @@
 """Checkpoint in: from safetensors files into a network, whole or partitioned by ZeRO-3.
 
 1. `config.json` is read and refused where it asks for another network (`configuration`).
-2. The headers of the files say where each tensor lies (`index`).
+2. The headers of the files say where each tensor is (`index`).
 3. The network is built without values; under `deepspeed.zero.Init` it is born partitioned, so that
    no rank ever holds more than its slices and one whole parameter.
 4. Names and shapes are compared, all differences at once.
@@ -112,7 +112,7 @@ def _read_elements(slot: TensorSlot, start: int, values: Tensor, buffer: bytearr
     """Read elements [start, start + n) of a tensor into `values`, converting their dtype.
 
     Args:
-        slot: Where the tensor lies.
+        slot: Where the tensor is.
         start: First element, in the flattened tensor.
         values: [n] floating, on any device.
         buffer: Scratch memory; the file is read in pieces of its size.

@@ -2,7 +2,7 @@
 
 Under `deepspeed.zero.Init` a parameter is flattened, padded to a multiple of the world size and
 cut into equal slices; the rank's own is `ds_tensor`, and the parameter itself is empty. DeepSpeed
-has no public way to write a slice, so its attribute names stand here and nowhere else.
+has no public way to write a slice, so its attribute names are used here and nowhere else.
 """
 
 import math
@@ -34,7 +34,7 @@ class PartitionedParameter(Protocol):
 
 
 def is_partitioned(parameter: nn.Parameter) -> TypeGuard[PartitionedParameter]:
-    """Tell whether the parameter lives in slices on all ranks."""
+    """Return whether the parameter is partitioned over all ranks."""
     return hasattr(parameter, "ds_id")
 
 
@@ -44,7 +44,7 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def owned_slice(parameter: nn.Parameter) -> OwnedSlice:
-    """Return this process's part of a parameter, and set the padding behind it to zero."""
+    """Return this process's part of a parameter, and set the padding after it to zero."""
     if not is_partitioned(parameter):
         return OwnedSlice(parameter.detach().view(-1), 0)
     partition = parameter.ds_tensor

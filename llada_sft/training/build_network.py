@@ -43,7 +43,7 @@ def build_network(config: ModelConfig, network: LLaDAConfig, seed: int) -> LLaDA
     Args:
         config: The model section.
         network: What `resolve_network` returned.
-        seed: Of random weights.
+        seed: Seed of the random weights.
     """
     model = build_model(network if config.size else Path(config.path), seed)
     model.set_activation_checkpointing(config.activation_checkpointing)
@@ -51,6 +51,6 @@ def build_network(config: ModelConfig, network: LLaDAConfig, seed: int) -> LLaDA
 
 
 def token_ids(network: LLaDAConfig) -> TokenIds:
-    """Say what data needs to know of a network."""
+    """Return the sizes and token ids of a network that encoding the data needs."""
     assert network.mask_token_id is not None and network.eos_token_id is not None
     return TokenIds(network.vocab_size, network.eos_token_id, network.mask_token_id)

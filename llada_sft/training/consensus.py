@@ -1,8 +1,8 @@
 """The one small collective per optimizer step, and everything that ranks decide together.
 
-It runs over gloo on the CPU, also on GPU nodes: it never waits for the device. Nothing else in the
-training loop is decided between ranks: if the numbers here are equal on all of them, so are the
-decisions, and no rank can wait for a collective that another one skips.
+It runs over gloo on the CPU, also on GPU nodes: it never waits for the device. The ranks decide
+nothing else together in the training loop: equal numbers here mean equal decisions, so no rank can
+wait for a collective that another rank skips.
 """
 
 from collections.abc import Iterable
@@ -25,20 +25,20 @@ class Report:
         examples: Examples of the step.
         response_tokens: Tokens of their responses, EOS tail included.
         tokens: All their tokens but padding.
-        all_tokens: With padding and empty micro-batches: what the network runs on.
+        all_tokens: All tokens the network runs on, padding and empty micro-batches included.
         has_rows: This rank may have more rows in this epoch.
-        stop: This rank was told to stop.
-        failed: This rank cannot go on.
+        stop: This rank was signalled to stop.
+        failed: This rank cannot continue.
         rows, bad, dropped_by_hook: Rows read, bad rows, and rows that the hook dropped, since this
             attempt of the run started.
-        too_long: Examples cut or left out for their length, likewise.
-        wait_us: Microseconds that were waited for data, likewise, but for the first step's.
-        rows_done, epoch_rows: Rows that are done in this epoch, and rows that there are.
+        too_long: Examples cut or skipped for their length, also since the attempt started.
+        wait_us: Microseconds of waiting for data since the attempt started, without the first step.
+        rows_done, epoch_rows: Rows done in this epoch, and all rows of the epoch.
         steps_left, epoch_steps: The rank's steps after this one in the epoch, and its steps of a
             whole epoch (`LocalStep`).
         estimated: 1 if these depend on a sample.
-        by_source: What each source gave to the step, in the unit that is shared out; empty where
-            there is one dataset. On all ranks of one length.
+        by_source: What each source contributed to the step, in the unit that the sources share;
+            empty with one dataset. It has the same length on all ranks.
     """
 
     examples: int = 0
@@ -61,13 +61,13 @@ class Report:
     by_source: tuple[int, ...] = ()
 
     def numbers(self) -> list[int]:
-        """Give all counts in one list, those of the sources last."""
+        """Return all counts in one list, those of the sources last."""
         *single, by_source = astuple(self)
         return [*single, *by_source]
 
     @staticmethod
     def of(numbers: Iterable[int]) -> "Report":
-        """Make a report of such a list."""
+        """Return the report that such a list describes."""
         values = iter(numbers)
         single: dict[str, Any] = {field.name: next(values) for field in fields(Report)[:-1]}
         return Report(**single, by_source=tuple(values))

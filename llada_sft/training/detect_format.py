@@ -1,4 +1,4 @@
-"""`data.format: auto`: the format of a source, told by the first rank for all."""
+"""`data.format: auto`: the format of a source, detected by rank 0 for all ranks."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def settle_format(
 
     Raises:
         DataError: The first shard cannot be read.
-        PeerFailedError: On the other ranks, then.
+        PeerFailedError: Rank 0 could not read it (raised on the other ranks).
     """
     if source.format != "auto":
         return source

@@ -48,7 +48,8 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
     """Return the checkpoint that was asked for, once it is verified.
 
     Raises:
-        CheckpointError: It is damaged: another one is named, but never exported instead.
+        CheckpointError: It is damaged. The message names another one, which is never exported
+            instead.
     """
     named = dict(list_named(run.checkpoints))
     damaged = dict(list_set_aside(run.checkpoints))
@@ -73,6 +74,6 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
 
 
 def _problem(checkpoint: Path, network: Shapes) -> str:
-    """Examine all files of a checkpoint; return in one line what is wrong."""
+    """Examine all files of a checkpoint; return one line about what is wrong, or nothing."""
     findings = examine(checkpoint, Share(0, 1), network)
     return f"{checkpoint}: {summary(findings)}" if findings else ""

@@ -23,7 +23,7 @@ from llada_sft.training.strategy import Zero3Strategy
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Decay matrices, not the gains of the norms.
 
-    A partitioned parameter has no shape of its own any more; DeepSpeed keeps it in `ds_shape`.
+    A partitioned parameter no longer has its own shape; DeepSpeed keeps the shape in `ds_shape`.
     """
     matrices: list[nn.Parameter] = []
     gains: list[nn.Parameter] = []
@@ -40,16 +40,16 @@ class DiffusionModule(pl.LightningModule):
     """Fine-tunes a mask predictor; one Lightning batch is one optimizer step.
 
     Args:
-        build_network: Makes the network; called where its parameters are born partitioned.
+        build_network: Builds the network; called where parameters are partitioned when created.
         optim: The optim section.
         log_every_n_steps: Steps between two reductions of the loss for the logs.
         validation_batches: This rank's validation micro-batches, with coefficients that sum the
             mean loss over all ranks; the same number on every rank.
-        sources: The names of those that are mixed.
+        sources: Names of the mixed sources.
         report_skipped_step: Called on every rank with a step that was skipped, because its loss or
             its gradient is not finite: its number, the rank's micro-batches, the loss of each, and
             whether the step is the last of the training.
-        pulse: Says what this rank begins to do.
+        pulse: Called with the phase that this rank enters, and the step.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DiffusionModule(pl.LightningModule):
         self._sources, self._interval = sources, Interval(sources)
         self._report_skipped_step = report_skipped_step
         self._pulse, self._skipped_steps = pulse, 0
-        # What was logged last, for the progress bar.
+        # The last logged metrics, for the progress bar.
         self.last_metrics: dict[str, float] = {}
         self.network: nn.Module | None = None
 
@@ -151,7 +151,7 @@ class DiffusionModule(pl.LightningModule):
         self._skipped_steps = 0
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Give the numbers of a step to the loggers and to the progress bar."""
+        """Pass the numbers of a step to the loggers and to the progress bar."""
         for logger in list(self.loggers):
             try:
                 logger.log_metrics(metrics, step)
@@ -160,25 +160,25 @@ class DiffusionModule(pl.LightningModule):
         self.last_metrics = metrics
 
     def _not_logged(self, logger: Logger, step: int, error: OSError) -> None:
-        """Go on: of what a full disk means for the run, `train.on_failed_save` decides."""
+        """Warn and continue: `train.on_failed_save` decides what a full disk means for the run."""
         reason = error.strerror or str(error)
         print(f"warning: step {step}: {logger.name}: not logged: {reason}", file=sys.stderr)
-        # The thread of TensorBoard's writer has ended: it would fail again, and in the very end.
+        # TensorBoard's writer thread has ended: it would fail again, and once more at the end.
         if not isinstance(logger, MetricsCsv):
             self.trainer.loggers = [other for other in self.trainer.loggers if other is not logger]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # A run that ended for want of rows may be asked for more epochs later. Lightning would
-        # remember that it saw its last batch, and end at once.
+        # A run that has trained all rows may be resumed with more epochs. Lightning would remember
+        # that it saw its last batch, and end at once.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         progress["is_last_batch"] = False
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
-        # Not the bare list: Lightning takes the items of a list for loaders.
+        # Not the plain list: Lightning would take each item of a list for a loader.
         return DataLoader(cast(Dataset[MicroBatch], self._validation_batches), batch_size=None)
 
     def on_train_start(self) -> None:
-        # Building the network and reading the checkpoint are no part of the first interval.
+        # Building the network and reading the checkpoint do not count in the first interval.
         self._interval = Interval(self._sources)
 
     def on_validation_epoch_start(self) -> None:

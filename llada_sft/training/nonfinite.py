@@ -1,14 +1,14 @@
 """A loss that is NaN or infinite: no rank makes the step, and the rows are named.
 
-1. Each rank looks at the sum of its own losses, on the device, before its last backward pass; where
-   that is not finite, `poison_gradient` makes the gradient NaN.
+1. Each rank checks the sum of its own losses, on the device, before its last backward pass; if the
+   sum is not finite, `poison_gradient` makes the gradient NaN.
 2. DeepSpeed sums the gradients of all ranks, as at every step, and so the NaN reaches all of them.
-3. Before DeepSpeed changes a weight it takes the global gradient norm, waits for it, and leaves a
-   step out whose norm is not finite: gradients dropped, weights and optimizer untouched, counters
-   advanced. The norm is one number for all ranks, and so is the decision.
+3. Before DeepSpeed changes a weight, it computes the global gradient norm, waits for it, and skips
+   a step whose norm is not finite: it drops the gradients, leaves weights and optimizer unchanged,
+   and advances its counters. All ranks have the same norm, so they make the same decision.
 
-So nothing is added to a step: no collective, no wait for the device. A gradient that is not finite
-where the loss is goes the same way.
+This adds neither a collective nor a wait for the device to a step. A finite loss whose gradient is
+not finite is handled the same way.
 """
 
 import math
@@ -23,19 +23,19 @@ from llada_sft.errors import NonFiniteError
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.noising import MicroBatch
 
-# A message names so many rows; the journal has them all.
+# The most rows that a message names; the journal has all of them.
 _SHOWN_ROWS = 8
 _DO = "look at the rows, and lower optim.lr"
 
 
 def poison_gradient(micro_loss: Tensor, loss: Tensor) -> Tensor:
-    """Make the gradient of a micro-batch NaN where the loss of the step is not finite.
+    """Make the gradient of a micro-batch NaN if the loss of the step is not finite.
 
-    A loss can be infinite and its gradient finite: where a model gives a token the probability 0.
+    A loss can be infinite while its gradient is finite: if the model gives a token probability 0.
 
     Args:
-        micro_loss: Of the last micro-batch.
-        loss: The rank's sum over the step, that one included.
+        micro_loss: The loss of the last micro-batch.
+        loss: The sum of the rank's losses over the step, that micro-batch included.
     """
     return micro_loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
@@ -60,13 +60,13 @@ class SkippedSteps:
 
 
 class NonFiniteSteps:
-    """Reports a skipped step: it ends the run, or is recorded in the journal.
+    """Reports skipped steps: each ends the run, or is recorded in the journal.
 
     Args:
         policy: `train.on_nonfinite`.
         consensus: The agreement of the ranks.
         rank: Which one this is.
-        note: Adds to the journal.
+        note: Adds an entry to the journal.
         max_skipped: `train.max_skipped_steps`.
         skipped: Steps that were skipped before this attempt.
 
@@ -94,16 +94,16 @@ class NonFiniteSteps:
         losses: Sequence[Tensor],
         is_last: bool = False,
     ) -> None:
-        """Name the rows; every rank must call this for the same steps.
+        """Report which rows made a step fail; every rank must call this for the same steps.
 
         Args:
-            step: The step that was left out, from 1.
+            step: The skipped step, counted from 1.
             batches: This rank's micro-batches.
             losses: The loss of each.
-            is_last: It was the last step of the training.
+            is_last: Whether it was the last step of the training.
 
         Raises:
-            NonFiniteError: On every rank alike, where the run is to stop.
+            NonFiniteError: The run must stop; raised on every rank.
         """
         self.skipped = self.skipped.and_step(step)
         where, rows = self._rows(batches, losses)
@@ -115,7 +115,7 @@ class NonFiniteSteps:
         if self._policy == "stop":
             raise NonFiniteError(
                 f"{problem}; look at them, lower optim.lr, "
-                "or leave such steps out with train.on_nonfinite=skip"
+                "or skip such steps with train.on_nonfinite=skip"
             )
         if self.skipped.in_a_row >= self._max_skipped:
             count = self.skipped.in_a_row
@@ -126,12 +126,12 @@ class NonFiniteSteps:
         if is_last and self.skipped.total == step:
             raise NonFiniteError(f"{problem}; every step of the run was skipped; {_DO}")
         if self._rank == 0:
-            print(f"{problem}; the step is left out", flush=True)
+            print(f"{problem}; the step is skipped", flush=True)
 
     def _rows(
         self, batches: Sequence[MicroBatch], losses: Sequence[Tensor]
     ) -> tuple[str, list[str]]:
-        """Give the rows, of all ranks, whose loss is not finite; else those of the whole step."""
+        """Return the rows of all ranks whose loss is not finite, or else all rows of the step."""
         finite = torch.stack(list(losses)).isfinite().tolist()
         every = [f"{file}:{line}" for batch in batches for file, line in batch.rows]
         bad = [

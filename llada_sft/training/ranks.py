@@ -50,8 +50,8 @@ def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -
 
     Args:
         placement: This rank.
-        device: Where it computes.
-        timeout: Of each collective, also in process groups that are made later.
+        device: Where this rank computes.
+        timeout: Timeout of each collective, also in process groups that are created later.
     """
     os.environ |= {
         "MASTER_ADDR": placement.master_addr,
@@ -63,22 +63,22 @@ def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -
     _set_default_timeout(timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Else every rank compiles, with g++, a shared-memory collective that only inference uses.
+    # Otherwise every rank compiles (with g++) a shared-memory collective that only inference uses.
     deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
 
 
 def _set_default_timeout(timeout: timedelta) -> None:
-    """Give every process group this timeout.
+    """Make this the timeout of every process group.
 
-    A group that is made without a timeout gets 30 minutes, or 10 with NCCL, whatever the first
-    group has. DeepSpeed makes its groups so, also the one that reduces all gradients. torch has no
-    public way to set the default.
+    A group created without a timeout gets 30 minutes, or 10 with NCCL, whatever the first group
+    has. DeepSpeed creates its groups without one, including the group that reduces all gradients.
+    torch has no public way to set the default.
     """
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, timeout)
-    # NCCL's own watchdog ends a process whose device does not answer: not before ours has reported.
+    # NCCL's own watchdog ends a process whose device does not answer; ours must report first.
     seconds = str(int(timeout.total_seconds()))
     os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
 
@@ -86,8 +86,8 @@ def _set_default_timeout(timeout: timedelta) -> None:
 def leave_ranks() -> None:
     """Leave the process group, so that its threads end before the interpreter does.
 
-    A thread of gloo or of its store that is left running while Python shuts down may abort the
-    process: a rank that had finished would count as failed.
+    A gloo thread that still runs while Python shuts down may abort the process: a rank that had
+    finished would count as failed.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

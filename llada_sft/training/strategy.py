@@ -3,8 +3,8 @@
 Lightning's own strategy refuses anything but CUDA. DeepSpeed does not: on CPU the same engine, the
 same partitioning and the same checkpoints run over gloo, so that all of it is tested without a GPU.
 
-The training step is not wrapped in one forward of the engine, as Lightning does by default: each
-micro-batch goes through the engine by itself, which is what DeepSpeed's accumulation counts.
+Lightning by default wraps the training step in one forward of the engine. Here each micro-batch
+goes through the engine by itself, because DeepSpeed's accumulation counts calls of the engine.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str,
         "train_micro_batch_size_per_gpu": 1,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        # Numbers of the engine's own that would stand between ours.
+        # Silence the engine's own numbers, which would be printed between ours.
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
@@ -117,10 +117,10 @@ class Zero3Strategy(DeepSpeedStrategy):
     Args:
         config: What `deepspeed_config` returns.
         placement: This rank.
-        device: Where it computes.
+        device: Where this rank computes.
         precision: `bf16` keeps fp32 master weights in the partitioned optimizer.
-        timeout: Of each collective.
-        load_universal: The checkpoint to load is a universal one.
+        timeout: Timeout of each collective.
+        load_universal: Whether the checkpoint to load is a universal one.
 
     Attributes:
         shard_writer: Writes this rank's part of a checkpoint.
@@ -155,7 +155,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         super(DeepSpeedStrategy, self).setup_environment()
 
     def setup_distributed(self) -> None:
-        # As the parent does, without its check that each device has an index of its own.
+        # Same as the parent, without its check that each device has its own index.
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
@@ -163,7 +163,7 @@ class Zero3Strategy(DeepSpeedStrategy):
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
-        # As the parent does, but the CPU has no device index: there the local rank stands for it.
+        # Same as the parent, except that the CPU has no device index: the local rank replaces it.
         engine, zero_optimizer, _, _ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=self.local_rank),
             config=self.config,
@@ -174,18 +174,18 @@ class Zero3Strategy(DeepSpeedStrategy):
             dist_init_required=False,
         )
         engine.checkpoint_engine = self.shard_writer
-        # Rank 0 would copy two scripts of DeepSpeed into each checkpoint, which must hold no code.
-        # The method is private.
+        # Otherwise rank 0 would copy two DeepSpeed scripts into each checkpoint, which must not
+        # hold code. The method is private.
         engine._copy_recovery_script = lambda save_path: None
         return engine, zero_optimizer
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """Write this rank's shards; `shard_writer.error` tells afterwards whether they are there.
+        """Write this rank's shards; afterwards `shard_writer.error` is None if all were written.
 
-        As the parent does, but DeepSpeed's `latest`, whose failure would leave the other ranks in
-        a barrier, is written behind that barrier.
+        Same as the parent, except that DeepSpeed's `latest` file is written after its barrier: if
+        writing it failed earlier, the other ranks would wait in that barrier forever.
         """
         states = ("state_dict", "optimizer_states")
         self.shard_writer.begin()
@@ -196,7 +196,7 @@ class Zero3Strategy(DeepSpeedStrategy):
             save_latest=False,
         )
         if self.is_global_zero:
-            # DeepSpeed reads it first when it loads.
+            # When DeepSpeed loads, it reads `latest` first.
             self.shard_writer.save_text(DEEPSPEED_TAG, Path(filepath) / "latest")
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
@@ -233,8 +233,8 @@ class Zero3Strategy(DeepSpeedStrategy):
     def accumulate(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of a micro-batch; `last` closes the global batch.
 
-        The loss is scaled for the global batch already: DeepSpeed's own division by the number of
-        accumulated micro-batches is left out.
+        The loss is already scaled for the global batch, so DeepSpeed's own division by the number
+        of accumulated micro-batches is disabled.
         """
         engine = self.deepspeed_engine
         engine.set_gradient_accumulation_boundary(last)
@@ -242,7 +242,7 @@ class Zero3Strategy(DeepSpeedStrategy):
 
     @property
     def step_applied(self) -> bool:
-        """Whether the last step changed weights; a norm that is not finite leaves it out."""
+        """Whether the last step changed the weights; a step with a non-finite norm is skipped."""
         return bool(self.deepspeed_engine.was_step_applied())
 
     @property

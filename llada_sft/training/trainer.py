@@ -1,7 +1,8 @@
 """Config -> ranks -> data -> Trainer -> fit: the whole of a run on one rank, in order.
 
-The process group comes first: how long the training is, and where it goes on, is agreed between
-ranks before anything is built. Then the network is born partitioned, inside Lightning's `fit`.
+The process group comes first: the ranks agree on the length of the training and on the step from
+which it resumes before anything is built. The network is then built inside Lightning's `fit`, where
+its parameters are partitioned from the start.
 """
 
 from collections.abc import Sequence
@@ -57,10 +58,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         config: The whole config.
         run: The run directory; all ranks share it.
         placement: This rank.
-        host: What the job around it gives.
+        host: What the job around the training provides.
 
     Returns:
-        `finished`, or `stopped` when it was told to stop and saved.
+        `finished`, or `stopped` if the ranks were signalled to stop and saved.
 
     Raises:
         LladaSftError: A user's mistake, in one line per problem.
@@ -70,7 +71,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     torch.set_num_threads(config.train.threads_per_rank)
     init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
     consensus = Consensus()
-    # Files are removed from here on, and the imports took time: the run may have another owner.
+    # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     network_config = resolve_network(config.model)
     notes = Notes(host, consensus, placement.rank)
@@ -175,7 +176,7 @@ def outcome(stopped: bool, step: int) -> Outcome:
     """Return how a training ended; the same on all ranks.
 
     Raises:
-        DataError: It ended without a step.
+        DataError: The training ended without a step.
     """
     if stopped:
         return "stopped"
@@ -195,7 +196,7 @@ def build_trainer(
     callbacks: list[pl.Callback],
     load_universal: bool = False,
 ) -> pl.Trainer:
-    """Build Lightning's Trainer around `Zero3Strategy`; what we do ourselves is switched off."""
+    """Build Lightning's Trainer around `Zero3Strategy`; what the package does itself is off."""
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -207,7 +208,7 @@ def build_trainer(
             timeout=timedelta(seconds=config.collective_timeout_s),
             load_universal=load_universal,
         ),
-        # The feed runs through all epochs: to Lightning they are one, and resume is always within.
+        # The feed runs through all epochs: for Lightning they are one, and a resume is within it.
         max_epochs=1,
         max_steps=config.train.max_steps or -1,
         logger=loggers,
@@ -229,8 +230,8 @@ def build_schedule(
     placement: Placement,
     consensus: Consensus,
 ) -> Schedule:
-    """Build the schedule from the checkpoint's, or have rows sampled to plan a new one."""
-    # Rank 0 decides: a rank that sees another text of the hook must not use another rate.
+    """Build the schedule from the checkpoint's, or sample rows to plan a new one."""
+    # Rank 0 decides: a rank that sees another version of the hook must not use another rate.
     seen = consensus.gather(Basis.of(config, dataset.sources, placement.world_size))
     basis = cast(Basis, seen[0])
     planned = resume.planned
@@ -245,7 +246,7 @@ def build_schedule(
             print(line, flush=True)
 
     ratio = 1.0
-    # With slurm.elastic the global batch of other ranks was the same.
+    # With slurm.elastic the global batch was the same on another number of ranks.
     if resume.world_size is not None and config.slurm.elastic is None:
         ratio = resume.world_size / placement.world_size
     return Schedule(

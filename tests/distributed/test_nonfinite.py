@@ -98,7 +98,7 @@ def test_a_run_is_stopped_before_the_step(overrides: list[str], tmp_path: Path) 
         assert rank["nan"]["error"] == [
             "NonFiniteError",
             f"step {BAD_STEP + 1}: the loss is NaN or infinite: rows {bad}; look at them, "
-            "lower optim.lr, or leave such steps out with train.on_nonfinite=skip",
+            "lower optim.lr, or skip such steps with train.on_nonfinite=skip",
         ]
         kind, message = rank["limited"]["error"]
         assert kind == "NonFiniteError"

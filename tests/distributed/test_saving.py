@@ -91,7 +91,7 @@ def test_a_run_told_to_stop_does_so_though_its_disk_is_full(
     assert ranks[0]["there"] == ["latest", "step_2"]
     (warning,) = ranks[0]["warnings"]
     assert "cannot be written: No space left on device" in warning
-    assert warning.endswith("the checkpoint of step 2 is intact; stopping goes on")
+    assert warning.endswith("the checkpoint of step 2 is intact; stopping continues")
     assert ranks[1]["warnings"] == []
 
 
@@ -106,7 +106,7 @@ def test_a_full_disk_is_passed_over_but_for_the_last_checkpoint(
     )  # fmt: skip
     (warning,) = ranks[0]["warnings"]
     partial = run / "checkpoints/step_4.partial"
-    assert re.fullmatch(rf"{line_of(partial)}; training goes on", warning), warning
+    assert re.fullmatch(rf"{line_of(partial)}; training continues", warning), warning
     # Nothing comes after it that could still be written.
     last = run / "checkpoints/step_6.partial"
     line = rf"SaveError: {line_of(last)}; free space and start the run again"
@@ -125,7 +125,7 @@ def test_no_rank_waits_for_one_that_cannot_write(overrides: list[str], tmp_path:
     for name, seen in ranks[0].items():
         partial = tmp_path / name / "checkpoints/step_4.partial"
         line = f"{partial}: cannot be written: Input/output error"
-        warning = f"{line}: the checkpoint of step 2 is intact; training goes on"
+        warning = f"{line}: the checkpoint of step 2 is intact; training continues"
         assert (name, seen["warnings"]) == (name, [warning])
         assert seen["outcome"] == ranks[1][name]["outcome"] == "finished"
         assert seen["there"] == ["latest", "step_2", "step_6"]

@@ -1,8 +1,8 @@
 """Saves checkpoints at step boundaries, and stops the run where the ranks agreed to.
 
-A checkpoint that cannot be written on any rank is written on none: what there is of it is removed,
-and `train.on_failed_save` says whether the run ends. Where it was told to stop it does so in any
-case, and goes on later from the checkpoint before; the last checkpoint of a run must succeed.
+If any rank cannot write its part of a checkpoint, the whole checkpoint is removed, and
+`train.on_failed_save` decides whether the run ends. A run that was signalled to stop stops in any
+case, and resumes later from the previous checkpoint. The last checkpoint of a run must succeed.
 """
 
 import errno
@@ -39,13 +39,13 @@ class CheckpointSaver(pl.Callback):
         run: The run directory.
         config: The train section.
         consensus: The agreement of the ranks.
-        feed: Knows whether to stop.
-        fingerprints: Of this rank's files.
-        notes: Tells the journal.
-        pulse: Says what this rank begins to do.
+        feed: Knows whether the ranks agreed to stop.
+        fingerprints: Fingerprints of this rank's files.
+        notes: Writes to the journal.
+        pulse: Called with the phase that this rank enters, and the step.
         examples_key: A hash of what decides which examples a row makes.
         skipped: Returns the steps that were skipped because their loss or gradient was not finite.
-        require_owner: Does not return if the run has another owner now.
+        require_owner: Does not return if another process owns the run now.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CheckpointSaver(pl.Callback):
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
         self._notes, self._pulse, self._require_owner = notes, pulse, require_owner
-        # Whether the run ended because it was told to.
+        # Whether the run ended because it was signalled to stop.
         self.stopped = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,7 +88,7 @@ class CheckpointSaver(pl.Callback):
         if last or self.stopped or step % self._config.checkpoint_every_steps == 0:
             self._save(trainer, step, batch, last)
         if self.stopped:
-            # The time until the job is killed is short: no validation on the way out.
+            # The job is killed soon: skip the validation.
             trainer.limit_val_batches = 0
             trainer.should_stop = True
 
@@ -109,7 +109,7 @@ class CheckpointSaver(pl.Callback):
         line = str(self._consensus.gather(line)[0])
         if self.stopped or (self._config.on_failed_save == "go_on" and not last):
             self._notes.not_saved(
-                step, f"{line}; {'stopping' if self.stopped else 'training'} goes on"
+                step, f"{line}; {'stopping' if self.stopped else 'training'} continues"
             )
             return
         if errors[trainer.global_rank] is None:
@@ -119,10 +119,10 @@ class CheckpointSaver(pl.Callback):
     def _write(
         self, trainer: pl.Trainer, step: int, batch: StepBatch
     ) -> tuple[list[OSError | None], int]:
-        """Write a checkpoint; on every rank the errors of all ranks, and the bytes of all shards.
+        """Write a checkpoint; return, on every rank, all ranks' errors and the bytes of all shards.
 
-        Between two collectives each rank does what may fail without raising: all of them know of
-        each error before any goes on.
+        Between two collectives no rank raises: all ranks learn of every error before any of them
+        continues.
         """
         folder, zero = self._run.checkpoints, trainer.is_global_zero
         errors = self._of_rank_0(zero, lambda: create_partial(folder, step))
@@ -174,7 +174,7 @@ class CheckpointSaver(pl.Callback):
         return self._of_rank_0(zero, finish), num_bytes
 
     def _of_rank_0(self, zero: bool, write: Callable[[], object]) -> list[OSError | None]:
-        """Let rank 0 write, and tell all ranks what became of it."""
+        """Let rank 0 write; return its error, if any, on all ranks."""
         error = None
         if zero:
             self._require_owner()
@@ -186,7 +186,7 @@ class CheckpointSaver(pl.Callback):
 
 
 def _remedy(error: OSError) -> str:
-    """Say what to do before the run is started again."""
+    """Return what to do before the run is started again."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free space and start the run again"
-    return "start the run again when that is mended"
+    return "start the run again when that is fixed"

@@ -1,6 +1,6 @@
 """Lets a rank leave when the training raises, before Lightning cleans up after it.
 
-That clean-up moves the network off the GPU, which waits for collectives that no other rank joins.
+That cleanup moves the network off the GPU and waits for collectives that no other rank joins.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from llada_sft.errors import LladaSftError
 
 
 class LeaveOnException(pl.Callback):
-    """Calls `leave` with what is a defect; on a user's mistake all ranks end together."""
+    """Calls `leave` with an unexpected exception; after a user's mistake all ranks end together."""
 
     def __init__(self, leave: Callable[[Exception, int], None]) -> None:
         self._leave = leave

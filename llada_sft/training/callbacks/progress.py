@@ -35,7 +35,7 @@ class Progress(pl.Callback):
         assert batch.pace is not None
         step, metrics, total = trainer.global_step, pl_module.last_metrics, batch.pace.total_steps
         if self._bar is not None:
-            # It may be an estimate, which improves from step to step.
+            # The total may be an estimate, which improves from step to step.
             self._bar.total = total
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(_numbers(metrics))

@@ -1,4 +1,4 @@
-"""What became of the rows: a line at the end of each epoch, and where a run ends within one."""
+"""What became of the rows: one line per epoch, and one if the run ends within an epoch."""
 
 import sys
 from typing import Any
@@ -17,7 +17,7 @@ class RowSummary(pl.Callback):
     Args:
         consensus: The agreement of the ranks.
         rank: Which one this is.
-        first_step: The step that this attempt goes on from; rows before it are not counted.
+        first_step: The step from which this attempt resumes; rows before it are not counted.
     """
 
     def __init__(self, consensus: Consensus, rank: int, first_step: int) -> None:
@@ -28,7 +28,7 @@ class RowSummary(pl.Callback):
         self._last: tuple[int, RowCounts] | None = None
 
     def epoch_ended(self, epoch: int, rows: RowCounts) -> None:
-        """Print the line of an epoch; the feed calls this, a step before its last is trained."""
+        """Print an epoch's line; the feed calls this one step before the epoch ends."""
         self._print(epoch, rows, "")
         self._epochs_ended = epoch + 1
 
@@ -43,7 +43,7 @@ class RowSummary(pl.Callback):
         self._last = (batch.epoch, batch.rows)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Alike on all ranks, as epochs are.
+        # The same decision on all ranks, because epochs are the same.
         if self._last is not None and self._last[0] >= self._epochs_ended:
             self._print(*self._last, f" up to step {trainer.global_step}")
 

@@ -1,7 +1,7 @@
 """Takes the job's signals back from Lightning, which installs handlers of its own in `fit`.
 
-Lightning's handler of TERM runs a collective inside the signal handler: where only one rank gets
-the signal, that rank waits there for ever. It is installed *after* `on_fit_start`.
+Lightning's SIGTERM handler runs a collective inside the signal handler: if only one rank receives
+the signal, that rank waits there forever. It is installed *after* `on_fit_start`.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 
 
 class OwnSignals(pl.Callback):
-    """Calls `claim_signals` once Lightning has installed its handlers, and prints who has what."""
+    """Calls `claim_signals` after Lightning has installed its handlers, and prints its answer."""
 
     def __init__(self, claim_signals: Callable[[], str]) -> None:
         self._claim_signals = claim_signals

@@ -1,7 +1,7 @@
-"""Files that changed, or are gone, since the checkpoint that a run goes on from.
+"""Files that changed, or are gone, since the checkpoint from which a run resumes.
 
-`data.on_changed_file` says what becomes of them: the run is refused, or goes on with a warning for
-each. A file that was added is no matter: it is read from the next epoch on.
+`data.on_changed_file` decides: the run is refused, or continues with a warning for each file. An
+added file is never refused: it is read from the next epoch on.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ _DO = "restore them, start a new run, or set data.on_changed_file: restart_file"
 
 
 def files_changed(state: DataState, fingerprints: Mapping[str, str], consensus: Consensus) -> bool:
-    """Tell whether any file of any rank changed, appeared or disappeared since a checkpoint."""
+    """Return whether any file of any rank changed, appeared or disappeared since a checkpoint."""
     own = any(state.fingerprints.get(name) != value for name, value in fingerprints.items())
     ranks: Any = consensus.gather((own, len(fingerprints)))
     num_files = sum(count for _, count in ranks)
@@ -35,17 +35,17 @@ def files_to_restart(
 
     Args:
         config: The data section.
-        state: The checkpoint's.
-        names: Of all files that there are.
-        fingerprints: Of this rank's.
+        state: The data state of the checkpoint.
+        names: Names of all present files.
+        fingerprints: Fingerprints of this rank's files.
         consensus: The agreement of the ranks: a rank knows only its own files' fingerprints.
         rank: Rank 0 prints the warnings.
 
     Returns:
-        The changed files of all ranks, if they may begin their epoch anew.
+        The changed files of all ranks, if they may start their epoch again.
 
     Raises:
-        DataError: Some changed or are gone, and that is refused; names all of them, on each rank.
+        DataError: Files changed or are gone, and that is refused; every rank names all of them.
     """
     where = ", ".join(config.train_paths)
     ranks: Any = consensus.gather(state.changed(fingerprints))
@@ -62,7 +62,7 @@ def files_to_restart(
             raise DataError("\n".join(lines))
     if rank == 0:
         for name in changed:
-            print(f"{where}: {name} changed since the checkpoint: it begins its epoch anew")
+            print(f"{where}: {name} changed since the checkpoint: it starts its epoch again")
         for name in gone:
-            print(f"{where}: {name} is gone since the checkpoint: its rows are left out")
+            print(f"{where}: {name} is gone since the checkpoint: its rows are skipped")
     return changed

@@ -15,7 +15,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 # Bytes of one read: large enough for a network file system.
 _BUFFER_BYTES = 16 << 20
-# Fewer bytes than this are hashed faster here than by way of another thread.
+# Fewer bytes than this are hashed faster in this thread than in another one.
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -71,7 +71,7 @@ def record_of_file(path: Path, pulse: Callable[[], None] = lambda: None) -> tupl
 
     Args:
         path: The file.
-        pulse: Called now and then: it may take long.
+        pulse: Called now and then, because reading may take long.
 
     Returns:
         The record, and whether the file holds nothing but zeros.

@@ -13,7 +13,7 @@ DATA_STATE = "data_state.json"
 
 @dataclass(frozen=True)
 class DataState:
-    """Where the data of all ranks stands: for each file its fingerprint and its position.
+    """The position of the data on all ranks: the fingerprint and the position of each file.
 
     `examples_key` is a hash of what decides which examples a row makes; empty in a checkpoint of an
     older version.
@@ -56,7 +56,7 @@ class DataState:
         return DataState(epoch, positions, fingerprints, examples_key)
 
     def changed(self, fingerprints: Mapping[str, str]) -> list[str]:
-        """Name those of a rank's files that are not what they were; one that was added is none."""
+        """Return which of a rank's files have changed; an added file has not changed."""
         return [
             name
             for name, value in sorted(fingerprints.items())
@@ -64,7 +64,7 @@ class DataState:
         ]
 
     def gone(self, names: Iterable[str]) -> list[str]:
-        """Name the files that are not among all those that there are."""
+        """Return the files of the checkpoint that are not among `names`, the present files."""
         return sorted(self.positions.keys() - set(names))
 
 

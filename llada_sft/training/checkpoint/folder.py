@@ -1,17 +1,17 @@
-"""Checkpoints: written beside, verified, renamed, and only then pointed to.
+"""Checkpoints: written under another name, verified, renamed, and only then pointed to.
 
     checkpoints/
       step_200/            complete
         checkpoint/        DeepSpeed's shards, with Lightning's loop state in them
-        data_state.json    for each shard its fingerprint and what of it is done: one for all ranks
+        data_state.json    for each shard its fingerprint and its position: one file for all ranks
         checkpoint.json    step, number of ranks, versions, and size and checksum of every file
       step_300.partial/    being written, or left by a crash: never read, cleaned at the next start
       step_100.damaged/    found damaged when a run resumed: never read, counted or removed
-      step_200.universal/  made of step_200 for another number of ranks, for as long as it is needed
+      step_200.universal/  step_200 converted for another number of ranks, while it is needed
       latest               the name of the newest
 
 No state of a random generator is kept: every random choice of a run is keyed (DESIGN: noise by
-(seed, epoch, file, line), order by (seed, epoch, file)), so there is none to restore.
+(seed, epoch, file, line), order by (seed, epoch, file)), so there is no state to restore.
 """
 
 import errno
@@ -56,7 +56,7 @@ def list_damaged(folder: Path) -> list[Path]:
 
 
 def list_set_aside(folder: Path) -> list[tuple[int, Path]]:
-    """Return these with their steps, without those that a person has renamed."""
+    """Return the set-aside checkpoints with their steps, without those that a person renamed."""
     steps = ((_COMPLETE.fullmatch(path.name.split(".")[0]), path) for path in list_damaged(folder))
     return [(int(step[1]), path) for step, path in steps if step]
 
@@ -105,7 +105,7 @@ def point_to(checkpoint: Path) -> None:
 
 
 def universal_path(checkpoint: Path) -> Path:
-    """Name the folder that a checkpoint is converted into for another number of ranks."""
+    """Return the folder that a checkpoint is converted into for another number of ranks."""
     return checkpoint.with_name(f"{checkpoint.name}.universal")
 
 
@@ -134,10 +134,10 @@ def finish_partial(
     Args:
         partial: What `create_partial` returned.
         manifest: Step, number of ranks, versions.
-        data_state: Of all ranks.
-        records: Of the files that all ranks have written, by the path within `partial`.
-        keep: Checkpoints to keep, this one among them.
-        require_owner: Called before each rename; does not return if the run has another owner now.
+        data_state: The position of the data on all ranks.
+        records: Size and checksum of the files that all ranks wrote, by the path within `partial`.
+        keep: Number of checkpoints to keep, this one included.
+        require_owner: Called before each rename; does not return if another process owns the run.
 
     Raises:
         OSError: It cannot be written, or a file of a rank is missing: call `abandon_partial`.
@@ -151,26 +151,26 @@ def finish_partial(
     atomic.write_synced(partial / MANIFEST, sealed(manifest, records))
     if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
         raise OSError(errno.EIO, "not every rank's files are there")
-    # The ranks have brought their shards to the disk; this is the rest, and all names.
+    # The ranks have synced their shards; this syncs the other files, and all names.
     for path in (*partial.iterdir(), partial):
         atomic.sync(path)
     complete, latest = partial.with_suffix(""), partial.parent / _LATEST
-    # Written before the one is whose name it holds: moving it later needs no room.
+    # Written before the checkpoint has its name: the rename later needs no free space.
     next_latest = atomic.partial_of(latest)
     atomic.write_synced(next_latest, complete.name + "\n")
     require_owner()
     if complete.exists() or complete.is_symlink():
-        # Moved away by one rename: what a crash leaves of it must not look damaged.
+        # Moved away by one rename: what a crash leaves must not look like a damaged checkpoint.
         replaced = partial.with_suffix(".replaced.partial")
         remove(replaced)
         complete.rename(replaced)
     partial.rename(complete)
-    # It is complete: what fails from here on is tidied up later.
+    # The checkpoint is complete: what fails from here on is cleaned up later.
     with suppress(OSError):
         require_owner()
         next_latest.replace(latest)
     with suppress(OSError):
-        # Not before the new one is on the disk, whatever became of `latest`.
+        # Older checkpoints are removed after the new one is on the disk, even without `latest`.
         atomic.sync(partial.parent)
         require_owner()
         clean_partial(partial.parent)
@@ -179,12 +179,12 @@ def finish_partial(
 
 
 def abandon_partial(partial: Path, error: OSError, num_bytes: int) -> str:
-    """Remove what was written of a checkpoint that failed, and say so in one line; rank 0 only.
+    """Remove the files of a checkpoint that failed, and return one line about it; rank 0 only.
 
     Args:
-        partial: What `create_partial` returned, or would have.
-        error: Of the first rank that failed.
-        num_bytes: What all ranks had to write; 0 where that is not known.
+        partial: What `create_partial` returned, or would have returned.
+        error: The error of the first rank that failed.
+        num_bytes: Bytes that all ranks had to write; 0 if unknown.
     """
     remove(partial)
     atomic.partial_of(partial.with_name(_LATEST)).unlink(missing_ok=True)
@@ -195,7 +195,7 @@ def abandon_partial(partial: Path, error: OSError, num_bytes: int) -> str:
 
 
 def clean_partial(folder: Path) -> None:
-    """Remove what crashes and conversions left behind; rank 0 only."""
+    """Remove the remains of crashes and conversions; rank 0 only."""
     for pattern in ("step_*.partial", "step_*.universal"):
         for path in folder.glob(pattern):
             remove(path)
@@ -212,13 +212,13 @@ def remove(path: Path) -> None:
 
 def _num_shards(checkpoint: Path) -> int:
     """Count DeepSpeed's files: two of each rank, one of the model and one of the optimizer."""
-    # In bf16 the optimizer's name begins with bf16_.
+    # In bf16 the optimizer's name starts with bf16_.
     return len(list((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_states.pt")))
 
 
 def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:
-    # Only complete ones are counted and removed, and none of a later step than the one just
-    # written: that one was skipped when the run resumed, and may be unusable.
+    # Only complete checkpoints are counted and removed, and none of a later step than the one just
+    # written: a later one was skipped when the run resumed, and may be unusable.
     found = [path for step, path in list_checkpoints(folder) if step <= newest]
     for path in found[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.
@@ -229,12 +229,12 @@ def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], Non
 
 
 def room_for(folder: Path, error: OSError, num_bytes: int) -> str:
-    """Say how much room there is for so many bytes, where the error is about that."""
+    """Return how much space is needed and free, if the error is about space; empty otherwise."""
     if not num_bytes or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ""
     needed = f"; {_megabytes(num_bytes)} needed"
     if error.errno == errno.EDQUOT:
-        # What a quota leaves is not seen here.
+        # What remains of a quota cannot be seen here.
         return needed
     return f"{needed}, {_megabytes(shutil.disk_usage(folder).free)} free"
 

@@ -2,8 +2,8 @@
 
 A checkpoint knows a hash of the hook's text and of the keys that decide which examples a row
 becomes (`examples_key`). If that hash differs now, the number of an example within its row is
-meaningless: rows of which some examples were trained, or wait to be packed, start again with all
-examples that they make now. No row is lost, and only these rows may be trained twice.
+meaningless: a row of which some examples were trained, or wait to be packed, starts again with all
+examples that it makes now. No row is lost, and only these rows may be trained twice.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,15 +28,15 @@ def restart_half_done_rows(
     """Let half-done rows start again if their examples have changed; every rank must call this.
 
     Args:
-        dataset: This rank's.
+        dataset: This rank's dataset.
         config: The data section.
-        state: The checkpoint's, if there is one.
+        state: The data state of the checkpoint, if there is one.
         run: The run directory.
         consensus: The agreement of the ranks.
-        note: Writes to the journal; given on rank 0 only, which also prints the line.
+        note: Writes to the journal; None except on rank 0, which also prints the line.
     """
     changed = state is not None and trained_key(state, config, run) != examples_key(config)
-    # Rank 0 decides: a rank that still sees another text of the hook must not do this alone.
+    # Rank 0 decides: a rank that still sees another version of the hook must not do this alone.
     if not consensus.gather(changed)[0]:
         return
     counts: Any = consensus.gather(dataset.encode_again())
@@ -54,8 +54,8 @@ def restart_half_done_rows(
 def trained_key(state: DataState, config: DataConfig, run: RunDir) -> str:
     """Return the key of the examples that a checkpoint was trained with.
 
-    Earlier versions did not record it. Then the first copy of the code that an update has put aside
-    has the hook of that version; if there is no copy, nothing has changed.
+    Earlier versions did not record it. Then the first copy of the code that an update set aside has
+    the hook of that version; without a copy, nothing has changed.
     """
     if state.examples_key:
         return state.examples_key

@@ -19,7 +19,7 @@ from llada_sft.training.checkpoint.checksums import FileRecord, record_of_file
 
 MANIFEST = "checkpoint.json"
 _BLANK = "0" * 32
-# Always the last characters of the file.
+# Always at the end of the file.
 _SEAL = re.compile(rb'"checksum": "([0-9a-f]{32})"\n\}\Z')
 _OLDER_KEYS = frozenset({"step", "world_size", "versions", "files"})
 

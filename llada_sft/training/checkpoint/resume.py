@@ -1,8 +1,8 @@
 """Which checkpoint a run resumes from: all ranks choose it together, and verify it before use.
 
 Every rank examines the files that it reads (`verify.py`). If any rank finds damage, all ranks take
-the checkpoint before; the damaged one is named, journalled, and renamed, so that no later attempt
-examines it again. A run whose checkpoints are all damaged stops: it never starts again from
+the previous checkpoint; the damaged one is reported, journalled, and renamed, so that no later
+attempt examines it again. A run whose checkpoints are all damaged stops: it never starts again from
 step 0 by itself.
 """
 
@@ -52,9 +52,9 @@ class Resume:
     Attributes:
         checkpoint: What to load, if anything.
         step: Optimizer steps that were made.
-        data: Which data was trained.
-        universal: `checkpoint` was written by another number of ranks, and converted.
-        stopped: The ranks were told to stop while it was converted: there is nothing to load.
+        data: The position of the data.
+        universal: Whether `checkpoint` was converted from another number of ranks.
+        stopped: The ranks were signalled to stop during the conversion: there is nothing to load.
         planned: The checkpoint's schedule; None if there is none.
         world_size: The number of ranks that wrote the checkpoint.
         skipped: Steps that were skipped because their loss or gradient was not finite.
@@ -95,7 +95,7 @@ def find_resume(
         placement: This rank.
         consensus: The agreement of the ranks.
         host: Writes the journal, and knows whether to stop.
-        network: Shape of each parameter of the network to train; None to skip that check.
+        network: Shape of each parameter of the network to train; None skips that check.
         max_steps: A checkpoint of this many steps is not converted: nothing is left to do.
 
     Raises:
@@ -181,7 +181,7 @@ def _unreadable(folder: Path) -> str:
 
 
 def _none_left(folder: Path, other_network: bool) -> str:
-    """Say what to do if there are checkpoints and none can be used."""
+    """Return what to do if there are checkpoints and none can be used."""
     first = (
         "give the run the network that they were trained with"
         if other_network
@@ -194,10 +194,10 @@ def _none_left(folder: Path, other_network: bool) -> str:
 
 
 def _judge(checkpoint: Path, findings: list[Defect]) -> str:
-    """Say in one line what is wrong with a checkpoint.
+    """Return one line about what is wrong with a checkpoint.
 
     Raises:
-        CheckpointError: It holds code: a person must look at it before the run continues.
+        CheckpointError: It holds code: a person must look at it before the run can continue.
     """
     if hostile := [finding for finding in findings if finding.kind == "code"]:
         raise CheckpointError(
@@ -213,15 +213,19 @@ def _judge(checkpoint: Path, findings: list[Defect]) -> str:
 
 
 def is_damaged(checkpoint: Path, findings: list[Defect]) -> bool:
-    """Tell whether the checkpoint itself is damaged, so that it can never be used.
+    """Return whether the checkpoint itself is damaged, so that it can never be used.
 
-    Files of another network are damage if some model file is of the right network. If all are of
-    another network, it is the config that does not fit.
+    Files of another network count as damage if some model file belongs to the right network. If all
+    files belong to another network, the config does not fit the checkpoint.
     """
     kinds = {finding.kind for finding in findings}
     if "damaged" in kinds or "network" not in kinds:
         return "damaged" in kinds
-    others = {one.text for one in findings if one.kind == "network" and "_model_" in one.text}
+    others = {
+        finding.text
+        for finding in findings
+        if finding.kind == "network" and "_model_" in finding.text
+    }
     try:
         return len(others) < int(read_manifest(checkpoint)["world_size"])
     except (OSError, ManifestError):
@@ -253,10 +257,10 @@ def _convert(
     """Let rank 0 convert a checkpoint, while all ranks watch for a signal.
 
     Returns:
-        Whether it is done; False if a rank was told to stop.
+        True when it is converted; False if a rank was signalled to stop.
 
     Raises:
-        LladaSftError: It failed; on other ranks than 0 a PeerFailedError.
+        LladaSftError: The conversion failed; ranks other than 0 raise PeerFailedError.
     """
     conversion = Conversion(checkpoint) if placement.rank == 0 else None
     try:

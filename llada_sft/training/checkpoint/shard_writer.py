@@ -1,14 +1,15 @@
-"""Writing a rank's shards so that a full disk on one rank leaves no other one waiting.
+"""Writes a rank's shards so that a full disk on one rank leaves no other rank waiting.
 
 DeepSpeed's `save_checkpoint` writes first and runs collectives afterwards: it gathers parameters,
-and has a barrier. A rank that raises while it writes never comes to them, and the others wait for
-it there. So nothing raises while DeepSpeed saves: what fails is kept in `ShardWriter.error`, no
-more is written, and `callbacks/checkpoint.py` asks for it when DeepSpeed is done.
+and has a barrier. A rank that raises while it writes would never reach them, and the others would
+wait for it there. So nothing raises while DeepSpeed saves: the first error is kept in
+`ShardWriter.error`, nothing more is written, and `callbacks/checkpoint_saver.py` reads the error
+when DeepSpeed is done.
 
 The checksum of a file is taken from the bytes that torch writes, so that no file is read again.
 
-torch.save leaves its bytes in the page cache. Each rank brings its own to the disk (fsync), which
-is also where a file system that writes later says that it is full.
+torch.save leaves its bytes in the page cache. Each rank syncs its own files (fsync); a file system
+that writes late also reports only then that it is full.
 """
 
 import errno
@@ -26,7 +27,7 @@ from llada_sft import atomic
 from llada_sft.model.safe_load import load_data
 from llada_sft.training.checkpoint.checksums import FileRecord, HashingFile
 
-# What torch's zip writer says when it was cut short; it does not always say why.
+# Names in the errors of torch's zip writer after a short write; they do not always give the cause.
 _CUT_SHORT = ("inline_container.cc", "PytorchStreamWriter")
 
 
@@ -34,8 +35,8 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
     """DeepSpeed's reader and writer of torch files; keeps the first error of a save for later.
 
     Attributes:
-        error: Why this rank's shards are not there; None when they are.
-        num_bytes: Bytes of its tensors, written or not.
+        error: Why this rank's shards could not be written; None if they were.
+        num_bytes: Bytes of this rank's tensors, written or not.
         written: Size and checksum of each file that was written.
     """
 
@@ -95,7 +96,7 @@ def write_shard(state: object, path: Path) -> FileRecord:
 
 
 def write_error(error: BaseException) -> OSError | None:
-    """Find the failed write behind an exception; None when it is about something else.
+    """Return the failed write that caused an exception; None if it has another cause.
 
     Returns:
         A bare OSError, which can be sent to other ranks.

@@ -1,12 +1,12 @@
-"""Resume on another number of ranks, by DeepSpeed's universal checkpoint, without a command.
+"""Resumes on another number of ranks, through DeepSpeed's universal checkpoint, without a command.
 
 1. Rank 0 converts the checkpoint into `step_N.universal/`: one folder per parameter, whole fp32
-   weights and optimizer moments instead of the slices of so many ranks.
-2. Each rank loads the slices that it keeps now (`Zero3Strategy`, told to load a universal one).
+   weights and optimizer moments instead of one slice for each rank.
+2. Each rank loads the slices that it keeps now (`Zero3Strategy` with `load_universal`).
 3. The folder is removed with the next finished checkpoint, or at the next start.
 
-DeepSpeed loads the loop's state of rank 0 on every rank: here it is the same on all ranks. It
-leaves the optimizer with wrong settings, which `OptimizerRepair` corrects.
+DeepSpeed loads rank 0's loop state on every rank: here that state is the same on all ranks.
+DeepSpeed leaves the optimizer with wrong settings, which `OptimizerRepair` corrects.
 """
 
 import errno
@@ -27,15 +27,15 @@ from llada_sft.errors import CheckpointError, SaveError
 from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG, remove, room_for, universal_path
 
 _MAX_WORKERS = 8
-# SLURM sends these to every process of the step; only the ranks may act on them.
+# SLURM sends these signals to every process of the step; only the ranks may act on them.
 _OF_THE_JOB = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class Conversion:
-    """The conversion of a checkpoint, by a process of its own; rank 0 only.
+    """The conversion of a checkpoint in a separate process; rank 0 only.
 
     Args:
-        checkpoint: It is not changed; the universal form is written next to it.
+        checkpoint: The checkpoint, which is not changed; the universal form is written next to it.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -44,7 +44,7 @@ class Conversion:
         package = str(Path(llada_sft.__file__).parents[1])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
-        folders = [str(one / DEEPSPEED_TAG) for one in (checkpoint, self._folder)]
+        folders = [str(folder / DEEPSPEED_TAG) for folder in (checkpoint, self._folder)]
         # The process inherits what is blocked, and never unblocks it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_JOB)
         try:
@@ -70,7 +70,7 @@ class Conversion:
         return self._process.pid
 
     def ended(self, seconds: float) -> bool:
-        """Wait at most this long for the end; tell whether it has ended."""
+        """Wait at most this long for the process to end; return whether it has ended."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -78,53 +78,53 @@ class Conversion:
         return True
 
     def cancel(self) -> None:
-        """Kill the process and its workers, and remove what they wrote, unless it has ended."""
+        """Kill the process and its workers and remove what they wrote, unless the process ended."""
         if self._over:
             return
         self._over = True
-        # It may have ended by itself.
+        # The process may have ended by itself.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def error(self) -> Exception | None:
-        """Return why it failed, once it has ended; if it failed, what it wrote is removed.
+        """Return why the process failed, once it has ended; then what it wrote is removed.
 
         Returns:
             SaveError if the disk is full, CheckpointError if the checkpoint cannot be used,
             RuntimeError if the process was killed; None if all went well.
         """
         self._over = True
-        said, told = self._process.communicate()
+        report, stderr = self._process.communicate()
         code = self._process.returncode
         if code == 0:
             return None
-        # First: the message says how much space is free without it.
+        # Removed first: the message says how much space is free without it.
         shutil.rmtree(self._folder, ignore_errors=True)
-        return self._failure(code, said, told.decode(errors="replace"))
+        return self._failure(code, report, stderr.decode(errors="replace"))
 
-    def _failure(self, code: int, said: bytes, told: str) -> Exception:
+    def _failure(self, code: int, report: bytes, stderr: str) -> Exception:
         where = f"{self._checkpoint}: cannot be converted for another number of ranks"
-        found = json.loads(said) if said else {}
+        cause = json.loads(report) if report else {}
         if code < 0:
-            found["killed"] = f"the process was killed by {signal.Signals(-code).name}"
-        if "killed" in found:
-            return RuntimeError(f"{where}: {found['killed']} (out of memory?)")
-        if found.get("errno") in (errno.ENOSPC, errno.EDQUOT):
-            full = OSError(found["errno"], found["text"])
+            cause["killed"] = f"the process was killed by {signal.Signals(-code).name}"
+        if "killed" in cause:
+            return RuntimeError(f"{where}: {cause['killed']} (out of memory?)")
+        if cause.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+            full = OSError(cause["errno"], cause["text"])
             needed = room_for(self._checkpoint.parent, full, self._num_bytes())
             return SaveError(
-                f"{where}: {found['text']}{needed}: the checkpoint is intact; "
+                f"{where}: {cause['text']}{needed}: the checkpoint is intact; "
                 "free space and start the run again, or resume with as many ranks as wrote it"
             )
-        if "code" in found:
+        if "code" in cause:
             return CheckpointError(
-                f"{where}: holds {found['code']}; nothing of it was run: "
+                f"{where}: holds {cause['code']}; nothing of it was run: "
                 "use a checkpoint that this training wrote"
             )
-        last = (told.strip().splitlines() or ["no message"])[-1]
-        why = found.get("text") or found.get("other") or last
+        last = (stderr.strip().splitlines() or ["no message"])[-1]
+        why = cause.get("text") or cause.get("other") or last
         return CheckpointError(f"{where}: {why}; resume with as many ranks as wrote it")
 
     def _num_bytes(self) -> int:
@@ -138,13 +138,14 @@ class Conversion:
 
 
 class OptimizerRepair:
-    """Gives an optimizer the config's settings after loading, and each state its own step count.
+    """Restores an optimizer's settings from the config after loading, and separates step counts.
 
     On the same number of ranks, torch's `load_state_dict` replaces the settings of the parameter
-    groups (betas, eps, weight_decay) by the saved ones: changes for a resume would be ignored.
+    groups (betas, eps, weight_decay) by the saved ones: changes of the config for a resume
+    would be ignored.
     From a universal checkpoint, DeepSpeed gives every group the settings of the first (norms would
-    begin to decay), and all states the same tensor as step count (each step would count once for
-    every state, and Adam's bias correction would be wrong).
+    start to decay), and gives all states the same tensor as step count (each step would count once
+    for every state, and Adam's bias correction would be wrong).
 
     Args:
         optimizer: torch's optimizer inside DeepSpeed's, before loading.

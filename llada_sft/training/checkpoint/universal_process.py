@@ -2,9 +2,9 @@
 
     python -m llada_sft.training.checkpoint.universal_process CHECKPOINT_FOLDER OUT_FOLDER WORKERS
 
-It forks workers, which a rank, with the threads of CUDA and gloo, must not do. The rank that starts
-it blocks the job's signals; the process ends when that rank ends. An error is one line of JSON on
-stdout; everything that DeepSpeed prints is dropped.
+The process forks workers; a rank must not fork, because it has threads of CUDA and gloo. The rank
+that starts the process blocks the job's signals for it, and the process ends with that rank. An
+error is one line of JSON on stdout; everything that DeepSpeed prints is dropped.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Is a checkpoint what was written? Each rank examines the files it reads before any is loaded.
+"""Verifies checkpoints: each rank examines the files that it reads before any file is loaded.
 
 1. checkpoint.json is compared with its own checksum.
 2. Size and checksum of the rank's files are compared with checkpoint.json. A checkpoint of an older
@@ -6,8 +6,8 @@
 3. Each torch file is opened without running code: it must belong to this number of ranks, and to
    this network.
 
-A damaged checkpoint is skipped and renamed. One that cannot be read now may be readable later, and
-is only skipped. One that holds code was made by a person, and is refused.
+A damaged checkpoint is skipped and renamed. A checkpoint that cannot be read now may be readable
+later, and is only skipped. A checkpoint that holds code was made by a person, and is refused.
 """
 
 import errno
@@ -57,7 +57,7 @@ class Share(NamedTuple):
     world_size: int
 
     def has(self, name: str) -> bool:
-        """Tell whether this rank examines a file; every rank reads the small common files."""
+        """Return whether this rank examines a file; every rank reads the small common files."""
         found = _OF_RANK.search(name)
         return found is None or int(found[1]) % self.world_size == self.rank
 
@@ -73,8 +73,8 @@ def examine(
     Args:
         checkpoint: `step_N`.
         share: Which files.
-        network: Shape of each parameter of the config's network; empty to skip that check.
-        pulse: Called now and then: it may take long.
+        network: Shape of each parameter of the config's network; empty skips that check.
+        pulse: Called now and then, because examining may take long.
     """
     try:
         if not checkpoint.is_dir():
@@ -105,7 +105,7 @@ def examine(
 
 
 def has_checksums(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint was written by a version that takes checksums."""
+    """Return whether a checkpoint was written by a version that writes checksums."""
     return "checksums" in read_manifest(checkpoint)
 
 
@@ -170,9 +170,9 @@ class _Part(NamedTuple):
         except Exception as error:
             text = str(error).strip().partition("\n")[0]
             if isinstance(error, MemoryError) or os.strerror(errno.ENOMEM) in text:
-                # Of this machine, or asked for by a file of somebody's making: not known which.
+                # Either this machine has too little memory, or a forged file asks for too much.
                 return Defect("unreadable", f"{name} cannot be read: not enough memory")
-            # With the right checksum it is not damaged: somebody made it so.
+            # With the right checksum the file is not damaged: somebody made it like this.
             kind: Literal["code", "damaged"] = "code" if proved else "damaged"
             return Defect(kind, f"{name} is not a file of tensors: {type(error).__name__}: {text}")
         return None if wrong is None else Defect(wrong.kind, f"{name} {wrong.text}")
@@ -194,7 +194,7 @@ class _Part(NamedTuple):
 def _look_at_model(state: Any, part: _Part) -> Defect | None:
     if (ranks := state["dp_world_size"]) != part.world_size:
         return Defect("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
-    # Lightning's count; without a checksum, nothing else tells a file of another step.
+    # Lightning's count; without a checksum, nothing else identifies a file of another step.
     if (step := state.get("global_step", part.step)) != part.step:
         return Defect("damaged", f"is of step {step}")
     shapes = {
@@ -211,7 +211,9 @@ def _difference(there: Shapes, here: Shapes) -> str:
     """Describe the first parameter in which two networks differ; empty if there is none."""
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
-            shapes = (list(one[name]) if name in one else "nothing" for one in (there, here))
+            shapes = (
+                list(network[name]) if name in network else "nothing" for network in (there, here)
+            )
             return "{} is {} there, {} here".format(name, *shapes)
     return ""
 

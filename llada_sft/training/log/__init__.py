@@ -2,7 +2,7 @@
 
 log_interval.py      the numbers of the log that cover several steps
 metrics_csv.py       the log of a run, continued by every attempt
-wandb_log.py         the same to Weights & Biases, which can neither end nor delay a training
-step_journal.py      what the training tells the journal
+wandb_log.py         the same for Weights & Biases, which can neither end nor delay a training
+step_journal.py      what the training writes to the journal
 library_warnings.py  warnings of libraries that say nothing about a run
 """

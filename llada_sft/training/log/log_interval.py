@@ -1,4 +1,4 @@
-"""The numbers of the log that cover the steps since the line before: rows, tokens, waiting."""
+"""The logged numbers that cover the steps since the previous line: rows, tokens, waiting."""
 
 import time
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from llada_sft.training.consensus import Report
 
 
 def share_of(source: str) -> str:
-    """Name the number that says how much of what was trained on came from a source."""
+    """Return the name of the column with a source's share of what was trained."""
     return f"share_{source}"
 
 
 class Interval:
     """What happened since the last logged step.
 
-    The columns that count rows thus sum to the rows of an attempt, but for those after its last
-    logged step. Validation does not count as time.
+    The columns that count rows therefore sum to the rows of an attempt, except those after its last
+    logged step. Time spent in validation does not count.
 
     Args:
-        sources: The names of those that are mixed.
+        sources: Names of the mixed sources.
     """
 
     def __init__(self, sources: Sequence[str] = ()) -> None:
@@ -31,7 +31,7 @@ class Interval:
         self._before = self._last = Report()
 
     def add(self, counts: Report) -> None:
-        """Take in the counts of the global batch of one step."""
+        """Add the counts of the global batch of one step."""
         self._tokens += counts.tokens
         self._all_tokens += counts.all_tokens
         self._by_source = [
@@ -60,7 +60,7 @@ class Interval:
             "bad_rows": last.bad - before.bad,
             "left_out_rows": last.dropped_by_hook - before.dropped_by_hook,
             "too_long": last.too_long - before.too_long,
-            # Data is fetched one step ahead: a part may belong to the interval before.
+            # Data is fetched one step ahead: a part may belong to the previous interval.
             "data_wait": min(waited_s / seconds, 1.0),
             "epoch_progress": last.rows_done / max(last.epoch_rows, 1),
         }

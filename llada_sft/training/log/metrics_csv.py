@@ -1,10 +1,10 @@
 """One CSV file of a run's metrics, continued by every attempt.
 
-Lightning's own CSV logger deletes the file of the attempt before. Here a resumed run first drops
-the rows after the step that it goes on from: they will be trained, and logged, again.
+Lightning's own CSV logger deletes the file of the previous attempt. Here a resumed run first drops
+the rows after the step from which it resumes: those steps will be trained, and logged, again.
 
-Counts of rows and tokens, and the share of time that was waited for data, are those since the row
-before, or since the attempt began.
+Counts of rows and tokens, and the share of time spent waiting for data, cover the time since the
+previous row, or since the attempt started.
 """
 
 import csv
@@ -48,10 +48,10 @@ class MetricsCsv(Logger):
     """Appends a row for each logged step.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         first_step: Rows after this step are dropped.
-        more_columns: Beside those that every run has.
-        require_owner: Called before each write; does not return if the run has another owner now.
+        more_columns: Columns in addition to those of every run.
+        require_owner: Called before each write; does not return if another process owns the run.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class MetricsCsv(Logger):
             self._path.replace(self._path.with_name(f"{self._path.name}.damaged"))
         kept = [row for row in rows if int(row["step"]) <= self._first_step]
         with atomic.replacing(self._path) as partial, partial.open("w", newline="") as file:
-            # A run that goes on may have lost a source.
+            # A resumed run may have lost a source.
             writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
@@ -111,31 +111,31 @@ class MetricsCsv(Logger):
 
 
 def data_wait(rows: Sequence[Mapping[str, str]]) -> float:
-    """Return the share of the logged time of training that steps waited for data.
+    """Return the share of the logged training time that was spent waiting for data.
 
     Args:
-        rows: What `read_metrics` returns; those of validations are left out.
+        rows: What `read_metrics` returns; rows of validations are skipped.
     """
     steps = [row for row in rows if row["data_wait"]]
-    # An interval is as long as its tokens took.
+    # The length of an interval follows from its tokens and their rate.
     seconds = [float(row["tokens"]) / float(row["tokens_per_s"]) for row in steps]
     waited = [float(row["data_wait"]) * of for row, of in zip(steps, seconds, strict=True)]
     return sum(waited) / sum(seconds) if steps else 0.0
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a metrics file; what a crash, or damage, left of a line is skipped."""
+    """Read the rows of a metrics file; incomplete or damaged lines are skipped."""
     if not path.is_file():
         return []
     text = path.read_bytes().decode(errors="replace")
-    # A number that lost its last digits is a number, too: only the line end tells.
+    # A number that lost its last digits is still a number: only the newline shows a whole line.
     lines = text[: text.rfind("\n") + 1].splitlines()
     whole_lines = [line for line in lines if len(line) <= _MAX_LINE]
-    # Nothing in it needs quotes: a stray one must not take the lines that follow into its field.
+    # No value needs quotes: a stray quote must not take the following lines into its field.
     rows = csv.DictReader(whole_lines, quoting=csv.QUOTE_NONE)
     return [row for row in rows if _STEP.fullmatch(row.get("step") or "") and _is_whole(row)]
 
 
 def _is_whole(row: Mapping[str | None, object]) -> bool:
-    """Tell whether a row has as many values as there are columns."""
+    """Return whether a row has as many values as there are columns."""
     return None not in row and None not in row.values()

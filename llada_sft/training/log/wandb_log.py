@@ -55,7 +55,7 @@ class WandbLog(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them, and paths may hold a credential."""
+        """Do nothing: config.yaml has them, and paths may hold a credential."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._given_up:
@@ -66,7 +66,7 @@ class WandbLog(Logger):
         self._check()
 
     def finalize(self, status: str) -> None:
-        """Wait until the rest is sent, but not for ever."""
+        """Wait until the rest is sent, but not forever."""
         for _ in range(2):
             if self._sender is None or self._given_up:
                 return
@@ -82,7 +82,7 @@ class WandbLog(Logger):
     def _check(self, ending: bool = False) -> None:
         """Change to an offline run if the present one failed or does not answer."""
         assert self._sender is not None
-        # In the end: a call may have begun a moment after the wait for it did.
+        # At the end, a call may have started just after the wait for it.
         reason = self._sender.trouble(FINISH_S / 2 if ending else STUCK_S)
         if reason is None:
             return
@@ -173,7 +173,7 @@ class _Sender:
 
 
 def stored_id(run: RunDir, name: str) -> str:
-    """Return the id of the run at W&B, the same for all attempts; made at the first one.
+    """Return the id of the run at W&B, the same for all attempts; created by the first one.
 
     Not the name alone: two runs with the same name in one project would become one.
     """
@@ -183,10 +183,10 @@ def stored_id(run: RunDir, name: str) -> str:
     except (OSError, UnicodeDecodeError):
         pass
     # Before ids were stored, the name was the id.
-    made = name if (run.logs / "wandb").exists() else f"{name}-{secrets.token_hex(4)}"
+    run_id = name if (run.logs / "wandb").exists() else f"{name}-{secrets.token_hex(4)}"
     with atomic.replacing(run.wandb_id) as partial:
-        partial.write_text(f"{made}\n", encoding="utf-8")
-    return made
+        partial.write_text(f"{run_id}\n", encoding="utf-8")
+    return run_id
 
 
 def _forget_the_first() -> None:
@@ -208,7 +208,7 @@ def _init(project: str, run_id: str, name: str, folder: Path, mode: str) -> Any:
         dir=str(folder),
         mode=mode,  # type: ignore[arg-type]
         resume="allow",
-        # Another run than the one that failed in this process.
+        # Not the run that failed in this process.
         reinit="create_new",
         settings=wandb.Settings(
             # Metrics only: code, diffs and what is printed may hold a secret.

@@ -5,11 +5,11 @@ The ranks agree on the latter at every step (`Report.steps_left`): it is 1 exact
 whatever was estimated before. With k steps made and r steps left, including this one:
 
     position   += (total - position) / r         how far the training is, in steps of this batch
-    descent    += (1 - descent) / r              once the rate has begun to fall
+    descent    += (1 - descent) / r              once the rate has started to fall
     rate        = lr (k + 1) / warmup_steps                      while k < warmup_steps
                 = lr + (final_lr - lr) · shape(descent)          after that
 
-`shape` is the identity, or half a cosine. With `cosine` the rate begins to fall at the end of the
+`shape` is the identity, or half a cosine. With `cosine` the rate starts to fall at the end of the
 warm-up, otherwise where position ≥ total · (1 - decay_fraction), but not before the warm-up ends.
 
 If the estimate is exact, r = total - k at every step and so position = k: this is
@@ -42,7 +42,7 @@ class Point:
     def after_step(self, config: OptimConfig, step: int, steps_left: int) -> "Point":
         """Return the point after a step; `steps_left` includes that step."""
         if steps_left <= 1:
-            # Rows may end before the rate begins to fall; but a schedule may have no fall at all.
+            # Rows may end before the rate starts to fall; some schedules never fall.
             has_fall = config.schedule == "cosine" or _fall_begins(config, self.total) < self.total
             falls = self.descent > 0 or (has_fall and step >= config.warmup_steps)
             return Point(self.total, self.total, 1.0 if falls else 0.0)
@@ -126,7 +126,7 @@ def _fall_begins(config: OptimConfig, total: float) -> int:
 
 
 def _falls(config: OptimConfig, step: int, point: Point) -> bool:
-    """Tell whether the rate falls with this step."""
+    """Return whether the rate falls with this step."""
     if step < config.warmup_steps:
         return False
     return config.schedule == "cosine" or point.position >= _fall_begins(config, point.total)

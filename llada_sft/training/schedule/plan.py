@@ -83,7 +83,7 @@ class Basis:
         return said
 
     def has_length_of(self, old: "Basis") -> bool:
-        """Tell whether the training is as long as before, in epochs and `max_steps`."""
+        """Return whether the training is as long as before, in epochs and `max_steps`."""
         return (self.epochs, self.max_steps) == (old.epochs, old.max_steps)
 
 
@@ -141,7 +141,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Pace:
-    """What the schedule says of a step.
+    """The schedule of one step.
 
     Attributes:
         rate: Its learning rate.
@@ -161,7 +161,7 @@ class Pace:
 
 
 class Schedule:
-    """Gives each step its learning rate, from what the ranks agreed on: the same on all ranks.
+    """The learning rate of each step, from what the ranks agreed on: the same on all ranks.
 
     Args:
         optim: The optim section.
@@ -189,12 +189,12 @@ class Schedule:
         self._point: Point | None = None
 
     def next(self, step: int, epoch: int, agreed: Report) -> Pace:
-        """Return what the schedule says of a step; to be called once for each step, in order.
+        """Return the schedule of a step; call this once for each step, in order.
 
         Args:
             step: Steps that were made before.
             epoch: The epoch of its rows.
-            agreed: What all ranks reported of the step.
+            agreed: What all ranks reported for the step.
         """
         left = self._steps_left(step, epoch, agreed)
         if self._point is None:
@@ -216,7 +216,7 @@ class Schedule:
         return left if limit is None else min(left, limit)
 
     def _limit(self, step: int) -> int | None:
-        # At least 1: the step that is fetched ahead may lie past the last one.
+        # At least 1: the step that is fetched ahead may be past the last one.
         return self._basis.max_steps and max(1, self._basis.max_steps - step)
 
     def _begin(self, left: int) -> Point:

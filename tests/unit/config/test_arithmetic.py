@@ -43,7 +43,7 @@ def test_packed() -> None:
     assert batch_arithmetic(Config.model_validate(packed), rows)[1:] == [
         "global batch     at most 1,048,576 tokens = 8,192 micro × 4 accumulated × 32 ranks",
         "rows per epoch   ≈ 4,500,000",
-        "steps per epoch  as the tokens have it; estimated where training begins",
+        "steps per epoch  depends on token counts; estimated when training starts",
         "                 stops after 100 (train.max_steps)",
     ]
 

@@ -217,8 +217,8 @@ BAD_TRAIN = {
     ),
     "fields of another format": (
         "{chat: {path: a, format: text, fields: {prompt: q}}}",
-        "a.yaml:3: data.train.chat.fields: 'prompt' is no field of format: text, which are text; "
-        "write {field of the format: field of your rows}",
+        "a.yaml:3: data.train.chat.fields: 'prompt' is not a field of format: text, which are text;"
+        " write {field of the format: field of your rows}",
     ),
 }
 
@@ -391,7 +391,7 @@ def test_strings_are_those_of_yaml_1_2(text: str) -> None:
 def test_the_eos_tail_leaves_room() -> None:
     text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, eos_tail: 8, max_length: 8}\n"
     assert problems_of(text) == (
-        "a.yaml:3: data: max_length must leave room beside the EOS tail, got 8 for a tail of 8"
+        "a.yaml:3: data: max_length must leave room next to the EOS tail, got 8 for a tail of 8"
     )
 
 
@@ -433,14 +433,14 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
         (
             "time_min: 5",
             1,
-            "slurm: signal_lead_s: must be less than time_min, or the job is told to stop when it"
-            " has just started: got 300 s for 5 min (300 s)",
+            "slurm: signal_lead_s: must be less than time_min, or the job is signalled to stop when"
+            " it has just started: got 300 s for 5 min (300 s)",
         ),
         (
             "signal_lead_s: 3601, time_min: 60",
             1,
-            "slurm: signal_lead_s: must be less than time_min, or the job is told to stop when it"
-            " has just started: got 3601 s for 60 min (3600 s)",
+            "slurm: signal_lead_s: must be less than time_min, or the job is signalled to stop when"
+            " it has just started: got 3601 s for 60 min (3600 s)",
         ),
         ("elastic: [1]", 1, "slurm.elastic.1: missing; the list is too short"),
         ("elastic: [0, 1]", 1, "slurm.elastic.0: must be at least 1, got 0"),
@@ -519,13 +519,13 @@ SWAPPED = "write {field of the format: field of your rows}"
         ("fields: {prompt: ''}", "fields.prompt: must be a string that is not empty, got ''"),
         (
             "fields: {question: prompt}",
-            "fields: 'question' is no field of any format, which are messages, role, content, "
+            "fields: 'question' is not a field of any format, which are messages, role, content, "
             "system, conversations, from, value, prompt, response, instruction, output, input, "
             f"text; {SWAPPED}",
         ),
         (
             "format: alpaca, fields: {prompt: question}",
-            "fields: 'prompt' is no field of format: alpaca, which are instruction, output, "
+            "fields: 'prompt' is not a field of format: alpaca, which are instruction, output, "
             f"input, system; {SWAPPED}",
         ),
         (

@@ -55,7 +55,7 @@ def test_only_the_rows_of_bad_micro_batches_are_named(capsys: pytest.CaptureFixt
         {"event": "nonfinite", "step": 12, "detail": "the loss", "rows": ["a.jsonl:3"]}
     ]
     assert capsys.readouterr().out == (
-        "step 12: the loss is NaN or infinite: rows a.jsonl:3; the step is left out\n"
+        "step 12: the loss is NaN or infinite: rows a.jsonl:3; the step is skipped\n"
     )
 
 
@@ -67,7 +67,7 @@ def test_a_message_names_some_rows_and_the_journal_all() -> None:
         "step 1: the gradient is NaN or infinite: rows "
         + ", ".join(f"a.jsonl:{line}" for line in range(1, 9))
         + " and 3 more; look at them, lower optim.lr, "
-        "or leave such steps out with train.on_nonfinite=skip"
+        "or skip such steps with train.on_nonfinite=skip"
     )
     assert len(notes[0]["rows"]) == 11
 

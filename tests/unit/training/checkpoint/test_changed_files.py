@@ -77,9 +77,9 @@ def test_a_warning_for_each_that_is_allowed(capsys: pytest.CaptureFixture[str]) 
     found = {"b.jsonl": "x", "c.jsonl": "y"}
     assert to_restart(found, "restart_file") == ["b.jsonl", "c.jsonl"]
     assert capsys.readouterr().out == (
-        "data/train: b.jsonl changed since the checkpoint: it begins its epoch anew\n"
-        "data/train: c.jsonl changed since the checkpoint: it begins its epoch anew\n"
-        "data/train: a.jsonl is gone since the checkpoint: its rows are left out\n"
+        "data/train: b.jsonl changed since the checkpoint: it starts its epoch again\n"
+        "data/train: c.jsonl changed since the checkpoint: it starts its epoch again\n"
+        "data/train: a.jsonl is gone since the checkpoint: its rows are skipped\n"
     )
     # All ranks leave out what is gone; rank 0 has said so.
     assert to_restart(found, "restart_file", 1) == ["b.jsonl", "c.jsonl"]
