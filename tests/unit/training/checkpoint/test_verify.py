@@ -209,7 +209,7 @@ def test_what_cannot_be_read_is_not_called_damaged(
     def failing(path: Path, pulse: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("llada_sft.training.checkpoint.verify.read_record", failing)
+    monkeypatch.setattr("llada_sft.training.checkpoint.verify.record_of_file", failing)
     found = examine(checkpoint, Share(1, 2), NETWORK)
     assert {finding.kind for finding in found} == {"unreadable"}
     assert f"{OF_RANK_1} cannot be read: Input/output error" in [one.text for one in found]
