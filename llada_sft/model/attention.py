@@ -28,7 +28,7 @@ def token_positions(
 ) -> Tensor:
     """Return the position of each token in its sequence, [L] int64."""
     lengths = [length] if sequence_lengths is None else sequence_lengths
-    return torch.cat([torch.arange(one) for one in lengths]).to(device)
+    return torch.cat([torch.arange(length) for length in lengths]).to(device)
 
 
 def plan_attention(
@@ -43,8 +43,8 @@ def plan_attention(
         attention_mask: [B, L] bool, true at real tokens, or None where all are; None lets the
             fused kernels run.
         sequence_lengths: Tokens of the sequences in the one row, or None where each has its own.
-        device: Of queries, keys and values.
-        dtype: Theirs, too.
+        device: Device of queries, keys and values.
+        dtype: Dtype of queries, keys and values.
     """
     if sequence_lengths is None:
         return None if attention_mask is None else attention_mask[:, None, None, :]

@@ -91,9 +91,9 @@ class Consensus:
         Raises:
             PeerFailedError: A rank said that it failed (not on that rank itself).
         """
-        own = torch.tensor(report.numbers(), dtype=torch.int64)
-        ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(ranks, own, group=self._group)
+        numbers = torch.tensor(report.numbers(), dtype=torch.int64)
+        ranks = [torch.empty_like(numbers) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(ranks, numbers, group=self._group)
         summed = Report.together(torch.stack(ranks))
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")

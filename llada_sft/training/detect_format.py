@@ -20,7 +20,7 @@ def settle_format(
     """
     if source.format != "auto":
         return source
-    found: object = None
+    record_format: object = None
     if placement.rank == 0:
         try:
             detected = detect_format(source, cache_dir)
@@ -29,8 +29,8 @@ def settle_format(
             consensus.gather(None)
             raise
         print(f"{source.path}: {detected}", flush=True)
-        found = detected.format or "raw"
-    settled = consensus.gather(found)[0]
+        record_format = detected.format or "raw"
+    settled = consensus.gather(record_format)[0]
     if settled is None:
         raise PeerFailedError("1 other rank(s) stopped; see their lines")
     return replace(source, format=settled)  # type: ignore[arg-type]

@@ -35,13 +35,13 @@ MUTANTS = (
         "training/checkpoint/folder.py",
         "training/checkpoint/test_folder.py",
         (
-            "for path in found[:-keep]:",
-            "for path in found[: -keep - 1]:",
+            "for path in complete[:-keep]:",
+            "for path in complete[: -keep - 1]:",
             "a checkpoint too many is kept",
         ),
         (
-            "    return sorted(\n        (int(found[1]), path)",
-            "    return list(\n        (int(found[1]), path)",
+            "    return sorted(\n        (int(match[1]), path)",
+            "    return list(\n        (int(match[1]), path)",
             "the newest checkpoint is any",
         ),
         (
@@ -252,8 +252,8 @@ MUTANTS = (
             "damage is taken for code, and code for damage",
         ),
         (
-            "int(found[1]) % self.world_size == self.rank",
-            "int(found[1]) == self.rank",
+            "int(of_rank[1]) % self.world_size == self.rank",
+            "int(of_rank[1]) == self.rank",
             "fewer ranks examine only their own files",
         ),
         (
@@ -270,7 +270,11 @@ MUTANTS = (
             "pass",
             "a shard is not on the disk when its checkpoint is complete",
         ),
-        ("self.error = self.error or found", "self.error = found", "a later error hides the first"),
+        (
+            "self.error = self.error or failed_write",
+            "self.error = failed_write",
+            "a later error hides the first",
+        ),
     ),
     *of_file(
         "training/ranks.py",

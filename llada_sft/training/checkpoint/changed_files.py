@@ -17,8 +17,8 @@ _DO = "restore them, start a new run, or set data.on_changed_file: restart_file"
 
 def files_changed(state: DataState, fingerprints: Mapping[str, str], consensus: Consensus) -> bool:
     """Return whether any file of any rank changed, appeared or disappeared since a checkpoint."""
-    own = any(state.fingerprints.get(name) != value for name, value in fingerprints.items())
-    ranks: Any = consensus.gather((own, len(fingerprints)))
+    own_changed = any(state.fingerprints.get(name) != value for name, value in fingerprints.items())
+    ranks: Any = consensus.gather((own_changed, len(fingerprints)))
     num_files = sum(count for _, count in ranks)
     return any(changed for changed, _ in ranks) or num_files != len(state.fingerprints)
 
@@ -52,10 +52,10 @@ def files_to_restart(
     changed = sorted(name for of_rank in ranks for name in of_rank)
     gone = state.gone(names)
     if config.on_changed_file == "refuse":
-        found = {"changed": changed, "gone": gone}
+        problems = {"changed": changed, "gone": gone}
         lines = [
             f"{where}: {what} since the checkpoint: {', '.join(files)}; {_DO}"
-            for what, files in found.items()
+            for what, files in problems.items()
             if files
         ]
         if lines:

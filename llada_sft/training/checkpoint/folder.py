@@ -46,7 +46,7 @@ def list_named(folder: Path) -> list[tuple[int, Path]]:
     """
     paths = folder.glob("step_*")
     return sorted(
-        (int(found[1]), path) for path in paths if (found := _COMPLETE.fullmatch(path.name))
+        (int(match[1]), path) for path in paths if (match := _COMPLETE.fullmatch(path.name))
     )
 
 
@@ -188,8 +188,10 @@ def abandon_partial(partial: Path, error: OSError, num_bytes: int) -> str:
     """
     remove(partial)
     atomic.partial_of(partial.with_name(_LATEST)).unlink(missing_ok=True)
-    found = list_checkpoints(partial.parent)
-    before = f"the checkpoint of step {found[-1][0]} is intact" if found else "it is the first one"
+    complete = list_checkpoints(partial.parent)
+    before = (
+        f"the checkpoint of step {complete[-1][0]} is intact" if complete else "it is the first one"
+    )
     room = room_for(partial.parent, error, num_bytes)
     return f"{partial}: cannot be written: {error.strerror or error}{room}: {before}"
 
@@ -219,8 +221,8 @@ def _num_shards(checkpoint: Path) -> int:
 def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:
     # Only complete checkpoints are counted and removed, and none of a later step than the one just
     # written: a later one was skipped when the run resumed, and may be unusable.
-    found = [path for step, path in list_checkpoints(folder) if step <= newest]
-    for path in found[:-keep]:
+    complete = [path for step, path in list_checkpoints(folder) if step <= newest]
+    for path in complete[:-keep]:
         # Renamed first: a half-removed checkpoint must not look like one.
         require_owner()
         doomed = path.with_suffix(".partial")

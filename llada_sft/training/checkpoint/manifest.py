@@ -60,11 +60,11 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise ManifestError(_not_json(raw)) from None
     if not _is_checkpoints(content):
         raise ManifestError("is not a checkpoint's")
-    found = _SEAL.search(raw)
-    if found is None:
+    seal = _SEAL.search(raw)
+    if seal is None:
         if not content.keys() <= _OLDER_KEYS:
             raise ManifestError("is not what was written: its own checksum is missing")
-    elif xxh3_128_hexdigest(raw[: found.start(1)] + _BLANK.encode() + b'"\n}') != found[1].decode():
+    elif xxh3_128_hexdigest(raw[: seal.start(1)] + _BLANK.encode() + b'"\n}') != seal[1].decode():
         raise ManifestError("is not what was written: its own checksum differs")
     return content
 

@@ -267,16 +267,16 @@ def _convert(
         while True:
             ended = conversion is not None and conversion.ended(_POLL_S)
             error = conversion.error() if conversion is not None and ended else None
-            said: Any = consensus.gather((ended, error is not None, stop_requested()))
+            states: Any = consensus.gather((ended, error is not None, stop_requested()))
             pulse()
-            ended, failed, _ = said[0]
+            ended, failed, _ = states[0]
             if error is not None:
                 raise error
             if failed:
                 raise PeerFailedError(f"{checkpoint}: rank 0 could not convert it; see its line")
             if ended:
                 return True
-            if any(stop for *_, stop in said):
+            if any(stop for *_, stop in states):
                 if conversion is not None:
                     conversion.cancel()
                 return False

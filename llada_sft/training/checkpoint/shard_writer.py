@@ -72,17 +72,17 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
 
     def records(self, checkpoint: Path) -> dict[str, FileRecord]:
         """Return size and checksum of what was written, by the path within the checkpoint."""
-        return {str(path.relative_to(checkpoint)): one for path, one in self.written.items()}
+        return {str(path.relative_to(checkpoint)): record for path, record in self.written.items()}
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            found = write_error(error)
-            if found is None:
+            failed_write = write_error(error)
+            if failed_write is None:
                 raise
-            self.error = self.error or found
+            self.error = self.error or failed_write
 
 
 def write_shard(state: object, path: Path) -> FileRecord:

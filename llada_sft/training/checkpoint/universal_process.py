@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Convert; on an error, describe it on stdout."""
     source, out, workers = sys.argv[1:]
-    said = os.dup(1)
+    stdout = os.dup(1)
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(null, number)
@@ -39,7 +39,7 @@ def main() -> None:
     try:
         _convert(source, out, int(workers))
     except Exception as error:
-        os.write(said, json.dumps(_described(error)).encode())
+        os.write(stdout, json.dumps(_described(error)).encode())
         raise SystemExit(1) from None
 
 
@@ -79,8 +79,8 @@ def _described(error: Exception) -> dict[str, Any]:
         return {"killed": "one of its processes was killed"}
     if isinstance(error, pickle.UnpicklingError):
         return {"code": what_is_held(error)}
-    if found := write_error(error):
-        return {"errno": found.errno, "text": found.strerror}
+    if failed_write := write_error(error):
+        return {"errno": failed_write.errno, "text": failed_write.strerror}
     return {"other": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 
 

@@ -58,8 +58,8 @@ class Share(NamedTuple):
 
     def has(self, name: str) -> bool:
         """Return whether this rank examines a file; every rank reads the small common files."""
-        found = _OF_RANK.search(name)
-        return found is None or int(found[1]) % self.world_size == self.rank
+        of_rank = _OF_RANK.search(name)
+        return of_rank is None or int(of_rank[1]) % self.world_size == self.rank
 
 
 def examine(
@@ -87,21 +87,21 @@ def examine(
     except ManifestError as error:
         return [Defect("damaged", f"{MANIFEST} {error}")]
     records = records_of(manifest)
-    found = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
+    defects = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
     mine = [name for name in records if share.has(name)]
     numbers = manifest["step"], manifest["world_size"]
     part = _Part(checkpoint, share, *numbers, network, pulse)
     # A missing file would otherwise be reported twice by rank 0.
-    known = {finding.text for finding in found}
+    known = {defect.text for defect in defects}
     with ThreadPoolExecutor(min(_THREADS, max(1, len(mine)))) as pool:
         changed = pool.map(lambda name: part.bytes_of(name, *records[name]), mine)
         wrong = dict(zip(mine, changed, strict=True))
     # One after another: torch's list of allowed types belongs to the process.
     for name in mine:
-        finding = wrong[name] or part.content(name, records[name][1] is not None)
-        if finding is not None and finding.text not in known:
-            found.append(finding)
-    return found
+        defect = wrong[name] or part.content(name, records[name][1] is not None)
+        if defect is not None and defect.text not in known:
+            defects.append(defect)
+    return defects
 
 
 def has_checksums(checkpoint: Path) -> bool:

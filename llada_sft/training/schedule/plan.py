@@ -61,26 +61,28 @@ class Basis:
 
     def changes(self, old: "Basis") -> list[str]:
         """Describe what differs from an older basis."""
-        said = []
+        changes = []
         if (old.batch, old.unit) != (self.batch, self.unit):
-            said.append(f"global batch {old.batch:,} {old.unit} -> {self.batch:,} {self.unit}")
+            changes.append(f"global batch {old.batch:,} {old.unit} -> {self.batch:,} {self.unit}")
         elif old.world_size != self.world_size:
-            said.append(
+            changes.append(
                 f"{old.world_size} -> {self.world_size} ranks, the same global batch of"
                 f" {self.batch:,} {self.unit}"
             )
-        said += [
+        changes += [
             f"{f'epochs of {name}' if name else 'train.epochs'} {old.epochs.get(name)} -> {count}"
             for name, count in self.epochs.items()
             if old.epochs.get(name) != count
         ]
         if old.max_steps != self.max_steps:
-            said.append(f"train.max_steps {_or_none(old.max_steps)} -> {_or_none(self.max_steps)}")
+            changes.append(
+                f"train.max_steps {_or_none(old.max_steps)} -> {_or_none(self.max_steps)}"
+            )
         if old.shape != self.shape:
-            said.append("the schedule in the optim section changed")
+            changes.append("the schedule in the optim section changed")
         if old.rows != self.rows:
-            said.append("what makes examples of rows changed")
-        return said
+            changes.append("what makes examples of rows changed")
+        return changes
 
     def has_length_of(self, old: "Basis") -> bool:
         """Return whether the training is as long as before, in epochs and `max_steps`."""
