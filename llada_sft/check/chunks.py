@@ -36,7 +36,7 @@ def first_rows(num_rows: Sequence[int], limit: int, chunk_rows: int) -> list[Chu
 
 
 def spread_sample(num_rows: Sequence[int], sample: int, chunk_rows: int) -> list[Chunk]:
-    """Choose rows at equal distances over all files, one behind the other."""
+    """Choose rows at equal distances over all files, one after the other."""
     total = sum(num_rows)
     sample = min(sample, total)
     chosen = [(2 * place + 1) * total // (2 * sample) for place in range(sample)]

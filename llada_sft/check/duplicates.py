@@ -1,4 +1,4 @@
-"""Rows that stand twice, and training rows that stand in validation too.
+"""Rows that are there twice, and training rows that are in validation too.
 
 Two rows are the same if their texts are, byte for byte, or if they are encoded to the same tokens:
 of two rows with other fields besides, or of a dialogue of which other answers are drawn, only one

@@ -127,7 +127,7 @@ class _Lengths:
     def _number(self, file: str, line: int) -> int:
         """Return which row of a file is at a line."""
         lines = self._files[file].lines
-        # Where no line is blank there is no need to search.
+        # Without blank lines there is no need to search.
         if line <= len(lines) and lines.item(line - 1) == line:
             return line - 1
         return int(np.searchsorted(lines, np.uint64(line)))

@@ -53,7 +53,7 @@ def idle_share(survey: Survey) -> float:
 
 
 def eos_share_of_loss(survey: Survey) -> float:
-    """Work out what share of the loss's weight lies on the tails of EOS."""
+    """Work out what share of the loss's weight is on the tails of EOS."""
     if survey.request.config.objective.normalization == "token":
         eos = sum(rank.eos_tokens for rank in survey.epoch)
         return eos / max(sum(rank.response_tokens for rank in survey.epoch), 1)
@@ -62,7 +62,7 @@ def eos_share_of_loss(survey: Survey) -> float:
 
 
 def too_long_share(counts: RowCounts, examples: int) -> float:
-    """Work out the share of examples that were cut or left out for their length."""
+    """Work out the share of examples that were cut or skipped for their length."""
     return counts.too_long / max(examples + counts.skipped, 1)
 
 
@@ -93,7 +93,7 @@ def _examples(survey: Survey) -> Iterator[Finding]:
 
 def _bad_rows(survey: Survey) -> Iterator[Finding]:
     allowed = survey.request.config.data.max_bad_fraction
-    mend = f"data.max_bad_fraction allows {allowed:g}: mend them, or allow more"
+    mend = f"data.max_bad_fraction allows {allowed:g}: fix them, or allow more"
     for rank, epoch in enumerate(survey.epoch):
         if epoch.stopped_by is not None:
             yield _problem("bad_rows", f"rank {rank}: {epoch.stopped_by}, {mend}")
@@ -109,7 +109,7 @@ def _validation(survey: Survey) -> Iterator[Finding]:
         yield _problem(
             "bad_validation_rows",
             f"{survey.validation.path}: {survey.validation.counts.num_bad:,} bad rows, and the"
-            " first ends the run: mend or remove them",
+            " first ends the run: fix or remove them",
         )
 
 
@@ -118,7 +118,7 @@ def _too_long(survey: Survey) -> Iterator[Finding]:
     share = too_long_share(counts, survey.train.examples)
     message = (
         f"{share:.1%} of the examples are longer than data.max_length ({limit:,}):"
-        f" {counts.clipped:,} cut, {counts.skipped:,} left out"
+        f" {counts.clipped:,} cut, {counts.skipped:,} skipped"
     )
     if share == 1:
         yield _problem("all_too_long", f"{message}; raise it")

@@ -71,7 +71,7 @@ _TYPES = {
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """Put rows of several chunks behind each other."""
+    """Put rows of several chunks after each other."""
     return Rows(
         **{
             name: np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
@@ -96,7 +96,7 @@ class Worker:
 
     Args:
         config: The data section.
-        tokenizer_dir: Where the tokenizer lies.
+        tokenizer_dir: The folder of the tokenizer.
         ids: Special tokens and vocabulary.
     """
 

@@ -1,4 +1,4 @@
-"""A few examples as text: prompt, response and the tail of EOS told apart."""
+"""A few examples as text: prompt, response and the tail of EOS, each marked."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from llada_sft.data.examples.encode import Encoder, Example
 Kind = Literal["prompt", "response", "end"]
 _COLOURS = {"prompt": "\x1b[36m", "response": "\x1b[32m", "end": "\x1b[35m"}
 _RESET = "\x1b[0m"
-# Letters of a piece that are shown, from its beginning and its end.
+# Characters of a piece that are shown, from its start and its end.
 _HEAD, _TAIL = 500, 200
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An example: where its row stands, and its pieces in order."""
+    """An example: where its row is, and its pieces in order."""
 
     where: str
     pieces: list[tuple[Kind, str]]
@@ -59,7 +59,7 @@ def lines_of(shown: Shown, colour: bool) -> Iterator[str]:
 
 
 def legend(colour: bool) -> str:
-    """Say which colour is what."""
+    """Return the legend of the colours."""
     names = {"prompt": "prompt", "response": "response", "end": "end padding (EOS)"}
     if not colour:
         return ", ".join(f"[{kind}] {name}" for kind, name in names.items())

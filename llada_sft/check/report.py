@@ -22,7 +22,7 @@ _ALL_RANKS = 8
 
 
 def as_json(survey: Survey, findings: Sequence[Finding]) -> dict[str, Any]:
-    """Give everything under stable keys."""
+    """Return everything under stable keys."""
     train, validation = survey.train, survey.validation
     return {
         "version": VERSION,
@@ -176,10 +176,10 @@ def _dataset(data: Dataset, name: str) -> Iterator[str]:
     yield _line("bad rows", _of(counts.num_bad, counts.rows) + (f": {reasons}" if reasons else ""))
     yield from (f"{'':<{_LABEL}}{row}" for row in data.first_bad)
     if counts.left_out:
-        yield _line("left out", f"{_of(counts.left_out, counts.rows)} by the hook")
+        yield _line("dropped", f"{_of(counts.left_out, counts.rows)} by the hook")
     yield _line("examples", f"{data.examples:,}")
     share = too_long_share(counts, data.examples)
-    yield _line("too long", f"{counts.clipped:,} cut, {counts.skipped:,} left out ({share:.2%})")
+    yield _line("too long", f"{counts.clipped:,} cut, {counts.skipped:,} skipped ({share:.2%})")
     yield from _lengths("prompt tokens", data.prompts)
     yield from _lengths("response tokens", data.responses)
 

@@ -95,8 +95,8 @@ class Survey:
         train, validation: The datasets.
         epoch: The first epoch of each rank; empty with fewer shards than ranks.
         repeats: Training rows that an earlier one is the same as, and the first of them.
-        leaks: Training rows that stand in validation too, and the first of them.
-        leaked: Validation rows that stand in training.
+        leaks: Training rows that are in validation too, and the first of them.
+        leaked: Validation rows that are in training.
         shown: A few examples.
     """
 
@@ -268,7 +268,7 @@ class _Reading:
         return dict(zip((shard.name for _, shard in self.files), self.rows, strict=True))
 
     def where(self, row: int) -> str:
-        """Name one of the rows that were read by its file and line."""
+        """Return the file and line of one of the rows that were read."""
         number = bisect_right(self._ends, row)
         return f"{self.files[number][1].shard}:{self.all_rows.lines.item(row)}"
 
@@ -296,7 +296,7 @@ class _Reading:
 
 
 def _settle(source: Source, cache_dir: str | None) -> tuple[Source, str]:
-    """Tell the format of a source as the training does, and say it in words."""
+    """Return the format of a source, detected as the training does, in words."""
     if source.format != "auto":
         return source, f"{source.format} (data.format)"
     detected = detect_format(source, cache_dir)

@@ -1,7 +1,7 @@
 """Processes that do tasks: each builds its state once, then does one task after another.
 
 Not an executor of the standard library: what is asked here is that Ctrl-C ends everything at once,
-without a word from any process, and that a process that is killed is one line that says so.
+without output from any process, and that a process that is killed is one line that says so.
 """
 
 import gc

@@ -29,7 +29,7 @@ DOOR = 1
 
 
 def run_rank(run_dir: str) -> None:
-    """Train as one rank until the end, or until told to stop.
+    """Train as one rank until the end, or until a signal asks to stop.
 
     Raises:
         SystemExit: With code 2, after a user's mistake was written to `failures/`.

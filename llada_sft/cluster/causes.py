@@ -1,7 +1,7 @@
 """Why an attempt of a run ended: the words of the journal, and the exit codes.
 
 asked to stop     preempted, time_limit, requeued, told_to_stop, cancelled: all ranks saved
-a user's mistake  mistake, disk_full, nonfinite: one line says what to mend; never restarted
+a user's mistake  mistake, disk_full, nonfinite: one line says what to fix; never restarted
 a fault           exception, hang, killed, out_of_memory, node_failure, lost: the restart
                   budget decides (`restart_policy.py`)
 """
@@ -30,11 +30,11 @@ class Cause(StrEnum):
     NONFINITE = "non-finite loss"
     EXCEPTION = "exception"
     HANG = "hang"
-    # A rank ended by a signal without a word (kill -9, a crash in C).
+    # A signal ended a rank without a failure report (kill -9, a crash in C).
     KILLED = "killed"
     OUT_OF_MEMORY = "out of memory"
     NODE_FAILURE = "node failure"
-    # It ended without a word, and nothing tells why.
+    # It ended without a failure report, and nothing shows why.
     LOST = "lost"
 
 

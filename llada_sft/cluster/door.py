@@ -50,7 +50,7 @@ def door_of(run: RunDir) -> int | None:
 
 
 def launched_by(run: RunDir) -> str:
-    """Name the version and the commit that a run's copy of the code was made from."""
+    """Return the version and the commit that a run's copy of the code was made from."""
     # Here, not above: batch scripts load this file, too.
     from llada_sft.cluster.launch.snapshot import code_version
 

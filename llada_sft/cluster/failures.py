@@ -1,4 +1,4 @@
-"""What a rank that cannot go on leaves behind: its failure report `failures/rank_N.json`.
+"""The failure report of a rank that cannot continue: `failures/rank_N.json`.
 
 Each rank writes its own, so that no two nodes ever append to one file over the network; who judges
 the attempt (`supervisor.py`) reads them all. A rank that is killed leaves none, and a file that is

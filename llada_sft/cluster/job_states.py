@@ -41,18 +41,18 @@ _HELD = frozenset(
 
 
 def has_ended(state: str) -> bool:
-    """Tell whether a job in this state is over for good."""
+    """Return whether a job in this state is over for good."""
     words = _words(state)
     return bool(words & ENDED) and words <= ENDED | _REMARKS
 
 
 def is_ending(state: str) -> bool:
-    """Tell whether SLURM is ending a job or has ended it; an unknown word says neither."""
+    """Return whether SLURM is ending a job or has ended it; an unknown word says neither."""
     return bool(_words(state) & _ENDING)
 
 
 def is_requeued(fields: Mapping[str, str], restarts_before: int) -> bool:
-    """Tell whether SLURM has requeued a job since an attempt of it started.
+    """Return whether SLURM has requeued a job since an attempt of it started.
 
     Args:
         fields: What `scontrol show job` says.

@@ -3,20 +3,20 @@
 Written by the launcher, by what starts the ranks (the batch script, or `--local`) and by rank 0 on
 the same node; read by `status` and by the next attempt; it needs no accounting database. A line is
 appended with one write and is on the disk when `append` returns; whatever a crash or a full disk
-left of the one before, it begins on a line of its own.
+left of the one before, it starts on a line of its own.
 
-    launched    the job was submitted, or a local run begun
+    launched    the job was submitted, or a local run started
     changed     the run was resumed with other values or other code, or was moved
-    started     an attempt begins: its nodes and ranks
-    resumed     rank 0 has loaded: the step that the attempt goes on from, and the versions
+    started     an attempt starts: its nodes and ranks
+    resumed     rank 0 has loaded: the step that the attempt resumes from, and the versions
     checkpoint  one was written: its step, seconds and bytes
-    signal      ranks were told to stop, and all agreed: which, by what, and why; before the save
+    signal      ranks were signalled, and all agreed to stop: which, by what, why; before the save
     nonfinite   a loss was NaN or infinite: its step and rows
     damaged     a checkpoint was not used when the run resumed: which, and why
     warning     anything that a person should look at
     failed      the first rank that failed, its node, error and traceback
     ended       the attempt is over: cause, step, exit code
-    excluded    a suspect node is left out of the attempts that follow
+    excluded    a suspect node is excluded from the attempts that follow
     given_up    the restart budget is used up: why
 """
 
@@ -120,14 +120,14 @@ def append(journal: Path, entry: Entry) -> None:
     try:
         _append(journal, json.dumps(stamped).encode() + b"\n")
     except OSError as error:
-        _warn_once(f"{journal}: cannot be written ({error.strerror}); the run goes on without")
+        _warn_once(f"{journal}: cannot be written ({error.strerror}); the run continues without")
 
 
 def read(journal: Path) -> list[Entry]:
     """Read all entries.
 
     What a crash or a full disk left of a line is skipped, and so are values of another type than
-    `Entry` says: whoever reads an entry may rely on its types.
+    `Entry` says: readers of an entry may rely on its types.
     """
     try:
         return parse(journal.read_bytes())
@@ -141,7 +141,7 @@ def parse(content: bytes) -> list[Entry]:
 
 
 def attempts(entries: list[Entry]) -> list[list[Entry]]:
-    """Group the entries by attempt: each list begins with its `started`."""
+    """Group the entries by attempt: each list starts with its `started`."""
     grouped: list[list[Entry]] = []
     for entry in entries:
         if entry.get("event") == "started":
@@ -184,7 +184,7 @@ def _append(journal: Path, line: bytes) -> None:
         torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
         whole = b"\n" + line if torn else line
         if (written := os.write(file, whole)) < len(whole):
-            # What a nearly full disk took is no entry; only this process writes at this time.
+            # What a nearly full disk took is not an entry; only this process writes at this time.
             os.ftruncate(file, os.fstat(file).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(file)
@@ -204,7 +204,7 @@ def _parse(line: bytes) -> Entry | None:
 
 
 def _is_valid(key: str, value: object) -> bool:
-    """Tell whether a value has the type that `Entry` gives its key; other keys may have any."""
+    """Return whether a value has the type that `Entry` gives its key; other keys may have any."""
     if key == "job_id":
         # It is handed to scancel, where another word could be an option.
         return isinstance(value, str) and _JOB_ID.fullmatch(value) is not None

@@ -48,7 +48,7 @@ def old_place(run: RunDir) -> Path | None:
 
 
 def is_copy(run: RunDir) -> bool:
-    """Tell whether this is a copy: the directory that it was made from is still a run."""
+    """Return whether this is a copy: the directory that it was made from is still a run."""
     home = old_place(run)
     return home is not None and RunDir(home).config.exists()
 
@@ -148,7 +148,7 @@ def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
 
 
 def _is_shared(run: RunDir, path: Path, home: Path, target: Path) -> bool:
-    """Tell whether a link points into the old directory, or to what the original links to."""
+    """Return whether a link points into the old directory, or to what the original links to."""
     at_home = home / path.relative_to(run.path)
     return target.is_relative_to(home.resolve()) or _same(at_home, target)
 

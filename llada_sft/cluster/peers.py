@@ -23,7 +23,7 @@ _TIMED_OUT = re.compile(
 
 
 def is_of_peer(error: BaseException) -> bool:
-    """Tell whether an exception says only that another rank is gone or late.
+    """Return whether an exception says only that another rank is gone or late.
 
     A hook's own broken connection is an `OSError`; those of torch are `RuntimeError`.
     """
@@ -32,7 +32,7 @@ def is_of_peer(error: BaseException) -> bool:
 
 
 def is_time_out(text: str) -> bool:
-    """Tell whether an error says that a collective has timed out."""
+    """Return whether an error says that a collective has timed out."""
     return _TIMED_OUT.search(text) is not None
 
 

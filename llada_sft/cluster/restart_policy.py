@@ -11,7 +11,7 @@
                                        `slurm.min_steps_per_attempt` new steps were saved, a failure
                                        before a new checkpoint
 
-What counts are the attempts of one SLURM job: who launches or resumes a run by hand gets a new job,
+What counts are the attempts of one SLURM job: launching or resuming a run by hand makes a new job,
 and with it a new budget.
 """
 
@@ -65,8 +65,8 @@ class Attempt:
 
     Attributes:
         new_steps: By how many steps its newest checkpoint is ahead of all earlier ones; 0 if none.
-        saved_steps: The steps that it made up to that checkpoint. More than `new_steps` if it began
-            at an older checkpoint because a newer one was damaged.
+        saved_steps: The steps that it made up to that checkpoint. More than `new_steps` if it
+            started at an older checkpoint because a newer one was damaged.
     """
 
     number: int
@@ -77,19 +77,19 @@ class Attempt:
     saved_steps: int
 
     def without_progress(self, least_steps: int) -> bool:
-        """Tell whether it counts as an attempt without progress."""
+        """Return whether it counts as an attempt without progress."""
         if self.cause in _BY_SLURM:
             return self.saved_steps < least_steps
         return self.cause is not None and self.cause not in STOPS and self.new_steps == 0
 
 
 def exit_code_of(cause: Cause) -> int:
-    """Give the exit code of a job that ends for this."""
+    """Return the exit code of a job that ends for this."""
     return EXIT_CODES.get(cause, 1)
 
 
 def decide(entries: Sequence[Entry], config: "Config") -> Decision:
-    """Say what follows from the end of the last attempt.
+    """Return what follows from the end of the last attempt.
 
     Args:
         entries: The run's journal.
@@ -130,7 +130,7 @@ def attempts_of_last_job(entries: Sequence[Entry]) -> list[Attempt]:
 
 
 def given_up(entries: Sequence[Entry], job_id: str) -> str:
-    """Say why a job was given up; empty where it was not."""
+    """Return why a job was given up; empty if it was not."""
     last = [e for e in entries if e.get("event") == "given_up" and e.get("job_id") == job_id]
     return last[-1].get("detail", "") if last else ""
 

@@ -45,7 +45,7 @@ def patience(seconds: float | None = None) -> Iterator[None]:
     """Limit the time of all queries of a block together: a person waits for them.
 
     Args:
-        seconds: None stands for PATIENCE_S. A block inside another one has its own limit.
+        seconds: None means PATIENCE_S. A block inside another one has its own limit.
     """
     before = _patience.copy()
     _patience[:] = [seconds or PATIENCE_S]
@@ -64,7 +64,7 @@ def run_tool(*command: str, timeout_s: float | None = None) -> str:
     """Run a SLURM command and give its output; without a `timeout_s`, wait for TIMEOUT_S.
 
     Raises:
-        LaunchError: it is not there, fails, or does not answer.
+        LaunchError: It is not there, fails, or does not answer.
     """
     timeout_s = min(timeout_s or TIMEOUT_S, patience_left())
     begin = time.monotonic()
@@ -120,10 +120,10 @@ def _environment() -> dict[str, str]:
 
 
 def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
-    """Give what `scontrol show job` says; empty for a job that SLURM has forgotten.
+    """Return what `scontrol show job` says; empty for a job that SLURM has forgotten.
 
     Raises:
-        LaunchError: scontrol is missing or does not answer.
+        LaunchError: `scontrol` is missing or does not answer.
     """
     try:
         text = run_tool("scontrol", "--oneliner", "show", "job", job_id, timeout_s=timeout_s)
@@ -141,16 +141,16 @@ def cluster_name(timeout_s: float | None = None) -> str:
     """Return the name of the cluster that answers here.
 
     Raises:
-        LaunchError: scontrol is missing or does not answer.
+        LaunchError: `scontrol` is missing or does not answer.
     """
     return _setting("ClusterName", timeout_s)
 
 
 def hides_jobs(timeout_s: float | None = None) -> bool:
-    """Tell whether this cluster shows nobody the jobs of others.
+    """Return whether this cluster hides the jobs of other users.
 
     Raises:
-        LaunchError: scontrol is missing or does not answer.
+        LaunchError: `scontrol` is missing or does not answer.
     """
     return "jobs" in _setting("PrivateData", timeout_s).split(",")
 
@@ -176,7 +176,7 @@ def hostnames(nodes: str) -> list[str]:
     """Expand a node list: "node[1-2],gpu7" -> node1, node2, gpu7.
 
     Raises:
-        LaunchError: scontrol is missing or does not answer.
+        LaunchError: `scontrol` is missing or does not answer.
     """
     if nodes in ("", "(null)", "None"):
         return []
@@ -187,7 +187,7 @@ def usable_nodes(partition: str) -> list[str]:
     """List the nodes of a partition that SLURM may give to a job, now or later.
 
     Raises:
-        LaunchError: sinfo is missing or does not answer.
+        LaunchError: `sinfo` is missing or does not answer.
     """
     text = run_tool("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T")
     states = [line.split(maxsplit=1) for line in text.splitlines()]
@@ -198,7 +198,7 @@ def lost_nodes(nodes: str) -> list[str]:
     """List those of a job's nodes that SLURM has lost; it may take minutes to see it.
 
     Raises:
-        LaunchError: sinfo is missing or does not answer.
+        LaunchError: `sinfo` is missing or does not answer.
     """
     if not nodes:
         return []
@@ -208,7 +208,7 @@ def lost_nodes(nodes: str) -> list[str]:
 
 
 def exclude(job_id: str, node: str) -> None:
-    """Leave a node out of a job's next start, besides those that are left out already.
+    """Exclude a node from a job's next start, in addition to those that are excluded already.
 
     Right after `scontrol requeue`, from the job's own batch script: on 22.05.8 a running job's list
     cannot change, that of a requeued one can from the moment that it is COMPLETING, and stays over

@@ -1,4 +1,4 @@
-"""Who reads which file: the shards of a folder in a fixed order, dealt out to the ranks."""
+"""Which rank reads which file: the shards of a folder in a fixed order, dealt out to the ranks."""
 
 import glob
 import os
@@ -13,13 +13,13 @@ from llada_sft.errors import ConfigError, DataError
 def list_shards(path: str) -> list[Shard]:
     """List the shards of a folder (its `*.jsonl`, `*.jsonl.gz`, `*.jsonl.zst`), a glob or a URL.
 
-    As in a shell, a glob does not match names that begin with a dot, and neither does a folder.
+    As in a shell, a glob does not match names that start with a dot, and neither does a folder.
 
     Returns:
         The shards, sorted by name.
 
     Raises:
-        DataError: there are none, or one is no file.
+        DataError: There are none, or one is not a file.
     """
     if is_remote(path):
         return list(list_remote(path, str(shard_root(path))))
@@ -30,7 +30,7 @@ def list_files(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """List the files of a local folder that have one of the suffixes, or of a glob, as above.
 
     Raises:
-        DataError: there are none, or one is no file.
+        DataError: There are none, or one is not a file.
     """
     path = local_path(path)
     try:
@@ -39,14 +39,14 @@ def list_files(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     problems = [f"{shard}: {_kind(shard)}" for shard in not_files]
-    problems += [f"{name}: is no UTF-8 name; rename it" for name in _undecodable(found)]
+    problems += [f"{name}: is not a UTF-8 name; rename it" for name in _undecodable(found)]
     if problems:
         raise DataError("\n".join(problems))
     return found
 
 
 def _in_folder(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """Give what has the name of a shard, and what of it is no file."""
+    """Return what has the name of a shard, and which of it is not a file."""
     # Unlike Path.iterdir, it knows the files from the rest without asking for each.
     with os.scandir(path) as entries:
         shards = [one for one in entries if one.name.endswith(suffixes) and one.name[0] != "."]
@@ -97,14 +97,14 @@ def _kind(shard: Path) -> str:
         return "is a folder, not a shard; move it away"
     if shard.is_symlink() and not shard.exists():
         return f"is a link to {shard.readlink()}, which is not there; restore or remove it"
-    return "is no regular file; move it away"
+    return "is not a regular file; move it away"
 
 
 def assign_files(files: Sequence[Shard], rank: int, world_size: int) -> list[Shard]:
-    """Give the files of one rank: every `world_size`-th, beginning with `files[rank]`.
+    """Return the files of one rank: every `world_size`-th, starting with `files[rank]`.
 
     Raises:
-        ConfigError: there are fewer files than ranks, so some rank would have nothing to read.
+        ConfigError: There are fewer files than ranks, so some rank would have nothing to read.
     """
     if len(files) < world_size:
         folder = f" in {files[0].parent}" if files else ""
@@ -116,7 +116,7 @@ def assign_files(files: Sequence[Shard], rank: int, world_size: int) -> list[Sha
 
 
 def _more_shards(files: Sequence[Shard], number: int) -> str:
-    """Say how to come by enough shards."""
+    """Return how to get enough shards."""
     if not files or not isinstance(files[0], Path):
         return f"split the files into at least {number}"
     folder = files[0].parent

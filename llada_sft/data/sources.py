@@ -3,7 +3,7 @@
     a path, or a list of them      one dataset, whose epochs follow each other
     sources by name                each with epochs of its own, mixed by weight (mixture.py)
 
-A shard's name keys its order and its noise and stands in checkpoints. It is the path below the
+A shard's name keys its order and its noise and is kept in checkpoints. It is the path below the
 dataset's folder, which may thus be moved; a source's name comes before it.
 """
 
@@ -50,14 +50,14 @@ class Source:
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def owns(self, name: str) -> bool:
-        """Tell whether a shard of this name is, or was, one of the source's."""
+        """Return whether a shard of this name is, or was, one of the source's."""
         return not self.name or name.startswith(f"{self.name}/")
 
     def of_rank(self, rank: int, world_size: int) -> "Source":
         """Keep the shards of one rank.
 
         Raises:
-            ConfigError: there are fewer shards than ranks.
+            ConfigError: There are fewer shards than ranks.
         """
         try:
             assign_files([one.shard for one in self.shards], rank, world_size)
@@ -75,7 +75,7 @@ def list_sources(data: DataConfig, epochs: int) -> list[Source]:
         epochs: `train.epochs`, for sources that do not say how often.
 
     Raises:
-        DataError: there are none, one is no file, or one is named twice.
+        DataError: There are none, one is not a file, or one is named twice.
     """
     if not isinstance(data.train, dict):
         paths = [data.train] if isinstance(data.train, str) else data.train
@@ -100,7 +100,7 @@ def list_validation(data: DataConfig) -> Source:
     """List the shards of `data.validation`.
 
     Raises:
-        DataError: there are none, or one is no file.
+        DataError: There are none, or one is not a file.
     """
     assert data.validation is not None
     path = data.validation
@@ -118,7 +118,7 @@ def _one_dataset(paths: Sequence[str]) -> tuple[NamedShard, ...]:
 def name_shards(
     shards: Iterable[Shard], root: Path | str, prefix: str = ""
 ) -> tuple[NamedShard, ...]:
-    """Name shards by their paths below a folder."""
+    """Return shards, named by their paths below a folder."""
     return tuple(NamedShard(prefix + shard_name(root, shard), shard) for shard in shards)
 
 
@@ -127,7 +127,7 @@ def _named(path: str, prefix: str = "") -> tuple[NamedShard, ...]:
 
 
 def _below_common_folder(shards: Sequence[Shard]) -> tuple[NamedShard, ...]:
-    """Name shards below the folder that they share; by their whole URLs if some are remote."""
+    """Return shards, named below the folder that they share; by whole URLs if some are remote."""
     if not all(isinstance(shard, Path) for shard in shards):
         return tuple(NamedShard(str(shard), shard) for shard in shards)
     folder = os.path.commonpath([shard.parent for shard in shards if isinstance(shard, Path)])

@@ -1,6 +1,6 @@
 """ROWS OF ANY FILES -> SHARDS OF ONE SIZE: what `llada-sft shard` does.
 
-inputs.py       which files there are; who reads which kind
+inputs.py       which files there are; the reader of each kind
 jsonl.py        .jsonl, .jsonl.gz, .jsonl.zst: rows moved as they are
 json_array.py   .json; csv_rows.py .csv; parquet.py .parquet: rows are parsed
 json_lines.py   what was parsed -> lines of JSON
@@ -25,7 +25,7 @@ from llada_sft.sharding.inputs import find_inputs, num_text_bytes, read_blocks
 from llada_sft.sharding.progress import progress
 from llada_sft.sharding.shard_files import Compress, ShardFiles
 
-# Not the name of a shard: who reads the folder must not read this.
+# Not the name of a shard: it must not be read with the shards of the folder.
 BAD_ROWS = "bad_rows.ndjson"
 
 
@@ -35,7 +35,7 @@ class Made(NamedTuple):
     Attributes:
         num_rows: Rows in all shards.
         sizes: Bytes of each shard, before it is compressed.
-        bad_rows: What was left out.
+        bad_rows: The rows that were skipped.
     """
 
     num_rows: int
@@ -60,8 +60,8 @@ def make_shards(
         seed: Says the random order of the rows; None leaves them in theirs.
 
     Raises:
-        ConfigError: so many shards cannot be made.
-        DataError: a file cannot be read, or a shard cannot be written.
+        ConfigError: This number of shards cannot be made.
+        DataError: A file cannot be read, or a shard cannot be written.
     """
     if num_shards < 1:
         raise ConfigError(f"--num-shards: must be at least 1, got {num_shards}")
@@ -86,13 +86,13 @@ def make_shards(
 
 
 def report(made: Made, out: Path) -> str:
-    """Say what was made, and what was left out."""
+    """Return what was made, and what was skipped."""
     lines = [
         f"{out}: {len(made.sizes):,} shards, {made.num_rows:,} rows,"
         f" {min(made.sizes):,} to {max(made.sizes):,} bytes of text each"
     ]
     if count := made.bad_rows.count:
-        lines.append(f"{count:,} bad rows were left out, listed in {out / BAD_ROWS}; the first:")
+        lines.append(f"{count:,} bad rows were skipped, listed in {out / BAD_ROWS}; the first:")
         lines += map(str, made.bad_rows.first)
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What all readers give: blocks of whole rows, and the rows that are left out."""
+"""What all readers return: blocks of whole rows, and the rows that are skipped."""
 
 import json
 from collections.abc import Generator, Iterator, Sequence
@@ -18,10 +18,10 @@ Text = bytes | memoryview
 
 
 class RowBlock(NamedTuple):
-    """Whole rows, one behind the other; good until the next but one is asked for.
+    """Whole rows, one after the other; valid until the next block but one is asked for.
 
     Attributes:
-        text: The rows. Each ends with a line end.
+        text: The rows. Each ends with a newline.
         ends: [rows]: where each row ends in the text.
         position: Bytes of the stored file that are read by now.
     """
@@ -32,14 +32,14 @@ class RowBlock(NamedTuple):
 
 
 def block_of(rows: Sequence[Text], position: int) -> RowBlock:
-    """Put rows together; each ends with a line end."""
+    """Put rows together; each ends with a newline."""
     ends = np.fromiter(map(len, rows), np.int64, len(rows)).cumsum()
     # One row may be very long.
     return RowBlock(rows[0] if len(rows) == 1 else b"".join(rows), ends, position)
 
 
 def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Find the bytes below 32: line ends, and what JSON has only between its parts or not at all.
+    """Find the bytes below 32: newlines, and what JSON has only between its parts or not at all.
 
     Args:
         data: uint8 [bytes], a multiple of 8 of them.
@@ -56,7 +56,7 @@ def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 class BadRows:
-    """The rows that are left out, written down one by one.
+    """The rows that are skipped, written down one by one.
 
     Args:
         path: The file. It must not have the name of a shard.
@@ -71,7 +71,7 @@ class BadRows:
         """Write a row down.
 
         Raises:
-            DataError: there is no room.
+            DataError: There is no room.
         """
         row = row._replace(message=shortened(" ".join(row.message.split())))
         self.count += 1
@@ -83,7 +83,7 @@ class BadRows:
 
 
 def ahead(blocks: Iterator[RowBlock]) -> Generator[RowBlock, None, None]:
-    """Give the same blocks, but let a thread make the next one meanwhile.
+    """Return the same blocks, but let a thread make the next one meanwhile.
 
     Reading, finding rows, compressing and writing release the interpreter's lock: two cores share
     the work. Close it to be sure that the thread has ended.

@@ -12,15 +12,15 @@ from llada_sft.sharding.blocks import BadRows, RowBlock
 from llada_sft.sharding.json_lines import Parsed, Unusable, blocks_of
 from llada_sft.sharding.text import file_position, refuse_utf16
 
-# The module keeps four bytes of each letter of a field.
-_MAX_LETTERS = 8 * 2**20
+# The module keeps four bytes of each character of a field.
+_MAX_CHARACTERS = 8 * 2**20
 
 
 def read_csv(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
-    """Give the rows of a file: RFC 4180, so a quoted field may have commas and line ends.
+    """Return the rows of a file: RFC 4180, so a quoted field may have commas and newlines.
 
     Raises:
-        DataError: the file cannot be read, its header cannot be used, or a quote is not closed.
+        DataError: The file cannot be read, its header cannot be used, or a quote is not closed.
     """
     with open_text(path) as file:
         refuse_utf16(path, file.peek(2))  # type: ignore[attr-defined]
@@ -28,7 +28,7 @@ def read_csv(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
 
 
 def _parsed(path: Path, file: IO[bytes]) -> Iterator[Parsed]:
-    csv.field_size_limit(_MAX_LETTERS)
+    csv.field_size_limit(_MAX_CHARACTERS)
     # Bytes that are not UTF-8 become what JSON cannot hold: then one row is bad, not the file.
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     try:
@@ -47,7 +47,7 @@ def _parsed(path: Path, file: IO[bytes]) -> Iterator[Parsed]:
             if fields:
                 yield Parsed(line, _record(header, fields), file_position(file))
     finally:
-        # Who opened the file closes it.
+        # The caller, which opened the file, closes it.
         text.detach()
 
 
@@ -65,18 +65,18 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
 
 def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
     number = 0
-    while line := text.readline(_MAX_LETTERS):
+    while line := text.readline(_MAX_CHARACTERS):
         number += 1
-        if len(line) == _MAX_LETTERS:
-            raise DataError(f"{path}:{number}: a line of more than {_MAX_LETTERS:,} letters")
+        if len(line) == _MAX_CHARACTERS:
+            raise DataError(f"{path}:{number}: a line of more than {_MAX_CHARACTERS:,} characters")
         yield line
 
 
 def _problem(path: Path, line: int, error: csv.Error) -> Unusable:
-    """Tell a bad row from the end of all rows.
+    """Return why a row is bad.
 
     Raises:
-        DataError: what follows was swallowed by a quoted field.
+        DataError: What follows was swallowed by a quoted field.
     """
     if "unexpected end" in str(error) or "field limit" in str(error):
         raise DataError(f"{path}:{line}: a quoted field does not end; close its quote") from None

@@ -2,7 +2,7 @@
 
 Each next piece goes to the shard with the fewest bytes. A piece is one row, or as many as make one
 percent of that shard: so no two shards ever differ by more than one percent and one row, however
-much is still to come, and each shard has rows from the beginning to the end of the input.
+much is still to come, and each shard has rows from the start to the end of the input.
 """
 
 from heapq import heapreplace
@@ -37,7 +37,7 @@ class Dealer:
         """Write the rows of a block.
 
         Raises:
-            DataError: they cannot be written.
+            DataError: They cannot be written.
         """
         text, ends, heap = block.text, block.ends, self._heap
         row = start = 0

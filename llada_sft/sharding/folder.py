@@ -1,8 +1,8 @@
 """A folder that appears as a whole or not at all.
 
-It is written beside its place, in `.NAME.partial`, and renamed when all is done: whatever kills the
-process before that leaves nothing with the folder's name. The process holds a lock on it, so that
-the next one can tell what a killed process left, which is removed, from what is being written.
+It is written next to its place, in `.NAME.partial`, and renamed when all is done: whatever kills
+the process before that leaves nothing with the folder's name. The process holds a lock on it, so
+that the next one can tell what a killed process left, which is removed, from what is being written.
 
 Nothing is forced onto the disk, which would take longer than all the rest: as with `cp`, only the
 machine's own end in the seconds after may take something away again.
@@ -20,10 +20,10 @@ from llada_sft.errors import DataError
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in one line why something cannot be written.
+    """Raise a line that says why something cannot be written.
 
     Raises:
-        DataError: instead of the block's OSError.
+        DataError: Instead of the block's OSError.
     """
     try:
         yield
@@ -38,26 +38,26 @@ def check_new(folder: Path) -> None:
     """Check that nothing would be written over.
 
     Raises:
-        DataError: there is something already.
+        DataError: There is something already.
     """
     with writing(folder):
         if not folder.exists():
             return
         if not folder.is_dir():
-            raise DataError(f"{folder}: is there already and is no folder; name a new folder")
+            raise DataError(f"{folder}: is there already and is not a folder; name a new folder")
         if next(folder.iterdir(), None) is not None:
             raise DataError(f"{folder}: is there already; remove it or name a new folder")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a place to write to, and make it the folder when the block has ended.
+    """Return a place to write to, and make it the folder when the block has ended.
 
     Args:
         folder: Its name. It must not be there, or be empty.
 
     Raises:
-        DataError: it is there already, it cannot be written, or another process writes it.
+        DataError: It is there already, it cannot be written, or another process writes it.
     """
     check_new(folder)
     place = folder.resolve()

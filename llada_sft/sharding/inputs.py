@@ -1,4 +1,4 @@
-"""Which files `llada-sft shard` is to read, and who reads which kind."""
+"""Which files `llada-sft shard` is to read, and the reader of each kind."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def find_inputs(names: Sequence[str], out: Path) -> list[Path]:
     """List the files of all names: each a file, a folder or a glob; in the order of the names.
 
     Raises:
-        DataError: there are none, one is of no kind that can be read or is named twice, or `out`
+        DataError: There are none, one is of no kind that can be read or is named twice, or `out`
             is among them.
     """
     files: list[Path] = []
@@ -29,7 +29,9 @@ def find_inputs(names: Sequence[str], out: Path) -> list[Path]:
     seen: set[Path] = set()
     for file in files:
         if not file.name.endswith(READABLE):
-            raise DataError(f"{file}: its name ends in none of {', '.join(READABLE)}; leave it out")
+            raise DataError(
+                f"{file}: its name ends in none of {', '.join(READABLE)}; do not name it"
+            )
         if file.resolve() in seen:
             raise DataError(f"{file}: is named twice; its rows would be there twice")
         seen.add(file.resolve())
@@ -43,7 +45,7 @@ def _files_of(name: Path, out: Path) -> list[Path]:
     if not name.is_dir():
         return list_files(str(name), READABLE)
     if out.resolve().is_relative_to(name.resolve()):
-        raise DataError(f"{out}: lies in {name}, which is to be read; name a folder elsewhere")
+        raise DataError(f"{out}: is in {name}, which is to be read; name a folder elsewhere")
     return _of_one_kind(name)
 
 
@@ -63,10 +65,10 @@ def _kind(file: Path) -> str:
 
 
 def read_blocks(file: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
-    """Give the rows of a file, each as one line of JSON.
+    """Return the rows of a file, each as one line of JSON.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: The file cannot be read.
     """
     return _reader(_kind(file))(file, bad_rows)
 

@@ -17,10 +17,10 @@ _PIECE_BYTES = 1 << 16
 
 
 def read_json(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
-    """Give the elements of the array.
+    """Return the elements of the array.
 
     Raises:
-        DataError: the file cannot be read, or is not one array of JSON.
+        DataError: The file cannot be read, or is not one array of JSON.
     """
     with open_text(path) as file:
         _check_beginning(path, file)
@@ -34,8 +34,10 @@ def _check_beginning(path: Path, file: IO[bytes]) -> None:
         file.read(len(BYTE_ORDER_MARK))
     first = first.removeprefix(BYTE_ORDER_MARK).lstrip()
     if not first.startswith(b"["):
-        what = f"begins with {chr(first[0])!r}" if first else "is empty"
-        raise DataError(f"{path}: is no JSON array: {what}; name it .jsonl if each line is a row")
+        what = f"starts with {chr(first[0])!r}" if first else "is empty"
+        raise DataError(
+            f"{path}: is not a JSON array: {what}; name it .jsonl if each line is a row"
+        )
 
 
 def _parsed(path: Path, file: IO[bytes]) -> Iterator[Parsed]:
@@ -50,7 +52,7 @@ def _parsed(path: Path, file: IO[bytes]) -> Iterator[Parsed]:
             yield Parsed(number, record, file_position(file))
     except ijson.JSONError as error:
         what = " ".join(str(error).partition("\n")[0].split())
-        raise DataError(f"{path}: not JSON behind row {number:,}: {what}") from None
+        raise DataError(f"{path}: not JSON after row {number:,}: {what}") from None
 
 
 class _Pieces:

@@ -1,4 +1,4 @@
-"""Records that are parsed -> rows: one line of JSON each; what cannot become one is left out."""
+"""Records that are parsed -> rows: one line of JSON each; what cannot become one is skipped."""
 
 from collections.abc import Iterator
 from decimal import Decimal

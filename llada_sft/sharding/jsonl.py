@@ -1,8 +1,8 @@
 """The rows of .jsonl, .jsonl.gz and .jsonl.zst, moved as they are.
 
 To parse every row would take several times as long as to copy it. So a row is only looked at where
-it begins and ends: `{...}` is taken for JSON, and so that a row cut short or a line of something
-else is noticed, any other row is parsed. Nothing that training could use is left out; a row that is
+it starts and ends: `{...}` is taken for JSON, and so that a row cut short or a line of something
+else is noticed, any other row is parsed. Nothing that training could use is skipped; a row that is
 broken in its middle is moved, and training sets it aside with its line.
 """
 
@@ -30,10 +30,10 @@ _OPEN, _CLOSE, _LINE_END, _RETURN = b"{}\n\r"
 
 
 def read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
-    """Give the rows of a file, without blank lines and bad rows.
+    """Return the rows of a file, without blank lines and bad rows.
 
     Raises:
-        DataError: the file cannot be read, or is not what its name says.
+        DataError: The file cannot be read, or is not what its name says.
     """
     with open_text(path) as file:
         reader = _Reader(path, file, bad_rows)
@@ -44,7 +44,7 @@ def read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
 
 
 class _Reader:
-    """One file: the part of it that is in memory, and the line and byte that this begins at."""
+    """One file: the part of it that is in memory, and the line and byte at which this starts."""
 
     def __init__(self, path: Path, file: IO[bytes], bad_rows: BadRows) -> None:
         self._path, self._file, self._bad_rows = path, file, bad_rows
@@ -68,7 +68,7 @@ class _Reader:
             yield filled + 1
 
     def _change_buffers(self, end: int, filled: int) -> int:
-        """Go on in the other buffer with what is behind the last whole line."""
+        """Continue in the other buffer with what follows the last whole line."""
         rest = self._buffer[end:filled]
         if len(rest) >= len(self._other):
             self._other = bytearray(len(self._buffer))
@@ -93,7 +93,7 @@ class _Reader:
         return len(rest)
 
     def _skip_line(self, num_bytes: int) -> tuple[int, bytes]:
-        """Read to the end of a line; return its size, and what was read behind it."""
+        """Read to the end of a line; return its size, and what was read after it."""
         while count := self._read(0):
             end = self._buffer.find(b"\n", 0, count) + 1
             if end:
@@ -102,7 +102,7 @@ class _Reader:
         return num_bytes, b""
 
     def block(self, num_bytes: int) -> RowBlock:
-        """Find the rows of the whole lines, and leave out what is none."""
+        """Find the rows of the whole lines, and skip all other lines."""
         start = self._mark_bytes() if self._byte == 0 else 0
         data = np.frombuffer(self._buffer, np.uint8)
         ends, keep = _find_rows(data, start, num_bytes)
@@ -141,7 +141,7 @@ def _find_rows(
 
     Args:
         data: uint8 [a multiple of 8].
-        start: Where the first line begins.
+        start: Where the first line starts.
         stop: Where the last one ends.
 
     Returns:
@@ -162,7 +162,7 @@ def _find_rows(
 
 
 def _problem(row: bytes) -> tuple[str, str] | None:
-    """Give reason and message if a row is not JSON."""
+    """Return reason and message if a row is not JSON."""
     try:
         orjson.loads(row)
     except orjson.JSONDecodeError as error:

@@ -14,10 +14,10 @@ _READ_BYTES = 1 << 20
 
 
 def read_parquet(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
-    """Give the rows of a file, a few megabytes at a time.
+    """Return the rows of a file, a few megabytes at a time.
 
     Raises:
-        DataError: the file cannot be read, a column has a type that JSON has nothing for, or
+        DataError: The file cannot be read, a column has a type that JSON has nothing for, or
             pyarrow is not installed.
     """
     yield from blocks_of(_parsed(path), path, "row", bad_rows)
@@ -70,10 +70,10 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | Unusable]:
 
 
 def _plain_schema(path: Path, schema: Any) -> Any:
-    """Give the types that the columns are written as.
+    """Return the types that the columns are written as.
 
     Raises:
-        DataError: a column has no such type, or two have one name.
+        DataError: A column has no such type, or two have one name.
     """
     import pyarrow as pa
 
@@ -83,13 +83,13 @@ def _plain_schema(path: Path, schema: Any) -> Any:
             raise DataError(f"{where}: is there twice; rename one")
         if _plain(field.type) is None:
             raise DataError(
-                f"{where}: {field.type} cannot become JSON; leave it out or make it a string"
+                f"{where}: {field.type} cannot become JSON; remove it or make it a string"
             )
     return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
 
 def _plain(kind: Any) -> Any:
-    """Give the type whose values can be written as JSON; None if there is none."""
+    """Return the type whose values can be written as JSON; None if there is none."""
     import pyarrow as pa
     from pyarrow import types
 

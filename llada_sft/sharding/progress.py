@@ -1,4 +1,4 @@
-"""A bar for who waits at a terminal."""
+"""A progress bar on a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Give what is to be told how many bytes are done; it draws if stderr is a terminal."""
+    """Return a function to call with the bytes that are done; it draws if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

@@ -22,7 +22,7 @@ _OTHER_FILES, _MARGIN = 64, 16
 
 
 def output_name(number: int, num_shards: int, compress: Compress | None) -> str:
-    """Name a shard; sorted by name they are sorted by number."""
+    """Return the name of a shard; sorted by name, shards are sorted by number."""
     digits = max(5, len(str(num_shards - 1)))
     return f"shard_{number:0{digits}}.jsonl" + (f".{compress}" if compress else "")
 
@@ -34,8 +34,8 @@ class ShardFiles:
     .zst takes them, so what waits in memory does not grow with the number of shards.
 
     Raises:
-        ConfigError: the process may not open so many files.
-        DataError: a file cannot be written, here or in any method.
+        ConfigError: The process may not open this number of files.
+        DataError: A file cannot be written, here or in any method.
     """
 
     def __init__(self, folder: Path, num_shards: int, compress: Compress | None) -> None:

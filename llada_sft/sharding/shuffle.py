@@ -1,6 +1,6 @@
 """All rows in a random order that a seed says, however many they are, in little memory.
 
-1. Each row goes to one of several buckets, files beside the shards, drawn at random.
+1. Each row goes to one of several buckets, files next to the shards, drawn at random.
 2. Each bucket is read, its rows are brought into a random order, and it is removed. A bucket that
    is too large to be read is first dealt out to buckets of its own in the same way.
 
@@ -41,7 +41,7 @@ def shuffled(
         num_bytes: About how many bytes the rows have.
 
     Raises:
-        DataError: a bucket cannot be written or read.
+        DataError: A bucket cannot be written or read.
     """
     random = np.random.Generator(np.random.Philox(seed))
     with writing(folder), closing(ahead(blocks)) as coming:
@@ -85,7 +85,7 @@ def _rows(block: RowBlock, numbers: NDArray[np.integer]) -> list[Text]:
 
 
 def _in_random_order(bucket: Path, random: np.random.Generator) -> Iterator[RowBlock]:
-    """Give the rows of a bucket, and remove it."""
+    """Return the rows of a bucket, and remove it."""
     size = bucket.stat().st_size
     if size > MAX_BUCKET_BYTES:
         parts = _scatter(_blocks(bucket), bucket, size, random)

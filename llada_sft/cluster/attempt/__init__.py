@@ -1,6 +1,6 @@
-"""Around the ranks, in the batch script: an attempt begins and ends.
+"""Around the ranks, in the batch script: an attempt starts and ends.
 
-supervisor.py     begins and ends an attempt
+supervisor.py     starts and ends an attempt
 setup_script.py   runs the user's setup.sh
 evidence.py       what an attempt left: its files, and what SLURM says of the job
 verdict.py        why it ended, from that evidence

@@ -45,7 +45,7 @@ class BatchJob(Job):
         """Read it from the variables of a batch script.
 
         Raises:
-            LaunchError: this is none.
+            LaunchError: This is not a batch script.
         """
         try:
             return BatchJob(
@@ -60,7 +60,7 @@ class BatchJob(Job):
 
 
 def open_attempt(run: RunDir) -> Entry | None:
-    """Give the `started` entry of the last attempt, if no `ended` follows it."""
+    """Return the `started` entry of the last attempt, if no `ended` follows it."""
     entries = journal.read(run.journal)
     started = [entry for entry in entries if entry.get("event") == "started"]
     ended = {entry.get("attempt") for entry in entries if entry.get("event") == "ended"}
@@ -113,14 +113,14 @@ def _end_of(log: Path) -> str:
 
 
 def of_another_job(run: RunDir, started: Entry) -> Evidence:
-    """Collect what an attempt has left whose run was started anew by hand since then."""
+    """Collect what an attempt has left whose run was started again by hand since then."""
     job_id = started.get("job_id")
     state = known_job_fields(job_id).get("JobState", "") if job_id else ""
     return Evidence(failures=failures.read_all(run), stopped=_CAUSE_OF_STATE.get(state))
 
 
 def srun_messages(run: RunDir, started: Entry) -> str | None:
-    """Give what srun itself said of an attempt; None if it was not started."""
+    """Return what srun itself printed of an attempt; None if it was not started."""
     log = run.srun_log(started.get("job_id", ""), started.get("restarts", 0))
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else None
 
@@ -134,7 +134,7 @@ def known_job_fields(job_id: str) -> dict[str, str]:
 
 
 def _stopped(run: RunDir, started: Entry, job: BatchJob) -> Cause | None:
-    """Tell what SLURM did to the job, from its state and from the signals that ranks noted."""
+    """Return what SLURM did to the job, from its state and the signals that ranks recorded."""
     before = started.get("restarts", 0)
     fields = known_job_fields(job.job_id) if job.restarts == before else {}
     if job.restarts > before or job_states.is_requeued(fields, before):

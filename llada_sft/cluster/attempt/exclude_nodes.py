@@ -1,4 +1,4 @@
-"""Nodes that may be broken: left out of the attempts that follow, while enough others are left."""
+"""Nodes that may be broken: excluded from later attempts, while enough others remain."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def remaining(fields: dict[str, str], node: str) -> list[str]:
 
 
 def excluded(entries: Sequence[Entry]) -> list[str]:
-    """List the nodes that are left out of the job that was launched last, and why."""
+    """Return the nodes that are excluded from the job that was launched last, and why."""
     jobs = [e.get("job_id") for e in entries if e.get("event") in ("launched", "started")]
     found = [
         entry

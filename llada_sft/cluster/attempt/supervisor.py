@@ -1,6 +1,6 @@
-"""What stands around the ranks of an attempt, on the node of rank 0: it begins and ends them.
+"""What runs before and after the ranks of an attempt, on the node of rank 0.
 
-`begin` runs before srun: it closes an attempt before it that ended without a word, and notes the
+`begin` runs before srun: it closes an earlier attempt that ended without an entry, and notes the
 new one. `end` runs after srun: it says why the attempt ended, if rank 0 has not, and restarts the
 job or not; its exit code is the job's:
 
@@ -66,7 +66,8 @@ def set_up(run: RunDir, job: BatchJob) -> tuple[int, str]:
     """Run the job's setup.sh; where that fails, the attempt ends with it.
 
     Returns:
-        The exit code of the job, 0 if it is to go on, and what setup.sh changes, as lines for bash.
+        The exit code of the job, 0 if it is to continue, and what setup.sh changes, as lines for
+        bash.
     """
     from llada_sft.cluster.attempt.setup_script import run_setup
 
@@ -94,7 +95,7 @@ def note_signal(run: RunDir, job: BatchJob, name: str) -> None:
 
 
 def end(run: RunDir, job: BatchJob, srun_code: int) -> int:
-    """Say why a job's ranks have ended, and restart the job or not.
+    """Record why a job's ranks have ended, and restart the job or not.
 
     Args:
         run: The run directory.
@@ -142,12 +143,12 @@ def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
 
 
 def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | None:
-    """Say why the ranks of a local run have ended; None if rank 0 has said it.
+    """Record why the ranks of a local run have ended; None if rank 0 has recorded it.
 
     Args:
         run: The run directory.
         deaths: The ranks that failed.
-        told: The run had been told to stop.
+        told: A signal had asked the run to stop.
     """
     started = evidence.open_attempt(run)
     if started is None:
@@ -168,7 +169,7 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
 
 
 def _is_of(started: Entry, job: BatchJob) -> bool:
-    """Tell whether an attempt belongs to this start of this job."""
+    """Return whether an attempt belongs to this start of this job."""
     return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
 
 

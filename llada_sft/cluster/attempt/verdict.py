@@ -1,8 +1,8 @@
-"""Why did an attempt end? A pure function of what its ranks, srun and SLURM left behind.
+"""Why did an attempt end? A pure function of what its ranks, srun and SLURM have left.
 
 In this order: a node that SLURM lost; the first rank that said what happened to it; a rank that
-died without a word, which srun reports; what SLURM itself did to the job; nothing is known. What a
-rank says of a peer that vanished (`Failure.consequence`) is never the cause.
+died without a failure report, which srun reports; what SLURM itself did to the job; nothing is
+known. What a rank says of a peer that vanished (`Failure.consequence`) is never the cause.
 """
 
 import re
@@ -33,7 +33,7 @@ _NO_STEP = re.compile(
     r"|srun: (?:not found|command not found|No such file or directory|Permission denied)$"
 )
 _OUT_OF_MEMORY = re.compile(r"out.of.memory|oom.kill", re.IGNORECASE)
-# Errors of the machine, not of the program: its node is left out of the next attempt.
+# Errors of the machine, not of the program: its node is excluded from the next attempt.
 _HARDWARE = re.compile(
     r"ECC error|hardware stack error|unspecified launch failure|fallen off the bus"
     r"|no CUDA-capable device|devices? (?:is|are) busy or unavailable|CUDA driver initialization"
@@ -50,7 +50,7 @@ class Death:
         rank: Which one.
         node: Where it ran; empty for a local run.
         how: srun's words: "Killed", "Exited with exit code 1", "Out Of Memory".
-        first: It died before srun began to end all ranks.
+        first: It died before srun started to end all ranks.
         of_peer: Its last log line on another rank, if NCCL aborted it for that; else empty.
     """
 
@@ -80,7 +80,7 @@ class Evidence:
 
     Attributes:
         exit_code: srun's; None where nobody saw it end.
-        failures: The ranks' last words.
+        failures: The ranks' failure reports.
         deaths: As srun reports them, in its order.
         lost_nodes: Nodes that srun or SLURM say are gone.
         nodes: The attempt's nodes, in the order of their ranks.
@@ -203,7 +203,7 @@ def _told(failures: Sequence[Failure]) -> Verdict | None:
 
 
 def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
-    """Name a rank that a signal ended before it could say anything."""
+    """Return the verdict on a rank that a signal ended before it could write a report."""
     silent = [one for one in _silent(evidence) if one in deaths]
     # srun may report lack of memory after the other deaths.
     first = next(

@@ -50,7 +50,7 @@ class RankJournal:
             self._check_lead(entry, self.job)
 
     def _with_cause(self, signal: Entry) -> Entry:
-        """Remember who was told what, and add why, where SLURM says so at once."""
+        """Remember which ranks got which signals, and add why, if SLURM says so at once."""
         self.told, self.told_whom = signal.get("signals", []), signal.get("detail", "")
         self.cause = before_save(self.told, self.job)
         return {**signal, "cause": self.cause} if self.cause else signal
@@ -65,7 +65,7 @@ class RankJournal:
 
 
 def lead_problem(checkpoint: Entry, lead_s: int) -> str | None:
-    """Say that a checkpoint takes longer than a signal leaves time for; None if it does not.
+    """Return a warning if a checkpoint takes longer than a signal leaves time for, else None.
 
     Args:
         checkpoint: A checkpoint's entry.

@@ -1,11 +1,11 @@
-"""Being told to stop: why SLURM did it, and whether rank 0 requeues the job after the save.
+"""A signal to stop: why SLURM sent it, and whether rank 0 requeues the job after the save.
 
 What tells the reasons apart, as seen on SLURM 22.05.8, is `scontrol show job` at that moment:
 
     preempted     USR2, or TERM where the cluster does not set `preempt_send_user_signal`:
                   RUNNING, PreemptTime=a time, EndTime=when the grace time is over. When it is over:
                   TERM, COMPLETING, Restarts+1, PreemptTime gone: SLURM has requeued by itself.
-                  Who exits with 0 before is *not* requeued, whatever the manual says.
+                  A job that exits with 0 before is *not* requeued, whatever the manual says.
     time limit    USR2: RUNNING, EndTime=the limit, up to a minute later than asked for. At the
                   limit, up to 30 s late: TERM, COMPLETING, Reason=TimeLimit; not requeued.
     told to stop  USR2 or TERM by `scancel --signal`: RUNNING, and nothing else changes
@@ -58,11 +58,11 @@ class RankJob(Job):
 
 @dataclass(frozen=True)
 class StopReason:
-    """Why the ranks were told to stop.
+    """Why the ranks were signalled to stop.
 
     Attributes:
         cause: In the journal's words.
-        error: Why the job, which should go on, could not be requeued; else empty.
+        error: Why the job, which should continue, could not be requeued; else empty.
         given_up: Why it is not to run again although nobody cancelled it; else empty.
     """
 
@@ -72,7 +72,7 @@ class StopReason:
 
 
 def before_save(told: Collection[str], job: RankJob | None) -> Cause | None:
-    """Ask why the ranks were told to stop; None where SLURM does not answer at once.
+    """Ask why the ranks were signalled to stop; None if SLURM does not answer at once.
 
     Now it is seen best: a preempted job whose grace time is over looks like any that is requeued.
     """
@@ -121,12 +121,12 @@ def after_stop(
 
 
 def cause_of(told: Collection[str], fields: Mapping[str, str], job: RankJob) -> Cause:
-    """Tell the cause from the signals and from what `scontrol show job` says.
+    """Return the cause, from the signals and from what `scontrol show job` says.
 
     Args:
         told: The names of the signals that any rank got.
         fields: What scontrol says now.
-        job: As it was when the attempt began.
+        job: As it was when the attempt started.
     """
     usr2 = "SIGUSR2" in told
     if job_states.is_requeued(fields, job.restarts):

@@ -1,4 +1,4 @@
-"""How a run's job ended, for a person who followed it: its exit code, and a few lines.
+"""How a run's job ended, for the person at the terminal: its exit code, and a few lines.
 
 The lines say why it ended, how far the training came, where the checkpoint is, and what to do next.
 Most of this is in the journal; SLURM is asked if the batch script was killed before it could write.
@@ -48,7 +48,7 @@ def find(run: RunDir, job_id: str | None) -> Ending:
 
 
 def lines(run: RunDir, ending: Ending) -> list[str]:
-    """Describe an ending to the person who followed the job."""
+    """Describe an ending to the person at the terminal."""
     return [printable(f"{name:<12} {text}") for name, text in _rows(run, ending)]
 
 

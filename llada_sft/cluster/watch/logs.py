@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 16
 
 
 def log_file(run: RunDir, rank: int) -> Path:
-    """Name the log of a rank: submitit's of the last job, or that of a local run."""
+    """Return the log of a rank: submitit's of the last job, or that of a local run."""
     job_id = status.last_job(run)
     if job_id is None:
         return run.rank_log(rank)
@@ -31,7 +31,7 @@ def print_log(run: RunDir, rank: int) -> None:
     """Print the log of a rank.
 
     Raises:
-        LaunchError: there is none.
+        LaunchError: There is none.
     """
     log = log_file(run, rank)
     try:
@@ -62,7 +62,7 @@ def follow(run: RunDir, rank: int, ask_every_s: float = ASK_SLURM_EVERY_S) -> in
 
 
 def follow_file(log: Path, is_over: Callable[[], bool], ask_every_s: float) -> None:
-    """Print a file as it grows, from its beginning, until `is_over` and all is printed."""
+    """Print a file as it grows, from its start, until `is_over` and all is printed."""
     position = 0
     over = False
     next_question = 0.0
@@ -139,7 +139,7 @@ class _Watch:
         return given_up or (ended and last is not None and last.get("cause") in restart_policy.OVER)
 
     def _owner_is_gone(self) -> bool:
-        """Tell whether nobody is left who could still write how a local run ended."""
+        """Return whether no process is left that could still write how a local run ended."""
         reader = identity.this_process("training")
         with suppress(OSError):
             sight = owner_sight.look(self._run.path, reader)

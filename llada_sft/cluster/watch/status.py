@@ -128,7 +128,7 @@ def total_steps(entries: Sequence[Entry]) -> int | None:
 
 
 def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
-    """Give the last step, of how many, and the last value of each loss from the metrics file.
+    """Return the last step, of how many, and the last value of each loss from the metrics file.
 
     Raises:
         OSError: It cannot be read.
@@ -156,7 +156,7 @@ def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
 
 
 def _csv_rows(content: bytes) -> Iterator[list[str]]:
-    """Yield the rows of whole lines; one that is no CSV is skipped."""
+    """Yield the rows of whole lines; one that is not CSV is skipped."""
     *lines, _ = content.decode("utf-8", errors="replace").split("\n")
     for line in lines:
         try:
@@ -166,7 +166,7 @@ def _csv_rows(content: bytes) -> Iterator[list[str]]:
 
 
 def failure_lines(run: RunDir) -> list[str]:
-    """Give what the ranks of the last attempt wrote that the user can mend, once each."""
+    """Return the errors of the last attempt's ranks that the user can fix, once each."""
     errors = [one.error for one in failures.read_all(run) if one.cause in FIXED_BY_THE_USER]
     lines = list(dict.fromkeys(line for error in errors for line in error.splitlines()))
     more = len(lines) - SHOWN_FAILURE_LINES
@@ -193,7 +193,7 @@ def cancel_run(run: RunDir) -> str:
     """Cancel the run's job and give its id.
 
     Raises:
-        LaunchError: the run has no job.
+        LaunchError: The run has no job.
     """
     job_id = last_job(run)
     if job_id is None:
@@ -244,7 +244,7 @@ def _checkpoint_paths(run: RunDir) -> list[Path]:
 
 
 def age(seconds: float) -> str:
-    """Say how long something took or is past, in its largest unit: "40 s", "12 min", "3 h"."""
+    """Return a duration in its largest unit: "40 s", "12 min", "3 h"."""
     for unit_s, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"
@@ -252,7 +252,7 @@ def age(seconds: float) -> str:
 
 
 def attempt_lines(entries: list[Entry]) -> list[str]:
-    """Give the last attempts, one line each: number, nodes, steps, and why it ended."""
+    """Return the last attempts, one line each: number, nodes, steps, and why it ended."""
     grouped = journal.attempts(entries)
     if not grouped:
         return ["none"]
@@ -273,14 +273,14 @@ def _attempt_line(number: int, entries: list[Entry]) -> str:
 
 
 def _steps(entries: list[Entry]) -> str:
-    """Give the steps that an attempt went on from and came to, as far as it said so."""
+    """Return the steps that an attempt resumed from and came to, as far as it recorded them."""
     first = next((e.get("step") for e in entries if e.get("event") == "resumed"), None)
     known = [e["step"] for e in entries if "step" in e]
     return "" if first is None else f"steps {first} to {max(known)}"
 
 
 def _after_failures(entries: list[Entry]) -> Iterator[Row]:
-    """Say what follows from failures: nodes that are left out, and whether the run was given up."""
+    """Yield what follows from failures: excluded nodes, and whether the run was given up."""
     if nodes := exclude_nodes.excluded(entries):
         yield "excluded", ", ".join(nodes)
     # Until it is started again, by hand.

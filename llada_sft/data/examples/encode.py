@@ -1,4 +1,4 @@
-"""A row -> the examples that its hook makes of it: checked, and cut or left out if too long."""
+"""A row -> the examples that its hook makes of it: checked, and cut or skipped if too long."""
 
 import random
 from array import array
@@ -80,7 +80,7 @@ class Encoder:
 
     Args:
         hook: `process_data`.
-        hook_path: Where it stands, for messages.
+        hook_path: Its file, for messages.
         tokenizer: Given to the hook.
         vocab_size: Ids must be below it.
         max_length: Tokens of an example, EOS tail included.
@@ -151,7 +151,7 @@ class Encoder:
     def _example(
         self, row: Row, part: int, epoch: int, fields: Mapping[str, NDArray[Any]]
     ) -> tuple[Example | None, bool]:
-        """Return the example, None if it is left out for its length; and whether it was cut."""
+        """Return the example, None if it is skipped for its length; and whether it was cut."""
         noisy = fields.get("noisy_ids")
         # A hook that corrupts the input itself owns the whole sequence: no tail is added.
         tail = 0 if noisy is not None else self.tail
@@ -189,7 +189,7 @@ def _parse(row: Row) -> object:
 
 
 def _not_json(row: Row, text: bytes, error: orjson.JSONDecodeError) -> BadRowError:
-    """Tell what a damaged disk or another encoding leaves from what is only not JSON."""
+    """Return why a row is not JSON: a damaged disk, another encoding, or neither."""
     try:
         text.decode()
     except UnicodeDecodeError as undecodable:
@@ -248,10 +248,10 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
 
 
 def _cut(mask: NDArray[np.bool_], room: int, policy: TooLong) -> slice | None:
-    """Say which part of an example stays; None leaves it out.
+    """Return which part of an example stays; None skips it.
 
-    `clip_prompt` cuts at the beginning, `clip_response` at the end; an example that would lose its
-    whole response is left out.
+    `clip_prompt` cuts at the start, `clip_response` at the end; an example that would lose its
+    whole response is skipped.
     """
     if len(mask) <= room:
         return slice(0, len(mask))
@@ -265,7 +265,7 @@ def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: 
 
     Args:
         config: The data section; with `format: auto` each row is of the format it looks like.
-        tokenizer_dir: Where the tokenizer lies.
+        tokenizer_dir: The folder of the tokenizer.
         ids: Special tokens and vocabulary.
         seed: Keys what is random in a row's example; 0 for validation, which all runs share.
 

@@ -123,7 +123,7 @@ def _check_callable(path: Path, function: object) -> None:
 
 
 def describe_exception(error: BaseException, hook_path: Path) -> str:
-    """Say what an exception of the hook was, and at which line of the hook, in one line."""
+    """Return what an exception of the hook was, and at which line of the hook, in one line."""
     line, trace = None, error.__traceback__
     while trace is not None:
         # Python made the path absolute when it loaded the hook.

@@ -6,7 +6,7 @@ it was first met, `row` being its place in that epoch's order of its file. The f
 file's: what is known of a file that was changed since is not held against the new one.
 
 The share of bad rows is that of one rank: different bad rows over different rows, both among what
-it has read since the beginning of the run. What lies before a checkpoint is known from the files
+it has read since the start of the run. What precedes a checkpoint is known from the files
 here, so a resumed run judges as one that was never interrupted.
 """
 
@@ -32,7 +32,7 @@ Reason = Literal[
     "hook_raised",
     "hook_returned",
 ]
-# Before so many rows only the end of an epoch is judged: the first row may be a bad one.
+# With fewer rows than this, only the end of an epoch is judged: the first row may be a bad one.
 MIN_ROWS = 100
 
 
@@ -80,7 +80,7 @@ class Quarantine:
         path: The file; None writes nothing down.
         max_bad_fraction: More than this share of bad rows ends the run.
         fingerprints: Of the rank's files, by their names.
-        positions: Where the run goes on in each, by the same names.
+        positions: Where the run resumes in each, by the same names.
         shown_paths: What messages call each, by the same names.
     """
 
@@ -130,7 +130,7 @@ class Quarantine:
         """Compare the share of bad rows with what is allowed.
 
         Args:
-            rows_read: Different rows that this rank has read since the beginning of the run.
+            rows_read: Different rows that this rank has read since the start of the run.
             end_of_epoch: Also judge few rows.
 
         Raises:

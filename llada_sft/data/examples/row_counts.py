@@ -10,10 +10,10 @@ class RowCounts:
     """Rows, and what became of them.
 
     Attributes:
-        rows: Rows that were read, bad ones and those left out among them.
+        rows: Rows that were read, including bad ones and those the hook dropped.
         bad: Bad rows by reason (`quarantine.Reason`).
         clipped: Examples that were too long and were cut.
-        skipped: Examples that were too long and were left out.
+        skipped: Examples that were skipped because they were too long.
         left_out: Rows of which the hook made no example.
     """
 

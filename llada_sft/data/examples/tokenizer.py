@@ -36,7 +36,9 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise DataError(f"{path}: no such file; the tokenizer lies beside the model's config.json")
+        raise DataError(
+            f"{path}: no such file; the tokenizer belongs next to the model's config.json"
+        )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except Exception as error:

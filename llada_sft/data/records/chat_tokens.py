@@ -1,13 +1,13 @@
 """What the shipped hook does: a record -> token ids, and which of them are learned.
 
-A prompt is `<|startoftext|><|start_header_id|>user<|end_header_id|>` + two line ends + the text +
+A prompt is `<|startoftext|><|start_header_id|>user<|end_header_id|>` + two newlines + the text +
 `<|eot_id|>` + the assistant's header; then the response. The EOS tail is not added here: the
 framework adds it (`data.eos_tail`).
 
 The official chat template ends every render with an assistant header. After a prompt that is what
 is wanted; after an answer it would be spurious. So only prompts are rendered, never an answer that
 is learned: it is tokenized by itself, and the two meet exactly at the boundary, also where the
-tokenizer would have merged letters of both. The ids of a prompt are thus those that the model is
+tokenizer would have merged characters of both. The ids of a prompt are thus those that the model is
 asked with when it is sampled.
 """
 
@@ -113,7 +113,7 @@ def _encode_answers(turns: Sequence[Turn], answers: Sequence[int], tokenizer: An
 
 
 def _as_rendered(response: str, prompt: str, following: str, number: int) -> str:
-    """Find how the prompt that follows an answer renders it: as it is, or without outer blanks."""
+    """Find how the prompt that follows an answer renders it: as it is, or without outer spaces."""
     for rendered in (response, response.strip()):
         if following.startswith(prompt + rendered):
             return rendered
@@ -127,7 +127,7 @@ def _encode_text(text: str, tokenizer: Any) -> EncodedRecord:
     """Encode plain text: after BOS, as in pretraining, all of it is learned."""
     ids = _tokenize(text, tokenizer)
     bos = tokenizer.bos_token_id
-    # Some texts begin with it already.
+    # Some texts start with it already.
     if bos is not None and ids[:1] != [bos]:
         ids = [bos, *ids]
     return {"input_ids": ids, "response_mask": [bos is None, *[True] * (len(ids) - 1)]}
@@ -164,7 +164,7 @@ def _tokenize(text: str, tokenizer: Any) -> list[int]:
     if type(tokenizer) is not PreTrainedTokenizerFast:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-    # What its call comes to, without the lists and the offsets that it makes beside the ids.
+    # The same as calling the tokenizer, which also makes lists and offsets.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -45,7 +45,7 @@ class Detected:
 
 
 def detect_format(source: Source, cache_dir: str | None) -> Detected:
-    """Tell the format that most of the first rows have.
+    """Return the format that most of the first rows have.
 
     Args:
         source: All shards of the dataset, and the names of fields.
@@ -65,7 +65,7 @@ def detect_format(source: Source, cache_dir: str | None) -> Detected:
 
 def _formats(rows: Iterable[bytes], fields: Mapping[str, str]) -> Iterator[KnownFormat | None]:
     for row in rows:
-        # What is no JSON says nothing of the others.
+        # A row that is not JSON says nothing about the others.
         try:
             record = orjson.loads(row)
         except orjson.JSONDecodeError:

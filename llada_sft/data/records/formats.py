@@ -4,7 +4,7 @@
     sharegpt         {"conversations": [{"from": "human", "value": ...}, ...]}
     prompt_response  {"prompt": ..., "response": ...}
     alpaca           {"instruction": ..., "input": ..., "output": ...}
-    text             {"text": ...}, which is no conversation: it is returned as it is
+    text             {"text": ...}, which is not a conversation: it is returned as it is
 
 All but text may have a field `system`. `data.fields` gives any of these fields another name.
 """
@@ -53,7 +53,7 @@ def read_record(record: object, record_format: KnownFormat, fields: Names) -> li
 
 
 def format_of(record: object, fields: Names) -> KnownFormat | None:
-    """Tell the format of a record by its fields and their types; None if it has no known one."""
+    """Return the format of a record, by its fields and their types; None if it is not known."""
     if isinstance(record, Mapping):
         for record_format in REQUIRED:
             if _looks_like(record, record_format, fields):
@@ -62,7 +62,7 @@ def format_of(record: object, fields: Names) -> KnownFormat | None:
 
 
 def likely_format(record: object, fields: Names) -> KnownFormat:
-    """Tell the format that a record was meant to have, so that it can be said what is wrong.
+    """Return the format that a record was meant to have, for the message that says what is wrong.
 
     Raises:
         DataError: It has no field of any format.

@@ -27,8 +27,8 @@ class RecordReader:
     """Brings records into the form that hooks get.
 
     Args:
-        format: `data.format`, or what was told from the first rows. With `auto` each record is of
-            the format that it looks like, and none at all is fine.
+        format: `data.format`, or the format detected from the first rows. With `auto` each
+            record is of the format that it looks like, and none at all is fine.
         fields: `data.fields`.
         multi_turn: `data.multi_turn`.
     """

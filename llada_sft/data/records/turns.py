@@ -2,8 +2,8 @@
 
 An answer is an assistant's turn after at least one other, and with text. The paper's SFT takes an
 n-turn dialogue for n single-turn pairs and draws one of them (`random`): the conversation is cut
-behind the drawn answer. The draw is keyed, so it is the same whenever a row is read again in an
-epoch, and on any number of ranks; each epoch draws anew.
+after the drawn answer. The draw is keyed, so it is the same whenever a row is read again in an
+epoch, and on any number of ranks; each epoch draws again.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ LEARN = "learn"
 
 
 def choose_answers(turns: Sequence[Turn], multi_turn: MultiTurn, key: int) -> list[Turn]:
-    """Cut a conversation behind the answer to learn; with `all`, mark every answer.
+    """Cut a conversation after the answer to learn; with `all`, mark every answer.
 
     Args:
         turns: The conversation; it is not changed.
@@ -45,7 +45,7 @@ def last_answer(turns: Sequence[Turn]) -> int:
     """Find the last turn of the assistant.
 
     Raises:
-        DataError: There is none, or it is no answer.
+        DataError: There is none, or it is not an answer.
     """
     for number in range(len(turns) - 1, -1, -1):
         if turns[number]["role"] == "assistant":
@@ -53,23 +53,23 @@ def last_answer(turns: Sequence[Turn]) -> int:
     else:
         raise DataError("no turn is the assistant's; a record needs a response")
     if number == 0:
-        raise DataError("the conversation begins with the assistant; a record needs a prompt")
+        raise DataError("the conversation starts with the assistant; a record needs a prompt")
     if not turns[number]["content"].strip():
         raise DataError("the last turn of the assistant is empty; a record needs a response")
     return number
 
 
 def marked_answers(turns: Sequence[Turn]) -> list[int]:
-    """Give the turns that are marked, or the last answer if none is.
+    """Return the turns that are marked, or the last answer if none is.
 
     Raises:
-        DataError: A marked turn is no answer.
+        DataError: A marked turn is not an answer.
     """
     marked = [number for number, turn in enumerate(turns) if turn.get(LEARN)]
     for number in marked:
         if number == 0 or not _is_answer(turns[number]):
             raise DataError(
-                f"'messages[{number}].{LEARN}' is true, but that turn is no answer: "
+                f"'messages[{number}].{LEARN}' is true, but that turn is not an answer: "
                 "the assistant's, with text, after another turn"
             )
     return marked or [last_answer(turns)]

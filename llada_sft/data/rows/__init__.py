@@ -1,7 +1,7 @@
 """Which row is next.
 
 row.py           one line of a shard; bad_row.py: one that cannot be used
-position.py      where the reading of files stands: what is done, and what waits
+position.py      how far files are read: what is done, and what waits
 order.py         random orders that are worked out from a key
 file_draws.py    which of a rank's files the next row comes from
 shard_reader.py  the rows of one file, in such an order

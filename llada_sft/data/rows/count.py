@@ -24,7 +24,7 @@ def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
         is remote, or compressed and past that: neither is fetched or unpacked only to be counted.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: A file cannot be read.
     """
     local = [file for file in files if isinstance(file, Path)]
     if len(local) < len(files):
@@ -41,7 +41,7 @@ def count_rows(files: Sequence[Shard]) -> tuple[list[int], bool] | None:
 
 
 def has_rows(files: Sequence[Shard]) -> bool:
-    """Tell whether any of the files has a row; remote files are assumed to have one.
+    """Return whether any of the files has a row; remote files are assumed to have one.
 
     Raises:
         DataError: A file cannot be read.
@@ -56,8 +56,8 @@ def count_sources(sources: Sequence[Source], world_size: int) -> RowCount | None
         None where `count_rows` does.
 
     Raises:
-        ConfigError: a source has fewer files than there are ranks.
-        DataError: a file cannot be read.
+        ConfigError: A source has fewer files than there are ranks.
+        DataError: A file cannot be read.
     """
     ranks = [[one.of_rank(rank, world_size) for one in sources] for rank in range(world_size)]
     counted = count_rows([named.shard for one in sources for named in one.shards])
@@ -82,7 +82,7 @@ def _text_bytes(file: Path) -> int:
 
 
 def _rows_in(file: Path, max_bytes: int | None) -> tuple[int, int]:
-    """Count the rows that begin in the first `max_bytes` of the text, and the bytes they take.
+    """Count the rows that start in the first `max_bytes` of the text, and the bytes they take.
 
     One at least, if there is one.
     """

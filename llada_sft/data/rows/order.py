@@ -1,7 +1,7 @@
 """Random orders that are never laid out: any part is worked out from a key when it is needed.
 
-A file may have ten million rows, and a run may go on at any of them, so a permutation is neither
-kept nor drawn from its beginning.
+A file may have ten million rows, and a run may resume at any of them, so a permutation is neither
+kept nor drawn from its start.
 """
 
 import math
@@ -73,7 +73,7 @@ class KeyedPermutation:
         return self._num_rows
 
     def __getitem__(self, positions: slice) -> NDArray[np.int64]:
-        """Return what stands at some positions: int64 [N]."""
+        """Return the numbers at some positions: int64 [N]."""
         if self._num_rows <= _FEW_ROWS:
             return hash_numbers(
                 np.arange(self._num_rows, dtype=np.uint64), self._keys[0]

@@ -1,4 +1,4 @@
-"""Where the reading of files stands: what is done of each file, and which examples wait.
+"""How far files are read: what is done of each file, and which examples wait.
 
 A position travels inside the step that it belongs to, and a checkpoint holds one for each file of
 all ranks. So it is the position of what was *trained*, not of what was read ahead.

@@ -1,11 +1,11 @@
 """The rows of a rank's files, in a keyed random order, from any position.
 
-1. `Cache.prepare` gives the index of a shard, where each non-blank line begins, and a plain local
+1. `Cache.prepare` gives the index of a shard, where each non-blank line starts, and a plain local
    file that it is of: the shard itself, or what was made of it once.
 2. `FileReader` reads its file in the order of a `KeyedPermutation`: that is keyed by
    (seed, epoch, file) and any part of it can be worked out, so the state of a file is one integer.
 3. `RowStream` draws the next file at random in proportion to the rows that it has left. The draw is
-   keyed by the number of rows already drawn: the positions alone say how the stream goes on.
+   keyed by the number of rows already drawn: the positions alone say how the stream continues.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

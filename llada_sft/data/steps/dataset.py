@@ -35,13 +35,13 @@ class StepDataset(IterableDataset[LocalStep]):
 
     Args:
         config: The data section.
-        tokenizer_dir: Where the tokenizer lies.
+        tokenizer_dir: The folder of the tokenizer.
         ids: Special tokens and vocabulary.
         sources: The rank's part of each: one dataset without a name, or all that are mixed.
         seed: Keys the order of rows.
         size: Micro-batch size and accumulation.
-        epoch: The epoch to begin in.
-        positions: Where to begin in it, perhaps with files of other ranks; None is its start.
+        epoch: The epoch to start in.
+        positions: Where to start in it, perhaps with files of other ranks; None is its start.
         quarantine: The file that bad rows are written to, if any.
         encode: Makes the examples of a row in an epoch; None is the config's hook and tokenizer,
             which are loaded by the process that reads.
@@ -86,11 +86,11 @@ class StepDataset(IterableDataset[LocalStep]):
         return sum(stream.num_rows for _, stream in self._sources)
 
     def fingerprints(self) -> dict[str, str]:
-        """Give the fingerprint of each of the rank's files, by its name."""
+        """Return the fingerprint of each of the rank's files, by its name."""
         return {name: one for _, rows in self._sources for name, one in rows.fingerprints().items()}
 
     def start_positions(self) -> Positions:
-        """Say where all of the rank's files begin."""
+        """Return where all of the rank's files start."""
         return {
             name: at for _, rows in self._sources for name, at in rows.start_positions().items()
         }
@@ -282,6 +282,6 @@ def _encode_again(row: Row, epoch: int, encode: Encode, quarantine: Quarantine) 
     try:
         return encode(row, epoch).examples
     except BadRowError as error:
-        # Row 0: it lies before the position, as all rows that wait.
+        # Row 0: it precedes the position, as all rows that wait do.
         quarantine.add(error, epoch, row=0)
         return []

@@ -2,7 +2,7 @@
 
 On every rank, the next example is of the source that has given least for its weight. So the shares
 are right at any time, not only on average, and follow from what was given: that is part of the
-position of each file. A source that has made all of its epochs drops out; the others go on.
+position of each file. A source that has made all of its epochs drops out; the others continue.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +70,7 @@ class SourceRows:
         """What is done of each file, and what it has given."""
         now = self._rows.positions
         return {
-            # A file that is further than the others was already done when this epoch began.
+            # A file that is further than the others was already done when this epoch started.
             name: at
             if at.epoch > self._rows.epoch
             else at._replace(row=now[name].row, part=now[name].part)

@@ -72,7 +72,7 @@ class EpochRows:
             self._counts += RowCounts(rows=1, bad={error.reason: 1})
             self._quarantine.add(error, self.epoch, done.row)
             return []
-        # A row that was begun before a checkpoint was counted then.
+        # A row that was started before a checkpoint was counted then.
         if done.part == 0:
             self._counts += encoded.counts
         return encoded.examples

@@ -73,7 +73,7 @@ def packs(
 
 
 def _longest_that_fits(waiting: Sequence[Example], room: int) -> int | None:
-    """Say which example it is; of equally long ones the one that waited longer."""
+    """Return which example it is; of equally long ones the one that waited longer."""
     lengths = [len(example.input_ids) for example in waiting]
     longest = max((length for length in lengths if length <= room), default=None)
     return None if longest is None else lengths.index(longest)

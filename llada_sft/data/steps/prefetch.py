@@ -144,7 +144,7 @@ def _steps_or_error(
 
 
 def _end(steps: Generator[LocalStep, None, None], processes: Sequence[BaseProcess]) -> None:
-    """Leave no process behind, whatever it is doing."""
+    """End all processes, whatever they are doing."""
     if inspect.getgeneratorstate(steps) == inspect.GEN_CREATED:
         # Nobody has asked for a step.
         _kill(processes)

@@ -64,7 +64,7 @@ class StepEstimate:
 
     @property
     def is_exact(self) -> bool:
-        """Tell whether the number of steps is known from the rows alone."""
+        """Return whether the number of steps is known from the rows alone."""
         one_each = all(each.examples == each.rows for each in self.yields)
         return one_each and self.tokens_per_step is None
 

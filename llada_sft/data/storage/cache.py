@@ -4,7 +4,7 @@
     text/       the text of each compressed shard, so that any row is one seek away
     fetched/    remote objects as they are stored
 
-Everything is written beside its place and renamed: ranks may do the same at once, and a crash
+Everything is written next to its place and renamed: ranks may do the same at once, and a crash
 leaves only a `.partial`. Everything may be deleted while no job runs, and is then made again.
 
 Any user may create a folder with the name of the default one, and fill it with rows. So nothing is
@@ -35,7 +35,7 @@ _COPY_BYTES = 1 << 20
 
 
 def default_folder() -> Path:
-    """Name the cache of a config that names none: on most clusters, on the node's own disk."""
+    """Return the cache of a config that names none: on most clusters, on the node's own disk."""
     return Path(tempfile.gettempdir()) / f"llada_sft-{os.geteuid()}"
 
 
@@ -57,7 +57,7 @@ class Cache:
             Its line index, and the local plain file that the index is of.
 
         Raises:
-            DataError: the shard cannot be read or fetched, or the cache cannot be written, or is
+            DataError: The shard cannot be read or fetched, or the cache cannot be written, or is
                 not ours alone.
         """
         self._require_own()
@@ -72,7 +72,7 @@ class Cache:
                 return index, text
         # A text of another size than when it was indexed was damaged since.
         index, text = self._make(path, shown, anew=stored is not None)
-        # What lies in the cache itself is never changed in place.
+        # Files in the cache itself are never changed in place.
         settled = time.time_ns() - times[1] > _SETTLED_NS or path.is_relative_to(self.folder)
         if settled:
             self._store(path, times, index, _size(text))
@@ -146,7 +146,7 @@ class Cache:
         """Let `make` write a file, and move it into place once it is whole.
 
         Raises:
-            DataError: the cache cannot be written, or what `make` raises.
+            DataError: The cache cannot be written, or what `make` raises.
         """
         partial = None
         try:

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from llada_sft.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-# Some programs begin a file with it; it is no part of the first record.
+# Some programs start a file with it; it is not a part of the first record.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # An info of fsspec names the version of an object by whichever of these its service has.
@@ -28,7 +28,7 @@ _VERSION_KEYS = ("ETag", "etag", "generation", "mtime", "LastModified", "last_mo
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """An object behind a URL; `version` tells it from an earlier object of the same URL."""
+    """The object at a URL; `version` differs from that of an earlier object at the same URL."""
 
     url: str
     size: int
@@ -59,7 +59,7 @@ def local_path(path: str) -> str:
 
 
 def shard_name(root: Path | str, shard: Shard) -> str:
-    """Name a shard relative to the dataset's folder, the same wherever that folder lies."""
+    """Return a shard's name relative to the dataset's folder, the same wherever that folder is."""
     if isinstance(shard, Path):
         return str(shard.relative_to(root))
     return shard.url.removeprefix(f"{root}/")
@@ -71,14 +71,14 @@ def is_compressed(path: Path) -> bool:
 
 @contextmanager
 def open_text(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
-    """Open a local file of any kind and read its text from the beginning to the end.
+    """Open a local file of any kind and read its text from start to end.
 
     Args:
         path: The file.
         shown: What messages call it.
 
     Raises:
-        DataError: also from the block that reads: the file cannot be read, its name and its content
+        DataError: Also from the block that reads: the file cannot be read, its name and its content
             do not fit, or its compressed data is truncated or corrupt.
     """
     shown = shown or str(path)
@@ -101,7 +101,7 @@ def open_text(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
 
 def _check_kind(path: Path, first: bytes, shown: str) -> None:
     gzip, zstd = first.startswith(_GZIP), first == _ZSTD
-    # A zstd file may begin with a frame to skip, as pzstd writes it.
+    # A zstd file may start with a frame to skip, as pzstd writes it.
     zstd = zstd or first[1:] == b"\x2a\x4d\x18"
     expected = {".gz": gzip, ".zst": zstd}.get(path.suffix, not (gzip or zstd))
     if first and not expected:
@@ -154,7 +154,7 @@ def list_remote(url: str, root: str) -> list[RemoteFile]:
         root: The URL of the folder that shards are named relative to.
 
     Raises:
-        DataError: the service says no, or there are none.
+        DataError: The service says no, or there are none.
     """
     with _remote(url, "cannot be listed") as (fs, path):
         fs.invalidate_cache()
@@ -178,7 +178,7 @@ def fetch(shard: RemoteFile, target: Path) -> None:
     """Download a remote object.
 
     Raises:
-        DataError: the service says no, or fewer bytes came than the object has.
+        DataError: The service says no, or fewer bytes came than the object has.
     """
     with _remote(shard.url, "cannot be fetched") as (fs, path):
         fs.get_file(path, str(target))

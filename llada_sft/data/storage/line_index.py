@@ -1,4 +1,4 @@
-"""Where the rows of a text begin, and a fingerprint: one pass over the file."""
+"""Where the rows of a text start, and a fingerprint: one pass over the file."""
 
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -16,14 +16,14 @@ _BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
 
 
 class LineIndex(NamedTuple):
-    """Where the non-blank lines of a text begin, how long they are, and their numbers, from 1.
+    """Where the non-blank lines of a text start, how long they are, and their numbers, from 1.
 
     A rank may have ten million rows: but for `starts` (int64 [rows]), the arrays have the smallest
     unsigned type that holds their values.
 
     Attributes:
-        starts: The byte that each begins at.
-        sizes: Bytes of each, its line end among them.
+        starts: The byte at which each starts.
+        sizes: Bytes of each, including its newline.
         lines: The number of each.
         size: Bytes of the text.
         fingerprint: Names the content of the whole file as it is stored: its size and its CRC-32.
@@ -49,7 +49,7 @@ def index_lines(path: Path, shown: str | None = None) -> LineIndex:
     with open_text(path, shown) as file:
         bounds, first_bytes, fingerprint = _scan(file)
         keep = first_bytes != _LINE_END
-        # Only a line that begins with a blank can be one.
+        # Only a line that starts with a blank character can be blank.
         for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
             keep[number] = not _is_blank(file, int(bounds[number]), int(bounds[number + 1]))
     size, starts, sizes = int(bounds[-1]), bounds[:-1], _smallest(np.diff(bounds))
@@ -70,7 +70,7 @@ def _is_blank(file: IO[bytes], start: int, end: int) -> bool:
 
 
 def fingerprint_of(path: Path, shown: str) -> str:
-    """Name the content of a file, compressed or not, by its size and its CRC-32.
+    """Return a name for the content of a file, compressed or not: its size and its CRC-32.
 
     Raises:
         DataError: The file cannot be read.
@@ -87,7 +87,7 @@ def fingerprint_of(path: Path, shown: str) -> str:
 
 
 def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
-    """Return where every line begins, blank ones too, and the last ends; first bytes; fingerprint.
+    """Return where every line starts, blank ones too, and the last ends; first bytes; fingerprint.
 
     bounds: [lines + 1], first_bytes: [lines].
     """

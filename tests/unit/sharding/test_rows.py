@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_used_is_one_line(
 def test_a_csv_field_that_swallows_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_rows, "_MAX_LETTERS", 100)
+    monkeypatch.setattr(csv_rows, "_MAX_CHARACTERS", 100)
     message = error_of(tmp_path / "a.csv", b'a\n1\n"2\n' + b"3\n" * 100)
     assert message == "a.csv:3: a quoted field does not end; close its quote"
     message = error_of(tmp_path / "a.csv", b"a\n1\n" + b"2" * 100)
