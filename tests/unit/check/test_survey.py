@@ -144,7 +144,7 @@ def test_bad_rows_are_named_and_counted(project: Path) -> None:
     assert levels(found) == {"bad_rows": "problem"}
     (finding,) = findings_of(found)
     assert finding.message == (
-        "rank 0: 2 of its 5 rows are bad, data.max_bad_fraction allows 0: mend them, or allow more"
+        "rank 0: 2 of its 5 rows are bad, data.max_bad_fraction allows 0: fix them, or allow more"
     )
     bad = as_json(found, [])["train"]["bad_rows"]
     assert (bad["rows"], bad["by_reason"]) == (2, {"bad_record": 1, "not_json": 1})

@@ -50,7 +50,7 @@ def test_it_says_what_it_left_out(
     assert call(monkeypatch, "bad.jsonl", "out", "--num-shards=1", "--compress=gz") == 0
     report = capsys.readouterr().out.splitlines()
     assert report[0] == "out: 1 shards, 1 rows, 3 to 3 bytes of text each"
-    assert report[1] == f"7 bad rows were left out, listed in out/{BAD_ROWS}; the first:"
+    assert report[1] == f"7 bad rows were skipped, listed in out/{BAD_ROWS}; the first:"
     assert len(report) == 7
     assert report[2].startswith("bad.jsonl:2 (byte 3): not JSON: ")
     assert [row["line"] for row in bad_rows_in(Path("out"))] == [2, 3, 4, 5, 6, 7, 8]
@@ -70,18 +70,18 @@ def test_it_says_what_it_left_out(
         (
             "a.txt out --num-shards 1",
             "a.txt: its name ends in none of .jsonl, .jsonl.gz, .jsonl.zst, .json, .csv,"
-            " .parquet; leave it out",
+            " .parquet; do not name it",
         ),
         (
             "mixed out --num-shards 1",
             "mixed: has .json and .parquet files; name those you mean: mixed/*.json",
         ),
         ("csv ./csv/a.csv out --num-shards 1", "csv/a.csv: is named twice; its rows would be"),
-        ("csv csv/out --num-shards 1", "csv/out: lies in csv, which is to be read; name a folder"),
+        ("csv csv/out --num-shards 1", "csv/out: is in csv, which is to be read; name a folder"),
         ("csv/a.csv csv --num-shards 1", "csv: is there already; remove it or name a new folder"),
         (
             "csv csv/a.csv --num-shards 1",
-            "csv/a.csv: is there already and is no folder; name a new",
+            "csv/a.csv: is there already and is not a folder; name a new",
         ),
         ("s3://bucket/x out --num-shards 1", "s3://bucket/x: is not on this machine; copy it here"),
         (

@@ -243,7 +243,7 @@ def test_parquet_rows_that_are_left_out(tmp_path: Path) -> None:
 def test_parquet_types_that_have_no_json(tmp_path: Path, kind: Any, shown: str) -> None:
     message = error_of(tmp_path / "a.parquet", table(ok=pa.array(["a"]), column=pa.nulls(1, kind)))
     assert message == (
-        f"a.parquet: column 'column': {shown} cannot become JSON; leave it out or make it a string"
+        f"a.parquet: column 'column': {shown} cannot become JSON; remove it or make it a string"
     )
 
 
@@ -266,11 +266,15 @@ ROWS = {name: make(records(500)) for name, make in FORMATS.items()}
         ("a.jsonl", b"\xff\xfe{\0}\0\n\0", "a.jsonl: is UTF-16; save it as UTF-8"),
         ("a.csv", b"\xff\xfea\0\n\0", "a.csv: is UTF-16; save it as UTF-8"),
         ("a.json", b"\xfe\xff\0[\0]", "a.json: is UTF-16; save it as UTF-8"),
-        ("a.json", b'\n{"a": 1}', "a.json: is no JSON array: begins with '{'; name it .jsonl if"),
-        ("a.json", b" \n", "a.json: is no JSON array: is empty; name it .jsonl if each line is"),
-        ("a.json", ROWS["a.json"][:-9], "a.json: not JSON behind row 499: parse error: premature"),
-        ("a.json", b'[{"a": 1}, {"a" 2}]', "a.json: not JSON behind row 1: parse error: "),
-        ("a.json", b'[{"a": 1}] []', "a.json: not JSON behind row 1: parse error: trailing"),
+        (
+            "a.json",
+            b'\n{"a": 1}',
+            "a.json: is not a JSON array: starts with '{'; name it .jsonl",
+        ),
+        ("a.json", b" \n", "a.json: is not a JSON array: is empty; name it .jsonl if each line is"),
+        ("a.json", ROWS["a.json"][:-9], "a.json: not JSON after row 499: parse error: premature"),
+        ("a.json", b'[{"a": 1}, {"a" 2}]', "a.json: not JSON after row 1: parse error: "),
+        ("a.json", b'[{"a": 1}] []', "a.json: not JSON after row 1: parse error: trailing"),
         ("a.json", b"[]", "--num-shards: 0 rows for 1 shards: there is nothing to write"),
         ("a.csv", b"a,b,a\n", "a.csv:1: the header line has 'a' twice; name each field"),
         ("a.csv", b"a,,\n", "a.csv:1: the header line has a field without a name; name each field"),
@@ -302,7 +306,7 @@ def test_a_csv_field_that_swallows_the_file(
     message = error_of(tmp_path / "a.csv", b'a\n1\n"2\n' + b"3\n" * 100)
     assert message == "a.csv:3: a quoted field does not end; close its quote"
     message = error_of(tmp_path / "a.csv", b"a\n1\n" + b"2" * 100)
-    assert message == "a.csv:3: a line of more than 100 letters"
+    assert message == "a.csv:3: a line of more than 100 characters"
 
 
 def test_a_json_row_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

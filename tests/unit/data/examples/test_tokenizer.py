@@ -43,7 +43,7 @@ def test_threads_are_for_who_asks_for_them(
 def test_there_is_none(tmp_path: Path) -> None:
     assert refused(tmp_path, None) == (
         f"{tmp_path}/tokenizer.json: no such file; "
-        "the tokenizer lies beside the model's config.json"
+        "the tokenizer belongs next to the model's config.json"
     )
 
 

@@ -198,17 +198,17 @@ def test_a_template_that_renders_an_answer_otherwise_later(tokenizer: Any) -> No
         ),
         (
             {"messages": [turn("user", "a") | {"learn": True}, turn("assistant", "b")]},
-            "'messages[0].learn' is true, but that turn is no answer: "
+            "'messages[0].learn' is true, but that turn is not an answer: "
             "the assistant's, with text, after another turn",
         ),
         (
             {"messages": [turn("assistant", "a") | {"learn": True}, turn("user", "b")]},
-            "'messages[0].learn' is true, but that turn is no answer: "
+            "'messages[0].learn' is true, but that turn is not an answer: "
             "the assistant's, with text, after another turn",
         ),
         (
             {"messages": [turn("user", "a"), turn("assistant", " ") | {"learn": True}]},
-            "'messages[1].learn' is true, but that turn is no answer: "
+            "'messages[1].learn' is true, but that turn is not an answer: "
             "the assistant's, with text, after another turn",
         ),
     ],

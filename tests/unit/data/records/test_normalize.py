@@ -58,7 +58,7 @@ def test_which_answers_are_learned(
         (TURNS[:2], "no turn is the assistant's; a record needs a response"),
         (
             [turn("assistant", "a"), turn("user", "b")],
-            "the conversation begins with the assistant; a record needs a prompt",
+            "the conversation starts with the assistant; a record needs a prompt",
         ),
         (
             [turn("user", "a"), turn("assistant", " \n"), turn("user", "b")],

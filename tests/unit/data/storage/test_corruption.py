@@ -281,7 +281,7 @@ def _pipe(odd: Path) -> None:
     [
         (_folder, "is a folder, not a shard; move it away"),
         (_dangling_link, "is a link to nowhere, which is not there; restore or remove it"),
-        (_pipe, "is no regular file; move it away"),
+        (_pipe, "is not a regular file; move it away"),
     ],
 )
 @pytest.mark.parametrize("pattern", ["", "/*.jsonl*", "/b.jsonl.gz"])
@@ -339,7 +339,7 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     folder = write(tmp_path, {"a.jsonl": AB, "é.jsonl": CD})
     assert read(tmp_path).error is None
     (folder / os.fsdecode(b"\xff.jsonl")).write_bytes(CD)
-    assert read(tmp_path).error == rf"{folder}/\xff.jsonl: is no UTF-8 name; rename it"
+    assert read(tmp_path).error == rf"{folder}/\xff.jsonl: is not a UTF-8 name; rename it"
 
 
 def test_a_file_that_gives_an_error_when_read(tmp_path: Path) -> None:
