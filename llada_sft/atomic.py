@@ -1,8 +1,8 @@
 """Files that are replaced at once, and the wait until what was written is on the disk.
 
-A file is written next to its place and then renamed into it: whoever reads meanwhile, and whatever
-a crash leaves, is the old file or the new one, never half of one. A rename alone does not say when
-the bytes are on the disk: where a power cut must not take them, they are synced first.
+A file is written next to its place and then renamed into it: what another process reads meanwhile,
+and what a crash leaves, is the old file or the new one, never half of one. A rename alone does not
+say when the bytes are on the disk: if a power cut must not take them, they are synced first.
 """
 
 import errno

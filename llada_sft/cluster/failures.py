@@ -1,8 +1,8 @@
 """The failure report of a rank that cannot continue: `failures/rank_N.json`.
 
-Each rank writes its own, so that no two nodes ever append to one file over the network; who judges
-the attempt (`supervisor.py`) reads them all. A rank that is killed leaves none, and a file that is
-empty, torn or foreign counts as none.
+Each rank writes its own, so that no two nodes ever append to one file over the network; the code
+that judges the attempt (`supervisor.py`) reads them all. A rank that is killed leaves none, and a
+file that is empty, torn or foreign counts as none.
 
 A rank has one report, whatever the order of events: the first that it wrote itself, or else the one
 that another rank wrote for it.

@@ -28,12 +28,12 @@ class StepFeed(Iterable[StepBatch]):
         local_steps: The rank's own steps (`step_loader`).
         noise: Draws the noise.
         consensus: The agreement of the ranks.
-        stop_requested: Whether this rank was told to stop.
+        stop_requested: Whether this rank was signalled to stop.
         first_step: Optimizer steps that were made before.
         num_sources: Sources that are mixed.
         epoch_ended: Called on every rank at the end of an epoch, with its number and what became
             of this rank's rows.
-        pulse: Says what this rank begins to do.
+        pulse: Called with what this rank starts to do.
         schedule: Gives each step its learning rate.
         max_steps: Optimizer steps after which the training ends, if its rows do not end it before.
     """
@@ -58,14 +58,14 @@ class StepFeed(Iterable[StepBatch]):
         self._first_step, self._pulse = first_step, pulse
         # Of this attempt, of this epoch of it, and the seconds that steps waited for data.
         self._rows, self._epoch_rows, self._waited_s = RowCounts(), RowCounts(), 0.0
-        # True, on every rank alike, once any rank was told to stop.
+        # True, on every rank alike, once any rank was signalled to stop.
         self.stop_agreed = False
 
     def __iter__(self) -> Iterator[StepBatch]:
         local_steps = iter(self._local_steps)
         local = self._next(local_steps)
-        # The first step is there before training begins: it came with the start of the background
-        # process, of the tokenizer and of the hook, and no step stands still for that.
+        # The first step is there before training starts: it came with the start of the background
+        # process, of the tokenizer and of the hook, and no step waits for that.
         self._waited_s = 0.0
         while local is not None:
             counts = self._agree(local)

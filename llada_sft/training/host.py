@@ -1,4 +1,4 @@
-"""What the job around the training gives it: told to stop or not, a journal, a watchdog.
+"""What the job around the training gives it: requests to stop, a journal, a watchdog.
 
 `cluster/` builds it and the training calls it: imports go down only. Each part does nothing by
 default, which is how tests and notebooks train.
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# What a rank is doing, for the watchdog: who waits for whom follows from it.
+# What a rank is doing, for the watchdog: which rank waits for which follows from it.
 Phase = Literal["start", "data", "agreement", "step", "checkpoint", "validation", "end"]
 
 
@@ -22,10 +22,10 @@ class Host:
             change.
         signals: Names the signals that this rank got; asked once, when all have agreed to stop.
         claim_signals: Installs the job's signal handlers again, over Lightning's, and says in one
-            line who handles what; raises a LladaSftError where somebody else does.
+            line which module handles what; raises a LladaSftError if another module does.
         note: Adds an entry to the run's journal; to be called on rank 0 alone.
         failed: Called with an exception and the step, before any clean-up; may end the process.
-        pulse: Says what this rank begins to do, and how many optimizer steps are made.
+        pulse: Called with what this rank starts to do, and how many optimizer steps are made.
     """
 
     stop_requested: Callable[[], bool] = lambda: False

@@ -287,13 +287,13 @@ def _without_a_word(evidence: Evidence) -> Verdict:
     if (death := next(iter(_silent(evidence)), None)) and death.of_peer:
         return _heard_of_peer(death.rank, death.of_peer, step)
     for death in _silent(evidence) or evidence.deaths:
-        error = f"rank {death.rank}: {death.how}, without a word: see its log"
+        error = f"rank {death.rank}: {death.how}, without a failure report: see its log"
         return Verdict(Cause.LOST, error, death.rank, death.node, step)
     if evidence.failures:
         first = min(evidence.failures, key=lambda failure: failure.time)
         return _heard_of_peer(first.rank, first.error, step)
     code = "" if evidence.exit_code is None else f": srun's exit code is {evidence.exit_code}"
-    return Verdict(Cause.LOST, f"it ended without a word{code}")
+    return Verdict(Cause.LOST, f"it ended without a failure report{code}")
 
 
 def _heard_of_peer(rank: int, error: str, step: int | None) -> Verdict:

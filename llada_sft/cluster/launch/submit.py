@@ -29,14 +29,14 @@ TAKEN_OPTIONS = frozenset(
     # With these sbatch does not submit, does not return, or does not print the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
-_TAKEN = "is set by the launcher; use the key of its own in slurm, or leave it out"
+_TAKEN = "is set by the launcher; use the key of its own in slurm, or remove it"
 _WHY = {
     # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD); `end` requeues it instead.
     "requeue": "is set by the launcher, and never to 'expedite', which holds a job after an attempt"
-    " that failed; leave it out",
-    "array": "starts several jobs that would write into one run directory: leave it out,"
+    " that failed; remove it",
+    "array": "starts several jobs that would write into one run directory: remove it,"
     " and launch one run for each, with another run.name",
-    "clusters": "is ignored by the commands that look for the job: leave it out,"
+    "clusters": "is ignored by the commands that look for the job: remove it,"
     " and set the variable SLURM_CLUSTERS in the shell instead",
 }
 # sbatch accepts abbreviations of options; but these keys are options themselves.
@@ -61,7 +61,7 @@ def check_extra(config: Config) -> None:
     ]
     if not str(extra.get("export", "ALL")).startswith("ALL"):
         problems.append(
-            f"slurm.extra.export: must begin with ALL, got {extra['export']!r}: the ranks run the"
+            f"slurm.extra.export: must start with ALL, got {extra['export']!r}: the ranks run the"
             " Python of the shell that launches; change its variables in slurm.setup"
         )
     if problems:

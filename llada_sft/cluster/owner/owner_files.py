@@ -132,7 +132,7 @@ def create(folder: Path, number: int, owner: Owner) -> bool:
 
 
 def touch(folder: Path, number: int) -> None:
-    """Give a sign of life, dated by the file server."""
+    """Write a heartbeat, dated by the file server."""
     with suppress(OSError):
         os.utime(_path(folder, number))
 

@@ -84,12 +84,12 @@ class Ownership:
             raise SupersededError(self._lost())
 
     def keep(self, every_s: float | None = None) -> None:
-        """Give signs of life from a thread, and call `on_lost` when the run is lost."""
+        """Write heartbeats from a thread, and call `on_lost` when the run is lost."""
         every_s = every_s or self.owner.timeout_s / SIGNS
         threading.Thread(target=self._keep, args=(every_s,), name="owner", daemon=True).start()
 
     def let_go(self) -> None:
-        """Give no more signs of life."""
+        """Stop the heartbeats."""
         self._over.set()
 
     def hand_over(self, job_id: str) -> None:

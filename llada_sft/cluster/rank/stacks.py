@@ -1,4 +1,6 @@
-"""Where each rank was when an attempt hung: `stacks/attempt_K_rank_N.txt`, and who is waited for.
+"""Where each rank was when an attempt hung, and the rank that others wait for.
+
+The stacks are in `stacks/attempt_K_rank_N.txt`.
 
     rank 2 of 4 on node2                                    written when the rank starts
     {"phase": "step", "step": 12, "place": "hook.py:3 ...    by the rank's watchdog, in a hang
@@ -25,7 +27,7 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.run_dir import RunDir
 
-# Modules that only wait for other ranks, whoever called them.
+# Modules that only wait for other ranks.
 _COLLECTIVES = ("torch.distributed.", "deepspeed.comm.")
 # Modules that wait for the result of a collective that was started before, in a call of C code.
 _RESULTS = ("deepspeed.", "torch.cuda")
@@ -126,7 +128,7 @@ def waited_for(states: Sequence[RankState]) -> list[RankState]:
 
     Ranks outside a collective are waited for; of several, those that have made the fewest steps.
     If all are in a collective, the others wait for the ranks that could not report; and if all
-    reported, for the ranks that are behind.
+    reported, for the ranks that are late.
     """
     locked = [state for state in states if state.place and not state.phase]
     reported = [state for state in states if state.phase]

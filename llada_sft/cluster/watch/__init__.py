@@ -1,4 +1,4 @@
-"""For people who watch a run.
+"""Commands that show a run.
 
 status.py  what a run is doing
 logs.py    a rank's log, also while it grows

@@ -53,5 +53,5 @@ class RowCounts:
             listed = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
             parts.append(f"{self.too_long:,} too long ({listed})")
         if self.left_out:
-            parts.append(f"{self.left_out:,} left out by the hook")
+            parts.append(f"{self.left_out:,} dropped by the hook")
         return ", ".join(parts)

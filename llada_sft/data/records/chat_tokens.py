@@ -21,7 +21,7 @@ from llada_sft.data.records.turns import LEARN, marked_answers
 from llada_sft.errors import DataError
 
 # The layout that LLaDA-Instruct was trained with, for tokenizers that bring no template. Line ends
-# stand inside expressions: Jinja drops one at the end of a template.
+# are inside expressions: Jinja drops one at the end of a template.
 LLADA_CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"

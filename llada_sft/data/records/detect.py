@@ -2,7 +2,7 @@
 
 The rows are those of the first shard, in the order of the file; if it is short, of the next, too.
 The first rank, which owns that shard, tells the format for all: what is a good row does not depend
-on who reads it.
+on the rank that reads it.
 """
 
 from collections import Counter

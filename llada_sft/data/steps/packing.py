@@ -6,7 +6,7 @@ wait for the ends of micro-batches, and hardly any room is left there.
 
 Examples that wait were read, but are not trained: they belong to the position of a step
 (`position.with_waiting`), and are the first to be read when a run resumes from it. Whatever groups
-the examples shares its list of waiting ones with the caller, who reads it after each group.
+the examples shares its list of waiting ones with the caller, which reads it after each group.
 """
 
 from collections.abc import Iterator, Sequence

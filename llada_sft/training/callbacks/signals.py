@@ -1,7 +1,8 @@
-"""Takes the job's signals back from Lightning, which installs handlers of its own in `fit`.
+"""Keeps the job's signals out of Lightning's hands, which installs handlers of its own in `fit`.
 
 Lightning's SIGTERM handler runs a collective inside the signal handler: if only one rank receives
-the signal, that rank waits there forever. It is installed *after* `on_fit_start`.
+the signal, that rank waits there forever. It also sets a flag that ends the training before its
+next batch, without a checkpoint. It would be installed *after* `on_fit_start`.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,14 @@ import lightning.pytorch as pl
 
 
 class OwnSignals(pl.Callback):
-    """Calls `claim_signals` after Lightning has installed its handlers, and prints its answer."""
+    """Keeps Lightning from installing handlers, calls `claim_signals`, and prints its answer."""
 
     def __init__(self, claim_signals: Callable[[], str]) -> None:
         self._claim_signals = claim_signals
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A SIGTERM while the first rows are read would otherwise be Lightning's.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         owners = self._claim_signals()

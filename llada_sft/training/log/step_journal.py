@@ -1,4 +1,4 @@
-"""What the training tells the journal: where it went on, its checkpoints, who was told to stop."""
+"""What the training records in the journal: where it resumed, checkpoints, signals."""
 
 import sys
 import time
@@ -30,7 +30,7 @@ class Notes:
 
     def __init__(self, host: Host, consensus: Consensus, rank: int) -> None:
         self._host, self._consensus, self._rank = host, consensus, rank
-        # When the step before ended, or its checkpoint; an attempt's first step is no measure, it
+        # When the step before ended, or its checkpoint; an attempt's first step is not measured, it
         # warms up.
         self._last_end: float | None = None
         # The longest way from one step to the next since the last checkpoint; with a validation
@@ -38,7 +38,7 @@ class Notes:
         self._longest_s = 0.0
 
     def resumed(self, step: int) -> None:
-        """Note where the attempt goes on."""
+        """Record the step that the attempt resumes from."""
         self._note({"event": "resumed", "step": step, "versions": versions()})
 
     def step_ended(self) -> None:
@@ -49,7 +49,7 @@ class Notes:
         self._last_end = now
 
     def told_to_stop(self, step: int) -> None:
-        """Note who was told what: before the save, for which the time may not be enough.
+        """Record which ranks got which signals: before the save, for which there may be no time.
 
         Every rank takes part, once all have agreed to stop.
         """
@@ -76,7 +76,7 @@ class Notes:
         self._last_end, self._longest_s = now, 0.0
 
     def not_saved(self, step: int, line: str) -> None:
-        """Warn of a checkpoint that could not be written, and measure anew."""
+        """Warn of a checkpoint that could not be written, and measure again from here."""
         if self._rank == 0:
             print(f"warning: {line}", file=sys.stderr, flush=True)
         self._note({"event": "warning", "step": step, "detail": line})
@@ -88,7 +88,7 @@ class Notes:
 
 
 def _who(told: list[int], world_size: int) -> str:
-    """Name the ranks that got a signal."""
+    """Return, in words, the ranks that got a signal."""
     if len(told) == world_size:
         return "all ranks"
     if len(told) > _MOST_NAMED:

@@ -106,9 +106,9 @@ def test_waiting_is_measured_from_the_second_step_on(monkeypatch: pytest.MonkeyP
             3,
             [
                 "epoch 1: 10 rows, 4 bad (2 bad_record, 2 not_json: quarantine/), "
-                "4 too long (4 clipped), 2 left out by the hook",
+                "4 too long (4 clipped), 2 dropped by the hook",
                 "epoch 2: 14 rows, 6 bad (3 bad_record, 3 not_json: quarantine/), "
-                "6 too long (6 clipped), 2 left out by the hook",
+                "6 too long (6 clipped), 2 dropped by the hook",
             ],
         ),
         (
@@ -126,7 +126,7 @@ def test_waiting_is_measured_from_the_second_step_on(monkeypatch: pytest.MonkeyP
             2,
             [
                 "epoch 1 after step 40: 10 rows, 4 bad (2 bad_record, 2 not_json: quarantine/), "
-                "4 too long (4 clipped), 2 left out by the hook",
+                "4 too long (4 clipped), 2 dropped by the hook",
                 "epoch 2 up to step 42: 4 rows, 2 bad (1 bad_record, 1 not_json: quarantine/), "
                 "2 too long (2 clipped)",
             ],

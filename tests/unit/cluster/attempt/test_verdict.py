@@ -157,11 +157,13 @@ def test_sruns_messages() -> None:
         ),
         pytest.param(
             after("srun: error: node2: task 2: Exited with exit code 1\n"),
-            Cause.LOST, 2, "node2", "rank 2: Exited with exit code 1, without a word: see its log",
+            Cause.LOST, 2, "node2",
+            "rank 2: Exited with exit code 1, without a failure report: see its log",
             id="an exit without a word",
         ),
         pytest.param(
-            FOUR, Cause.LOST, None, "", "it ended without a word: srun's exit code is 137",
+            FOUR, Cause.LOST, None, "",
+            "it ended without a failure report: srun's exit code is 137",
             id="nothing at all",
         ),
         pytest.param(
@@ -287,7 +289,7 @@ KILLWAIT = "srun: error: node2: task 2: Killed\n"
         (
             "Exited with exit code 3",
             Cause.LOST,
-            "rank 3: Exited with exit code 3, without a word: see its log",
+            "rank 3: Exited with exit code 3, without a failure report: see its log",
         ),
     ],
 )

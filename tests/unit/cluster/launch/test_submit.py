@@ -81,7 +81,7 @@ def test_options_of_the_launcher_are_not_for_extra() -> None:
         check_extra(config)
     assert str(caught.value).splitlines() == [
         f"slurm.extra.{option}: is set by the launcher; use the key of its own in slurm,"
-        " or leave it out"
+        " or remove it"
         for option in ("nodes", "signal")
     ]
 
@@ -93,7 +93,7 @@ def test_an_expedited_requeue_is_refused(project: Path) -> None:
         check_extra(config)
     assert str(caught.value) == (
         "slurm.extra.requeue: is set by the launcher, and never to 'expedite', which holds a job"
-        " after an attempt that failed; leave it out"
+        " after an attempt that failed; remove it"
     )
     text = sbatch_text(load_config("a.yaml"), RunDir(project / "runs/a"))
     assert "#SBATCH --requeue\n" in text
@@ -104,7 +104,7 @@ def test_an_array_of_jobs_is_refused() -> None:
         check_extra(load_config(ROOT / "config/zero3.yaml", ["slurm.extra={array: 0-1}"]))
     assert str(caught.value) == (
         "slurm.extra.array: starts several jobs that would write into one run directory:"
-        " leave it out, and launch one run for each, with another run.name"
+        " remove it, and launch one run for each, with another run.name"
     )
 
 
@@ -220,8 +220,8 @@ def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
         ("{arr: 0-1}", "slurm.extra.arr: short for array, which starts several jobs that would"),
         ("{requ: expedite}", "slurm.extra.requ: short for requeue, which is set by the launcher"),
         ("{clusters: b}", "slurm.extra.clusters: is ignored by the commands that look for"),
-        ("{export: NONE}", "slurm.extra.export: must begin with ALL, got 'NONE': the ranks run"),
-        ("{export: 'PATH,HOME'}", "slurm.extra.export: must begin with ALL, got 'PATH,HOME'"),
+        ("{export: NONE}", "slurm.extra.export: must start with ALL, got 'NONE': the ranks run"),
+        ("{export: 'PATH,HOME'}", "slurm.extra.export: must start with ALL, got 'PATH,HOME'"),
     ],
 )
 def test_extra_options_that_would_break_the_job(extra: str, said: str) -> None:

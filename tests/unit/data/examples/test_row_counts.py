@@ -24,7 +24,7 @@ def test_counts_are_summed_by_reason() -> None:
     ("counts", "line"),
     [
         (RowCounts(rows=36976), "36,976 rows"),
-        (RowCounts(rows=1, left_out=1), "1 rows, 1 left out by the hook"),
+        (RowCounts(rows=1, left_out=1), "1 rows, 1 dropped by the hook"),
         (
             RowCounts(rows=36976, bad={"bad_record": 1, "not_json": 2}, clipped=12),
             "36,976 rows, 3 bad (2 not_json, 1 bad_record: quarantine/), 12 too long (12 clipped)",
@@ -32,7 +32,7 @@ def test_counts_are_summed_by_reason() -> None:
         (
             RowCounts(rows=9, bad={"b": 1, "a": 1}, clipped=2, skipped=3, left_out=1),
             "9 rows, 2 bad (1 a, 1 b: quarantine/), 5 too long (2 clipped, 3 skipped), "
-            "1 left out by the hook",
+            "1 dropped by the hook",
         ),
     ],
 )
