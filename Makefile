@@ -27,7 +27,7 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/package: pyproject.toml constraints.txt | $(VENV)/created
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot]'
 	touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/created

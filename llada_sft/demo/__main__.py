@@ -14,7 +14,6 @@ from llada_sft.config import load_config
 from llada_sft.config.schema import Config
 from llada_sft.demo.data import write_demo
 from llada_sft.demo.evaluation import exact_match
-from llada_sft.demo.plot import plot_loss
 from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import load_model
 from llada_sft.run_dir import RunDir
@@ -30,6 +29,15 @@ def untrained_model(config: Config) -> LLaDAModelLM:
     model = build_network(config.model, network, config.run.seed)
     model.eval()
     return model
+
+
+def loss_curve(run: RunDir, picture: Path) -> str:
+    """Draw the losses of a run; return where the picture is, or what it needs."""
+    try:
+        from llada_sft.demo.plot import plot_loss
+    except ModuleNotFoundError:
+        return "needs matplotlib:  pip install 'llada-sft[plot]'"
+    return str(plot_loss(run.metrics, picture))
 
 
 def waiting_line(run: RunDir) -> str:
@@ -67,7 +75,7 @@ def main() -> None:
     run("python", "-m", "llada_sft", "sample", str(model_dir), "--prompt", prompt,
         "--steps", "6", "--gen-length", "6", "--block-length", "6")  # fmt: skip
 
-    picture = plot_loss(run_dir.metrics, out / "loss.png")
+    picture = loss_curve(run_dir, out / "loss.png")
     print("\nheld-out prompts:")
     for prompt, expected, text in rows[1][:5]:
         print(f"  {prompt:14} expected {expected:6} got {text}")
