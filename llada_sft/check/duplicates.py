@@ -30,7 +30,7 @@ def repeated(rows: Rows, first: int) -> tuple[int, Pairs]:
     return len(found), [(int(row), int(earlier[row])) for row in found[:first]]
 
 
-def standing_in(rows: Rows, others: Rows, first: int) -> tuple[int, Pairs]:
+def found_in(rows: Rows, others: Rows, first: int) -> tuple[int, Pairs]:
     """Count the rows that one of the others is the same as, and name the first."""
     texts, ids = _place_in(rows.records, others.records), _place_in(rows.ids, others.ids)
     places = np.where(texts >= 0, texts, ids)

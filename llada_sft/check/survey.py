@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from llada_sft.check.chunks import Chunk, first_rows, spread_sample, whole_files
-from llada_sft.check.duplicates import repeated, standing_in
+from llada_sft.check.duplicates import repeated, found_in
 from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
 from llada_sft.check.lengths import Lengths, summarize
 from llada_sft.check.reading import (
@@ -141,9 +141,9 @@ def survey(request: Request, workers: Workers[Worker]) -> Survey:
         validation = _Reading(config.data, held_out, 0, workers, request.progress)
         used = config.train.validation_max_rows
         validation.read(lambda rows: first_rows(rows, used, _CHUNK_ROWS))
-        leaks, pairs = standing_in(train.all_rows, validation.all_rows, _SHOWN_REPEATS)
+        leaks, pairs = found_in(train.all_rows, validation.all_rows, _SHOWN_REPEATS)
         first_leaks = [(train.where(one), validation.where(other)) for one, other in pairs]
-        leaked, _ = standing_in(validation.all_rows, train.all_rows, 0)
+        leaked, _ = found_in(validation.all_rows, train.all_rows, 0)
     return Survey(
         request,
         train.dataset(),

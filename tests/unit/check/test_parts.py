@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llada_sft.check.chunks import Chunk, first_rows, spread_sample, whole_files
-from llada_sft.check.duplicates import repeated, standing_in
+from llada_sft.check.duplicates import repeated, found_in
 from llada_sft.check.lengths import summarize
 from llada_sft.check.reading import Rows, join
 from llada_sft.check.rendering import Shown, legend, lines_of
@@ -90,9 +90,9 @@ def test_a_row_repeats_another_by_its_text_or_by_its_tokens() -> None:
 def test_rows_that_stand_in_another_dataset() -> None:
     found = rows([1, 2, 3, 1], [11, 12, 13, 14])
     others = rows([9, 1], [12, 99])
-    assert standing_in(found, others, first=2) == (3, [(0, 1), (1, 0)])
-    assert standing_in(others, found, first=9) == (2, [(0, 1), (1, 0)])
-    assert standing_in(found, rows([], []), first=2) == (0, [])
+    assert found_in(found, others, first=2) == (3, [(0, 1), (1, 0)])
+    assert found_in(others, found, first=9) == (2, [(0, 1), (1, 0)])
+    assert found_in(found, rows([], []), first=2) == (0, [])
 
 
 @given(records=st.lists(st.integers(0, 5)), ids=st.integers(0, 3))
