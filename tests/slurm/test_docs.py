@@ -12,7 +12,6 @@ from cluster import Cluster
 from processes import wait_until
 
 from llada_sft.cluster import journal
-from llada_sft.cluster.causes import Cause
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -142,8 +141,3 @@ def test_a_hook_is_fixed(cluster: Cluster, folder: Path, shell: Shell) -> None:
     events = [e["event"] for e in journal.read(run.journal)]
     assert events.count("changed") == 1
     assert journal.read(run.journal)[-1]["cause"] == "finished"
-
-
-def test_every_cause_is_explained() -> None:
-    table = re.findall(r"^\| `([a-z -]+)` \|", TEXT, re.MULTILINE)
-    assert table == [cause.value for cause in Cause]
