@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from llada_sft.check.chunks import Chunk, first_rows, spread_sample, whole_files
-from llada_sft.check.duplicates import repeated, found_in
+from llada_sft.check.duplicates import found_in, repeated
 from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
 from llada_sft.check.lengths import Lengths, summarize
 from llada_sft.check.reading import (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llada_sft.check.chunks import Chunk, first_rows, spread_sample, whole_files
-from llada_sft.check.duplicates import repeated, found_in
+from llada_sft.check.duplicates import found_in, repeated
 from llada_sft.check.lengths import summarize
 from llada_sft.check.reading import Rows, join
 from llada_sft.check.rendering import Shown, legend, lines_of
