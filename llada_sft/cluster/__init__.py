@@ -9,7 +9,7 @@
 
     __main__.py        the door: `rank`, `begin`, `end` and `port`
     door.py            versions of the door that fit or not
-    journal.py         what happened to a run, one JSON line each
+    journal.py         what happened to a run, one JSON line each; history.py: its attempts
     causes.py          why an attempt ended: the words, and the exit codes
     failures.py        failure reports of ranks; peers.py: errors that another rank caused
     restart_policy.py  restart or not

@@ -1,9 +1,9 @@
 """What happened to a run, one JSON line each: submitted, started, saved, ended and why.
 
 Written by the launcher, by what starts the ranks (the batch script, or `--local`) and by rank 0 on
-the same node; read by `status` and by the next attempt; it needs no accounting database. A line is
-appended with one write and is on the disk when `append` returns; whatever a crash or a full disk
-left of the one before, it starts on a line of its own.
+the same node; it needs no accounting database. `history.py` makes attempts of what stands here.
+A line is appended with one write and is on the disk when `append` returns; whatever a crash or a
+full disk left of the one before, it starts on a line of its own.
 
     launched    the job was submitted, or a local run started
     changed     the run was resumed with other values or other code, or was moved
@@ -138,43 +138,6 @@ def read(journal: Path) -> list[Entry]:
 def parse(content: bytes) -> list[Entry]:
     """Return the entries in the bytes of a journal, as `read` does."""
     return [entry for entry in map(_parse, content.split(b"\n")) if entry is not None]
-
-
-def attempts(entries: list[Entry]) -> list[list[Entry]]:
-    """Group the entries by attempt: each list starts with its `started`."""
-    grouped: list[list[Entry]] = []
-    for entry in entries:
-        if entry.get("event") == "started":
-            grouped.append([entry])
-        elif grouped:
-            grouped[-1].append(entry)
-    return grouped
-
-
-def next_attempt(journal: Path) -> int:
-    """Number the attempt that is about to start."""
-    return 1 + sum(entry.get("event") == "started" for entry in read(journal))
-
-
-def current_attempt(journal: Path) -> int:
-    """Number the attempt that runs: the one that was started last."""
-    return max(1, next_attempt(journal) - 1)
-
-
-def last_started(journal: Path) -> Entry:
-    """Return the `started` entry of the last attempt; an empty one before the first."""
-    entries = reversed(read(journal))
-    return next((entry for entry in entries if entry.get("event") == "started"), Entry())
-
-
-def job_of(entries: list[Entry]) -> str | None:
-    """Return the SLURM job that was launched or started last; None if that was a local run."""
-    for entry in reversed(entries):
-        if entry.get("event") in ("launched", "started"):
-            return entry.get("job_id")
-        if "moved_from" in entry:
-            return None
-    return None
 
 
 def _append(journal: Path, line: bytes) -> None:

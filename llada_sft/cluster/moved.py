@@ -13,8 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from llada_sft.cluster import journal, run_files
-from llada_sft.cluster.attempt.evidence import open_attempt
+from llada_sft.cluster import history, journal, run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.config import Config, yaml12
@@ -117,9 +116,9 @@ def note_move(run: RunDir) -> list[str]:
     how = "copied" if is_copy(run) else "moved"
     detail = f"the run was {how} from {home} to {run.path}"
     _break_hard_links(run)
-    started = open_attempt(run)
-    if started is not None and how == "copied":
-        ended: Entry = {"event": "ended", "attempt": started.get("attempt", 0), "exit_code": 1}
+    attempt = history.read(run.journal).open
+    if attempt is not None and how == "copied":
+        ended: Entry = {"event": "ended", "attempt": attempt.number, "exit_code": 1}
         journal.append(run.journal, {**ended, "cause": Cause.LOST, "detail": detail})
     _keep_wandb_id(run, home, how)
     journal.append(run.journal, {"event": "changed", "moved_from": str(home), "detail": detail})

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llada_sft.cluster.causes import FIXED_BY_THE_USER, GIVEN_UP_EXIT_CODE, HANG_EXIT_CODE, Cause
-from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.history import Attempt, History
 from llada_sft.errors import EXIT_CODE
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ EXIT_CODES = {
     **dict.fromkeys(FIXED_BY_THE_USER, EXIT_CODE),
     Cause.HANG: HANG_EXIT_CODE,
 }
-_WORDS = frozenset(Cause)
 # Addresses and numbers differ from process to process.
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+", re.IGNORECASE)
 
@@ -59,44 +58,16 @@ class Decision:
     given_up: str = ""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What counts of an attempt.
-
-    Attributes:
-        new_steps: By how many steps its newest checkpoint is ahead of all earlier ones; 0 if none.
-        saved_steps: The steps that it made up to that checkpoint. More than `new_steps` if it
-            started at an older checkpoint because a newer one was damaged.
-    """
-
-    number: int
-    cause: Cause | None
-    error: str
-    step: int | None
-    new_steps: int
-    saved_steps: int
-
-    def without_progress(self, least_steps: int) -> bool:
-        """Return whether it counts as an attempt without progress."""
-        if self.cause in _BY_SLURM:
-            return self.saved_steps < least_steps
-        return self.cause is not None and self.cause not in STOPS and self.new_steps == 0
-
-
 def exit_code_of(cause: Cause) -> int:
     """Return the exit code of a job that ends for this."""
     return EXIT_CODES.get(cause, 1)
 
 
-def decide(entries: Sequence[Entry], config: "Config") -> Decision:
-    """Return what follows from the end of the last attempt.
-
-    Args:
-        entries: The run's journal.
-        config: Its config.
-    """
-    attempts = attempts_of_last_job(entries)
-    cause = attempts[-1].cause if attempts else None
+def decide(history: History, config: "Config") -> Decision:
+    """Return what follows from the end of the run's last attempt."""
+    last = history.last
+    attempts = history.of_job(last.job_id) if last else []
+    cause = last.cause if last else None
     # Without its `ended` line the journal cannot be written: no budget could ever be used up.
     if cause is None:
         return Decision(restart=False, exit_code=1)
@@ -106,45 +77,17 @@ def decide(entries: Sequence[Entry], config: "Config") -> Decision:
     if cause in _BY_SLURM:
         why = _standstill(attempts, config)
         return Decision(not why, GIVEN_UP_EXIT_CODE if why else code, why)
-    failed = [one for one in attempts if one.cause is not None and one.cause not in STOPS]
+    failed = [attempt for attempt in attempts if attempt.cause and attempt.cause not in STOPS]
     if why := _twice(failed) or _machine(failed, config) or _standstill(attempts, config):
         return Decision(restart=False, exit_code=GIVEN_UP_EXIT_CODE, given_up=why)
     return Decision(restart=True, exit_code=code)
 
 
-def attempts_of_last_job(entries: Sequence[Entry]) -> list[Attempt]:
-    """List the attempts of the job that started last."""
-    started = [entry for entry in entries if entry.get("event") == "started"]
-    if not started:
-        return []
-    job_id = started[-1].get("job_id")
-    found, newest = [], 0
-    for one in started:
-        number = one.get("attempt", 0)
-        own = [entry for entry in entries if entry.get("attempt") == number]
-        saved = max((e.get("step", 0) for e in own if e.get("event") == "checkpoint"), default=0)
-        if one.get("job_id") == job_id:
-            found.append(_attempt(number, own, saved, newest))
-        newest = max(newest, saved)
-    return found
-
-
-def given_up(entries: Sequence[Entry], job_id: str) -> str:
-    """Return why a job was given up; empty if it was not."""
-    last = [e for e in entries if e.get("event") == "given_up" and e.get("job_id") == job_id]
-    return last[-1].get("detail", "") if last else ""
-
-
-def _attempt(number: int, own: Sequence[Entry], saved: int, newest: int) -> Attempt:
-    first = next((e.get("step", newest) for e in own if e.get("event") == "resumed"), newest)
-    failed = next((entry for entry in own if entry.get("event") == "failed"), Entry())
-    ended = [entry for entry in own if entry.get("event") == "ended"]
-    word = ended[-1].get("cause") if ended else None
-    step = failed.get("step", ended[-1].get("step") if ended else None)
-    cause = Cause(word) if word in _WORDS else None
-    return Attempt(
-        number, cause, failed.get("error", ""), step, max(0, saved - newest), max(0, saved - first)
-    )
+def _without_progress(attempt: Attempt, least_steps: int) -> bool:
+    """Return whether it counts as an attempt without progress."""
+    if attempt.cause in _BY_SLURM:
+        return attempt.saved_steps < least_steps
+    return attempt.cause is not None and attempt.cause not in STOPS and attempt.new_steps == 0
 
 
 def _twice(failed: Sequence[Attempt]) -> str:
@@ -152,11 +95,11 @@ def _twice(failed: Sequence[Attempt]) -> str:
     if len(failed) < 2 or failed[-1].cause in OF_THE_MACHINE:
         return ""
     before, last = failed[-2:]
-    if (before.cause, before.step) != (last.cause, last.step):
+    if (before.cause, before.last_step) != (last.cause, last.last_step):
         return ""
     if last.cause == Cause.EXCEPTION and not _same_error(before.error, last.error):
         return ""
-    where = "before the first step" if last.step is None else f"at step {last.step}"
+    where = "before the first step" if last.last_step is None else f"at step {last.last_step}"
     return f"the same {last.cause} {where} in two attempts: {last.error}"
 
 
@@ -166,7 +109,7 @@ def _same_error(one: str, other: str) -> bool:
 
 def _machine(failed: Sequence[Attempt], config: "Config") -> str:
     allowed = config.slurm.node_failure_restarts
-    count = sum(one.cause in OF_THE_MACHINE for one in failed)
+    count = sum(attempt.cause in OF_THE_MACHINE for attempt in failed)
     if failed[-1].cause not in OF_THE_MACHINE or count <= allowed:
         return ""
     return (
@@ -181,14 +124,14 @@ def _standstill(attempts: Sequence[Attempt], config: "Config") -> str:
         config.slurm.min_steps_per_attempt,
     )
     stood: list[Attempt] = []
-    for one in reversed(attempts):
-        if one.without_progress(least_steps):
-            stood.append(one)
-        elif one.new_steps:
+    for attempt in reversed(attempts):
+        if _without_progress(attempt, least_steps):
+            stood.append(attempt)
+        elif attempt.new_steps:
             break
     if len(stood) < allowed:
         return ""
-    by_slurm = sum(one.cause in _BY_SLURM for one in stood)
+    by_slurm = sum(attempt.cause in _BY_SLURM for attempt in stood)
     if not by_slurm:
         return (
             f"{len(stood)} failed attempts in a row without a new checkpoint"

@@ -165,8 +165,8 @@ MUTANTS = (
         "cluster/restart_policy.py",
         "cluster/test_restart_policy.py",
         (
-            "if one.cause is not None and one.cause not in STOPS]",
-            "if one.cause is not None]",
+            "if attempt.cause and attempt.cause not in STOPS]",
+            "if attempt.cause]",
             "a preemption between two equal failures hides that they are equal",
         ),
         (
@@ -175,17 +175,17 @@ MUTANTS = (
             "one restart after a lost node fewer than allowed",
         ),
         (
-            "return self.cause is not None and self.cause not in STOPS and",
-            "return self.cause is not None and",
+            "return attempt.cause is not None and attempt.cause not in STOPS and",
+            "return attempt.cause is not None and",
             "stops by a person count as standstill",
         ),
         (
-            "return self.saved_steps < least_steps",
-            "return self.saved_steps <= least_steps",
+            "return attempt.saved_steps < least_steps",
+            "return attempt.saved_steps <= least_steps",
             "preemptions with just enough steps count as standstill",
         ),
         (
-            "self.saved_steps < least_steps",
+            "attempt.saved_steps < least_steps",
             "False",
             "a job that makes a step per time limit is requeued for ever",
         ),
@@ -195,17 +195,12 @@ MUTANTS = (
             "an attempt without progress too many",
         ),
         (
-            "max(0, saved - newest)",
-            "saved",
-            "the same checkpoint written again counts as progress",
-        ),
-        (
-            'if one.get("job_id") == job_id:',
-            "if True:",
+            "history.of_job(last.job_id) if last",
+            "history.attempts if last",
             "a new job inherits the budget of the last",
         ),
         (
-            "(before.cause, before.step) != (last.cause, last.step)",
+            "(before.cause, before.last_step) != (last.cause, last.last_step)",
             "before.cause != last.cause",
             "equal failures at different steps end the job",
         ),
@@ -213,6 +208,30 @@ MUTANTS = (
             '_NUMBER.sub("#", one) == _NUMBER.sub("#", other)',
             "one == other",
             "an error with an address in it is never the same",
+        ),
+    ),
+    *of_file(
+        "cluster/history.py",
+        "cluster/test_history.py",
+        (
+            "max(0, self._checkpoint_step - self.step_before)",
+            "self._checkpoint_step",
+            "the same checkpoint written again counts as progress",
+        ),
+        (
+            'elif entry.get("attempt") in of_number:',
+            "elif False:",
+            "what an attempt writes late counts for the next one",
+        ),
+        (
+            'if "moved_from" in entry:',
+            "if False:",
+            "a copied run cancels the job of the original",
+        ),
+        (
+            '"launched", "changed", "started", "ended", "given_up")',
+            '"started", "ended", "given_up")',
+            "a run that is being resumed looks as if it were over",
         ),
     ),
     *of_file(
@@ -264,8 +283,8 @@ MUTANTS = (
             "an attempt is judged by the reports of the one before",
         ),
         (
-            "found.stopped == Cause.CANCELLED and",
-            "found.stopped != Cause.CANCELLED and",
+            "left.stopped == Cause.CANCELLED and",
+            "left.stopped != Cause.CANCELLED and",
             "a cancelled job comes back",
         ),
     ),

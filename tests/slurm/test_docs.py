@@ -11,7 +11,7 @@ import pytest
 from cluster import Cluster
 from processes import wait_until
 
-from llada_sft.cluster import journal
+from llada_sft.cluster import history, journal
 from llada_sft.run_dir import RunDir
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -100,12 +100,11 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     ended = [e for e in journal.read(run.journal) if e["event"] == "ended"]
     assert [e["cause"] for e in ended] == ["told to stop", "cancelled", "finished"]
     # No step was lost: each attempt went on from the last one's.
-    attempts = journal.attempts(journal.read(run.journal))
-    resumed = [e["step"] for own in attempts for e in own if e["event"] == "resumed"]
-    assert resumed[1:] == [e["step"] for e in ended[:2]]
+    attempts = history.read(run.journal).attempts
+    assert [attempt.resumed_step for attempt in attempts[1:]] == [e["step"] for e in ended[:2]]
     # The signal is noted before the save that it asks for.
-    signal, checkpoint, told = attempts[0][-3:]
-    assert [e["event"] for e in attempts[0][-3:]] == ["signal", "checkpoint", "ended"]
+    signal, checkpoint, told = attempts[0].entries[-3:]
+    assert [e["event"] for e in (signal, checkpoint, told)] == ["signal", "checkpoint", "ended"]
     assert (signal["cause"], signal["detail"]) == ("told to stop", "all ranks")
     assert (told["exit_code"], told["step"]) == (0, checkpoint["step"])
     assert checkpoint["num_bytes"] > 0

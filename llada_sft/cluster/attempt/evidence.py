@@ -5,10 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llada_sft.cluster import failures, job_states, journal, run_files, slurm
+from llada_sft.cluster import failures, history, job_states, run_files, slurm
 from llada_sft.cluster.attempt.verdict import Death, Evidence, read_srun, why_not_started
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.peers import last_line_of_peer
 from llada_sft.cluster.restart_policy import STOPS
 from llada_sft.cluster.slurm import Job
@@ -59,37 +59,29 @@ class BatchJob(Job):
             raise LaunchError(f"{name} is not set: this belongs into a SLURM job") from None
 
 
-def open_attempt(run: RunDir) -> Entry | None:
-    """Return the `started` entry of the last attempt, if no `ended` follows it."""
-    entries = journal.read(run.journal)
-    started = [entry for entry in entries if entry.get("event") == "started"]
-    ended = {entry.get("attempt") for entry in entries if entry.get("event") == "ended"}
-    return started[-1] if started and started[-1].get("attempt") not in ended else None
-
-
-def of_this_job(run: RunDir, job: BatchJob, started: Entry, srun_code: int | None) -> Evidence:
+def of_this_job(run: RunDir, job: BatchJob, attempt: Attempt, srun_code: int | None) -> Evidence:
     """Collect what an attempt of this job has left.
 
     Args:
         run: The run directory.
         job: The job as it is now.
-        started: The attempt's entry.
+        attempt: The attempt.
         srun_code: srun's exit code; None where its batch script was killed.
     """
-    messages = srun_messages(run, started)
+    messages = srun_messages(run, attempt)
     deaths, lost = read_srun(messages or "")
     nodes: list[str] = []
     with suppress(LaunchError):
-        nodes = slurm.hostnames(started.get("nodes", ""))
-        lost = lost or slurm.lost_nodes(started.get("nodes", ""))
+        nodes = slurm.hostnames(attempt.nodes)
+        lost = lost or slurm.lost_nodes(attempt.nodes)
     return Evidence(
         srun_code,
         failures.read_all(run),
         with_peers(deaths, lambda rank: run.slurm / f"{job.job_id}_{rank}_log.out"),
         lost,
         nodes,
-        started.get("world_size", 1),
-        _stopped(run, started, job),
+        attempt.world_size,
+        _stopped(run, attempt, job),
         silent_srun=srun_code is None and not (messages or "").strip(),
         not_started=why_not_started(messages or ""),
     )
@@ -112,16 +104,15 @@ def _end_of(log: Path) -> str:
         return ""
 
 
-def of_another_job(run: RunDir, started: Entry) -> Evidence:
+def of_another_job(run: RunDir, attempt: Attempt) -> Evidence:
     """Collect what an attempt has left whose run was started again by hand since then."""
-    job_id = started.get("job_id")
-    state = known_job_fields(job_id).get("JobState", "") if job_id else ""
+    state = known_job_fields(attempt.job_id).get("JobState", "") if attempt.job_id else ""
     return Evidence(failures=failures.read_all(run), stopped=_CAUSE_OF_STATE.get(state))
 
 
-def srun_messages(run: RunDir, started: Entry) -> str | None:
+def srun_messages(run: RunDir, attempt: Attempt) -> str | None:
     """Return what srun itself printed of an attempt; None if it was not started."""
-    log = run.srun_log(started.get("job_id", ""), started.get("restarts", 0))
+    log = run.srun_log(attempt.job_id or "", attempt.restarts)
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else None
 
 
@@ -133,21 +124,19 @@ def known_job_fields(job_id: str) -> dict[str, str]:
         return {}
 
 
-def _stopped(run: RunDir, started: Entry, job: BatchJob) -> Cause | None:
+def _stopped(run: RunDir, attempt: Attempt, job: BatchJob) -> Cause | None:
     """Return what SLURM did to the job, from its state and the signals that ranks recorded."""
-    before = started.get("restarts", 0)
+    before = attempt.restarts
     fields = known_job_fields(job.job_id) if job.restarts == before else {}
     if job.restarts > before or job_states.is_requeued(fields, before):
-        return _cause_of_signal(run, started) or Cause.REQUEUED
+        return _cause_of_signal(run, attempt) or Cause.REQUEUED
     if not job_states.is_ending(fields.get("JobState", "")):
         return None
     return Cause.TIME_LIMIT if fields.get("Reason") == "TimeLimit" else Cause.CANCELLED
 
 
-def _cause_of_signal(run: RunDir, started: Entry) -> Cause | None:
-    words = [
-        entry.get("cause")
-        for entry in journal.read(run.journal)
-        if entry.get("event") == "signal" and entry.get("attempt") == started.get("attempt")
-    ]
-    return next((Cause(word) for word in words if word in STOPS), None)
+def _cause_of_signal(run: RunDir, attempt: Attempt) -> Cause | None:
+    # Read again: SLURM has taken its time to answer.
+    now = [other for other in history.read(run.journal).attempts if other.number == attempt.number]
+    causes = now[-1].signal_causes if now else []
+    return next((cause for cause in causes if cause in STOPS), None)

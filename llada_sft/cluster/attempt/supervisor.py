@@ -17,13 +17,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from llada_sft.cluster import failures, job_states, journal, restart_policy, slurm
+from llada_sft.cluster import failures, history, job_states, journal, restart_policy, slurm
 from llada_sft.cluster.attempt import evidence, exclude_nodes
 from llada_sft.cluster.attempt.evidence import BatchJob
 from llada_sft.cluster.attempt.verdict import Death, Evidence, Verdict, judge
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.door import OLDER_LAUNCHER
 from llada_sft.cluster.failures import Failure
+from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.owner.claim import claim
 from llada_sft.cluster.owner.ownership import give_up, held, job_owner, of_job
@@ -49,13 +50,13 @@ def begin(run: RunDir, job: BatchJob | None, world_size: int) -> int:
     """
     ownership = claim(run, job_owner(job.job_id, job.restarts)) if job else held(run.path)
     _close_last(run, job)
-    if job and (why := restart_policy.given_up(journal.read(run.journal), job.job_id)):
+    if job and (why := history.read(run.journal).why_given_up(job.job_id)):
         print(f"given up: {why}\nto resume:  {run.shell_command('resume')}", flush=True)
         if ownership:
             give_up(ownership)
         return GIVEN_UP_EXIT_CODE
     failures.clear(run)
-    entry: Entry = {"event": "started", "attempt": journal.next_attempt(run.journal)}
+    entry: Entry = {"event": "started", "attempt": history.read(run.journal).next_number}
     if job:
         entry |= {"job_id": job.job_id, "nodes": job.nodes, "restarts": job.restarts}
     journal.append(run.journal, {**entry, "world_size": world_size})
@@ -76,8 +77,9 @@ def set_up(run: RunDir, job: BatchJob) -> tuple[int, str]:
     except LaunchError as error:
         node = os.environ.get("SLURMD_NODENAME", "")
         failures.write(run, Failure(0, node, Cause.MISTAKE, str(error), time=time.time()))
-    started = evidence.open_attempt(run) or Entry()
-    decision = _write(run, started, judge(Evidence(failures=failures.read_all(run))))
+    # The journal cannot be written where it does not know of this attempt.
+    attempt = history.read(run.journal).open or Attempt(0, [Entry()], step_before=0)
+    decision = _write(run, attempt, judge(Evidence(failures=failures.read_all(run))))
     # A mistake is never restarted, and there is no `end`.
     if ownership := held(run.path):
         give_up(ownership)
@@ -86,7 +88,7 @@ def set_up(run: RunDir, job: BatchJob) -> tuple[int, str]:
 
 def note_signal(run: RunDir, job: BatchJob, name: str) -> None:
     """Record why SLURM sent a signal before any rank ran: the script may be killed next."""
-    entry: Entry = {"event": "signal", "attempt": journal.current_attempt(run.journal)}
+    entry: Entry = {"event": "signal", "attempt": history.read(run.journal).current_number}
     entry |= {"job_id": job.job_id, "signals": [name], "detail": "the batch script"}
     signalled = stopping.RankJob(job.job_id, job.restarts, signal_lead_s=0)
     if cause := stopping.before_save([name], signalled):
@@ -117,28 +119,29 @@ def end(run: RunDir, job: BatchJob, srun_code: int) -> int:
 
 def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
     """End an attempt; return the job's exit code, and whether the run is free for others."""
-    started = evidence.open_attempt(run)
-    if started is None or not _is_of(started, job):
+    known = history.read(run.journal)
+    attempt = known.open
+    if attempt is None or (attempt.job_id, attempt.restarts) != (job.job_id, job.restarts):
         # Rank 0 has said why, and has requeued the job if it was to be.
-        given_up = restart_policy.given_up(journal.read(run.journal), job.job_id)
-        return srun_code, bool(given_up) or last_cause(run) in restart_policy.OVER
-    print(evidence.srun_messages(run, started) or "", end="")
-    found = evidence.of_this_job(run, job, started, srun_code)
-    verdict = judge(found)
-    decision = _write(run, started, verdict)
+        given_up = known.why_given_up(job.job_id)
+        return srun_code, bool(given_up) or known.last_cause in restart_policy.OVER
+    print(evidence.srun_messages(run, attempt) or "", end="")
+    left = evidence.of_this_job(run, job, attempt, srun_code)
+    verdict = judge(left)
+    decision = _write(run, attempt, verdict)
     if not decision.restart:
         return decision.exit_code, True
-    if found.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
-        _warn(run, started, "not restarted: the job was cancelled while its ranks were failing")
+    if left.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
+        _warn(run, attempt, "not restarted: the job was cancelled while its ranks were failing")
         return decision.exit_code, True
     try:
         if not job_states.is_requeued(slurm.job_fields(job.job_id), job.restarts):
             slurm.requeue(job.job_id)
     except LaunchError as error:
-        _warn(run, started, f"not restarted: {error}; to resume:  {run.shell_command('resume')}")
+        _warn(run, attempt, f"not restarted: {error}; to resume:  {run.shell_command('resume')}")
         return decision.exit_code or 1, False
     if verdict.suspect and verdict.node:
-        exclude_nodes.leave_out(run, started, verdict, _needed_nodes(run))
+        exclude_nodes.leave_out(run, attempt, verdict, _needed_nodes(run))
     return decision.exit_code, False
 
 
@@ -150,67 +153,53 @@ def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | Non
         deaths: The ranks that failed.
         told: A signal had asked the run to stop.
     """
-    started = evidence.open_attempt(run)
-    if started is None:
+    attempt = history.read(run.journal).open
+    if attempt is None:
         return None
     # Ranks that our signal ended before they could handle it. What other ranks report of that (a
     # peer that is gone, an interrupted start) is not a failure.
     unready = told and any(death.by_signal and not death.first for death in deaths)
-    found = Evidence(
+    left = Evidence(
         exit_code=1 if deaths else 0,
         failures=[] if unready else failures.read_all(run),
         deaths=evidence.with_peers(deaths, run.rank_log),
-        world_size=started.get("world_size", 1),
+        world_size=attempt.world_size,
         stopped=Cause.CANCELLED if told else None,
     )
-    verdict = judge(found)
-    _write(run, started, verdict)
+    verdict = judge(left)
+    _write(run, attempt, verdict)
     return verdict
-
-
-def _is_of(started: Entry, job: BatchJob) -> bool:
-    """Return whether an attempt belongs to this start of this job."""
-    return (started.get("job_id"), started.get("restarts", 0)) == (job.job_id, job.restarts)
-
-
-def last_cause(run: RunDir) -> str:
-    """Return the cause with which the last ended attempt ended, as in the journal."""
-    ended = [entry for entry in journal.read(run.journal) if entry.get("event") == "ended"]
-    return ended[-1].get("cause", "") if ended else ""
 
 
 def _close_last(run: RunDir, job: BatchJob | None) -> None:
     """Judge an attempt that nobody saw end: its batch script was killed, or its node lost."""
-    started = evidence.open_attempt(run)
-    if started is None:
+    attempt = history.read(run.journal).open
+    if attempt is None:
         return
-    if job and job.job_id == started.get("job_id"):
-        found = evidence.of_this_job(run, job, started, srun_code=None)
+    if job and job.job_id == attempt.job_id:
+        left = evidence.of_this_job(run, job, attempt, srun_code=None)
     else:
-        found = evidence.of_another_job(run, started)
-    _write(run, started, judge(found))
+        left = evidence.of_another_job(run, attempt)
+    _write(run, attempt, judge(left))
 
 
-def _write(run: RunDir, started: Entry, verdict: Verdict) -> Decision:
+def _write(run: RunDir, attempt: Attempt, verdict: Verdict) -> Decision:
     """Note the verdict and what follows from it, and print both to the job's log."""
-    base: Entry = {"attempt": started.get("attempt", 0)}
-    if "job_id" in started:
-        base["job_id"] = started["job_id"]
     if verdict.cause not in restart_policy.STOPS | {Cause.FINISHED, Cause.CANCELLED}:
-        journal.append(run.journal, {"event": "failed", **base, **_of_rank(verdict)})
+        journal.append(run.journal, {"event": "failed", **attempt.key, **_of_rank(verdict)})
     code = restart_policy.exit_code_of(verdict.cause)
-    ended: Entry = {"event": "ended", **base, "cause": verdict.cause, "exit_code": code}
+    ended: Entry = {"event": "ended", **attempt.key, "cause": verdict.cause, "exit_code": code}
     if verdict.step is not None:
         ended["step"] = verdict.step
     if verdict.error:
         ended["detail"] = verdict.error
     journal.append(run.journal, ended)
-    if "job_id" not in started:
+    if attempt.job_id is None:
         return Decision(restart=False, exit_code=code)
     print(f"the attempt ended: {verdict.cause}: {verdict.error}", flush=True)
     decision = _decide(run)
     if decision.given_up:
-        given_up: Entry = {"event": "given_up", **base, "detail": decision.given_up}
+        given_up: Entry = {"event": "given_up", **attempt.key, "detail": decision.given_up}
         journal.append(run.journal, {**given_up, "exit_code": decision.exit_code})
         print(f"given up: {decision.given_up}", flush=True)
     return decision
@@ -233,7 +222,7 @@ def _decide(run: RunDir) -> Decision:
     # Here, not above: after an attempt without a failure nobody needs the config.
     from llada_sft.config import load_config
 
-    return restart_policy.decide(journal.read(run.journal), load_config(run.config))
+    return restart_policy.decide(history.read(run.journal), load_config(run.config))
 
 
 def _needed_nodes(run: RunDir) -> int:
@@ -243,10 +232,10 @@ def _needed_nodes(run: RunDir) -> int:
     return slurm.elastic[0] if slurm.elastic else slurm.nodes
 
 
-def _warn(run: RunDir, started: Entry, detail: str) -> None:
+def _warn(run: RunDir, attempt: Attempt, detail: str) -> None:
     print(detail, flush=True)
-    attempt = started.get("attempt", 0)
-    journal.append(run.journal, {"event": "warning", "attempt": attempt, "detail": detail})
+    warning: Entry = {"event": "warning", "attempt": attempt.number, "detail": detail}
+    journal.append(run.journal, warning)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from llada_sft.cluster import journal, restart_policy
+from llada_sft.cluster import history, journal, restart_policy
 from llada_sft.cluster.attempt import supervisor
 from llada_sft.cluster.attempt.verdict import Death
 from llada_sft.cluster.causes import Cause
@@ -69,7 +69,8 @@ def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: O
         ownership.require()
         verdict = supervisor.end_local(run, deaths, told=bool(received))
     # A signal may also come after the last step.
-    finished = verdict is None and not deaths and supervisor.last_cause(run) == Cause.FINISHED
+    last_cause = history.read(run.journal).last_cause
+    finished = verdict is None and not deaths and last_cause == Cause.FINISHED
     if received and not finished and (verdict is None or verdict.cause == Cause.CANCELLED):
         print(f"stopped; to resume:  {run.shell_command('resume', '--local')}", file=sys.stderr)
         return 128 + received[0]

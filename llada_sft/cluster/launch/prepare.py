@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llada_sft.cluster import door, journal, moved
+from llada_sft.cluster import door, history, journal, moved
 from llada_sft.cluster.launch.origin import origin_of
 from llada_sft.cluster.launch.snapshot import redact, take_snapshot
 from llada_sft.cluster.resume import update_code
@@ -174,8 +174,7 @@ def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim
 
 def has_started(run: RunDir) -> bool:
     """Return whether an attempt of the run has started; nobody else may use the run."""
-    started = any(entry.get("event") == "started" for entry in journal.read(run.journal))
-    return started or is_trained(run)
+    return bool(history.read(run.journal).attempts) or is_trained(run)
 
 
 def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:

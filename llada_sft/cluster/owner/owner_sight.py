@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from llada_sft.cluster import journal, slurm
+from llada_sft.cluster import history, slurm
 from llada_sft.cluster.owner import owner_files
 from llada_sft.cluster.owner.identity import (
     Owner,
@@ -117,8 +117,8 @@ def _before_owner_files(folder: Path, claimant: Owner) -> Sight | None:
     job_id = last_job(run)
     if job_id is None:
         return None
-    started = [e for e in journal.read(run.journal) if e.get("event") == "started"]
-    starts = [e.get("restarts", 0) for e in started if e.get("job_id") == job_id]
-    owner = Owner("earlier", "job", job_id=job_id, restarts=starts[-1] if starts else 0)
+    attempts = history.read(run.journal).of_job(job_id)
+    restarts = attempts[-1].restarts if attempts else 0
+    owner = Owner("earlier", "job", job_id=job_id, restarts=restarts)
     over, job = _ask(owner, claimant)
     return Sight(0, replace(owner, since="its launch"), Seen(job="over" if over else "alive"), job)

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from llada_sft.cluster import journal, restart_policy
+from llada_sft.cluster import history, restart_policy
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
+from llada_sft.cluster.history import History
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.owner import ownership
 from llada_sft.cluster.owner.ownership import Ownership
@@ -137,7 +138,7 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
 
 def _attempt(rank: _Rank) -> None:
     """Train; rank 0 then records in the journal how the attempt ended."""
-    attempt: Entry = {"attempt": journal.current_attempt(rank.run.journal)}
+    attempt: Entry = {"attempt": history.read(rank.run.journal).current_number}
     if job_id := os.environ.get("SLURM_JOB_ID"):
         attempt["job_id"] = job_id
     _check_world_size(rank)
@@ -159,12 +160,14 @@ def _check_world_size(rank: _Rank) -> None:
 
     An elastic job trains on any number of nodes, but always on all the nodes that it has.
     """
-    started = journal.last_started(rank.run.journal)
+    attempt = history.read(rank.run.journal).last
+    if attempt is None or attempt.job_id is None:
+        return
     job = (os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
-    expected, actual = started.get("world_size"), rank.placement.world_size
-    if job == (started.get("job_id"), started.get("restarts")) and expected not in (None, actual):
+    expected, actual = attempt.started.get("world_size"), rank.placement.world_size
+    if job == (attempt.job_id, attempt.restarts) and expected not in (None, actual):
         raise LaunchError(
-            f"job {job[0]}: {actual} ranks were started, and its nodes {started.get('nodes')} are"
+            f"job {job[0]}: {actual} ranks were started, and its nodes {attempt.nodes} are"
             f" to have {expected}: a variable or an option of srun is in the way (SLURM_NTASKS?);"
             " see srun in job.sbatch, or in slurm/train.sbatch"
         )
@@ -183,7 +186,8 @@ def _record_stop(run_path: RunDir, noted: RankJournal, stop: StopRequest, config
 
     def given_up(cause: Cause) -> str:
         now: Entry = {"event": "ended", "attempt": noted.attempt, "cause": cause}
-        return restart_policy.decide([*journal.read(run_path.journal), now], config).given_up
+        entries = [*history.read(run_path.journal).entries, now]
+        return restart_policy.decide(History(entries), config).given_up
 
     ending = after_stop(stop_signals, noted.job, noted.cause, given_up)
     ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}

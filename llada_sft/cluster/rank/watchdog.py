@@ -23,7 +23,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from llada_sft.cluster import failures, journal
+from llada_sft.cluster import failures, history
 from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.owner import fence
 from llada_sft.cluster.rank import stacks
@@ -145,7 +145,7 @@ class Watchdog:
         """Open the file for the stacks at the start, while the file system still works."""
         rank = self._placement.rank
         try:
-            self._attempt = journal.current_attempt(self._run.journal)
+            self._attempt = history.read(self._run.journal).current_number
             self._run.stacks.mkdir(exist_ok=True)
             stacks.clear_unused(self._run, rank)
             path = self._run.rank_stacks(self._attempt, rank)

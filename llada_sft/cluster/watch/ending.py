@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from llada_sft.cluster import journal, restart_policy, slurm
+from llada_sft.cluster import history, restart_policy, slurm
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
-from llada_sft.cluster.journal import Entry
+from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.run_files import printable
 from llada_sft.cluster.watch import status
 from llada_sft.errors import LaunchError
@@ -41,9 +41,9 @@ class Ending:
 def find(run: RunDir, job_id: str | None) -> Ending:
     """Find out how the run's last attempt ended; for a job, its attempts only."""
     with suppress(OSError):
-        attempts = journal.attempts(journal.read(run.journal))
-        if attempts and attempts[-1][0].get("job_id") == job_id:
-            return _of_attempt(attempts[-1], job_id)
+        last = history.read(run.journal).last
+        if last is not None and last.job_id == job_id:
+            return _of_attempt(last, job_id)
     return _of_slurm(job_id)
 
 
@@ -71,12 +71,11 @@ def _rows(run: RunDir, ending: Ending) -> Iterator[tuple[str, str]]:
     yield "next", first + run.shell_command("resume")
 
 
-def _of_attempt(attempt: list[Entry], job_id: str | None) -> Ending:
-    events = {entry.get("event"): entry for entry in attempt}
-    ended, given_up = events.get("ended"), events.get("given_up")
+def _of_attempt(attempt: Attempt, job_id: str | None) -> Ending:
+    ended, given_up = attempt.ended, attempt.given_up
     if ended is None:
         return _of_slurm(job_id)
-    cause = _cause(ended)
+    cause = attempt.cause
     details = (ended.get("cause"), ended.get("detail"), ended.get("error"))
     why = ": ".join(part for part in details if part)
     if given_up is not None:
@@ -91,12 +90,6 @@ def _of_attempt(attempt: list[Entry], job_id: str | None) -> Ending:
         cause,
         why,
     )
-
-
-def _cause(ended: Entry) -> Cause | None:
-    with suppress(ValueError):
-        return Cause(ended.get("cause", ""))
-    return None
 
 
 def _of_slurm(job_id: str | None) -> Ending:

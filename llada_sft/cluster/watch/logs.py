@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from llada_sft.cluster import job_states, journal, restart_policy, run_files, slurm
+from llada_sft.cluster import history, job_states, restart_policy, run_files, slurm
 from llada_sft.cluster.owner import identity, liveness, owner_sight
 from llada_sft.cluster.watch import ending, status
 from llada_sft.entry import INTERRUPTED
@@ -128,15 +128,13 @@ class _Watch:
 
     def _journal_is_over(self, local: bool) -> bool:
         try:
-            entries = journal.read(self._run.journal)
+            known = history.read(self._run.journal)
         except OSError as error:
             raise LaunchError(f"{self._run.journal}: cannot be read: {error.strerror}") from None
-        last = entries[-1] if entries else None
         if local:
-            return last is None or last.get("event") == "ended" or self._owner_is_gone()
-        ended = last is not None and last.get("event") == "ended"
-        given_up = last is not None and last.get("event") == "given_up"
-        return given_up or (ended and last is not None and last.get("cause") in restart_policy.OVER)
+            return not known.entries or known.is_at_rest or self._owner_is_gone()
+        over = known.given_up is not None or known.last_cause in restart_policy.OVER
+        return known.is_at_rest and over
 
     def _owner_is_gone(self) -> bool:
         """Return whether no process is left that could still write how a local run ended."""

@@ -6,13 +6,14 @@ shows what the others say.
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from llada_sft.cluster import failures, job_states, journal, run_files, slurm
 from llada_sft.cluster.attempt import exclude_nodes
 from llada_sft.cluster.causes import FIXED_BY_THE_USER
+from llada_sft.cluster.history import Attempt, History
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.moved import is_copy, rebase
 from llada_sft.cluster.owner import owner_sight
@@ -56,12 +57,13 @@ def _rows(run: RunDir) -> Iterator[Row]:
     entries: list[Entry] = []
     yield from _safely("config", lambda: _of_config(run))
     yield from _safely("journal", lambda: _read_journal(run, entries))
-    yield from _safely("job", lambda: [("job", _job(run, entries))])
-    yield from _safely("progress", lambda: [("progress", last_metrics(run, total_steps(entries)))])
+    known = History(entries)
+    yield from _safely("job", lambda: [("job", _job(run, known))])
+    yield from _safely("progress", lambda: [("progress", last_metrics(run, known.total_steps))])
     yield from _safely("checkpoints", lambda: [("checkpoints", _checkpoints(run))])
     yield from _safely("owner", lambda: [("owner", owner_sight.line(run))])
-    yield from _safely("attempts", lambda: _column("attempts", attempt_lines(entries)))
-    yield from _safely("attempts", lambda: _after_failures(entries))
+    yield from _safely("attempts", lambda: _column("attempts", attempt_lines(known)))
+    yield from _safely("attempts", lambda: _after_failures(known))
     yield from _safely("failure", lambda: [("failure", line) for line in failure_lines(run)])
 
 
@@ -120,13 +122,6 @@ def newest_step(run: RunDir) -> int:
     return max((int(path.name[5:]) for path in _checkpoint_paths(run) if path.is_dir()), default=0)
 
 
-def total_steps(entries: Sequence[Entry]) -> int | None:
-    """Return the steps of the whole training, as the last checkpoint recorded them."""
-    found = [entry.get("total_steps") for entry in entries]
-    known = [number for number in found if type(number) is int]
-    return known[-1] if known else None
-
-
 def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
     """Return the last step, of how many, and the last value of each loss from the metrics file.
 
@@ -182,7 +177,7 @@ def last_job(run: RunDir) -> str | None:
     if is_copy(run):
         return None
     try:
-        return journal.job_of(journal.parse(run_files.read_end(run.journal)))
+        return History(journal.parse(run_files.read_end(run.journal))).job_id
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -209,8 +204,8 @@ def _nodes(config: Config) -> str:
     return " to ".join(map(str, config.slurm.elastic or (config.slurm.nodes,)))
 
 
-def _job(run: RunDir, entries: list[Entry]) -> str:
-    job_id = None if is_copy(run) else journal.job_of(entries)
+def _job(run: RunDir, history: History) -> str:
+    job_id = None if is_copy(run) else history.job_id
     if job_id is None:
         return "none (local, or not launched yet)"
     try:
@@ -251,39 +246,30 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
-def attempt_lines(entries: list[Entry]) -> list[str]:
+def attempt_lines(history: History) -> list[str]:
     """Return the last attempts, one line each: number, nodes, steps, and why it ended."""
-    grouped = journal.attempts(entries)
-    if not grouped:
+    if not history.attempts:
         return ["none"]
-    lines = [_attempt_line(number, own) for number, own in enumerate(grouped, start=1)]
+    lines = [_attempt_line(attempt) for attempt in history.attempts]
     earlier = [f"{len(lines) - SHOWN_ATTEMPTS} earlier"] if len(lines) > SHOWN_ATTEMPTS else []
     return [*earlier, *lines[-SHOWN_ATTEMPTS:]]
 
 
-def _attempt_line(number: int, entries: list[Entry]) -> str:
-    nodes = entries[0].get("nodes")
-    parts = [str(number), *([f"on {nodes}"] if nodes else []), _steps(entries)]
-    ended = next((e for e in entries if e.get("event") == "ended"), None)
+def _attempt_line(attempt: Attempt) -> str:
+    on_nodes = f"on {attempt.nodes}" if attempt.nodes else ""
+    steps = ""
+    if attempt.resumed_step is not None:
+        steps = f"steps {attempt.resumed_step} to {attempt.known_step}"
     why = "running, or ended by force"
-    if ended:
+    if ended := attempt.ended:
         why = ended.get("cause", "ended") + (f" ({ended['detail']})" if "detail" in ended else "")
         why += f": {ended['error']}" if "error" in ended else ""
-    return ", ".join(part for part in parts if part) + f": {why}"
+    return ", ".join(part for part in (str(attempt.number), on_nodes, steps) if part) + f": {why}"
 
 
-def _steps(entries: list[Entry]) -> str:
-    """Return the steps that an attempt resumed from and came to, as far as it recorded them."""
-    first = next((e.get("step") for e in entries if e.get("event") == "resumed"), None)
-    known = [e["step"] for e in entries if "step" in e]
-    return "" if first is None else f"steps {first} to {max(known)}"
-
-
-def _after_failures(entries: list[Entry]) -> Iterator[Row]:
+def _after_failures(history: History) -> Iterator[Row]:
     """Yield what follows from failures: excluded nodes, and whether the run was given up."""
-    if nodes := exclude_nodes.excluded(entries):
+    if nodes := exclude_nodes.excluded(history):
         yield "excluded", ", ".join(nodes)
-    # Until it is started again, by hand.
-    events = [e for e in entries if e.get("event") in ("launched", "started", "given_up")]
-    if events and events[-1].get("event") == "given_up":
-        yield "given up", events[-1].get("detail", "")
+    if history.given_up is not None:
+        yield "given up", history.given_up.get("detail", "")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import job_states, journal
+from llada_sft.cluster import history, job_states, journal
 from llada_sft.cluster.attempt import evidence
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.owner import owner_sight
 from llada_sft.cluster.rank import stopping
 from llada_sft.cluster.rank.stopping import RankJob, cause_of
@@ -122,7 +123,7 @@ def test_status_says_what_a_person_should_do(
     run = RunDir(tmp_path)
     journal.append(run.journal, {"event": "launched", "job_id": "42"})
     fake_tool("scontrol", f"echo JobId=42 {says}" if says else "echo Invalid job id >&2; exit 1")
-    assert status._job(run, journal.read(run.journal)) == shown
+    assert status._job(run, history.read(run.journal)) == shown
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,9 @@ def test_what_slurm_did_to_an_attempt(
     fake_tool("sinfo", "exit 1")
     job = evidence.BatchJob("42", 0, "", 1)
     started: journal.Entry = {"event": "started", "attempt": 1, "job_id": "42", "restarts": 0}
-    found = evidence.of_this_job(RunDir(tmp_path), job, started, srun_code=1)
+    found = evidence.of_this_job(
+        RunDir(tmp_path), job, Attempt(1, [started], step_before=0), srun_code=1
+    )
     assert found.stopped == cause
 
 

@@ -144,13 +144,3 @@ def test_an_entry_is_on_the_disk_when_append_returns(
     monkeypatch.setattr(os, "fsync", fsync)
     journal.append(tmp_path / "journal.jsonl", ENTRIES[0])
     assert synced == [tmp_path / "journal.jsonl"]
-
-
-def test_entries_by_attempt() -> None:
-    launched: Entry = {"event": "launched"}
-    started: list[Entry] = [{"event": "started", "attempt": number} for number in (1, 2)]
-    ended: Entry = {"event": "ended"}
-    assert journal.attempts([launched, started[0], ended, launched, started[1]]) == [
-        [started[0], ended, launched],
-        [started[1]],
-    ]

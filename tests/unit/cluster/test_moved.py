@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import journal, moved
-from llada_sft.cluster.attempt import evidence
+from llada_sft.cluster import history, journal, moved
 from llada_sft.cluster.launch import local, prepare
 from llada_sft.cluster.launch.launcher import LaunchOptions, launch, resume
 from llada_sft.cluster.watch import status
@@ -82,10 +81,10 @@ def test_a_copy_of_a_run_that_trains_is_another_run(
     # At W&B, too, it is another run.
     assert copy.wandb_id.read_text() != run.wandb_id.read_text()
     # The attempt that is under way is not the copy's.
-    assert evidence.open_attempt(copy) is None
+    assert history.read(copy.journal).open is None
     assert contents(run.path) == before
     # Also when it is resumed before it was ever launched from its new place.
-    assert journal.job_of(journal.read(copy.journal)) is None
+    assert history.read(copy.journal).job_id is None
     with pytest.raises(LaunchError, match="is trained by job 42, RUNNING"):
         again(run)
 
@@ -136,7 +135,7 @@ def test_a_copy_of_a_pending_run_that_is_launched(
     assert launch(LaunchOptions("a.yaml", overrides=["run.root=other"], prepare=True)) == 0
     assert f"copied           from {run.path}: nothing there is used" in capsys.readouterr().err
     assert moved.old_place(copy) is None
-    assert journal.job_of(journal.read(copy.journal)) is None
+    assert history.read(copy.journal).job_id is None
 
 
 def test_a_copy_that_shares_files_with_the_original_leaves_them_alone(

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster import journal
+from llada_sft.cluster import history, journal
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.history import History
 from llada_sft.cluster.journal import Entry
-from llada_sft.cluster.restart_policy import Decision, decide, given_up
+from llada_sft.cluster.restart_policy import Decision, decide
 from llada_sft.config import Config, load_config
 
 ROOT = Path(__file__).parents[3]
@@ -74,7 +75,7 @@ NO_PROGRESS = (
     ],
 )
 def test_a_first_end(config: Config, cause: Cause, decision: Decision) -> None:
-    assert decide(written(fault(cause)), config) == decision
+    assert decide(History(written(fault(cause))), config) == decision
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_a_first_end(config: Config, cause: Cause, decision: Decision) -> None:
     ],
 )
 def test_the_budget(config: Config, attempts: list[Told], why: str) -> None:
-    decision = decide(written(*attempts), config)
+    decision = decide(History(written(*attempts)), config)
     assert decision.given_up == why
     assert decision.restart is (not why)
     if why:
@@ -246,12 +247,12 @@ def test_steps_after_a_damaged_checkpoint_are_counted_from_the_one_before(config
             {"event": "resumed", "attempt": number, "step": last - 20},
             *again[1:],
         ]
-    assert decide(entries, config).restart
+    assert decide(History(entries), config).restart
 
 
 def test_steps_need_not_be_counted() -> None:
     off = load_config(ROOT / "config/demo.yaml", ["slurm.min_steps_per_attempt=0"])
-    assert decide(written(*[stop(Cause.TIME_LIMIT)] * 50), off).restart
+    assert decide(History(written(*[stop(Cause.TIME_LIMIT)] * 50)), off).restart
 
 
 def test_a_launch_by_hand_is_a_new_budget(config: Config) -> None:
@@ -260,27 +261,27 @@ def test_a_launch_by_hand_is_a_new_budget(config: Config) -> None:
     again = written(fault(E), job="43", first=2)
     # SLURM may start a job before the launcher has noted it.
     for entries in ([*before, launched, *again], [*before, *again, launched]):
-        assert decide(entries, config).restart
-    assert not decide([*before, *written(fault(E), first=2)], config).restart
+        assert decide(History(entries), config).restart
+    assert not decide(History([*before, *written(fault(E), first=2)]), config).restart
 
 
 def test_progress_is_measured_over_all_jobs(config: Config) -> None:
     before = written(fault(E, 20, saved=20))
     again = written(*(fault(E, n, saved=20) for n in range(4)), job="43", first=2)
-    assert "without a new checkpoint" in decide([*before, *again], config).given_up
+    assert "without a new checkpoint" in decide(History([*before, *again]), config).given_up
 
 
 def test_without_a_journal_nothing_is_restarted(config: Config) -> None:
     """A full disk takes no `ended` line: no budget could ever be used up."""
     stopped = Decision(restart=False, exit_code=1)
-    assert decide([], config) == stopped
-    assert decide(written(fault(E))[:-1], config) == stopped
+    assert decide(History([]), config) == stopped
+    assert decide(History(written(fault(E))[:-1]), config) == stopped
     unknown: Entry = {"event": "ended", "attempt": 1, "cause": "of another version"}
-    assert decide([*written(fault(E))[:-1], unknown], config) == stopped
+    assert decide(History([*written(fault(E))[:-1], unknown]), config) == stopped
 
 
 def test_given_up_belongs_to_a_job(tmp_path: Path) -> None:
     file = tmp_path / "journal.jsonl"
     journal.append(file, {"event": "given_up", "job_id": "42", "detail": "why"})
-    assert given_up(journal.read(file), "42") == "why"
-    assert given_up(journal.read(file), "43") == ""
+    assert history.read(file).why_given_up("42") == "why"
+    assert history.read(file).why_given_up("43") == ""

@@ -41,7 +41,7 @@ OVERRIDES = ["slurm.nodes=1", "slurm.ranks_per_node=1", "slurm.setup=null"]
 RANK = """
 import os, sys, time
 from pathlib import Path
-from llada_sft.cluster import journal
+from llada_sft.cluster import history
 from llada_sft.cluster.owner import ownership
 from llada_sft.cluster.rank.journal_writer import RankJournal
 from llada_sft.errors import SupersededError
@@ -55,7 +55,7 @@ except SupersededError as error:
     sys.exit(str(error) and 2)
 assert owned is not None
 log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-noted = RankJournal(run.journal, {"attempt": journal.current_attempt(run.journal)})
+noted = RankJournal(run.journal, {"attempt": history.read(run.journal).current_number})
 done = max([int(path.name[5:]) for path in run.checkpoints.glob("step_?")], default=0)
 noted.note({"event": "resumed", "step": done})
 for step in range(done + 1, steps + 1):
@@ -291,7 +291,8 @@ def _check_refusal(starter: Starter) -> None:
 
 
 def _check_journal(entries: list[journal.Entry]) -> None:
-    attempts = journal.attempts(entries)
+    starts = [number for number, entry in enumerate(entries) if entry.get("event") == "started"]
+    attempts = [entries[first:end] for first, end in zip(starts, [*starts[1:], None], strict=True)]
     numbers = [attempt[0].get("attempt") for attempt in attempts]
     assert numbers == list(range(1, len(attempts) + 1)), "attempts are not counted"
     steps = [entry["step"] for entry in entries if entry.get("event") == "checkpoint"]

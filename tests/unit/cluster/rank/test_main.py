@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from llada_sft.cluster import failures, journal
+from llada_sft.cluster import failures, history, journal
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
@@ -400,7 +400,7 @@ def test_time_limits_without_progress_end_the_job(
     fake_tool("scontrol", f"echo $@ >> {run.path}/calls; echo JobState=COMPLETING Reason=TimeLimit")
 
     def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
-        attempt = journal.current_attempt(run.journal)
+        attempt = history.read(run.journal).current_number
         host.note({"event": "signal", "step": attempt, "signals": ["SIGUSR2"], "detail": "rank 0"})
         host.note({"event": "checkpoint", "step": 100 + attempt if attempt > 1 else 1})
         return "stopped"

@@ -13,7 +13,7 @@ from typing import get_args
 
 import pytest
 
-from llada_sft.cluster import failures, journal
+from llada_sft.cluster import failures, history, journal
 from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.owner import fence
@@ -320,10 +320,10 @@ def test_a_folder_that_cannot_be_written_is_said(
 
 def test_the_attempt_that_runs(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    assert journal.current_attempt(path) == 1
+    assert history.read(path).current_number == 1
     for attempt in (1, 2):
         journal.append(path, {"event": "started", "attempt": attempt})
-        assert journal.current_attempt(path) == attempt
+        assert history.read(path).current_number == attempt
 
 
 def test_a_rank_whose_run_is_anothers_by_now_reports_no_hang(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from llada_sft.cluster import failures, journal, slurm
+from llada_sft.cluster import failures, history, journal, slurm
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.journal import Entry
@@ -32,16 +32,16 @@ def run(project: Path) -> RunDir:
 
 
 def last_job(run: RunDir) -> str | None:
-    return journal.job_of(journal.read(run.journal))
+    return history.read(run.journal).job_id
 
 
 def test_the_journal_counts_attempts_and_skips_a_line_cut_off(run: RunDir) -> None:
-    assert (journal.next_attempt(run.journal), last_job(run)) == (1, None)
+    assert (history.read(run.journal).next_number, last_job(run)) == (1, None)
     journal.append(run.journal, {"event": "launched", "job_id": "41"})
     journal.append(run.journal, {"event": "started", "attempt": 1, "job_id": "42"})
     with run.journal.open("a") as file:
         file.write('{"event": "sta')
-    assert (journal.next_attempt(run.journal), last_job(run)) == (2, "42")
+    assert (history.read(run.journal).next_number, last_job(run)) == (2, "42")
     assert journal.read(run.journal)[0]["time"].endswith("+00:00")
 
 
