@@ -19,5 +19,5 @@ loss is divided by, agreed between the ranks beforehand.
     schedule/         the learning rate of a step, and the plan of the whole training
     checkpoint/       saving, verifying and resuming
     callbacks/        between steps: checkpoints, progress, counts of rows, signals, failures
-    log/              numbers of a run, and what the training notes in the journal
+    log/              numbers of a run, and what the training records in the journal
 """

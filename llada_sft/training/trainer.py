@@ -39,7 +39,7 @@ from llada_sft.training.host import Host
 from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.log_interval import share_of
 from llada_sft.training.log.metrics_csv import MetricsCsv
-from llada_sft.training.log.step_journal import Notes
+from llada_sft.training.log.step_journal import StepJournal
 from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import NoiseSource
@@ -74,13 +74,13 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     network_config = resolve_network(config.model)
-    notes = Notes(host, consensus, placement.rank)
+    journal = StepJournal(host, consensus, placement.rank)
     max_steps = config.train.max_steps
     shapes = network_config.parameter_shapes()
     resume = find_resume(run, placement, consensus, host=host, network=shapes, max_steps=max_steps)
     host.pulse("start", resume.step)
     if resume.stopped:
-        notes.told_to_stop(resume.step)
+        journal.stop_agreed(resume.step)
         return "stopped"
     if max_steps is not None and resume.step >= max_steps:
         if placement.rank == 0:
@@ -128,7 +128,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         consensus,
         feed=feed,
         fingerprints=dataset.fingerprints(),
-        notes=notes,
+        journal=journal,
         pulse=host.pulse,
         examples_key=examples_key(config.data),
         skipped=lambda: nonfinite.skipped,

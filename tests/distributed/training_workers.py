@@ -38,7 +38,7 @@ from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
 from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.metrics_csv import read_metrics
-from llada_sft.training.log.step_journal import Notes
+from llada_sft.training.log.step_journal import StepJournal
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import NoiseSource
 from llada_sft.training.ranks import choose_device, init_ranks
@@ -157,8 +157,8 @@ def update(
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             seen["after"] = _whole_state(trainer.strategy.deepspeed_engine)
 
-    notes = Notes(Host(), consensus, place.rank)
-    saver = CheckpointSaver(run, config.train, consensus, feed, {}, notes)
+    journal = StepJournal(Host(), consensus, place.rank)
+    saver = CheckpointSaver(run, config.train, consensus, feed, {}, journal)
     trainer = build_trainer(config, place, device, [], [Measure(), saver], resume.universal)
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     return seen

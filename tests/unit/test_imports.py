@@ -57,13 +57,16 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def at_import_time(tree: ast.Module) -> ast.Module:
-    """Leave out the bodies of functions, also of methods."""
+    """Leave out the bodies of functions, also of methods, and what only a type checker runs."""
 
     class WithoutFunctions(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
             return None
 
         visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
+        def visit_If(self, node: ast.If) -> ast.If | None:
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
     return ast.fix_missing_locations(WithoutFunctions().visit(tree))
 

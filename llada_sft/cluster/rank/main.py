@@ -142,17 +142,17 @@ def _attempt(rank: _Rank) -> None:
     if job_id := os.environ.get("SLURM_JOB_ID"):
         attempt["job_id"] = job_id
     _check_world_size(rank)
-    noted = RankJournal(rank.run.journal, attempt)
+    journal = RankJournal(rank.run.journal, attempt)
     config = load_config(rank.run.config)
     rank.watchdog.set_timeouts(config.train)
-    noted.job = RankJob.of(os.environ, config.slurm.signal_lead_s)
-    outcome = _train(config, rank, noted)
+    journal.job = RankJob.of(os.environ, config.slurm.signal_lead_s)
+    outcome = _train(config, rank, journal)
     if rank.placement.rank != 0:
         return
     if outcome == "finished":
-        noted.note({"event": "ended", "cause": Cause.FINISHED, "exit_code": 0})
+        journal.ended(Cause.FINISHED)
     else:
-        _record_stop(rank.run, noted, rank.stop, config)
+        _record_stop(rank.run, journal, rank.stop, config)
 
 
 def _check_world_size(rank: _Rank) -> None:
@@ -173,7 +173,7 @@ def _check_world_size(rank: _Rank) -> None:
         )
 
 
-def _record_stop(run_path: RunDir, noted: RankJournal, stop: StopRequest, config: Config) -> None:
+def _record_stop(run_path: RunDir, journal: RankJournal, stop: StopRequest, config: Config) -> None:
     """Record why all ranks stopped, and requeue the job if it is to continue.
 
     Raises:
@@ -182,36 +182,32 @@ def _record_stop(run_path: RunDir, noted: RankJournal, stop: StopRequest, config
     """
     # Signals received after the ranks agreed are known only to this rank; they may reveal the
     # reason.
-    stop_signals = sorted({*noted.told, *stop.names()})
+    stop_signals = sorted({*journal.signals, *stop.names()})
 
     def given_up(cause: Cause) -> str:
-        now: Entry = {"event": "ended", "attempt": noted.attempt, "cause": cause}
+        now: Entry = {"event": "ended", "attempt": journal.attempt, "cause": cause}
         entries = [*history.read(run_path.journal).entries, now]
         return restart_policy.decide(History(entries), config).given_up
 
-    ending = after_stop(stop_signals, noted.job, noted.cause, given_up)
-    ended: Entry = {"event": "ended", "cause": ending.cause, "exit_code": 0}
-    ended["detail"] = f"{' and '.join(stop_signals)} on {noted.told_whom}"
+    ending = after_stop(stop_signals, journal.job, journal.cause, given_up)
+    detail = f"{' and '.join(stop_signals)} on {journal.signalled}"
+    if ending.error:
+        assert journal.job is not None
+        error = (
+            f"job {journal.job.job_id}: not requeued: {ending.error};"
+            f" to resume from its last checkpoint:  {run_path.shell_command('resume')}"
+        )
+        print(error, file=sys.stderr, flush=True)
+        journal.ended(ending.cause, NOT_REQUEUED_EXIT_CODE, detail, error)
+        raise SystemExit(NOT_REQUEUED_EXIT_CODE)
+    journal.ended(ending.cause, detail=detail)
     if ending.given_up:
-        noted.note(ended)
-        code = GIVEN_UP_EXIT_CODE
-        noted.note({"event": "given_up", "detail": ending.given_up, "exit_code": code})
+        journal.given_up(ending.given_up, GIVEN_UP_EXIT_CODE)
         print(f"given up: {ending.given_up}", flush=True)
-        raise SystemExit(code)
-    if not ending.error:
-        noted.note(ended)
-        return
-    assert noted.job is not None
-    error = (
-        f"job {noted.job.job_id}: not requeued: {ending.error};"
-        f" to resume from its last checkpoint:  {run_path.shell_command('resume')}"
-    )
-    print(error, file=sys.stderr, flush=True)
-    noted.note({**ended, "error": error, "exit_code": NOT_REQUEUED_EXIT_CODE})
-    raise SystemExit(NOT_REQUEUED_EXIT_CODE)
+        raise SystemExit(GIVEN_UP_EXIT_CODE)
 
 
-def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
+def _train(config: Config, rank: _Rank, journal: RankJournal) -> str:
     config = _of_this_attempt(config, rank.placement, rank.run)
     # torch reads it when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(config.train.threads_per_rank)
@@ -229,7 +225,7 @@ def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
     gc.enable()
 
     def note(entry: Mapping[str, object]) -> None:
-        noted.note(cast(Entry, entry))
+        journal.note(cast(Entry, entry))
 
     def failed(error: Exception, step: int) -> None:
         # Does not return if a hang was detected: then the error is caused by a rank that has ended.
@@ -241,6 +237,8 @@ def _train(config: Config, rank: _Rank, noted: RankJournal) -> str:
         stop_requested=lambda: rank.stop.requested,
         claim_signals=rank.stop.claim,
         note=note,
+        stop_agreed=journal.stop_agreed,
+        checkpoint_saved=journal.checkpoint_saved,
         failed=failed,
         pulse=rank.watchdog.pulse,
         signals=rank.stop.names,

@@ -71,22 +71,22 @@ class StopReason:
     given_up: str = ""
 
 
-def before_save(told: Collection[str], job: RankJob | None) -> Cause | None:
+def before_save(signals: Collection[str], job: RankJob | None) -> Cause | None:
     """Ask why the ranks were signalled to stop; None if SLURM does not answer at once.
 
     Now it is seen best: a preempted job whose grace time is over looks like any that is requeued.
     """
     if job is None:
-        return _of_local(told)
+        return _of_local(signals)
     try:
         with _term_blocked():
-            return cause_of(told, slurm.job_fields(job.job_id, ASK_BEFORE_SAVE_S), job)
+            return cause_of(signals, slurm.job_fields(job.job_id, ASK_BEFORE_SAVE_S), job)
     except LaunchError:
         return None
 
 
 def after_stop(
-    told: Collection[str],
+    signals: Collection[str],
     job: RankJob | None,
     cause: Cause | None = None,
     given_up: Callable[[Cause], str] = lambda cause: "",
@@ -94,20 +94,20 @@ def after_stop(
     """Requeue the job unless it was cancelled or is requeued already; rank 0 only, after the save.
 
     Args:
-        told: The names of the signals that any rank got.
+        signals: The names of the signals that any rank got.
         job: None for a local run, which nobody requeues.
         cause: What `before_save` has found.
         given_up: Returns why the job is not to run again after a cause; empty if it is.
     """
     if job is None:
-        return StopReason(_of_local(told))
+        return StopReason(_of_local(signals))
     error = ""
     with _term_blocked():
         for pause_s in PAUSES_S:
             time.sleep(pause_s)
             try:
                 fields = slurm.job_fields(job.job_id)
-                now = cause_of(told, fields, job)
+                now = cause_of(signals, fields, job)
                 # What happened since (it is requeued) does not change the cause; a scancel does.
                 cause = now if cause is None or now == Cause.CANCELLED else cause
                 if why := given_up(cause):
@@ -120,15 +120,15 @@ def after_stop(
     return StopReason(cause or Cause.TOLD_TO_STOP, error)
 
 
-def cause_of(told: Collection[str], fields: Mapping[str, str], job: RankJob) -> Cause:
+def cause_of(signals: Collection[str], fields: Mapping[str, str], job: RankJob) -> Cause:
     """Return the cause, from the signals and from what `scontrol show job` says.
 
     Args:
-        told: The names of the signals that any rank got.
+        signals: The names of the signals that any rank got.
         fields: What scontrol says now.
         job: As it was when the attempt started.
     """
-    usr2 = "SIGUSR2" in told
+    usr2 = "SIGUSR2" in signals
     if job_states.is_requeued(fields, job.restarts):
         # An operator's requeue sends TERM alone; after USR2 it was the end of the grace time.
         return Cause.PREEMPTED if usr2 else Cause.REQUEUED
@@ -143,8 +143,8 @@ def cause_of(told: Collection[str], fields: Mapping[str, str], job: RankJob) -> 
     return Cause.TOLD_TO_STOP
 
 
-def _of_local(told: Collection[str]) -> Cause:
-    return Cause.TOLD_TO_STOP if "SIGUSR2" in told else Cause.CANCELLED
+def _of_local(signals: Collection[str]) -> Cause:
+    return Cause.TOLD_TO_STOP if "SIGUSR2" in signals else Cause.CANCELLED
 
 
 def _seconds_left(fields: Mapping[str, str]) -> float:

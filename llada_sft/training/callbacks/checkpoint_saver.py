@@ -26,7 +26,7 @@ from llada_sft.training.checkpoint.shard_writer import write_error
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Phase
-from llada_sft.training.log.step_journal import Notes, versions
+from llada_sft.training.log.step_journal import StepJournal, versions
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.strategy import Zero3Strategy
@@ -41,7 +41,7 @@ class CheckpointSaver(pl.Callback):
         consensus: The agreement of the ranks.
         feed: Knows whether the ranks agreed to stop.
         fingerprints: Fingerprints of this rank's files.
-        notes: Writes to the journal.
+        journal: Records steps and checkpoints.
         pulse: Called with the phase that this rank enters, and the step.
         examples_key: A hash of what decides which examples a row makes.
         skipped: Returns the steps that were skipped because their loss or gradient was not finite.
@@ -55,7 +55,7 @@ class CheckpointSaver(pl.Callback):
         consensus: Consensus,
         feed: StepFeed,
         fingerprints: dict[str, str],
-        notes: Notes,
+        journal: StepJournal,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         examples_key: str = "",
         skipped: Callable[[], SkippedSteps] = SkippedSteps,
@@ -64,12 +64,12 @@ class CheckpointSaver(pl.Callback):
         self._examples_key, self._skipped = examples_key, skipped
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
-        self._notes, self._pulse, self._require_owner = notes, pulse, require_owner
+        self._journal, self._pulse, self._require_owner = journal, pulse, require_owner
         # Whether the run ended because it was signalled to stop.
         self.stopped = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._notes.resumed(trainer.global_step)
+        self._journal.resumed(trainer.global_step)
 
     def on_train_batch_end(
         self,
@@ -79,12 +79,12 @@ class CheckpointSaver(pl.Callback):
         batch: StepBatch,
         batch_idx: int,
     ) -> None:
-        self._notes.step_ended()
+        self._journal.step_ended()
         step = trainer.global_step
         last = trainer.is_last_batch or step == trainer.max_steps
         self.stopped = self._feed.stop_agreed and not last
         if self.stopped:
-            self._notes.told_to_stop(step)
+            self._journal.stop_agreed(step)
         if last or self.stopped or step % self._config.checkpoint_every_steps == 0:
             self._save(trainer, step, batch, last)
         if self.stopped:
@@ -99,7 +99,7 @@ class CheckpointSaver(pl.Callback):
         first = next((error for error in errors if error is not None), None)
         if first is None:
             total_steps = None if batch.pace is None else batch.pace.total_steps
-            self._notes.saved(step, num_bytes, total_steps)
+            self._journal.checkpoint_saved(step, num_bytes, total_steps)
             return
         line = ""
         if trainer.is_global_zero:
@@ -108,7 +108,7 @@ class CheckpointSaver(pl.Callback):
             line = abandon_partial(partial, first, num_bytes)
         line = str(self._consensus.gather(line)[0])
         if self.stopped or (self._config.on_failed_save == "go_on" and not last):
-            self._notes.not_saved(
+            self._journal.checkpoint_failed(
                 step, f"{line}; {'stopping' if self.stopped else 'training'} continues"
             )
             return

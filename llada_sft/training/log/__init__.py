@@ -1,4 +1,4 @@
-"""Numbers of a run, and what its training notes.
+"""Numbers of a run, and what its training records.
 
 log_interval.py      the numbers of the log that cover several steps
 metrics_csv.py       the log of a run, continued by every attempt

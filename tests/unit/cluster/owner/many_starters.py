@@ -42,6 +42,7 @@ RANK = """
 import os, sys, time
 from pathlib import Path
 from llada_sft.cluster import history
+from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.owner import ownership
 from llada_sft.cluster.rank.journal_writer import RankJournal
 from llada_sft.errors import SupersededError
@@ -68,7 +69,7 @@ for step in range(done + 1, steps + 1):
     owned.leave_if_lost()
     partial.rename(run.checkpoints / f"step_{step}")
     noted.note({"event": "checkpoint", "step": step})
-noted.note({"event": "ended", "cause": "finished", "exit_code": 0})
+noted.ended(Cause.FINISHED)
 """
 # A job is there as long as one of its processes is.
 SCONTROL = """#!/bin/sh

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster import journal
+from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.rank.journal_writer import RankJournal, lead_problem
 from llada_sft.cluster.rank.stopping import RankJob
+from llada_sft.training.host import SavedCheckpoint
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ from llada_sft.cluster.rank.stopping import RankJob
 def test_a_lead_that_is_too_short(
     save_s: float, step_s: float, lead_s: int, problem: str | None
 ) -> None:
-    found = lead_problem({"seconds": save_s, "step_seconds": step_s}, lead_s)
+    found = lead_problem(SavedCheckpoint(10, save_s, step_s, num_bytes=1), lead_s)
     assert (found is None) == (problem is None)
     assert (found or "").endswith(problem or "")
 
@@ -40,7 +42,7 @@ def test_the_warning_comes_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     noted = RankJournal(file, {"attempt": 3})
     noted.job = RankJob("42", restarts=0, signal_lead_s=60)
     for step in (10, 20):
-        noted.note({"event": "checkpoint", "step": step, "seconds": 71.0, "step_seconds": 12.0})
+        noted.checkpoint_saved(SavedCheckpoint(step, 71.0, 12.0, num_bytes=1))
     warning = (
         "slurm.signal_lead_s: 60 s, but a checkpoint took 71 s and a step 12 s:"
         " set it to at least 120"
@@ -55,10 +57,10 @@ def test_the_warning_comes_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_end_knows_the_step_and_the_signals(tmp_path: Path) -> None:
     noted = RankJournal(tmp_path / "journal", {"attempt": 1})
     noted.note({"event": "resumed", "step": 10})
-    noted.note({"event": "signal", "step": 13, "signals": ["SIGUSR2"], "detail": "rank 3"})
-    noted.note({"event": "ended", "cause": "told to stop"})
+    noted.stop_agreed(13, ["SIGUSR2"], "rank 3")
+    noted.ended(Cause.TOLD_TO_STOP)
     assert journal.read(tmp_path / "journal")[-1]["step"] == 13
-    assert (noted.told, noted.told_whom) == (["SIGUSR2"], "rank 3")
+    assert (noted.signals, noted.signalled) == (["SIGUSR2"], "rank 3")
 
 
 @pytest.mark.parametrize(
@@ -71,5 +73,5 @@ def test_a_signal_is_noted_with_its_cause_where_slurm_answers(
     fake_tool("scontrol", f"echo {answer}")
     noted = RankJournal(tmp_path / "journal", {"attempt": 1})
     noted.job = RankJob("42", restarts=0, signal_lead_s=60)
-    noted.note({"event": "signal", "step": 13, "signals": ["SIGTERM"], "detail": "all ranks"})
+    noted.stop_agreed(13, ["SIGTERM"], "all ranks")
     assert journal.read(tmp_path / "journal")[0].get("cause") == noted.cause == cause

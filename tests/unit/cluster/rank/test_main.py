@@ -31,7 +31,7 @@ from llada_sft.errors import (
 )
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.host import Host
+from llada_sft.training.host import Host, SavedCheckpoint
 
 Train = Callable[[Config, RunDir, Placement, Callable[[], bool], Callable[[], None]], str]
 SLURM = {
@@ -323,6 +323,9 @@ def test_a_checkpoint_that_cannot_be_written_is_a_full_disk(
 
 def test_a_stop_without_slurm_is_noted(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, lambda *_: "stopped")
+    main.run(str(run.path))
+    (ended,) = journal.read(run.journal)[1:]
+    assert (ended["event"], ended["cause"], ended["exit_code"]) == ("ended", "cancelled", 0)
 
 
 def told(signals: list[str], whom: str) -> Train:
@@ -330,7 +333,7 @@ def told(signals: list[str], whom: str) -> Train:
 
     def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
         if placement.rank == 0:
-            host.note({"event": "signal", "step": 7, "signals": signals, "detail": whom})
+            host.stop_agreed(7, signals, whom)
         return "stopped"
 
     return train
@@ -401,8 +404,9 @@ def test_time_limits_without_progress_end_the_job(
 
     def train(config: Config, run: RunDir, placement: Placement, host: Host) -> str:
         attempt = history.read(run.journal).current_number
-        host.note({"event": "signal", "step": attempt, "signals": ["SIGUSR2"], "detail": "rank 0"})
-        host.note({"event": "checkpoint", "step": 100 + attempt if attempt > 1 else 1})
+        host.stop_agreed(attempt, ["SIGUSR2"], "rank 0")
+        step = 100 + attempt if attempt > 1 else 1
+        host.checkpoint_saved(SavedCheckpoint(step, 1.0, 1.0, num_bytes=1))
         return "stopped"
 
     stand_in(monkeypatch, train)

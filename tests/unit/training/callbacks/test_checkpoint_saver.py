@@ -26,7 +26,7 @@ class Saver(CheckpointSaver):
         return self.errors, 10
 
 
-class Notes:
+class Journal:
     """Remembers what the journal would be told."""
 
     def __init__(self) -> None:
@@ -34,14 +34,14 @@ class Notes:
 
     def step_ended(self) -> None: ...
 
-    def told_to_stop(self, step: int) -> None:
+    def stop_agreed(self, step: int) -> None:
         self.said.append(("signal", step))
 
-    def saved(self, step: int, num_bytes: int, total_steps: int | None = None) -> None:
+    def checkpoint_saved(self, step: int, num_bytes: int, total_steps: int | None = None) -> None:
         assert total_steps == 30
         self.said.append(("checkpoint", step))
 
-    def not_saved(self, step: int, line: str) -> None:
+    def checkpoint_failed(self, step: int, line: str) -> None:
         self.said.append(("warning", step))
 
 
@@ -55,7 +55,7 @@ def end_of_step(
     on_failed_save: str = "stop",
     rank: int = 0,
 ) -> tuple[Saver, Any, list[tuple[str, int]]]:
-    notes: Any = Notes()
+    journal: Any = Journal()
     feed: Any = SimpleNamespace(stop_agreed=stop)
     consensus: Any = SimpleNamespace(gather=lambda item: [item or "it cannot be written", ""])
     config = TrainConfig.model_validate(
@@ -63,7 +63,7 @@ def end_of_step(
     )
     run = RunDir(tmp_path)
     run.checkpoints.mkdir(exist_ok=True)
-    saver = Saver(run, config, consensus, feed, {}, notes)
+    saver = Saver(run, config, consensus, feed, {}, journal)
     saver.errors = errors or [None, None]
     trainer: Any = SimpleNamespace(
         global_step=step,
@@ -77,7 +77,7 @@ def end_of_step(
     batch: Any = SimpleNamespace(pace=SimpleNamespace(total_steps=30))
     module: Any = None
     saver.on_train_batch_end(trainer, module, None, batch, 0)
-    return saver, trainer, notes.said
+    return saver, trainer, journal.said
 
 
 def test_a_stop_saves_and_ends_the_run_without_a_validation(tmp_path: Path) -> None:
