@@ -13,9 +13,9 @@ cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
 sampling.py   `llada-sft sample`
 run_dir.py    the paths in a run directory
 placement.py  which rank this is
-keys.py       keys of random choices, and digests
 errors.py     what a user can fix; versions.py: of Python and of packages
-keys.py       keys of random draws; atomic.py: files that are replaced at once
+keys.py       keys of random choices, and digests
+atomic.py     files that are replaced at once; processes.py: other processes, and a pipe to each
 """
 
 __version__ = "0.1.0"

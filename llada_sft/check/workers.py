@@ -5,23 +5,25 @@ without output from any process, and that a process that is killed is one line t
 """
 
 import gc
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from llada_sft.errors import DataError, LladaSftError
+from llada_sft.processes import PipedProcess
 
 State = TypeVar("State")
 Result = TypeVar("Result")
 # Each holds a tokenizer; a login node of hundreds of cores is not ours alone.
 MAX_WORKERS = 32
+# A terminal sends it to all processes; the parent ends its workers.
+_CTRL_C = frozenset({signal.SIGINT})
 
 
 def usable_cores() -> int:
@@ -42,20 +44,21 @@ class Workers(Generic[State]):
 
     def __init__(self, build_state: Callable[[], State], num_workers: int) -> None:
         self._build_state, self._num_workers = build_state, num_workers
-        self._processes: dict[Connection, SpawnProcess] = {}
+        self._workers: dict[Connection, PipedProcess] = {}
 
     def __enter__(self) -> Self:
-        # Python starts this with the first worker otherwise, and then lets SIGINT through again.
+        # It would unblock INT if it started between two workers.
         resource_tracker.ensure_running()
         try:
-            # Workers inherit this: Ctrl-C is for the parent, which then ends them.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            # Ctrl-C waits until all workers are known here.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
             try:
                 for _ in range(self._num_workers):
-                    self._start()
+                    worker = PipedProcess(partial(_work, self._build_state), _CTRL_C)
+                    self._workers[worker.pipe] = worker
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            for pipe in self._processes:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for pipe in self._workers:
                 self._receive(pipe)
         except BaseException:
             self._kill()
@@ -78,7 +81,7 @@ class Workers(Generic[State]):
         """
         waiting = iter(enumerate(tasks))
         busy: dict[Connection, int] = {}
-        for pipe in self._processes:
+        for pipe in self._workers:
             _give_next(pipe, waiting, busy)
         while busy:
             for ready in wait(list(busy)):
@@ -88,31 +91,22 @@ class Workers(Generic[State]):
                 _give_next(ready, waiting, busy)
                 yield number, result
 
-    def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        ours, theirs = multiprocessing.Pipe()
-        process = spawn.Process(target=_work, args=(theirs, self._build_state), daemon=True)
-        process.start()
-        # While a copy is open here, the end of the process would go unnoticed.
-        theirs.close()
-        self._processes[ours] = process
-
     def _receive(self, pipe: Connection) -> Any:
         try:
-            result, problem = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            raise DataError(_died(self._processes[pipe])) from None
+            result, problem = self._workers[pipe].receive()
+        except EOFError:
+            raise DataError(_death(self._workers[pipe])) from None
         if problem is not None:
             raise DataError(problem)
         return result
 
     def _kill(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-        for pipe, process in self._processes.items():
-            process.join()
+        for worker in self._workers.values():
+            worker.kill()
+        for pipe, worker in self._workers.items():
+            worker.join()
             pipe.close()
-        self._processes = {}
+        self._workers = {}
 
 
 def _give_next(
@@ -128,17 +122,16 @@ def _give_next(
         return
 
 
-def _died(process: SpawnProcess) -> str:
-    process.join()
-    code = process.exitcode or 0
-    if code >= 0:
-        return f"a reading process ended by itself with exit code {code}; does the hook end it?"
-    name = signal.Signals(-code).name
-    advice = "; out of memory? use fewer processes:  taskset -c 0 llada-sft check ..."
-    return f"a reading process was killed by {name}{advice if name == 'SIGKILL' else ''}"
+def _death(worker: PipedProcess) -> str:
+    end = worker.how_it_ended()
+    if end == "was killed by SIGKILL":
+        end += "; out of memory? use fewer processes:  taskset -c 0 llada-sft check ..."
+    elif "exit code" in end:
+        end += "; does the hook end it?"
+    return f"a reading process {end}"
 
 
-def _work(pipe: Connection, build_state: Callable[[], State]) -> None:
+def _work(build_state: Callable[[], State], pipe: Connection) -> None:
     # The user's hook may print; standard output is the report's.
     os.dup2(2, 1)
     try:
@@ -151,6 +144,6 @@ def _work(pipe: Connection, build_state: Callable[[], State]) -> None:
             pipe.send((task(state), None))
     except LladaSftError as error:
         pipe.send((None, str(error)))
-    except (EOFError, BrokenPipeError):
+    except EOFError:
         # The parent has gone.
         return

@@ -7,8 +7,8 @@ MUTANTS = (
         "data/steps/prefetch.py",
         "data/steps/test_prefetch.py",
         (
-            "signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):",
-            "signal.SIGUSR2, signal.SIGINT):",
+            "signal.SIGUSR2, signal.SIGTERM, signal.SIGINT})",
+            "signal.SIGUSR2, signal.SIGINT})",
             "TERM ends the background process",
         ),
     ),
@@ -442,9 +442,33 @@ MUTANTS = (
         "data/steps/prefetch.py",
         "data/steps/test_prefetch.py",
         (
-            "                _kill(self._processes)\n                return",
-            "                return",
+            "        self._worker.kill()\n",
+            "",
             "a hook that blocks keeps the rank",
+        ),
+        (
+            "self._worker.pipe.close()",
+            "pass",
+            "the background process is always killed, whatever it is writing",
+        ),
+        (
+            "error = _portable(error)",
+            "pass",
+            "an error that cannot be sent hides what it says",
+        ),
+    ),
+    *of_file(
+        "processes.py",
+        "data/steps/test_prefetch.py",
+        (
+            "signal.pthread_sigmask(signal.SIG_SETMASK, before)",
+            "pass",
+            "a rank is deaf to signals after it has started another process",
+        ),
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, ignored)",
+            "signal.pthread_sigmask(signal.SIG_BLOCK, [])",
+            "a signal to the whole job ends a process that is just starting",
         ),
     ),
     *of_file(

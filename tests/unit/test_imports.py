@@ -11,7 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([ROOT / "launch.py", *(ROOT / "llada_sft").rglob("*.py")])
-GROUND = {"config", "run_dir", "placement", "errors", "versions", "keys", "atomic"}
+GROUND = {
+    "config",
+    "run_dir",
+    "placement",
+    "errors",
+    "versions",
+    "keys",
+    "atomic",
+    "processes",
+}
 # What each part may import of the package, besides itself.
 MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
@@ -32,6 +41,7 @@ MAY_KNOW = {
     "run_dir": set(),
     "placement": set(),
     "versions": set(),
+    "processes": set(),
     "errors": set(),
     "keys": set(),
     "atomic": set(),

@@ -12,8 +12,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from torch.utils.data import IterableDataset
-
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Encode, Example, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError, Quarantine
@@ -30,7 +28,7 @@ from llada_sft.data.steps.packing import micro_batches
 from llada_sft.data.steps.yields import RowsLeft, RowYield, StepEstimate, sample_yield
 
 
-class StepDataset(IterableDataset[LocalStep]):
+class StepDataset(Iterable[LocalStep]):
     """The steps of one rank from a position on, through all epochs.
 
     Args:

@@ -3,11 +3,14 @@
 import atexit
 import json
 import multiprocessing
+import os
+import re
 import signal
+import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -89,33 +92,88 @@ def test_each_token_goes_through_the_pipe_once(tmp_path: Path) -> None:
     assert len(ForkingPickler.dumps(step)) < 1.1 * arrays
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("num_steps", [0, 1], ids=["before its first step", "in the middle"])
 def test_the_background_process_ends_with_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int
+    monkeypatch: pytest.MonkeyPatch, num_steps: int
 ) -> None:
-    """It ignores TERM, which is all that Python tries at exit; DataLoader ends it when the last
-    reference to its iterator goes."""
+    """It ignores TERM, which is all that Python tries at exit."""
     at_exit: list[Callable[[], None]] = []
-    ended: list[bool] = []
-
-    class Loader:
-        def __init__(self, items: Iterable[object], **_: object) -> None:
-            self._items = items
-
-        def __iter__(self) -> Iterator[object]:
-            iterator = iter(self._items)
-            weakref.finalize(iterator, ended.append, True)
-            return iterator
-
     monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(partial(*call)))
-    monkeypatch.setattr(prefetch, "DataLoader", Loader)
-    unfinished = iter(step_loader(dataset(write(tmp_path, [[1] * 9]), StepSize(1, 1)), 2))
+    # More than a pipe holds.
+    long = "x" * 1_000_000
+    unfinished = iter(step_loader(cast(StepDataset, [long] * 9), 2))
     for _ in range(num_steps):
-        next(unfinished)
-    assert ended == []
+        assert next(unfinished) == long  # type: ignore[comparison-overlap]
+    (process,) = multiprocessing.active_children()
+    assert process.is_alive()
     for action in at_exit:
         action()
-    assert ended == [True]
+    assert has_ended(process)
+    # It was not killed: it ended when it could not send its next step.
+    assert process.exitcode == 0
+
+
+class Killed:
+    """A dataset whose process is killed, as for its memory."""
+
+    def __iter__(self) -> Iterator[object]:
+        yield "first"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Leaves:
+    """A dataset whose hook ends its process."""
+
+    def __iter__(self) -> Iterator[object]:
+        yield "first"
+        sys.exit(3)
+
+
+class OfTwoArgumentsError(Exception):
+    """Cannot be made again from its text alone, as pickle does it."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one}: {other}")
+
+
+class Raises:
+    """A dataset with a defect."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error.args, type(error)
+
+    def __iter__(self) -> Iterator[object]:
+        arguments, kind = self._error
+        yield "first"
+        if kind is OfTwoArgumentsError:
+            raise OfTwoArgumentsError("a", "b")
+        raise kind(*arguments)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("dataset", "kind", "message"),
+    [
+        (Killed(), RuntimeError, "the process that prepares steps was killed by SIGKILL;"),
+        (Leaves(), RuntimeError, "the process that prepares steps ended by itself with exit code"),
+        (Raises(KeyError("id")), KeyError, "'id'"),
+        (Raises(OfTwoArgumentsError("", "")), RuntimeError, "OfTwoArgumentsError: a: b"),
+    ],
+    ids=["killed", "exit", "a defect", "a defect that cannot be sent"],
+)
+def test_an_end_of_the_background_process_is_raised_where_its_step_is_missed(
+    dataset: object, kind: type[Exception], message: str
+) -> None:
+    steps = iter(step_loader(cast(StepDataset, dataset), 2))
+    assert next(steps) == "first"
+    with pytest.raises(kind, match=f"^{re.escape(message)}") as caught:
+        next(steps)
+    if isinstance(dataset, Raises):
+        # The traceback of the other process.
+        assert "in __iter__" in "".join(traceback.format_exception(caught.value))
+    assert multiprocessing.active_children() == []
+    assert next(steps, None) is None
 
 
 class SignalsOfTheProcess:
@@ -131,6 +189,7 @@ class SignalsOfTheProcess:
 
 def test_the_background_process_is_deaf_to_the_jobs_signals_from_its_first_moment() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert not before & {signal.SIGTERM, signal.SIGUSR2}
     steps = iter(step_loader(cast(StepDataset, SignalsOfTheProcess()), 2))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
     assert list(steps) == [["SIGTERM", True, True], ["SIGUSR2", True, True]]
@@ -173,13 +232,10 @@ def test_a_hook_that_blocks_does_not_keep_the_rank(
     at_exit: list[Callable[[], None]] = []
     monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(partial(*call)))
     monkeypatch.setattr(prefetch, "CLOSE_S", 0.2)
-    # How long DataLoader itself waits before it sends TERM.
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
     steps = iter(step_loader(cast(StepDataset, dataset), 2))
+    (process,) = multiprocessing.active_children()
     for _ in range(num_steps):
         assert next(steps, None) in ("first", None)
-    (process,) = multiprocessing.active_children()
-    handler = signal.getsignal(signal.SIGCHLD)
     if closed:
         cast(Generator[object, None, None], steps).close()
         assert has_ended(process)
@@ -187,4 +243,3 @@ def test_a_hook_that_blocks_does_not_keep_the_rank(
     for action in reversed(at_exit):
         action()
     assert has_ended(process)
-    assert signal.getsignal(signal.SIGCHLD) is handler
