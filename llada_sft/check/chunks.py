@@ -42,12 +42,13 @@ def spread_sample(num_rows: Sequence[int], sample: int, chunk_rows: int) -> list
     chosen = [(2 * place + 1) * total // (2 * sample) for place in range(sample)]
     chunks, begin, done = [], 0, 0
     for number, rows in enumerate(num_rows):
-        own = []
+        in_file = []
         while done < sample and chosen[done] < begin + rows:
-            own.append(chosen[done] - begin)
+            in_file.append(chosen[done] - begin)
             done += 1
         begin += rows
         chunks += [
-            Chunk(number, own[at : at + chunk_rows]) for at in range(0, len(own), chunk_rows)
+            Chunk(number, in_file[start : start + chunk_rows])
+            for start in range(0, len(in_file), chunk_rows)
         ]
     return chunks

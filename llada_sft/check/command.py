@@ -39,13 +39,13 @@ def run_check(request: Request, tokenizer_ids: TokenIds, json: bool) -> int:
     config = request.config
     build = BuildWorker(config.data, Path(config.model.path), tokenizer_ids)
     with Workers(build, usable_cores()) as workers:
-        found = survey(request, workers)
-    findings = findings_of(found)
+        surveyed = survey(request, workers)
+    findings = findings_of(surveyed)
     if json:
-        print(orjson.dumps(as_json(found, findings), option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(as_json(surveyed, findings), option=orjson.OPT_INDENT_2).decode())
     else:
-        print(as_text(found, findings, _colour()))
-    return PROBLEMS if any(one.level == "problem" for one in findings) else FINE
+        print(as_text(surveyed, findings, _colour()))
+    return PROBLEMS if any(finding.level == "problem" for finding in findings) else FINE
 
 
 def _colour() -> bool:

@@ -26,16 +26,16 @@ def repeated(rows: Rows, first: int) -> tuple[int, Pairs]:
     """
     texts, ids = _before(rows.records), _before(rows.ids)
     earlier = np.where(texts >= 0, texts, ids)
-    found = np.flatnonzero(earlier >= 0)
-    return len(found), [(int(row), int(earlier[row])) for row in found[:first]]
+    repeats = np.flatnonzero(earlier >= 0)
+    return len(repeats), [(int(row), int(earlier[row])) for row in repeats[:first]]
 
 
 def found_in(rows: Rows, others: Rows, first: int) -> tuple[int, Pairs]:
     """Count the rows that one of the others is the same as, and name the first."""
     texts, ids = _place_in(rows.records, others.records), _place_in(rows.ids, others.ids)
     places = np.where(texts >= 0, texts, ids)
-    found = np.flatnonzero(places >= 0)
-    return len(found), [(int(row), int(places[row])) for row in found[:first]]
+    repeats = np.flatnonzero(places >= 0)
+    return len(repeats), [(int(row), int(places[row])) for row in repeats[:first]]
 
 
 def _before(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -53,7 +53,7 @@ def _place_in(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray
     if not len(others):
         return places
     order = np.argsort(others, kind="stable")
-    at = np.minimum(np.searchsorted(others, hashes, sorter=order), len(others) - 1)
-    there = others[order[at]] == hashes
-    places[there] = order[at][there]
+    nearest = np.minimum(np.searchsorted(others, hashes, sorter=order), len(others) - 1)
+    there = others[order[nearest]] == hashes
+    places[there] = order[nearest][there]
     return places

@@ -132,10 +132,10 @@ class _Lengths:
             return line - 1
         return int(np.searchsorted(lines, np.uint64(line)))
 
-    def example(self, rows: Rows, at: int, file: str, line: int, part: int) -> Example:
+    def example(self, rows: Rows, index: int, file: str, line: int, part: int) -> Example:
         """Make an example of the right lengths."""
-        length, response = rows.lengths.item(at), rows.responses.item(at)
-        tail = rows.tails.item(at)
+        length, response = rows.lengths.item(index), rows.responses.item(index)
+        tail = rows.tails.item(index)
         begin = self._middle + response - length
         return Example(
             input_ids=self._zeros[:length],
@@ -183,7 +183,7 @@ class PlanEpoch:
             worker.tokenizer_dir,
             worker.ids,
             # Named sources make one epoch of theirs; otherwise the run's first is enough.
-            [one if one.name else replace(one, epochs=1) for one in self.sources],
+            [source if source.name else replace(source, epochs=1) for source in self.sources],
             self.seed,
             self.size,
             encode=lengths.of_row,
@@ -230,26 +230,26 @@ def estimate(
             epochs.
         num_rows: All rows of each rank, likewise.
     """
-    files = {str(number): one for number, one in enumerate(_flat(rows))}
+    files = {str(number): read for number, read in enumerate(_flat(rows))}
     lengths = _Lengths(files, config)
     examples = [
-        lengths.example(one, at, name, 0, at)
-        for name, one in files.items()
-        for at in range(len(one.lengths))
+        lengths.example(read, index, name, 0, index)
+        for name, read in files.items()
+        for index in range(len(read.lengths))
     ]
     order = np.random.Generator(np.random.Philox(0)).permutation(len(examples))
-    answers = {name: one.responses - one.tails for name, one in files.items()}
+    answers = {name: read.responses - read.tails for name, read in files.items()}
     totals = _Totals()
     shuffled = (examples[number] for number in order.tolist())
     for batch in micro_batches(config, size.micro_batch_size, 0, [], shuffled):
         totals.add(batch, lambda key: answers[key.file].item(key.part))
     if not totals.examples:
-        return [RankEpoch(rows=own) for own in num_rows]
+        return [RankEpoch(rows=count) for count in num_rows]
     sampled = sum(map(len, files.values()))
-    mean = sum(int(one.lengths.sum()) for one in files.values()) / sampled
+    mean = sum(int(read.lengths.sum()) for read in files.values()) / sampled
     return [
-        _estimated(totals, own, sampled, _mean(sample, mean) / mean, config, size)
-        for sample, own in zip(rows, num_rows, strict=True)
+        _estimated(totals, count, sampled, _mean(sample, mean) / mean, config, size)
+        for sample, count in zip(rows, num_rows, strict=True)
     ]
 
 
@@ -277,8 +277,8 @@ def _mean(sample: Sequence[Rows], otherwise: float) -> float:
     num_rows = sum(map(len, sample))
     if not num_rows:
         return otherwise
-    return sum(int(one.lengths.sum()) for one in sample) / num_rows
+    return sum(int(read.lengths.sum()) for read in sample) / num_rows
 
 
 def _flat(rows: Sequence[Sequence[Rows]]) -> list[Rows]:
-    return [one for own in rows for one in own]
+    return [read for of_rank in rows for read in of_rank]

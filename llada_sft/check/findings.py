@@ -41,8 +41,8 @@ def findings_of(survey: Survey) -> list[Finding]:
         _repeats,
         _eos,
     )
-    found = [finding for check in checks for finding in check(survey)]
-    return sorted(found, key=lambda finding: finding.level != "problem")
+    findings = [finding for check in checks for finding in check(survey)]
+    return sorted(findings, key=lambda finding: finding.level != "problem")
 
 
 def idle_share(survey: Survey) -> float:
@@ -75,9 +75,9 @@ def _warning(code: str, message: str) -> Finding:
 
 
 def _shards(survey: Survey) -> Iterator[Finding]:
-    for one in survey.train.sources:
+    for source in survey.train.sources:
         try:
-            one.source.of_rank(0, survey.request.ranks)
+            source.source.of_rank(0, survey.request.ranks)
         except ConfigError as error:
             yield _problem("too_few_shards", str(error))
 
@@ -93,15 +93,15 @@ def _examples(survey: Survey) -> Iterator[Finding]:
 
 def _bad_rows(survey: Survey) -> Iterator[Finding]:
     allowed = survey.request.config.data.max_bad_fraction
-    mend = f"data.max_bad_fraction allows {allowed:g}: fix them, or allow more"
+    remedy = f"data.max_bad_fraction allows {allowed:g}: fix them, or allow more"
     for rank, epoch in enumerate(survey.epoch):
         if epoch.stopped_by is not None:
-            yield _problem("bad_rows", f"rank {rank}: {epoch.stopped_by}, {mend}")
+            yield _problem("bad_rows", f"rank {rank}: {epoch.stopped_by}, {remedy}")
             return
     counts = survey.train.counts
     judged = survey.epoch and not survey.estimated
     if not judged and counts.num_bad > allowed * counts.rows:
-        yield _problem("bad_rows", f"{counts.num_bad:,} of {counts.rows:,} rows are bad, {mend}")
+        yield _problem("bad_rows", f"{counts.num_bad:,} of {counts.rows:,} rows are bad, {remedy}")
 
 
 def _validation(survey: Survey) -> Iterator[Finding]:

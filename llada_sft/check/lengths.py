@@ -30,11 +30,11 @@ def summarize(lengths: NDArray[np.integer]) -> Lengths | None:
     if not len(lengths):
         return None
     longest = int(lengths.max())
-    found = np.percentile(lengths, _SHARES, method="inverted_cdf").astype(int).tolist()
+    values = np.percentile(lengths, _SHARES, method="inverted_cdf").astype(int).tolist()
     return Lengths(
         float(lengths.mean(dtype=np.float64)),
         longest,
-        dict(zip(_SHARES, found, strict=True)),
+        dict(zip(_SHARES, values, strict=True)),
         _histogram(lengths, longest),
     )
 

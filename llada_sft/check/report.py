@@ -51,11 +51,15 @@ def as_json(survey: Survey, findings: Sequence[Finding]) -> dict[str, Any]:
             for number, rank in enumerate(survey.epoch)
         ],
         "findings": [
-            {"level": one.level, "code": one.code, "message": one.message} for one in findings
+            {"level": finding.level, "code": finding.code, "message": finding.message}
+            for finding in findings
         ],
         "examples": [
-            {"where": one.where, "pieces": [{"kind": k, "text": text} for k, text in one.pieces]}
-            for one in survey.shown
+            {
+                "where": example.where,
+                "pieces": [{"kind": k, "text": text} for k, text in example.pieces],
+            }
+            for example in survey.shown
         ],
     }
 
@@ -66,13 +70,13 @@ def _dataset_json(data: Dataset) -> dict[str, Any]:
         "path": data.path,
         "sources": [
             {
-                "name": one.source.name,
-                "path": one.source.path,
-                "format": one.format,
-                "shards": len(one.source.shards),
-                "rows": one.num_rows,
+                "name": source.source.name,
+                "path": source.source.path,
+                "format": source.format,
+                "shards": len(source.source.shards),
+                "rows": source.num_rows,
             }
-            for one in data.sources
+            for source in data.sources
         ],
         "shards": len(data.num_rows),
         "rows": sum(data.num_rows),
@@ -83,7 +87,7 @@ def _dataset_json(data: Dataset) -> dict[str, Any]:
             "by_reason": dict(sorted(counts.bad.items())),
             "first": [row.to_json() for row in data.first_bad],
         },
-        "left_out_rows": counts.left_out,
+        "left_out_rows": counts.dropped_by_hook,
         "too_long": {
             "clipped": counts.clipped,
             "skipped": counts.skipped,
@@ -166,17 +170,17 @@ def _examples(survey: Survey, colour: bool) -> Iterator[str]:
 def _dataset(data: Dataset, name: str) -> Iterator[str]:
     counts, rows = data.counts, sum(data.num_rows)
     yield _line(name, data.path)
-    for one in data.sources:
-        name = f"{one.source.name}: {one.num_rows:,} rows, " if one.source.name else ""
-        yield _line("format", name + one.format)
+    for source in data.sources:
+        name = f"{source.source.name}: {source.num_rows:,} rows, " if source.source.name else ""
+        yield _line("format", name + source.format)
     read = "" if counts.rows == rows else f", of which {counts.rows:,} were read"
     shards = "shard" if len(data.num_rows) == 1 else "shards"
     yield _line("rows", f"{rows:,} in {len(data.num_rows):,} {shards}{read}")
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.bad.items()))
     yield _line("bad rows", _of(counts.num_bad, counts.rows) + (f": {reasons}" if reasons else ""))
     yield from (f"{'':<{_LABEL}}{row}" for row in data.first_bad)
-    if counts.left_out:
-        yield _line("dropped", f"{_of(counts.left_out, counts.rows)} by the hook")
+    if counts.dropped_by_hook:
+        yield _line("dropped", f"{_of(counts.dropped_by_hook, counts.rows)} by the hook")
     yield _line("examples", f"{data.examples:,}")
     share = too_long_share(counts, data.examples)
     yield _line("too long", f"{counts.clipped:,} cut, {counts.skipped:,} skipped ({share:.2%})")
@@ -200,7 +204,7 @@ def _repeats(survey: Survey) -> str:
 
 
 def _named(pairs: Sequence[tuple[str, str]], word: str) -> Iterator[str]:
-    yield from (f"{'':<{_LABEL}}{one} {word} {other}" for one, other in pairs)
+    yield from (f"{'':<{_LABEL}}{first} {word} {second}" for first, second in pairs)
 
 
 def _epoch(survey: Survey) -> Iterator[str]:
@@ -209,7 +213,7 @@ def _epoch(survey: Survey) -> Iterator[str]:
     about = "≈ " if survey.estimated else ""
     numbers = _epoch_json(survey)
     why = f", estimated from {survey.train.counts.rows:,} rows" if survey.estimated else ""
-    mixed = any(one.source.name for one in survey.train.sources)
+    mixed = any(source.source.name for source in survey.train.sources)
     yield _line("all epochs" if mixed else "epoch 1", f"{survey.request.ranks:,} ranks{why}")
     yield _line("steps", f"{about}{numbers['steps']:,}")
     yield _line("tokens", f"{about}{numbers['tokens']:,} (fill {numbers['fill']:.1%})")

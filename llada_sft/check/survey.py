@@ -142,7 +142,7 @@ def survey(request: Request, workers: Workers[Worker]) -> Survey:
         used = config.train.validation_max_rows
         validation.read(lambda rows: first_rows(rows, used, _CHUNK_ROWS))
         leaks, pairs = found_in(train.all_rows, validation.all_rows, _SHOWN_REPEATS)
-        first_leaks = [(train.where(one), validation.where(other)) for one, other in pairs]
+        first_leaks = [(train.where(row), validation.where(other)) for row, other in pairs]
         leaked, _ = found_in(validation.all_rows, train.all_rows, 0)
     return Survey(
         request,
@@ -150,7 +150,7 @@ def survey(request: Request, workers: Workers[Worker]) -> Survey:
         None if validation is None else validation.dataset(),
         _epoch(request, train, workers),
         repeats,
-        [(train.where(one), train.where(other)) for one, other in first_repeats],
+        [(train.where(row), train.where(other)) for row, other in first_repeats],
         leaks,
         first_leaks,
         leaked,
@@ -164,18 +164,18 @@ def _epoch(request: Request, train: "_Reading", workers: Workers[Worker]) -> lis
         return []
     config = request.config
     size = StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches)
-    dealt = [[one.of_rank(rank, len(ranks)) for one in train.sources] for rank in ranks]
+    dealt = [[source.of_rank(rank, len(ranks)) for source in train.sources] for rank in ranks]
     if train.counts.rows < sum(train.num_rows):
         return _estimated(config.data, size, dealt, train)
     rows = train.rows_by_name
     tasks = [
         PlanEpoch(
-            own,
-            {one.name: rows[one.name] for source in own for one in source.shards},
+            of_rank,
+            {shard.name: rows[shard.name] for source in of_rank for shard in source.shards},
             config.run.seed,
             size,
         )
-        for own in dealt
+        for of_rank in dealt
     ]
     done = dict(_progress(workers.run(tasks), len(tasks), "ranks", request.progress))
     return [done[rank] for rank in ranks]
@@ -188,11 +188,18 @@ def _estimated(
     all_rows = dict(zip(rows, train.num_rows, strict=True))
     # Of named sources, the epochs are one after another.
     names = [
-        [one.name for of in own for _ in range(of.epochs if of.name else 1) for one in of.shards]
-        for own in dealt
+        [
+            shard.name
+            for source in of_rank
+            for _ in range(source.epochs if source.name else 1)
+            for shard in source.shards
+        ]
+        for of_rank in dealt
     ]
-    samples = [[rows[name] for name in own] for own in names]
-    return estimate(config, size, samples, [sum(all_rows[name] for name in own) for own in names])
+    samples = [[rows[name] for name in of_rank] for of_rank in names]
+    return estimate(
+        config, size, samples, [sum(all_rows[name] for name in of_rank) for of_rank in names]
+    )
 
 
 class _Reading:
@@ -217,7 +224,7 @@ class _Reading:
         self._seed, self._workers, self._progress = seed, workers, progress
         settled = [_settle(source, config.cache_dir) for source in sources]
         self.sources = [source for source, _ in settled]
-        self._formats = [found for _, found in settled]
+        self._formats = [name for _, name in settled]
         self._multi_turn = config.multi_turn
         self.files = [(source, shard) for source in self.sources for shard in source.shards]
         self.num_rows: list[int] = []
@@ -258,7 +265,7 @@ class _Reading:
             self.first_bad += part.first_bad[: SHOWN - len(self.first_bad)]
             if part.shown is not None:
                 self.shown.append(part.shown)
-        self.rows = [join(own) for own in of_file]
+        self.rows = [join(parts) for parts in of_file]
         self.all_rows = join(self.rows)
         self._ends = list(accumulate(map(len, self.rows)))
 

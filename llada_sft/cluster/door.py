@@ -45,8 +45,8 @@ def door_of(run: RunDir) -> int | None:
         text = (run.code / "llada_sft/cluster/__init__.py").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    found = _NUMBER.search(text)
-    return int(found[1]) if found else None
+    match = _NUMBER.search(text)
+    return int(match[1]) if match else None
 
 
 def launched_by(run: RunDir) -> str:

@@ -79,8 +79,8 @@ def write(run: RunDir, failure: Failure) -> None:
 
 def read_all(run: RunDir) -> list[Failure]:
     """Read the failure reports of all ranks, in their order."""
-    found = [failure for path in run.failures.glob("rank_*.json") if (failure := _read(path))]
-    return sorted(found, key=lambda failure: failure.rank)
+    reported = [failure for path in run.failures.glob("rank_*.json") if (failure := _read(path))]
+    return sorted(reported, key=lambda failure: failure.rank)
 
 
 def clear(run: RunDir) -> None:

@@ -97,7 +97,7 @@ def _python_types(hint: object) -> tuple[type, ...]:
     """Return what `isinstance` takes for a type of `Entry`."""
     origin = get_origin(hint)
     if origin is Union or origin is UnionType:
-        return tuple(one for part in get_args(hint) for one in _python_types(part))
+        return tuple(kind for part in get_args(hint) for kind in _python_types(part))
     if origin is Literal:
         return (str,)
     plain = cast(type, origin or hint)

@@ -130,9 +130,9 @@ def _break_hard_links(run: RunDir) -> None:
     paths = [run.journal, run.command, *run.logs.rglob("*"), *run.quarantine.glob("*")]
     for path in paths:
         if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
-            own = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-            shutil.copy2(path, own)
-            own.replace(path)
+            copy = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+            shutil.copy2(path, copy)
+            copy.replace(path)
 
 
 def _keep_wandb_id(run: RunDir, home: Path, how: str) -> None:
@@ -152,8 +152,8 @@ def _is_shared(run: RunDir, path: Path, home: Path, target: Path) -> bool:
     return target.is_relative_to(home.resolve()) or _same(at_home, target)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(path: Path, other: Path) -> bool:
     try:
-        return one.samefile(other)
+        return path.samefile(other)
     except (OSError, ValueError):
         return False

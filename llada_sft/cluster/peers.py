@@ -41,5 +41,5 @@ def last_line_of_peer(log: str) -> str:
 
     NCCL's watchdog writes it, and then aborts the process without a Python exception.
     """
-    lines = [one for one in log.splitlines() if _GONE.search(one) or is_time_out(one)]
+    lines = [line for line in log.splitlines() if _GONE.search(line) or is_time_out(line)]
     return lines[-1].strip() if lines else ""

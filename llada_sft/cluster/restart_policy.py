@@ -103,8 +103,8 @@ def _twice(failed: Sequence[Attempt]) -> str:
     return f"the same {last.cause} {where} in two attempts: {last.error}"
 
 
-def _same_error(one: str, other: str) -> bool:
-    return _NUMBER.sub("#", one) == _NUMBER.sub("#", other)
+def _same_error(error: str, other: str) -> bool:
+    return _NUMBER.sub("#", error) == _NUMBER.sub("#", other)
 
 
 def _machine(failed: Sequence[Attempt], config: "Config") -> str:

@@ -52,5 +52,5 @@ def open_regular(path: Path) -> BinaryIO:
 
 def printable(text: str) -> str:
     """Return a line without control characters, and not too long for a terminal."""
-    shown = "".join(one if one.isprintable() else "?" for one in text)
+    shown = "".join(character if character.isprintable() else "?" for character in text)
     return shown if len(shown) <= MAX_LINE_CHARACTERS else f"{shown[:MAX_LINE_CHARACTERS]}..."

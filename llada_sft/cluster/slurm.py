@@ -133,8 +133,8 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
         raise
     jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
     # For the task whose id is that of its array, scontrol shows all tasks.
-    own = [fields for fields in jobs if fields.get("JobId") == job_id]
-    return next(iter(own or jobs), {})
+    of_job = [fields for fields in jobs if fields.get("JobId") == job_id]
+    return next(iter(of_job or jobs), {})
 
 
 def cluster_name(timeout_s: float | None = None) -> str:
@@ -158,8 +158,8 @@ def hides_jobs(timeout_s: float | None = None) -> bool:
 def _setting(name: str, timeout_s: float | None) -> str:
     """Return a value of slurm.conf; empty where there is none."""
     text = run_tool("scontrol", "show", "config", timeout_s=timeout_s)
-    found = re.search(rf"^{name}\s*=\s*(\S+)", text, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(rf"^{name}\s*=\s*(\S+)", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def requeue(job_id: str) -> None:

@@ -159,7 +159,7 @@ class _Source:
         where = self._override(path) or self.path
         if self.num_values > MAX_VALUES:
             raise ConfigError(f"{where}: not a config: more than {MAX_VALUES:,} values")
-        if any(node is one for one in above):
+        if any(node is ancestor for ancestor in above):
             self._add(path, "an alias to itself is not allowed")
             self.unreadable.add(path)
             return None
@@ -169,7 +169,7 @@ class _Source:
             return self._mapping(node, path, (*above, node))
         if isinstance(node, yaml.SequenceNode):
             inside = (*above, node)
-            return [self._plain(one, (*path, i), inside) for i, one in enumerate(node.value)]
+            return [self._plain(item, (*path, i), inside) for i, item in enumerate(node.value)]
         assert isinstance(node, yaml.ScalarNode)
         try:
             return yaml12.scalar_value(node)
@@ -222,14 +222,14 @@ class _Source:
         node, line = self.root, self.root.start_mark.line
         for key in path:
             if isinstance(node, yaml.MappingNode):
-                found = [(k, v) for k, v in node.value if k.value == key]
+                matching = [(k, v) for k, v in node.value if k.value == key]
             elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-                found = [(v, v) for v in node.value[key : key + 1]]
+                matching = [(v, v) for v in node.value[key : key + 1]]
             else:
                 break
-            if not found:
+            if not matching:
                 break
-            line, node = found[-1][0].start_mark.line, found[-1][1]
+            line, node = matching[-1][0].start_mark.line, matching[-1][1]
         return line + 1
 
 

@@ -35,21 +35,23 @@ def list_files(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     path = local_path(path)
     try:
         in_folder = Path(path).is_dir()
-        found, not_files = _in_folder(path, suffixes) if in_folder else _matching(path, suffixes)
+        shards, not_files = _in_folder(path, suffixes) if in_folder else _matching(path, suffixes)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     problems = [f"{shard}: {_kind(shard)}" for shard in not_files]
-    problems += [f"{name}: is not a UTF-8 name; rename it" for name in _undecodable(found)]
+    problems += [f"{name}: is not a UTF-8 name; rename it" for name in _undecodable(shards)]
     if problems:
         raise DataError("\n".join(problems))
-    return found
+    return shards
 
 
 def _in_folder(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     """Return what has the name of a shard, and which of it is not a file."""
     # Unlike Path.iterdir, it knows the files from the rest without asking for each.
     with os.scandir(path) as entries:
-        shards = [one for one in entries if one.name.endswith(suffixes) and one.name[0] != "."]
+        shards = [
+            entry for entry in entries if entry.name.endswith(suffixes) and entry.name[0] != "."
+        ]
     if not shards:
         raise DataError(f"{path}: no {', '.join(suffixes)} files in this folder")
     shards.sort(key=lambda entry: entry.name)
@@ -64,13 +66,13 @@ def _matching(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pa
     if not matches and Path(path).is_symlink():
         matches = [path]
     # `**` also matches the folders on its way.
-    found = sorted(
+    shards = sorted(
         shard for shard in map(Path, matches) if shard.name.endswith(suffixes) or shard.is_file()
     )
-    if not found:
+    if not shards:
         what = "no file matches" if glob.has_magic(path) else "no such folder or file"
         raise DataError(f"{path}: {what}")
-    return found, [shard for shard in found if not shard.is_file()]
+    return shards, [shard for shard in shards if not shard.is_file()]
 
 
 def _check_folders(pattern: str) -> None:

@@ -60,7 +60,7 @@ class Source:
             ConfigError: There are fewer shards than ranks.
         """
         try:
-            assign_files([one.shard for one in self.shards], rank, world_size)
+            assign_files([named.shard for named in self.shards], rank, world_size)
         except ConfigError as error:
             where = f"data.train.{self.name}: " if self.name else ""
             raise ConfigError(f"{where}{error}") from None

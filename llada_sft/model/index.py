@@ -57,49 +57,49 @@ def read_index(model_dir: Path) -> dict[str, TensorSlot]:
     problems: list[str] = []
     for file in _weight_files(model_dir):
         try:
-            found = _read_header(file)
+            tensors = _read_header(file)
         except CheckpointError as error:
             problems.append(str(error))
             continue
         problems += [
-            f"{file}: {name}: also in {slots[name].file.name}" for name in found.keys() & slots
+            f"{file}: {name}: also in {slots[name].file.name}" for name in tensors.keys() & slots
         ]
-        slots |= found
+        slots |= tensors
     if problems:
         raise CheckpointError("\n".join(problems))
     return slots
 
 
 def check_tensors(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSlot], model_dir: Path
+    expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, TensorSlot], model_dir: Path
 ) -> None:
     """Compare a directory's tensors with the network's parameters.
 
     Args:
         expected: Shape of each parameter.
-        found: What `read_index` returned.
+        actual: What `read_index` returned.
         model_dir: Named in the messages.
 
     Raises:
         CheckpointError: Names every missing, unexpected and misshapen tensor, one per line.
     """
-    if problems := list(_mismatches(expected, found)):
+    if problems := list(_mismatches(expected, actual)):
         raise CheckpointError("\n".join(f"{model_dir}: {problem}" for problem in problems))
 
 
 def _mismatches(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSlot]
+    expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, TensorSlot]
 ) -> Iterator[str]:
     for name, shape in expected.items():
-        if name not in found:
+        if name not in actual:
             yield f"{name}: missing; config.json asks for shape {list(shape)}"
-        elif found[name].shape != shape:
+        elif actual[name].shape != shape:
             yield (
                 f"{name}: config.json asks for shape {list(shape)}, "
-                f"got {list(found[name].shape)} in {found[name].file.name}"
+                f"got {list(actual[name].shape)} in {actual[name].file.name}"
             )
-    for name in sorted(found.keys() - expected.keys()):
-        yield f"{name}: unexpected, in {found[name].file.name}; the network has no such parameter"
+    for name in sorted(actual.keys() - expected.keys()):
+        yield f"{name}: unexpected, in {actual[name].file.name}; the network has no such parameter"
 
 
 def _weight_files(model_dir: Path) -> list[Path]:

@@ -51,7 +51,7 @@ class _Forced:
                 return
             self._before = {name: os.environ.get(name) for name in (_FORCE, _FORBID)}
             known = torch.serialization.get_safe_globals()
-            self._added = [one for one in allowed_types() if one not in known]
+            self._added = [kind for kind in allowed_types() if kind not in known]
             os.environ.pop(_FORBID, None)
             os.environ[_FORCE] = "1"
             torch.serialization.add_safe_globals(self._added)
@@ -61,7 +61,9 @@ class _Forced:
             self._readers -= 1
             if self._readers:
                 return
-            kept = [one for one in torch.serialization.get_safe_globals() if one not in self._added]
+            kept = [
+                kind for kind in torch.serialization.get_safe_globals() if kind not in self._added
+            ]
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(kept)
             for name, value in self._before.items():
@@ -104,5 +106,5 @@ def load_data(path: Path, map_location: Any = None, mmap: bool | None = None) ->
 
 def what_is_held(error: pickle.UnpicklingError) -> str:
     """Describe in a few words what `weights_only` refused."""
-    found = _GLOBAL.search(str(error))
-    return f"code ({found[1]})" if found else "more than tensors and plain values"
+    match = _GLOBAL.search(str(error))
+    return f"code ({match[1]})" if match else "more than tensors and plain values"

@@ -51,8 +51,8 @@ def control_bytes(data: NDArray[np.uint8]) -> NDArray[np.int64]:
     # Where few are, twice as fast as np.flatnonzero(low): eight are looked at together.
     words = np.flatnonzero(low.view(np.uint64) != 0)
     row, column = low.reshape(-1, 8)[words].nonzero()
-    found: NDArray[np.int64] = words[row] * 8 + column
-    return found
+    positions: NDArray[np.int64] = words[row] * 8 + column
+    return positions
 
 
 class BadRows:

@@ -31,7 +31,7 @@ class Dealer:
     @property
     def sizes(self) -> list[int]:
         """Bytes of rows that each shard has, before they are compressed."""
-        return [size for size, _ in sorted(self._heap, key=lambda one: one[1])]
+        return [size for size, _ in sorted(self._heap, key=lambda entry: entry[1])]
 
     def deal(self, block: RowBlock) -> None:
         """Write the rows of a block.

@@ -34,12 +34,12 @@ class Parsed(NamedTuple):
 
 
 def blocks_of(
-    found: Iterator[Parsed], path: Path, unit: Literal["line", "row"], bad_rows: BadRows
+    parsed: Iterator[Parsed], path: Path, unit: Literal["line", "row"], bad_rows: BadRows
 ) -> Iterator[RowBlock]:
     """Write each record as one line, and gather lines into blocks."""
     rows: list[bytes] = []
     size = position = 0
-    for number, record, position in found:
+    for number, record, position in parsed:
         row = record if isinstance(record, Unusable) else _line(record)
         if isinstance(row, Unusable):
             bad_rows.add(BadRow(str(path), number, None, *row, unit))

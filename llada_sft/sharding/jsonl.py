@@ -147,10 +147,10 @@ def _find_rows(
     Returns:
         int64 [lines], where each ends, its line end included; bool [lines].
     """
-    found = control_bytes(data[: -(-stop // 8) * 8])
-    found = found[(found >= start) & (found < stop)]
-    is_end = data[found] == _LINE_END
-    ends, others = found[is_end], found[~is_end]
+    places = control_bytes(data[: -(-stop // 8) * 8])
+    places = places[(places >= start) & (places < stop)]
+    is_end = data[places] == _LINE_END
+    ends, others = places[is_end], places[~is_end]
     starts = np.concatenate(([start], ends[:-1] + 1))
     # Of a line that is too short, the last byte is another line's: its first is no `{` then.
     last = np.maximum(ends - 1, 0)

@@ -50,7 +50,7 @@ def _parsed(path: Path) -> Iterator[Parsed]:
 def _batch_rows(metadata: Any) -> int:
     """Choose how many rows make some megabytes, where rows are largest."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    largest = max((one.total_byte_size / max(1, one.num_rows) for one in groups), default=1)
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
     return max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(1, largest))))
 
 
@@ -99,7 +99,7 @@ def _plain(kind: Any) -> Any:
         return _plain(kind.value_type)
     if types.is_struct(kind):
         fields = [(field.name, _plain(field.type)) for field in kind]
-        return None if any(one is None for _, one in fields) else pa.struct(fields)
+        return None if any(field is None for _, field in fields) else pa.struct(fields)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         inner = _plain(kind.value_type)
         return None if inner is None else pa.list_(inner)

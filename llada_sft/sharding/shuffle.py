@@ -111,9 +111,9 @@ def _row_ends(text: bytes | bytearray) -> NDArray[np.uint32]:
     filled = 0
     for start in range(0, len(data), BLOCK_BYTES):
         piece = data[start : start + BLOCK_BYTES]
-        found = np.flatnonzero(piece == _LINE_END)
-        ends[filled : filled + len(found)] = found + (start + 1)
-        filled += len(found)
+        line_ends = np.flatnonzero(piece == _LINE_END)
+        ends[filled : filled + len(line_ends)] = line_ends + (start + 1)
+        filled += len(line_ends)
     return ends
 
 

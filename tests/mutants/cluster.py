@@ -62,9 +62,9 @@ MUTANTS = (
     *of_file(
         "cluster/attempt/verdict.py",
         "cluster/attempt/test_verdict.py",
-        ("first = min(own", "first = max(own", "the last rank that failed is blamed"),
+        ("first = min(causes", "first = max(causes", "the last rank that failed is blamed"),
         (
-            "silent = [one for one in evidence.deaths if one.rank not in spoke]",
+            "silent = [death for death in evidence.deaths if death.rank not in spoke]",
             "silent = list(evidence.deaths)",
             "a rank that said why it ended is taken for one that was killed",
         ),
@@ -76,8 +76,8 @@ MUTANTS = (
             "a lost node is named by a wrong rank",
         ),
         (
-            "return max((one.step",
-            "return min((one.step",
+            "return max((failure.step",
+            "return min((failure.step",
             "the step of an attempt is that of the slowest rank",
         ),
         (
@@ -86,7 +86,7 @@ MUTANTS = (
             "a cancelled job is taken for a lost batch host",
         ),
         (
-            "if not one.by_term and not one.of_peer]",
+            "if not death.by_term and not death.of_peer]",
             "if not one.of_peer]",
             "a sibling that SLURM told to leave is taken for the rank that failed",
         ),
@@ -205,8 +205,8 @@ MUTANTS = (
             "equal failures at different steps end the job",
         ),
         (
-            '_NUMBER.sub("#", one) == _NUMBER.sub("#", other)',
-            "one == other",
+            '_NUMBER.sub("#", error) == _NUMBER.sub("#", other)',
+            "error == other",
             "an error with an address in it is never the same",
         ),
     ),
@@ -449,6 +449,6 @@ MUTANTS = (
             "inherited",
             "times come in the format of the shell",
         ),
-        ("own or jobs", "jobs", "the first task of an array is any job of it"),
+        ("of_job or jobs", "jobs", "the first task of an array is any job of it"),
     ),
 )

@@ -145,7 +145,11 @@ MUTANTS = (
             ".max() <= vocab_size",
             "an id just outside the vocabulary is accepted",
         ),
-        ("left_out=int(not items)", "left_out=0", "rows that the hook drops are not counted"),
+        (
+            "dropped_by_hook=int(not items)",
+            "dropped_by_hook=0",
+            "rows that the hook drops are not counted",
+        ),
         ("grows=noisy is None and", "grows=", "a tail is added to what the hook corrupted itself"),
     ),
     *of_file(
@@ -220,8 +224,8 @@ MUTANTS = (
         ),
         ("chosen = min(left", "chosen = max(left", "the source that has given most goes on giving"),
         (
-            "[self._unit] / one[0].weight",
-            "[self._unit] * one[0].weight",
+            "[self._unit] / pair[0].weight",
+            "[self._unit] * pair[0].weight",
             "a higher weight gives a smaller share",
         ),
         (
@@ -230,13 +234,13 @@ MUTANTS = (
             "a mixture by tokens counts examples",
         ),
         (
-            '"tokens": sum(at.tokens for at in positions.values())',
+            '"tokens": sum(position.tokens for position in positions.values())',
             '"tokens": 0',
             "a resumed mixture forgets what was given",
         ),
         (
-            "name: at if at.epoch > self._rows.epoch else",
-            "name: at if at.epoch >= self._rows.epoch else",
+            "position.epoch > self._rows.epoch\n                else position.start",
+            "position.epoch >= self._rows.epoch\n                else position.start",
             "the files of a source do not begin its second epoch",
         ),
     ),
@@ -346,8 +350,8 @@ MUTANTS = (
         "data/rows/stream.py",
         "data/steps/test_mixture.py data/rows/test_stream.py",
         (
-            "one.epoch * len(reader) + one.row",
-            "one.row",
+            "position.epoch * len(reader) + position.row",
+            "position.row",
             "rows of earlier epochs are not counted as done",
         ),
     ),
@@ -412,7 +416,11 @@ MUTANTS = (
             "[True] * len(prompt_ids) + [True] * len(response_ids),",
             "prompts are learned",
         ),
-        ("if own.get(LEARN) is True:", "if own.get(LEARN):", "whatever is not false marks a turn"),
+        (
+            "if message.get(LEARN) is True:",
+            "if message.get(LEARN):",
+            "whatever is not false marks a turn",
+        ),
     ),
     *of_file(
         "data/examples/hook.py",

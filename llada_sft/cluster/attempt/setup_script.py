@@ -172,7 +172,7 @@ def _changes(run: RunDir, before: Surroundings, after: Surroundings) -> Iterator
         yield f"umask {after.umask:04o}"
     for (letter, unit), old, new in zip(_LIMITS.values(), before.limits, after.limits, strict=True):
         if new != old:
-            soft, hard = ("unlimited" if one < 0 else str(one // unit) for one in new)
+            soft, hard = ("unlimited" if limit < 0 else str(limit // unit) for limit in new)
             yield f"ulimit -SH -{letter} {hard} && ulimit -S -{letter} {soft}"
     names = {name for name in {*before.variables, *after.variables} if _NAME.fullmatch(name)}
     for name in sorted(names - _OF_BASH - _OURS - {"PYTHONPATH"}):

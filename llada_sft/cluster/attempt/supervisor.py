@@ -145,26 +145,26 @@ def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
     return decision.exit_code, False
 
 
-def end_local(run: RunDir, deaths: Sequence[Death], told: bool) -> Verdict | None:
+def end_local(run: RunDir, deaths: Sequence[Death], signalled: bool) -> Verdict | None:
     """Record why the ranks of a local run have ended; None if rank 0 has recorded it.
 
     Args:
         run: The run directory.
         deaths: The ranks that failed.
-        told: A signal had asked the run to stop.
+        signalled: A signal had asked the run to stop.
     """
     attempt = history.read(run.journal).open
     if attempt is None:
         return None
     # Ranks that our signal ended before they could handle it. What other ranks report of that (a
     # peer that is gone, an interrupted start) is not a failure.
-    unready = told and any(death.by_signal and not death.first for death in deaths)
+    unready = signalled and any(death.by_signal and not death.first for death in deaths)
     left = Evidence(
         exit_code=1 if deaths else 0,
         failures=[] if unready else failures.read_all(run),
         deaths=evidence.with_peers(deaths, run.rank_log),
         world_size=attempt.world_size,
-        stopped=Cause.CANCELLED if told else None,
+        stopped=Cause.CANCELLED if signalled else None,
     )
     verdict = judge(left)
     _write(run, attempt, verdict)

@@ -124,7 +124,7 @@ def judge(evidence: Evidence) -> Verdict:
     return (
         _lost_node(evidence)
         or _told(evidence.failures)
-        or _died(evidence, [one for one in evidence.deaths if one.first])
+        or _died(evidence, [death for death in evidence.deaths if death.first])
         or _silent_node(evidence)
         or _lost_batch_host(evidence)
         or _stopped(evidence)
@@ -142,10 +142,10 @@ def read_srun(text: str) -> tuple[list[Death], list[str]]:
     for line in text.splitlines():
         if _ENDING.match(line):
             first = False
-        elif found := _NODE_FAILURE.match(line):
-            lost.append(found[1])
-        elif found := _DEATH.match(line):
-            deaths += [Death(rank, found[1], found[3], first) for rank in _ranks(found[2])]
+        elif match := _NODE_FAILURE.match(line):
+            lost.append(match[1])
+        elif match := _DEATH.match(line):
+            deaths += [Death(rank, match[1], match[3], first) for rank in _ranks(match[2])]
     return deaths, lost
 
 
@@ -183,14 +183,14 @@ def _per_node(evidence: Evidence) -> int:
 
 
 def _known_step(failures: Sequence[Failure]) -> int | None:
-    return max((one.step for one in failures if one.step is not None), default=None)
+    return max((failure.step for failure in failures if failure.step is not None), default=None)
 
 
 def _told(failures: Sequence[Failure]) -> Verdict | None:
-    own = [failure for failure in failures if not failure.consequence]
-    if not own:
+    causes = [failure for failure in failures if not failure.consequence]
+    if not causes:
         return None
-    first = min(own, key=lambda failure: failure.time)
+    first = min(causes, key=lambda failure: failure.time)
     return Verdict(
         first.cause,
         first.error,
@@ -204,10 +204,10 @@ def _told(failures: Sequence[Failure]) -> Verdict | None:
 
 def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
     """Return the verdict on a rank that a signal ended before it could write a report."""
-    silent = [one for one in _silent(evidence) if one in deaths]
+    silent = [death for death in _silent(evidence) if death in deaths]
     # srun may report lack of memory after the other deaths.
     first = next(
-        (one for one in silent if _OUT_OF_MEMORY.search(one.how)), next(iter(silent), None)
+        (death for death in silent if _OUT_OF_MEMORY.search(death.how)), next(iter(silent), None)
     )
     # If a rank exited without a report first, SLURM killed the others because of it.
     if first is None or not first.by_signal or first.of_peer:
@@ -228,9 +228,9 @@ def _died(evidence: Evidence, deaths: Sequence[Death]) -> Verdict | None:
 def _silent(evidence: Evidence) -> Sequence[Death]:
     """List the deaths of ranks without a report: consequences of other deaths only if all are."""
     spoke = {failure.rank for failure in evidence.failures}
-    silent = [one for one in evidence.deaths if one.rank not in spoke]
-    own = [one for one in silent if not one.by_term and not one.of_peer]
-    return own or [one for one in silent if one.of_peer] or silent
+    silent = [death for death in evidence.deaths if death.rank not in spoke]
+    unforced = [death for death in silent if not death.by_term and not death.of_peer]
+    return unforced or [death for death in silent if death.of_peer] or silent
 
 
 def _silent_node(evidence: Evidence) -> Verdict | None:
@@ -246,7 +246,7 @@ def _silent_node(evidence: Evidence) -> Verdict | None:
     }
     silent = [node for node, ranks in ranks_of.items() if spoke.isdisjoint(ranks)]
     rest = set(range(evidence.world_size)) - {r for node in silent for r in ranks_of[node]}
-    if len(silent) != 1 or not rest <= {one.rank for one in evidence.failures}:
+    if len(silent) != 1 or not rest <= {failure.rank for failure in evidence.failures}:
         return None
     return _of_node(evidence, silent[0], f"no rank of node {silent[0]} was heard of again")
 

@@ -67,7 +67,7 @@ def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: O
         supervisor.begin(run, None, config.world_size)
         deaths = [] if received else ranks.run(run, config, [*command, str(run.path)])
         ownership.require()
-        verdict = supervisor.end_local(run, deaths, told=bool(received))
+        verdict = supervisor.end_local(run, deaths, signalled=bool(received))
     # A signal may also come after the last step.
     last_cause = history.read(run.journal).last_cause
     finished = verdict is None and not deaths and last_cause == Cause.FINISHED

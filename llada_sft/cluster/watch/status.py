@@ -39,10 +39,10 @@ def find_run(path: str) -> RunDir:
     """
     run = RunDir(Path(path).absolute())
     try:
-        found = any(one.exists() or one.is_symlink() for one in (run.config, run.journal))
+        is_run = any(file.exists() or file.is_symlink() for file in (run.config, run.journal))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if not found:
+    if not is_run:
         raise ConfigError(f"{path}: not a run directory: it has no config.yaml")
     return run
 
@@ -162,7 +162,9 @@ def _csv_rows(content: bytes) -> Iterator[list[str]]:
 
 def failure_lines(run: RunDir) -> list[str]:
     """Return the errors of the last attempt's ranks that the user can fix, once each."""
-    errors = [one.error for one in failures.read_all(run) if one.cause in FIXED_BY_THE_USER]
+    errors = [
+        failure.error for failure in failures.read_all(run) if failure.cause in FIXED_BY_THE_USER
+    ]
     lines = list(dict.fromkeys(line for error in errors for line in error.splitlines()))
     more = len(lines) - SHOWN_FAILURE_LINES
     return lines[:SHOWN_FAILURE_LINES] + ([f"and {more} more lines"] if more > 0 else [])
@@ -234,8 +236,8 @@ def newest_of_run(run: RunDir) -> Path | None:
 
 
 def _checkpoint_paths(run: RunDir) -> list[Path]:
-    found = (path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal())
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    complete = (path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal())
+    return sorted(complete, key=lambda path: int(path.name[5:]))
 
 
 def age(seconds: float) -> str:

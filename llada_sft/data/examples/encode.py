@@ -132,7 +132,7 @@ class Encoder:
                 skipped += 1
             else:
                 examples.append(example)
-        counts = RowCounts(rows=1, clipped=clipped, skipped=skipped, left_out=int(not items))
+        counts = RowCounts(rows=1, clipped=clipped, skipped=skipped, dropped_by_hook=int(not items))
         return Encoded(examples, counts)
 
     def _run_hook(self, row: Row, epoch: int) -> object:

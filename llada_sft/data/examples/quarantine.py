@@ -93,8 +93,13 @@ class Quarantine:
         shown_paths: Mapping[str, str],
     ) -> None:
         self._path, self._max_bad_fraction = path, max_bad_fraction
-        done_until = {shown_paths[name]: (at.epoch, at.row) for name, at in positions.items()}
-        self._fingerprints = {shown_paths[name]: one for name, one in fingerprints.items()}
+        done_until = {
+            shown_paths[name]: (position.epoch, position.row)
+            for name, position in positions.items()
+        }
+        self._fingerprints = {
+            shown_paths[name]: fingerprint for name, fingerprint in fingerprints.items()
+        }
         known = [
             entry
             for entry in ([] if path is None else _read_all(path))

@@ -14,14 +14,14 @@ class RowCounts:
         bad: Bad rows by reason (`quarantine.Reason`).
         clipped: Examples that were too long and were cut.
         skipped: Examples that were skipped because they were too long.
-        left_out: Rows of which the hook made no example.
+        dropped_by_hook: Rows of which the hook made no example.
     """
 
     rows: int = 0
     bad: Mapping[str, int] = field(default_factory=dict)
     clipped: int = 0
     skipped: int = 0
-    left_out: int = 0
+    dropped_by_hook: int = 0
 
     @property
     def num_bad(self) -> int:
@@ -38,7 +38,7 @@ class RowCounts:
             dict(Counter(self.bad) + Counter(other.bad)) if other.bad else self.bad,
             self.clipped + other.clipped,
             self.skipped + other.skipped,
-            self.left_out + other.left_out,
+            self.dropped_by_hook + other.dropped_by_hook,
         )
 
     def __str__(self) -> str:
@@ -52,6 +52,6 @@ class RowCounts:
             done = {"clipped": self.clipped, "skipped": self.skipped}
             listed = ", ".join(f"{count:,} {what}" for what, count in done.items() if count)
             parts.append(f"{self.too_long:,} too long ({listed})")
-        if self.left_out:
-            parts.append(f"{self.left_out:,} dropped by the hook")
+        if self.dropped_by_hook:
+            parts.append(f"{self.dropped_by_hook:,} dropped by the hook")
         return ", ".join(parts)

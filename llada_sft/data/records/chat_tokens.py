@@ -75,8 +75,8 @@ def _read(record: object) -> list[Turn] | str:
     if record_format == "messages":
         assert isinstance(record, Mapping) and isinstance(content, list)
         # A field `system` has become one turn more.
-        for turn, own in zip(reversed(content), reversed(record["messages"]), strict=False):
-            if own.get(LEARN) is True:
+        for turn, message in zip(reversed(content), reversed(record["messages"]), strict=False):
+            if message.get(LEARN) is True:
                 turn[LEARN] = True
     return content
 

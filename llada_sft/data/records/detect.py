@@ -59,8 +59,8 @@ def detect_format(source: Source, cache_dir: str | None) -> Detected:
     votes = Counter(_formats(rows, source.fields))
     if not votes:
         return Detected(None, 0, len(rows))
-    found, matching = votes.most_common(1)[0]
-    return Detected(found, matching, len(rows))
+    winner, matching = votes.most_common(1)[0]
+    return Detected(winner, matching, len(rows))
 
 
 def _formats(rows: Iterable[bytes], fields: Mapping[str, str]) -> Iterator[KnownFormat | None]:

@@ -67,8 +67,8 @@ def likely_format(record: object, fields: Names) -> KnownFormat:
     Raises:
         DataError: It has no field of any format.
     """
-    if (found := format_of(record, fields)) is not None:
-        return found
+    if (known := format_of(record, fields)) is not None:
+        return known
     if not isinstance(record, Mapping):
         raise DataError(f"a record must be a JSON object, got {_kind(record)}")
     for record_format in REQUIRED:
@@ -98,9 +98,9 @@ def _not_of_format(
     record: Mapping[str, Any], record_format: KnownFormat, fields: Names, missing: list[str]
 ) -> DataError:
     other = format_of(record, fields)
-    mend = f"; it is {other}: one run reads one format, or data.format: raw" if other else ""
+    remedy = f"; it is {other}: one run reads one format, or data.format: raw" if other else ""
     return DataError(
-        f"not {record_format}: no {', '.join(map(repr, missing))}; {_fields_of(record)}{mend}"
+        f"not {record_format}: no {', '.join(map(repr, missing))}; {_fields_of(record)}{remedy}"
     )
 
 
@@ -151,12 +151,12 @@ def _turns(
     for number, turn in enumerate(turns):
         if not isinstance(turn, Mapping):
             raise DataError(f"'{field}[{number}]' must be an object, got {_kind(turn)}")
-        found = turn.get(role)
-        if not isinstance(found, str) or found not in roles:
+        word = turn.get(role)
+        if not isinstance(word, str) or word not in roles:
             where = f"'{field}[{number}].{role}'"
-            raise DataError(f"{where} must be one of {tuple(roles)}, got {found!r}")
+            raise DataError(f"{where} must be one of {tuple(roles)}, got {word!r}")
         text = _string(turn.get(content), f"{field}[{number}].{content}")
-        read.append({"role": roles[found], "content": text})
+        read.append({"role": roles[word], "content": text})
     return read
 
 

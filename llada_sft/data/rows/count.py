@@ -59,20 +59,25 @@ def count_sources(sources: Sequence[Source], world_size: int) -> RowCount | None
         ConfigError: A source has fewer files than there are ranks.
         DataError: A file cannot be read.
     """
-    ranks = [[one.of_rank(rank, world_size) for one in sources] for rank in range(world_size)]
-    counted = count_rows([named.shard for one in sources for named in one.shards])
+    ranks = [[source.of_rank(rank, world_size) for source in sources] for rank in range(world_size)]
+    counted = count_rows([named.shard for source in sources for named in source.shards])
     if counted is None:
         return None
     counts, estimated = counted
-    names = [named.name for one in sources for named in one.shards]
+    names = [named.name for source in sources for named in source.shards]
     rows = dict(zip(names, counts, strict=True))
 
     def in_all(source: Source, times: int) -> int:
         return times * sum(rows[named.name] for named in source.shards)
 
     # The epochs of one dataset follow each other; those of several are all that there is.
-    busiest = max(sum(in_all(one, one.epochs if one.name else 1) for one in own) for own in ranks)
-    by_source = {one.name: (in_all(one, 1), one.epochs) for one in sources if one.name}
+    busiest = max(
+        sum(in_all(source, source.epochs if source.name else 1) for source in of_rank)
+        for of_rank in ranks
+    )
+    by_source = {
+        source.name: (in_all(source, 1), source.epochs) for source in sources if source.name
+    }
     return RowCount(sum(counts), busiest, estimated, by_source)
 
 

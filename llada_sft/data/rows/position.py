@@ -61,7 +61,7 @@ class FilePosition(NamedTuple):
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """Return the position that `_asdict` gave to a checkpoint; further fields are ignored."""
         known = {name: fields[name] for name in cls._fields}
-        return cls(**{**known, "pending": tuple(Pending(*one) for one in fields["pending"])})
+        return cls(**{**known, "pending": tuple(Pending(*entry) for entry in fields["pending"])})
 
 
 Positions = dict[str, FilePosition]

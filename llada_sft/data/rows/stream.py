@@ -78,8 +78,8 @@ class RowStream:
 
     def rows_done(self, positions: Mapping[str, FilePosition]) -> int:
         """Count the rows that were read in all epochs."""
-        at = [(reader, positions[reader.name]) for reader in self._readers]
-        return sum(one.epoch * len(reader) + one.row for reader, one in at)
+        known = [(reader, positions[reader.name]) for reader in self._readers]
+        return sum(position.epoch * len(reader) + position.row for reader, position in known)
 
     def fingerprints(self) -> dict[str, str]:
         return {reader.name: reader.index.fingerprint for reader in self._readers}
@@ -149,13 +149,13 @@ class RowStream:
         finally:
             self._close()
 
-    def half_done(self, name: str, at: FilePosition, epoch: int) -> Pending | None:
+    def half_done(self, name: str, position: FilePosition, epoch: int) -> Pending | None:
         """Return the whole row of a file of which some examples were read, but not all."""
-        reader = next((one for one in self._readers if one.name == name), None)
-        if reader is None or at.part == 0 or at.row >= len(reader):
+        reader = next((candidate for candidate in self._readers if candidate.name == name), None)
+        if reader is None or position.part == 0 or position.row >= len(reader):
             return None
         order = self._order(epoch, reader)
-        number = at.row if order is None else int(order[at.row : at.row + 1][0])
+        number = position.row if order is None else int(order[position.row : position.row + 1][0])
         return Pending(_AFTER_ALL, int(reader.index.lines[number]), 0, epoch)
 
     def pending_rows(self, positions: Mapping[str, FilePosition]) -> list[tuple[Pending, Row]]:

@@ -85,12 +85,18 @@ class StepDataset(Iterable[LocalStep]):
 
     def fingerprints(self) -> dict[str, str]:
         """Return the fingerprint of each of the rank's files, by its name."""
-        return {name: one for _, rows in self._sources for name, one in rows.fingerprints().items()}
+        return {
+            name: fingerprint
+            for _, rows in self._sources
+            for name, fingerprint in rows.fingerprints().items()
+        }
 
     def start_positions(self) -> Positions:
         """Return where all of the rank's files start."""
         return {
-            name: at for _, rows in self._sources for name, at in rows.start_positions().items()
+            name: position
+            for _, rows in self._sources
+            for name, position in rows.start_positions().items()
         }
 
     def restart_files(self, names: Iterable[str]) -> None:
@@ -116,12 +122,16 @@ class StepDataset(Iterable[LocalStep]):
         again: set[tuple[str, int, int]] = set()
         for source, stream in self._sources:
             for name in stream.fingerprints().keys() & positions.keys():
-                at = positions[name]
-                row = stream.half_done(name, at, at.epoch if source.name else self._epoch)
+                position = positions[name]
+                row = stream.half_done(
+                    name, position, position.epoch if source.name else self._epoch
+                )
                 if row is not None:
-                    at = at._replace(row=at.row + 1, part=0, pending=(*at.pending, row))
-                    positions[name] = at
-                again |= {(name, one.line, one.epoch) for one in at.pending}
+                    position = position._replace(
+                        row=position.row + 1, part=0, pending=(*position.pending, row)
+                    )
+                    positions[name] = position
+                again |= {(name, pending.line, pending.epoch) for pending in position.pending}
         self._positions, self._again = positions, again
         return len(again)
 
@@ -164,9 +174,11 @@ class StepDataset(Iterable[LocalStep]):
         """Return what is read of a source's files where this run starts."""
         if self._positions is None:
             return stream.start_positions()
-        of_source = {name: at for name, at in self._positions.items() if source.owns(name)}
+        of_source = {
+            name: position for name, position in self._positions.items() if source.owns(name)
+        }
         known = stream.fill_missing_positions(of_source)
-        return {name: at._replace(pending=()) for name, at in known.items()}
+        return {name: position._replace(pending=()) for name, position in known.items()}
 
     def _quarantine_of(self, stream: RowStream, positions: Positions) -> Quarantine:
         return Quarantine(
@@ -187,17 +199,17 @@ class StepDataset(Iterable[LocalStep]):
             waiting,
             rows.examples(),
         )
-        some = tuple(islice(batches, self._size.accumulate_grad_batches))
-        while some:
-            step = self._step(some, rows, waiting, estimate)
+        group = tuple(islice(batches, self._size.accumulate_grad_batches))
+        while group:
+            step = self._step(group, rows, waiting, estimate)
             # Whether another step follows is known only once it is read. An error is raised when
             # that step is due.
             error: Exception | None = None
             try:
-                some = tuple(islice(batches, self._size.accumulate_grad_batches))
+                group = tuple(islice(batches, self._size.accumulate_grad_batches))
             except Exception as caught:
                 error = caught
-            more = bool(some) or error is not None
+            more = bool(group) or error is not None
             yield replace(step, steps_left=max(1, step.steps_left) if more else 0)
             if error is not None:
                 raise error

@@ -44,10 +44,12 @@ class SourceRows:
         self._encode, self._quarantine = encode, quarantine
         self._counts = RowCounts()
         self._positions = dict(positions)
-        self._rows = self._epoch(min((at.epoch for at in positions.values()), default=0))
+        self._rows = self._epoch(
+            min((position.epoch for position in positions.values()), default=0)
+        )
         self.given = {
-            "examples": sum(at.examples for at in positions.values()),
-            "tokens": sum(at.tokens for at in positions.values()),
+            "examples": sum(position.examples for position in positions.values()),
+            "tokens": sum(position.tokens for position in positions.values()),
         }
 
     def examples(self) -> Iterator[Example]:
@@ -60,8 +62,10 @@ class SourceRows:
                 return
             self._counts += self._rows.take_counts()
             self._positions = {
-                name: at if at.epoch > self._rows.epoch else at.start_of_epoch(self._rows.epoch + 1)
-                for name, at in self.positions.items()
+                name: position
+                if position.epoch > self._rows.epoch
+                else position.start_of_epoch(self._rows.epoch + 1)
+                for name, position in self.positions.items()
             }
             self._rows = self._epoch(self._rows.epoch + 1)
 
@@ -71,10 +75,10 @@ class SourceRows:
         now = self._rows.positions
         return {
             # A file that is further than the others was already done when this epoch started.
-            name: at
-            if at.epoch > self._rows.epoch
-            else at._replace(row=now[name].row, part=now[name].part)
-            for name, at in self._positions.items()
+            name: position
+            if position.epoch > self._rows.epoch
+            else position._replace(row=now[name].row, part=now[name].part)
+            for name, position in self._positions.items()
         }
 
     @property
@@ -90,7 +94,7 @@ class SourceRows:
     @property
     def left(self) -> RowsLeft:
         """What is left of all epochs."""
-        given = sum(at.part for at in self.positions.values())
+        given = sum(position.part for position in self.positions.values())
         return RowsLeft(self.num_rows - self.rows_done, given)
 
     def take_counts(self) -> RowCounts:
@@ -99,7 +103,9 @@ class SourceRows:
         return counts
 
     def _epoch(self, epoch: int) -> EpochRows:
-        here = {name: at for name, at in self._positions.items() if at.epoch <= epoch}
+        here = {
+            name: position for name, position in self._positions.items() if position.epoch <= epoch
+        }
         rows = self._stream.fill_missing_positions(here)
         return EpochRows(self._stream, self._encode, self._quarantine, epoch, rows)
 
@@ -127,7 +133,7 @@ class MixedRows:
     def examples(self) -> Iterator[Example]:
         left = [(source, source.examples()) for source in self._sources]
         while left:
-            chosen = min(left, key=lambda one: one[0].given[self._unit] / one[0].weight)
+            chosen = min(left, key=lambda pair: pair[0].given[self._unit] / pair[0].weight)
             example = next(chosen[1], None)
             if example is None:
                 left.remove(chosen)
@@ -137,7 +143,11 @@ class MixedRows:
     @property
     def positions(self) -> dict[str, FilePosition]:
         """What is done of each file of all sources."""
-        return {name: at for one in self._sources for name, at in one.positions.items()}
+        return {
+            name: position
+            for source in self._sources
+            for name, position in source.positions.items()
+        }
 
     @property
     def rows_done(self) -> int:

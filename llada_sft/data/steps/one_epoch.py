@@ -30,7 +30,9 @@ class EpochRows:
         self.epoch, self.positions = epoch, positions
         self._counts = RowCounts()
         # Different rows of the run so far: from the second epoch on, all.
-        self._read = stream.num_rows if epoch > 0 else sum(at.row for at in positions.values())
+        self._read = (
+            stream.num_rows if epoch > 0 else sum(position.row for position in positions.values())
+        )
 
     def examples(self) -> Iterator[Example]:
         for row in self._stream.rows(self.epoch, self.positions):
@@ -48,7 +50,7 @@ class EpochRows:
 
     @property
     def rows_done(self) -> int:
-        return sum(at.row for at in self.positions.values())
+        return sum(position.row for position in self.positions.values())
 
     @property
     def num_rows(self) -> int:
@@ -57,7 +59,7 @@ class EpochRows:
     @property
     def left(self) -> list[RowsLeft]:
         """What is left of the epoch, for the single source."""
-        given = sum(at.part for at in self.positions.values())
+        given = sum(position.part for position in self.positions.values())
         return [RowsLeft(self.num_rows - self.rows_done, given)]
 
     def take_counts(self) -> RowCounts:

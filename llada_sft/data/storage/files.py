@@ -105,9 +105,9 @@ def _check_kind(path: Path, first: bytes, shown: str) -> None:
     zstd = zstd or first[1:] == b"\x2a\x4d\x18"
     expected = {".gz": gzip, ".zst": zstd}.get(path.suffix, not (gzip or zstd))
     if first and not expected:
-        found = "gzip data" if gzip else "zstd data" if zstd else "not compressed"
+        actual = "gzip data" if gzip else "zstd data" if zstd else "not compressed"
         suffix = ".gz" if gzip else ".zst" if zstd else ".jsonl"
-        raise DataError(f"{shown}: is {found}, which its name does not say; name it {suffix}")
+        raise DataError(f"{shown}: is {actual}, which its name does not say; name it {suffix}")
 
 
 def _decompressed(path: Path, raw: IO[bytes], empty: bool) -> Any:

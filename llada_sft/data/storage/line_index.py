@@ -65,7 +65,7 @@ def _smallest(values: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
 
 def _is_blank(file: IO[bytes], start: int, end: int) -> bool:
     file.seek(start)
-    sizes = (min(_CHUNK_BYTES, end - at) for at in range(start, end, _CHUNK_BYTES))
+    sizes = (min(_CHUNK_BYTES, end - offset) for offset in range(start, end, _CHUNK_BYTES))
     return all(file.read(size).isspace() for size in sizes)
 
 
@@ -95,14 +95,14 @@ def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
     size, checksum, line_begins = 0, 0, True
     while chunk := file.read(_CHUNK_BYTES):
         data = np.frombuffer(chunk, np.uint8)
-        found = np.flatnonzero(data == _LINE_END) + 1
+        begins = np.flatnonzero(data == _LINE_END) + 1
         if line_begins:
-            found = np.insert(found, 0, 0)
+            begins = np.insert(begins, 0, 0)
         line_begins = chunk.endswith(b"\n")
         if line_begins:
-            found = found[:-1]
-        starts.append(found + size)
-        first_bytes.append(data[found])
+            begins = begins[:-1]
+        starts.append(begins + size)
+        first_bytes.append(data[begins])
         checksum = crc32(chunk, checksum)
         size += len(chunk)
     starts.append(np.array([size]))

@@ -225,8 +225,8 @@ class Schedule:
         step, kept = self._first_step, self._kept
         if kept is None:
             # If `max_steps` ends the training, each step counts the same.
-            made = step if left == self._limit(step) else step * self._older_ratio
-            return Point(made, made + left, descent_at(self._optim, made, made + left))
+            done = step if left == self._limit(step) else step * self._older_ratio
+            return Point(done, done + left, descent_at(self._optim, done, done + left))
         if kept.basis == self._basis and not self._data_changed:
             return kept.point
         if not self._basis.has_length_of(kept.basis):

@@ -25,7 +25,7 @@ def counting_steps(rank: int, epochs: Sequence[int]) -> Iterator[LocalStep]:
     for epoch, count in enumerate(epochs):
         for step in local_steps(rank, [count], StepSize(1, 1)):
             read = 3 if step.end_of_epoch else 2
-            rows = RowCounts(rows=read, bad=bad, clipped=1, left_out=read - 2)
+            rows = RowCounts(rows=read, bad=bad, clipped=1, dropped_by_hook=read - 2)
             done = step.num_examples
             yield replace(step, epoch=epoch, rows=rows, rows_done=done, epoch_rows=10 * (rank + 1))
 
@@ -50,7 +50,7 @@ def test_counts_of_rows_grow_from_step_to_step() -> None:
     assert [one.rows_done for one in counts] == [2, 1, 1, 2]
     assert [one.tokens for one in counts] == [6, 3, 3, 6]
     assert [one.all_tokens for one in counts] == [6, 4, 4, 6]
-    rows = RowCounts(rows=5, bad={"not_json": 2}, clipped=2, left_out=1)
+    rows = RowCounts(rows=5, bad={"not_json": 2}, clipped=2, dropped_by_hook=1)
     assert [batch.rows.rows for batch in found] == [2, 5, 5, 2]
     assert found[1].rows == found[2].to(torch.device("cpu")).rows == rows
 

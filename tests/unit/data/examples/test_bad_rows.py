@@ -49,9 +49,9 @@ def test_counts_travel_with_the_step_that_follows(tmp_path: Path) -> None:
     steps = list(dataset(config, StepSize(2, 1)))
     assert [seen(step) for step in steps] == [[(0, 0), (3, 0)], [(3, 1), (5, 0)], []]
     assert [step.rows for step in steps] == [
-        RowCounts(rows=4, bad={"hook_raised": 1}, left_out=1),
+        RowCounts(rows=4, bad={"hook_raised": 1}, dropped_by_hook=1),
         RowCounts(rows=2, skipped=1),
-        RowCounts(rows=2, bad={"hook_raised": 1}, left_out=1),
+        RowCounts(rows=2, bad={"hook_raised": 1}, dropped_by_hook=1),
     ]
     assert [(step.rows_done, step.epoch_rows) for step in steps] == [(3, 8), (6, 8), (8, 8)]
     # Padding and empty micro-batches are run, too.
@@ -131,7 +131,7 @@ def test_good_rows_are_delivered_and_bad_ones_quarantined_exactly_once(
             total = counted(own)
             assert total.rows == sum(map(len, files))
             assert sorted(Counter(total.bad).elements()) == sorted(reason for *_, reason in bad)
-            assert total.left_out == sum(rows.count(0) for rows in files)
+            assert total.dropped_by_hook == sum(rows.count(0) for rows in files)
         # Going on from any step writes nothing twice, and counts the rest.
         for number, step in enumerate(steps):
             resumed = dataset(config, size, 2, step.epoch, step.positions, quarantine=path)

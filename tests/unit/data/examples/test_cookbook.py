@@ -98,7 +98,7 @@ def test_filter_and_augment(run: Run, tokenizer: Any) -> None:
     for epoch in range(40):
         good, bad = run("Filter and augment", epoch)
         found += texts(good, tokenizer)
-        assert (bad.examples, bad.counts.left_out) == ([], 1)
+        assert (bad.examples, bad.counts.dropped_by_hook) == ([], 1)
     assert set(found) == {with_system, without}
     assert 10 <= found.count(without) <= 30
     again = [texts(run("Filter and augment", epoch)[0], tokenizer)[0] for epoch in range(40)]
@@ -134,7 +134,7 @@ def test_too_long_an_example_with_a_gap(run: Run) -> None:
     assert len(example.input_ids) == 18
     assert example.response_mask.tolist() == [False] * 17 + [True]
     (encoded,) = run("Your own corruption", max_length=17)
-    assert (encoded.examples, encoded.counts.left_out) == ([], 1)
+    assert (encoded.examples, encoded.counts.dropped_by_hook) == ([], 1)
 
 
 def test_a_step_of_training_sees_the_gap_and_nothing_else(run: Run, tokenizer: Any) -> None:

@@ -317,8 +317,8 @@ def test_noisy_ids_are_cut_with_the_rest() -> None:
     ("returned", "policy", "counts"),
     [
         (item(1, 1), "skip", RowCounts(rows=1)),
-        (None, "skip", RowCounts(rows=1, left_out=1)),
-        ([], "skip", RowCounts(rows=1, left_out=1)),
+        (None, "skip", RowCounts(rows=1, dropped_by_hook=1)),
+        ([], "skip", RowCounts(rows=1, dropped_by_hook=1)),
         (item(4, 4), "skip", RowCounts(rows=1, skipped=1)),
         (item(4, 4), "clip_prompt", RowCounts(rows=1, clipped=1)),
         (item(4, 4), "clip_response", RowCounts(rows=1, clipped=1)),

@@ -30,7 +30,7 @@ def test_a_row_that_was_begun_before_a_checkpoint_is_counted_once(
     rest = list(dataset(config, SIZE, positions=first[-1].positions))
     assert len(all_seen(first + rest)) == 6
     whole = counts(first + rest)
-    assert (whole.rows, whole.left_out) == (4, 1)
+    assert (whole.rows, whole.dropped_by_hook) == (4, 1)
 
 
 def test_a_bad_row_is_written_down_at_its_own_place(tmp_path: Path) -> None:
