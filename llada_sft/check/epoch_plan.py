@@ -183,9 +183,11 @@ class PlanEpoch:
             worker.tokenizer_dir,
             worker.ids,
             # Named sources make one epoch of theirs; otherwise the run's first is enough.
-            [source if source.name else replace(source, epochs=1) for source in self.sources],
-            self.seed,
-            self.size,
+            sources=[
+                source if source.name else replace(source, epochs=1) for source in self.sources
+            ],
+            seed=self.seed,
+            size=self.size,
             encode=lengths.of_row,
         )
         totals, num_steps, num_rows = _Totals(), 0, 0
@@ -248,7 +250,14 @@ def estimate(
     sampled = sum(map(len, files.values()))
     mean = sum(int(read.lengths.sum()) for read in files.values()) / sampled
     return [
-        _estimated(totals, count, sampled, _mean(sample, mean) / mean, config, size)
+        _estimated(
+            totals,
+            rows=count,
+            sampled=sampled,
+            longer=_mean(sample, mean) / mean,
+            config=config,
+            size=size,
+        )
         for sample, count in zip(rows, num_rows, strict=True)
     ]
 

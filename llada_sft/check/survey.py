@@ -145,16 +145,16 @@ def survey(request: Request, workers: Workers[Worker]) -> Survey:
         first_leaks = [(train.where(row), validation.where(other)) for row, other in pairs]
         leaked, _ = found_in(validation.all_rows, train.all_rows, 0)
     return Survey(
-        request,
-        train.dataset(),
-        None if validation is None else validation.dataset(),
-        _epoch(request, train, workers),
-        repeats,
-        [(train.where(row), train.where(other)) for row, other in first_repeats],
-        leaks,
-        first_leaks,
-        leaked,
-        train.shown,
+        request=request,
+        train=train.dataset(),
+        validation=None if validation is None else validation.dataset(),
+        epoch=_epoch(request, train, workers),
+        repeats=repeats,
+        first_repeats=[(train.where(row), train.where(other)) for row, other in first_repeats],
+        leaks=leaks,
+        first_leaks=first_leaks,
+        leaked=leaked,
+        shown=train.shown,
     )
 
 
@@ -282,24 +282,24 @@ class _Reading:
     def dataset(self) -> Dataset:
         rows = self.all_rows
         return Dataset(
-            ", ".join(source.path for source in self.sources),
-            self._sources_read(),
-            self.num_rows,
-            self.counts,
-            self.first_bad,
-            len(rows.lengths),
-            summarize(rows.lengths - rows.responses),
-            summarize(rows.responses - rows.tails),
+            path=", ".join(source.path for source in self.sources),
+            sources=self._sources_read(),
+            num_rows=self.num_rows,
+            counts=self.counts,
+            first_bad=self.first_bad,
+            examples=len(rows.lengths),
+            prompts=summarize(rows.lengths - rows.responses),
+            responses=summarize(rows.responses - rows.tails),
         )
 
     def _sources_read(self) -> list[SourceRead]:
-        found, begin = [], 0
+        read, begin = [], 0
         for source, words in zip(self.sources, self._formats, strict=True):
             end = begin + len(source.shards)
             num_rows = sum(self.num_rows[begin:end])
-            found.append(SourceRead(source, words, num_rows))
+            read.append(SourceRead(source, words, num_rows))
             begin = end
-        return found
+        return read
 
 
 def _settle(source: Source, cache_dir: str | None) -> tuple[Source, str]:

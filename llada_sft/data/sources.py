@@ -84,13 +84,13 @@ def list_sources(data: DataConfig, epochs: int) -> list[Source]:
         return [Source("", shards, path, epochs, format=data.format, fields=data.fields)]
     return [
         Source(
-            name,
-            _named(source.path, f"{name}/"),
-            source.path,
-            source.epochs or epochs,
-            source.weight,
-            source.format or data.format,
-            data.fields if source.fields is None else source.fields,
+            name=name,
+            shards=_named(source.path, f"{name}/"),
+            path=source.path,
+            epochs=source.epochs or epochs,
+            weight=source.weight,
+            format=source.format or data.format,
+            fields=data.fields if source.fields is None else source.fields,
         )
         for name, source in data.train.items()
     ]

@@ -87,13 +87,13 @@ class StepFeed(Iterable[StepBatch]):
     def _batch(self, local: LocalStep, counts: Report) -> StepBatch:
         schedule, step = self._schedule, self._step
         return StepBatch(
-            self._noise.micro_batches(local, counts, step),
-            counts,
-            local.epoch,
-            local.positions,
-            self._epoch_rows,
-            None if schedule is None else schedule.next(step, local.epoch, counts),
-            local.yields,
+            micro_batches=self._noise.micro_batches(local, counts, step),
+            counts=counts,
+            epoch=local.epoch,
+            positions=local.positions,
+            rows=self._epoch_rows,
+            pace=None if schedule is None else schedule.next(step, local.epoch, counts),
+            yields=local.yields,
         )
 
     def _next(self, local_steps: Iterator[LocalStep]) -> LocalStep | None:

@@ -70,13 +70,13 @@ class MicroBatch:
             return tensor.to(device, non_blocking=non_blocking)
 
         return MicroBatch(
-            move(self.noisy_ids),
-            None if self.attention_mask is None else move(self.attention_mask),
-            move(self.positions),
-            move(self.targets),
-            move(self.coefficients),
-            self.sequence_lengths,
-            self.rows,
+            noisy_ids=move(self.noisy_ids),
+            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
+            positions=move(self.positions),
+            targets=move(self.targets),
+            coefficients=move(self.coefficients),
+            sequence_lengths=self.sequence_lengths,
+            rows=self.rows,
         )
 
 

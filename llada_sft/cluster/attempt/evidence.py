@@ -75,13 +75,13 @@ def of_this_job(run: RunDir, job: BatchJob, attempt: Attempt, srun_code: int | N
         nodes = slurm.hostnames(attempt.nodes)
         lost = lost or slurm.lost_nodes(attempt.nodes)
     return Evidence(
-        srun_code,
-        failures.read_all(run),
-        with_peers(deaths, lambda rank: run.slurm / f"{job.job_id}_{rank}_log.out"),
-        lost,
-        nodes,
-        attempt.world_size,
-        _stopped(run, attempt, job),
+        exit_code=srun_code,
+        failures=failures.read_all(run),
+        deaths=with_peers(deaths, lambda rank: run.slurm / f"{job.job_id}_{rank}_log.out"),
+        lost_nodes=lost,
+        nodes=nodes,
+        world_size=attempt.world_size,
+        stopped=_stopped(run, attempt, job),
         silent_srun=srun_code is None and not (messages or "").strip(),
         not_started=why_not_started(messages or ""),
     )

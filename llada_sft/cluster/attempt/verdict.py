@@ -123,7 +123,7 @@ def judge(evidence: Evidence) -> Verdict:
     """Find the cause of an attempt's end."""
     return (
         _lost_node(evidence)
-        or _told(evidence.failures)
+        or _reported(evidence.failures)
         or _died(evidence, [death for death in evidence.deaths if death.first])
         or _silent_node(evidence)
         or _lost_batch_host(evidence)
@@ -186,19 +186,19 @@ def _known_step(failures: Sequence[Failure]) -> int | None:
     return max((failure.step for failure in failures if failure.step is not None), default=None)
 
 
-def _told(failures: Sequence[Failure]) -> Verdict | None:
+def _reported(failures: Sequence[Failure]) -> Verdict | None:
     causes = [failure for failure in failures if not failure.consequence]
     if not causes:
         return None
     first = min(causes, key=lambda failure: failure.time)
     return Verdict(
         first.cause,
-        first.error,
-        first.rank,
-        first.node,
-        first.step,
-        first.traceback,
-        first.cause == Cause.HANG or _HARDWARE.search(first.error) is not None,
+        error=first.error,
+        rank=first.rank,
+        node=first.node,
+        step=first.step,
+        traceback=first.traceback,
+        suspect=first.cause == Cause.HANG or _HARDWARE.search(first.error) is not None,
     )
 
 

@@ -28,16 +28,16 @@ class RankJournal:
 
     Attributes:
         job: The SLURM job; None for a local run.
-        signals: The names of the signals that any rank got, once all have agreed to stop.
-        signalled: The ranks that got them, in words.
+        stop_signals: The names of the signals that any rank got, once all have agreed to stop.
+        signalled_ranks: The ranks that got them, in words.
         cause: Why, if SLURM said so at once.
     """
 
     def __init__(self, path: Path, attempt: Entry) -> None:
         self._path, self._attempt = path, attempt
         self.job: RankJob | None = None
-        self.signals: Sequence[str] = ()
-        self.signalled = ""
+        self.stop_signals: Sequence[str] = ()
+        self.signalled_ranks = ""
         self.cause: Cause | None = None
         self._warned = False
         # Optimizer steps that were made, as far as the training has recorded them.
@@ -61,7 +61,7 @@ class RankJournal:
             signals: The names of the signals.
             ranks: The ranks that got them, in words.
         """
-        self.signals, self.signalled = signals, ranks
+        self.stop_signals, self.signalled_ranks = signals, ranks
         self.cause = before_save(signals, self.job)
         signal: Entry = {"event": "signal", "step": step, "signals": [*signals], "detail": ranks}
         self.note({**signal, "cause": self.cause} if self.cause else signal)

@@ -182,7 +182,7 @@ def _record_stop(run_path: RunDir, journal: RankJournal, stop: StopRequest, conf
     """
     # Signals received after the ranks agreed are known only to this rank; they may reveal the
     # reason.
-    stop_signals = sorted({*journal.signals, *stop.names()})
+    stop_signals = sorted({*journal.stop_signals, *stop.names()})
 
     def given_up(cause: Cause) -> str:
         now: Entry = {"event": "ended", "attempt": journal.attempt, "cause": cause}
@@ -190,7 +190,7 @@ def _record_stop(run_path: RunDir, journal: RankJournal, stop: StopRequest, conf
         return restart_policy.decide(History(entries), config).given_up
 
     ending = after_stop(stop_signals, journal.job, journal.cause, given_up)
-    detail = f"{' and '.join(stop_signals)} on {journal.signalled}"
+    detail = f"{' and '.join(stop_signals)} on {journal.signalled_ranks}"
     if ending.error:
         assert journal.job is not None
         error = (

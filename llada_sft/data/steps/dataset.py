@@ -148,7 +148,14 @@ class StepDataset(Iterable[LocalStep]):
             parts = zip(self._sources, encoders, quarantines, starts, strict=True)
             rows = MixedRows(
                 [
-                    SourceRows(source.weight, source.epochs, stream, encode, quarantine, positions)
+                    SourceRows(
+                        weight=source.weight,
+                        epochs=source.epochs,
+                        stream=stream,
+                        encode=encode,
+                        quarantine=quarantine,
+                        positions=positions,
+                    )
                     for (source, stream), encode, quarantine, positions in parts
                 ],
                 self._config.mix_by,

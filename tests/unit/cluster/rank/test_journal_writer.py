@@ -60,7 +60,7 @@ def test_the_end_knows_the_step_and_the_signals(tmp_path: Path) -> None:
     noted.stop_agreed(13, ["SIGUSR2"], "rank 3")
     noted.ended(Cause.TOLD_TO_STOP)
     assert journal.read(tmp_path / "journal")[-1]["step"] == 13
-    assert (noted.signals, noted.signalled) == (["SIGUSR2"], "rank 3")
+    assert (noted.stop_signals, noted.signalled_ranks) == (["SIGUSR2"], "rank 3")
 
 
 @pytest.mark.parametrize(
