@@ -220,7 +220,12 @@ MUTANTS = (
         (
             "if self._rows.epoch + 1 >= self._epochs:",
             "if self._rows.epoch + 1 > self._epochs:",
-            "a source makes an epoch too many",
+            "a source that is done is at the start of an epoch that it does not make",
+        ),
+        (
+            "while self._rows.epoch < self._epochs:",
+            "while True:",
+            "a source makes an epoch too many where its epochs were lowered",
         ),
         ("chosen = min(left", "chosen = max(left", "the source that has given most goes on giving"),
         (

@@ -58,6 +58,7 @@ def test_the_end_knows_the_step_and_the_signals(tmp_path: Path) -> None:
     noted = RankJournal(tmp_path / "journal", {"attempt": 1})
     noted.note({"event": "resumed", "step": 10})
     noted.stop_agreed(13, ["SIGUSR2"], "rank 3")
+    noted.note({"event": "warning", "detail": "of no step"})
     noted.ended(Cause.TOLD_TO_STOP)
     assert journal.read(tmp_path / "journal")[-1]["step"] == 13
     assert (noted.stop_signals, noted.signalled_ranks) == (["SIGUSR2"], "rank 3")

@@ -121,6 +121,24 @@ def test_shares_of_tokens(tmp_path: Path) -> None:
     assert abs(given[0] / sum(given) - 0.75) < 0.01
 
 
+def test_a_source_that_is_done_stays_at_the_end_of_its_last_epoch(tmp_path: Path) -> None:
+    *_, last = dataset(write(tmp_path, {"a": ([6], 1.0, 1), "b": ([3], 1.0, 4)}))
+    ends = {name: (position.epoch, position.row) for name, position in last.positions.items()}
+    assert ends == {"a/0.jsonl": (0, 6), "b/0.jsonl": (3, 3)}
+
+
+def test_a_source_whose_epochs_were_lowered_below_its_present_one_is_done(tmp_path: Path) -> None:
+    config = write(tmp_path, {"a": ([4], 1.0, 3), "b": ([20], 1.0, 1)})
+    steps = list(islice(dataset(config), 6))
+    assert {epoch for epoch, file, _, _ in examples(steps) if file[0] == "a"} == {0, 1}
+    assert config.train is not None and isinstance(config.train, dict)
+    sources = config.train | {"a": config.train["a"].model_copy(update={"epochs": 1})}
+    lowered = config.model_copy(update={"train": sources})
+    rest = examples(list(dataset(lowered, as_saved(steps[-1].positions))))
+    assert {file[0] for _, file, _, _ in rest} == {"b"}
+    assert len(rest) == 20 - 6
+
+
 def test_a_source_that_is_through_drops_out(tmp_path: Path) -> None:
     sources = {"a": ([6], 1.0, 1), "b": ([3], 1.0, 4), "empty": ([0], 5.0, 1)}
     steps = list(dataset(write(tmp_path, sources)))
