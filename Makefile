@@ -12,7 +12,7 @@ demo: $(VENV)/package
 
 test: $(VENV)/dev
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/unit
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/distributed tests/slurm tests/gpu
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup tests/distributed tests/slurm tests/gpu
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
