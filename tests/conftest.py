@@ -1,4 +1,4 @@
-"""For all tests: a property holds or not, however busy the machine is; and who runs next to whom."""
+"""For all tests: a property holds however busy the machine is, and which run side by side."""
 
 from pathlib import Path
 

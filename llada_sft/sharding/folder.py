@@ -80,11 +80,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def _locked(partial: Path) -> int:
     """Make the folder, or take over one that is left, and lock it."""
-    made = True
+    is_new = True
     try:
         partial.mkdir()
     except FileExistsError:
-        made = False
+        is_new = False
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +94,7 @@ def _locked(partial: Path) -> int:
         free = False
     except OSError:
         # A file system without locks: only a folder of our own is surely nobody else's.
-        free = made
+        free = is_new
     if not free:
         os.close(descriptor)
         raise DataError(

@@ -239,12 +239,12 @@ def validation_micro_batches(
         )
     missing = consensus.largest(len(batches)) - len(batches)
     padded = batches + [pad([], ids.eos_token_id)] * missing
-    made = []
+    micro_batches = []
     for batch in padded:
         noises, divisors = [], []
         for example, response_mask in zip(batch.keys, response_masks(batch), strict=True):
             key = noise_key(0, 0, example.file, example.line, example.part)
             noises.append(validation_noise(response_mask, key, draw=0, num_draws=1))
             divisors.append(int(response_mask.sum()) * counts.examples / world_size)
-        made.append(noisy_micro_batch(batch, noises, divisors, ids.mask_token_id))
-    return made
+        micro_batches.append(noisy_micro_batch(batch, noises, divisors, ids.mask_token_id))
+    return micro_batches

@@ -283,8 +283,8 @@ MUTANTS = (
             "an attempt is judged by the reports of the one before",
         ),
         (
-            "left.stopped == Cause.CANCELLED and",
-            "left.stopped != Cause.CANCELLED and",
+            "collected.stopped == Cause.CANCELLED and",
+            "collected.stopped != Cause.CANCELLED and",
             "a cancelled job comes back",
         ),
     ),
@@ -292,8 +292,8 @@ MUTANTS = (
         "cluster/attempt/exclude_nodes.py",
         "cluster/attempt/test_supervisor.py",
         (
-            "if len(left) < needed:",
-            "if len(left) <= needed:",
+            "if len(others) < needed:",
+            "if len(others) <= needed:",
             "a node stays though just enough others are left",
         ),
     ),

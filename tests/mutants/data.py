@@ -227,7 +227,11 @@ MUTANTS = (
             "while True:",
             "a source makes an epoch too many where its epochs were lowered",
         ),
-        ("chosen = min(left", "chosen = max(left", "the source that has given most goes on giving"),
+        (
+            "chosen = min(unfinished",
+            "chosen = max(unfinished",
+            "the source that has given most goes on giving",
+        ),
         (
             "[self._unit] / pair[0].weight",
             "[self._unit] * pair[0].weight",

@@ -312,7 +312,11 @@ MUTANTS = (
             "self._basis.run_epochs - epoch",
             "an epoch too many is counted",
         ),
-        ("else min(left, limit)", "else limit", "rows that end before max_steps are not seen"),
+        (
+            "else min(steps_left, limit)",
+            "else limit",
+            "rows that end before max_steps are not seen",
+        ),
         (
             "kept.basis == self._basis and not self._data_changed",
             "False",
@@ -324,8 +328,9 @@ MUTANTS = (
             "steps before a longer training are not counted in today's batch",
         ),
         (
-            "point = kept.point.continued(left)",
-            "point = Point(step, step + left, descent_at(self._optim, step, step + left))",
+            "point = kept.point.continued(steps_left)",
+            "total = step + steps_left; "
+            "point = Point(step, total, descent_at(self._optim, step, total))",
             "the rate jumps on other ranks",
         ),
         (

@@ -21,11 +21,11 @@ def leave_out(run: RunDir, attempt: Attempt, verdict: Verdict, needed: int) -> N
     entry: Entry = {**attempt.key, "node": verdict.node}
     try:
         fields = slurm.job_fields(job_id)
-        left = remaining(fields, verdict.node)
-        if len(left) < needed:
+        others = remaining(fields, verdict.node)
+        if len(others) < needed:
             raise LaunchError(
                 f"the job needs {needed} nodes, and without it partition"
-                f" {fields.get('Partition', '?')} has {len(left)} in service"
+                f" {fields.get('Partition', '?')} has {len(others)} in service"
             )
         slurm.exclude(job_id, verdict.node)
     except LaunchError as error:

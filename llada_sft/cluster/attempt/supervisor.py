@@ -1,8 +1,8 @@
 """What runs before and after the ranks of an attempt, on the node of rank 0.
 
-`begin` runs before srun: it closes an earlier attempt that ended without an entry, and notes the
-new one. `end` runs after srun: it says why the attempt ended, if rank 0 has not, and restarts the
-job or not; its exit code is the job's:
+`begin` runs before srun: it closes an earlier attempt whose end nobody recorded, and records the
+start of the new one. `end` runs after srun: it records why the attempt ended, unless rank 0 has,
+and decides whether the job runs again. Its exit code is the job's:
 
     0   finished, or stopped as asked        2    a user's mistake
     1   a failure                            70   the restart budget is used up
@@ -35,7 +35,7 @@ from llada_sft.run_dir import RunDir
 
 
 def begin(run: RunDir, job: BatchJob | None, world_size: int) -> int:
-    """Close the attempt before, if it is open, and note the new one.
+    """Close the previous attempt, if it is open, and record the start of the new one.
 
     Args:
         run: The run directory.
@@ -122,16 +122,16 @@ def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
     known = history.read(run.journal)
     attempt = known.open
     if attempt is None or (attempt.job_id, attempt.restarts) != (job.job_id, job.restarts):
-        # Rank 0 has said why, and has requeued the job if it was to be.
+        # Rank 0 has recorded why, and has requeued the job if it is to run again.
         given_up = known.why_given_up(job.job_id)
         return srun_code, bool(given_up) or known.last_cause in restart_policy.OVER
     print(evidence.srun_messages(run, attempt) or "", end="")
-    left = evidence.of_this_job(run, job, attempt, srun_code)
-    verdict = judge(left)
+    collected = evidence.of_this_job(run, job, attempt, srun_code)
+    verdict = judge(collected)
     decision = _write(run, attempt, verdict)
     if not decision.restart:
         return decision.exit_code, True
-    if left.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
+    if collected.stopped == Cause.CANCELLED and verdict.cause != Cause.NODE_FAILURE:
         _warn(run, attempt, "not restarted: the job was cancelled while its ranks were failing")
         return decision.exit_code, True
     try:
@@ -159,32 +159,32 @@ def end_local(run: RunDir, deaths: Sequence[Death], signalled: bool) -> Verdict 
     # Ranks that our signal ended before they could handle it. What other ranks report of that (a
     # peer that is gone, an interrupted start) is not a failure.
     unready = signalled and any(death.by_signal and not death.first for death in deaths)
-    left = Evidence(
+    collected = Evidence(
         exit_code=1 if deaths else 0,
         failures=[] if unready else failures.read_all(run),
         deaths=evidence.with_peers(deaths, run.rank_log),
         world_size=attempt.world_size,
         stopped=Cause.CANCELLED if signalled else None,
     )
-    verdict = judge(left)
+    verdict = judge(collected)
     _write(run, attempt, verdict)
     return verdict
 
 
 def _close_last(run: RunDir, job: BatchJob | None) -> None:
-    """Judge an attempt that nobody saw end: its batch script was killed, or its node lost."""
+    """Judge an attempt whose end nobody saw: its batch script was killed, or its node was lost."""
     attempt = history.read(run.journal).open
     if attempt is None:
         return
     if job and job.job_id == attempt.job_id:
-        left = evidence.of_this_job(run, job, attempt, srun_code=None)
+        collected = evidence.of_this_job(run, job, attempt, srun_code=None)
     else:
-        left = evidence.of_another_job(run, attempt)
-    _write(run, attempt, judge(left))
+        collected = evidence.of_another_job(run, attempt)
+    _write(run, attempt, judge(collected))
 
 
 def _write(run: RunDir, attempt: Attempt, verdict: Verdict) -> Decision:
-    """Note the verdict and what follows from it, and print both to the job's log."""
+    """Record the verdict and what follows from it, and print both to the job's log."""
     if verdict.cause not in restart_policy.STOPS | {Cause.FINISHED, Cause.CANCELLED}:
         journal.append(run.journal, {"event": "failed", **attempt.key, **_of_rank(verdict)})
     code = restart_policy.exit_code_of(verdict.cause)

@@ -53,12 +53,12 @@ def follow(run: RunDir, rank: int, ask_every_s: float = ASK_SLURM_EVERY_S) -> in
     try:
         follow_file(log_file(run, rank), watch.is_over, ask_every_s)
         with slurm.patience():
-            found = ending.find(run, job_id)
+            ended = ending.find(run, job_id)
     except KeyboardInterrupt:
         print(f"\n{_goes_on(run, job_id)}", file=sys.stderr)
         return INTERRUPTED
-    print(*ending.lines(run, found), sep="\n", flush=True)
-    return found.exit_code
+    print(*ending.lines(run, ended), sep="\n", flush=True)
+    return ended.exit_code
 
 
 def follow_file(log: Path, is_over: Callable[[], bool], ask_every_s: float) -> None:

@@ -47,8 +47,8 @@ class RecordReader:
         if record_format == "raw":
             return record
         if record_format == "auto":
-            found = format_of(record, self.fields)
-            return record if found is None else self._read(record, found, key)
+            own_format = format_of(record, self.fields)
+            return record if own_format is None else self._read(record, own_format, key)
         return self._read(record, record_format, key)
 
     def _read(self, record: object, record_format: KnownFormat, key: int) -> Mapping[str, object]:

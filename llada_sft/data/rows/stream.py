@@ -97,7 +97,7 @@ class RowStream:
         """Yield what is left of an epoch after `positions`."""
         known = self.fill_missing_positions(positions)
         done = [known[reader.name].row for reader in self._readers]
-        left = [len(reader) - row for reader, row in zip(self._readers, done, strict=True)]
+        rows_left = [len(reader) - row for reader, row in zip(self._readers, done, strict=True)]
         ahead = _read_ahead(max(1, len(self._readers)))
         rows = [
             reader.rows(self._order(epoch, reader), row, ahead)
@@ -105,7 +105,7 @@ class RowStream:
         ]
         try:
             if self._shuffle and len(rows) > 1:
-                for file in draw_files(left, self._tickets(epoch, sum(done))):
+                for file in draw_files(rows_left, self._tickets(epoch, sum(done))):
                     yield next(rows[file])
             else:
                 yield from chain.from_iterable(rows)
@@ -163,9 +163,9 @@ class RowStream:
         known = self.fill_missing_positions(positions)
         try:
             return [
-                (one, reader.line(one.line))
+                (row, reader.line(row.line))
                 for reader in self._readers
-                for one in known[reader.name].pending
+                for row in known[reader.name].pending
             ]
         finally:
             self._close()

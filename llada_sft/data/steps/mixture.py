@@ -131,12 +131,12 @@ class MixedRows:
         self._sources, self._unit = sources, unit
 
     def examples(self) -> Iterator[Example]:
-        left = [(source, source.examples()) for source in self._sources]
-        while left:
-            chosen = min(left, key=lambda pair: pair[0].given[self._unit] / pair[0].weight)
+        unfinished = [(source, source.examples()) for source in self._sources]
+        while unfinished:
+            chosen = min(unfinished, key=lambda pair: pair[0].given[self._unit] / pair[0].weight)
             example = next(chosen[1], None)
             if example is None:
-                left.remove(chosen)
+                unfinished.remove(chosen)
             else:
                 yield example
 

@@ -40,11 +40,11 @@ class Progress(pl.Callback):
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(_numbers(metrics))
         elif step % self._every_n_steps == 0:
-            left = self._seconds_left(step, total)
+            seconds_left = self._seconds_left(step, total)
             # ASCII: the encoding of a log may not have ≈.
             about = "~" if batch.pace.estimated else ""
             print(
-                f"step {step}/{about}{total}  {_numbers(metrics)}  {_clock(left)} left",
+                f"step {step}/{about}{total}  {_numbers(metrics)}  {_clock(seconds_left)} left",
                 flush=True,
             )
 

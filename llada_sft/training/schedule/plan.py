@@ -198,41 +198,41 @@ class Schedule:
             epoch: The epoch of its rows.
             agreed: What all ranks reported for the step.
         """
-        left = self._steps_left(step, epoch, agreed)
+        steps_left = self._steps_left(step, epoch, agreed)
         if self._point is None:
-            self._point = self._begin(left)
-            self._say_what_is_planned(left, agreed.estimated > 0)
-        self._point = self._point.after_step(self._optim, step, left)
+            self._point = self._begin(steps_left)
+            self._say_what_is_planned(steps_left, agreed.estimated > 0)
+        self._point = self._point.after_step(self._optim, step, steps_left)
         return Pace(
             rate=rate_of(self._optim, step, self._point.descent),
-            planned=Planned(self._point, left - 1, self._basis),
-            total_steps=step + left,
-            estimated=agreed.estimated > 0 and left > 1 and left != self._limit(step),
+            planned=Planned(self._point, steps_left - 1, self._basis),
+            total_steps=step + steps_left,
+            estimated=agreed.estimated > 0 and steps_left > 1 and steps_left != self._limit(step),
         )
 
     def _steps_left(self, step: int, epoch: int, agreed: Report) -> int:
         """Count the steps that are left, including this one."""
         later_epochs = max(0, self._basis.run_epochs - 1 - epoch)
-        left = 1 + agreed.steps_left + later_epochs * agreed.epoch_steps
+        steps_left = 1 + agreed.steps_left + later_epochs * agreed.epoch_steps
         limit = self._limit(step)
-        return left if limit is None else min(left, limit)
+        return steps_left if limit is None else min(steps_left, limit)
 
     def _limit(self, step: int) -> int | None:
         # At least 1: the step that is fetched ahead may be past the last one.
         return self._basis.max_steps and max(1, self._basis.max_steps - step)
 
-    def _begin(self, left: int) -> Point:
+    def _begin(self, steps_left: int) -> Point:
         step, kept = self._first_step, self._kept
         if kept is None:
             # If `max_steps` ends the training, each step counts the same.
-            done = step if left == self._limit(step) else step * self._older_ratio
-            return Point(done, done + left, descent_at(self._optim, done, done + left))
+            done = step if steps_left == self._limit(step) else step * self._older_ratio
+            return Point(done, done + steps_left, descent_at(self._optim, done, done + steps_left))
         if kept.basis == self._basis and not self._data_changed:
             return kept.point
         if not self._basis.has_length_of(kept.basis):
             planned_left = kept.steps_left * self._batch_ratio(kept.basis)
-            return kept.point.lengthened(self._optim, step, planned_left, left)
-        point = kept.point.continued(left)
+            return kept.point.lengthened(self._optim, step, planned_left, steps_left)
+        point = kept.point.continued(steps_left)
         if kept.basis.shape != self._basis.shape:
             descent = descent_at(self._optim, point.position, point.total)
             point = replace(point, descent=descent)
@@ -242,11 +242,11 @@ class Schedule:
         """Return how many present steps one earlier step is worth."""
         return old.batch / self._basis.batch if old.unit == self._basis.unit else 1.0
 
-    def _say_what_is_planned(self, left: int, estimated: bool) -> None:
+    def _say_what_is_planned(self, steps_left: int, estimated: bool) -> None:
         assert self._point is not None
         step, kept = self._first_step, self._kept
         about = "about " if estimated else ""
-        steps = f"{about}{step + left:,} steps in all, {left:,} of them left"
+        steps = f"{about}{step + steps_left:,} steps in all, {steps_left:,} of them left"
         if kept is None:
             if step:
                 self._say(f"schedule: the checkpoint is of an older version and has none: {steps}")
@@ -257,7 +257,7 @@ class Schedule:
         if not changes:
             return
         before = kept.point.after_step(self._optim, step, kept.steps_left)
-        after = self._point.after_step(self._optim, step, left)
+        after = self._point.after_step(self._optim, step, steps_left)
         rates = [rate_of(self._optim, step, point.descent) for point in (before, after)]
         self._say(
             f"schedule: {'; '.join(changes)}: {steps} (before: {step + kept.steps_left:,});"
