@@ -1,18 +1,30 @@
 # Two commands need nothing but Python 3.11+, make and git:
 #   make demo    trains, exports and samples a tiny LLaDA on this machine
-#   make test    runs every test that this machine can run
+#   make test    runs every test that this machine can run; make test-quick: in a few minutes, most
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test test-ranks test-slurm test-quick check clean
 
 demo: $(VENV)/package
 	PATH="$(BIN):$$PATH" $(BIN)/python -m llada_sft.demo
 
 test: $(VENV)/dev
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/unit
-	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup tests/distributed tests/slurm tests/gpu
+	@echo "tests/distributed and tests/slurm run side by side; each is shown when it has ended"
+	$(MAKE) --no-print-directory --jobs 2 --output-sync test-ranks test-slurm
+
+# SLURM waits most of the time: the trainings of tests/distributed run meanwhile.
+test-ranks: $(VENV)/dev
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/distributed tests/gpu
+
+test-slurm: $(VENV)/dev
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/slurm
+
+QUICK_TRAINING := tests/distributed/test_training.py::test_ranks_and_accumulation_are_the_same_thing
+test-quick: $(VENV)/dev
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m "not slow" tests/unit $(QUICK_TRAINING)
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
