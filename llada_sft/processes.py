@@ -19,7 +19,7 @@ class PipedProcess:
 
     Args:
         run: The function; picklable. What is sent through a pipe whose other end is closed raises
-            a BrokenPipeError: with it the process ends, without a word.
+            a BrokenPipeError: the process then ends without output.
         ignored: Signals that are sent to all processes of a job or of a terminal, and that only
             this one acts on. It is safe from them from its first moment.
 

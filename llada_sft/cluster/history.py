@@ -1,6 +1,6 @@
 """What the journal says of a run: its attempts, and how each of them ended.
 
-`journal.py` writes and parses entries; whoever wants to know something of a run asks here.
+`journal.py` writes and parses entries. All questions on them are answered here.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ class Attempt:
 
     @property
     def started(self) -> Entry:
-        """Its first entry."""
+        """The entry that it started with."""
         return self.entries[0]
 
     @property
     def job_id(self) -> str | None:
-        """Its SLURM job; None for a local run."""
+        """The SLURM job; None for a local run."""
         return self.started.get("job_id")
 
     @property
@@ -46,12 +46,12 @@ class Attempt:
 
     @property
     def nodes(self) -> str:
-        """Its nodes, as SLURM writes them; empty for a local run."""
+        """The nodes, as SLURM writes them; empty for a local run."""
         return self.started.get("nodes", "")
 
     @property
     def world_size(self) -> int:
-        """Its ranks."""
+        """How many ranks were started."""
         return self.started.get("world_size", 1)
 
     @property

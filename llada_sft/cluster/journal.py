@@ -1,7 +1,7 @@
 """What happened to a run, one JSON line each: submitted, started, saved, ended and why.
 
 Written by the launcher, by what starts the ranks (the batch script, or `--local`) and by rank 0 on
-the same node; it needs no accounting database. `history.py` makes attempts of what stands here.
+the same node; it needs no accounting database. `history.py` makes attempts of these entries.
 A line is appended with one write and is on the disk when `append` returns; whatever a crash or a
 full disk left of the one before, it starts on a line of its own.
 
@@ -63,7 +63,7 @@ class Entry(TypedDict, total=False):
     restarts: int
     # Optimizer steps that were made.
     step: int
-    # Of the whole training, as far as was known at that step.
+    # The steps of the whole training, as far as was known at that step.
     total_steps: int
     versions: dict[str, str | None]
     # Of a checkpoint; and of the longest way from one step to the next since the one before.
@@ -110,7 +110,8 @@ _TYPES = {key: _python_types(hint) for key, hint in get_type_hints(Entry).items(
 def append(journal: Path, entry: Entry) -> None:
     """Append one line, with the time; where that cannot be done, a warning is printed, once.
 
-    A training never ends for its journal: what cannot be written (the disk is full) is left out.
+    A training never ends for its journal: an entry that cannot be written (the disk is full) is
+    skipped.
 
     Raises:
         SupersededError: This process has claimed the run, and another one owns it now.

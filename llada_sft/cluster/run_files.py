@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-# Of a longer file only the end is read.
+# Only the end of a longer file is read.
 MAX_BYTES = 64 << 20
 MAX_LINE_CHARACTERS = 2000
 

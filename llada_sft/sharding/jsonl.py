@@ -145,7 +145,7 @@ def _find_rows(
         stop: Where the last one ends.
 
     Returns:
-        int64 [lines], where each ends, its line end included; bool [lines].
+        int64 [lines], where each ends, its newline included; bool [lines].
     """
     places = control_bytes(data[: -(-stop // 8) * 8])
     places = places[(places >= start) & (places < stop)]

@@ -24,7 +24,8 @@ from llada_sft.run_dir import RunDir
 
 SHOWN_ATTEMPTS = 5
 SHOWN_FAILURE_LINES = 50
-# Of metrics.csv: its columns, and enough rows for the last of a validation to be among them.
+# What is read of metrics.csv: its columns, and enough rows for the last of a validation to be
+# among them.
 HEADER_BYTES = 64 << 10
 METRICS_BYTES = 1 << 20
 # What one line says, without a traceback.

@@ -11,7 +11,7 @@ COUNT_UP_TO_BYTES = 256 * 2**20
 SAMPLE_BYTES = 8 * 2**20
 # What a compressed byte may become.
 _EXPANSION = 5
-# Of a longer line no more than this is in memory.
+# No more than this of a longer line is in memory.
 _PIECE_BYTES = 1 << 20
 
 
