@@ -2,9 +2,9 @@
 
     python tests/slurm/chaos.py --faults 12 --seed 0 [--profile accounting]
 
-The demo's network trains with ZeRO-3 on two nodes of two ranks on the test cluster. Each attempt
-makes some steps, then a fault befalls it (faults.py); the last one runs to the end. Meanwhile the
-same config trains on this machine without SLURM. At the end all ranks' weights and optimizer states
+The demo's network trains with ZeRO-3 on two nodes of the test cluster, with two ranks on each. Each
+attempt makes some steps, then a fault befalls it (faults.py); the last one runs to the end.
+Meanwhile the same config trains on this machine without SLURM. At the end all ranks' weights and optimizer states
 of both are equal bit for bit, and of every attempt holds what `verdict.py` asks for: else exit code
 1, with what does not.
 """
@@ -75,10 +75,14 @@ class ChaosRun:
         cluster: Where it trains.
         project: The folder to launch from.
         plan: One fault for each attempt but the last.
+        ranks_per_node: How many ranks a node has.
     """
 
-    def __init__(self, cluster: Cluster, project: Path, plan: Sequence[Planned]) -> None:
+    def __init__(
+        self, cluster: Cluster, project: Path, plan: Sequence[Planned], ranks_per_node: int = 2
+    ) -> None:
         self.cluster, self.project, self.plan = cluster, project, plan
+        self._ranks_per_node = ranks_per_node
         self.max_steps = sum(one.after + SPARE_STEPS for one in plan)
         self.max_steps += sum(SPARE_STEPS_SLOW.get(one.fault, 0) for one in plan)
         self.max_steps += CHECKPOINT_EVERY
@@ -123,7 +127,8 @@ class ChaosRun:
         return [
             *(sys.executable, "launch.py", "--config=config/demo.yaml", "--nodes=2", *options),
             *(f"run.name={name}", f"train.max_steps={self.max_steps}", "train.epochs=100"),
-            *("train.micro_batch_size=4", f"train.checkpoint_every_steps={CHECKPOINT_EVERY}"),
+            *("train.micro_batch_size=4", f"slurm.ranks_per_node={self._ranks_per_node}"),
+            f"train.checkpoint_every_steps={CHECKPOINT_EVERY}",
             *("data.prefetch_steps=0", f"data.hook={HOOK}", "data.validation=null"),
             *("log.every_n_steps=1", "log.tensorboard=false"),
             *("slurm.node_failure_restarts=1000", f"slurm.time_min={faults.TIME_LIMIT_MIN}"),

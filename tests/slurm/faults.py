@@ -69,7 +69,7 @@ IN_RANK = (
 )
 # Checkpoints that an attempt makes before its fault: of a damaged one the one before is needed.
 CHECKPOINTS_BEFORE = {Fault.DAMAGED: 2}
-NUM_NODES, RANKS_PER_NODE = 2, 2
+NUM_NODES = 2
 # Of a rank's command line.
 RANK_WORDS = {"llada_sft.cluster", "rank"}
 SIGNAL_LEAD_S = 60
@@ -135,10 +135,10 @@ def variables(pid: int) -> dict[str, str]:
 
 
 def make_plan(
-    faults: list[Fault], checkpoint_every: int, generator: random.Random
+    faults: list[Fault], checkpoint_every: int, generator: random.Random, ranks_per_node: int = 2
 ) -> list[Planned]:
     """Choose when and whom each fault befalls; an attempt makes a checkpoint before its fault."""
-    ranks = range(NUM_NODES * RANKS_PER_NODE)
+    ranks = range(NUM_NODES * ranks_per_node)
     return [
         Planned(
             fault,

@@ -1,6 +1,6 @@
 """Every fault once, on a cluster with accounting: each attempt ends as it should, no step is lost.
 
-chaos.py does the same with faults chosen at random.
+chaos.py does the same with faults chosen at random, and two ranks on each node instead of one.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 def test_every_fault_once(accounting_cluster: Cluster, tmp_path: Path) -> None:
     among = [fault for fault in (*GRACEFUL, *KILLS) if fault not in SHOWN_ELSEWHERE]
-    plan = make_plan(among, CHECKPOINT_EVERY, Random(0))
-    chaos = ChaosRun(accounting_cluster, new_project(tmp_path), plan)
+    plan = make_plan(among, CHECKPOINT_EVERY, Random(0), ranks_per_node=1)
+    chaos = ChaosRun(accounting_cluster, new_project(tmp_path), plan, ranks_per_node=1)
     outcome = chaos.execute()
     print(outcome.table())
     assert outcome.problems == []
