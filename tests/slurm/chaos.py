@@ -4,9 +4,9 @@
 
 The demo's network trains with ZeRO-3 on two nodes of the test cluster, with two ranks on each. Each
 attempt makes some steps, then a fault befalls it (faults.py); the last one runs to the end.
-Meanwhile the same config trains on this machine without SLURM. At the end all ranks' weights and optimizer states
-of both are equal bit for bit, and of every attempt holds what `verdict.py` asks for: else exit code
-1, with what does not.
+Meanwhile the same config trains on this machine without SLURM. At the end all ranks' weights and
+optimizer states of both are equal bit for bit, and of every attempt holds what `verdict.py` asks
+for: else exit code 1, with what does not.
 """
 
 import argparse

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,6 +24,7 @@ def measured(name: str, out: Path, *sizes: str) -> dict[str, Any]:
     return written
 
 
+@pytest.mark.slow
 def test_data_has_a_line_for_each_target(tmp_path: Path) -> None:
     found = measured("data", tmp_path / "out.json", "--rows", "160", "--memory-rows", "100000")
     assert found["packages"]["orjson"]
@@ -35,6 +38,7 @@ def test_data_has_a_line_for_each_target(tmp_path: Path) -> None:
     assert all(lines[f"fill, max_tokens {n}"]["reached"] == "yes" for n in (4096, 8192, 16384))
 
 
+@pytest.mark.slow
 def test_data_start_with_many_shards_and_ranks(tmp_path: Path) -> None:
     sizes = ("--files", "4096", "--ranks", "256", "--index-mb", "4")
     found = measured("data_start", tmp_path / "out.json", *sizes)
@@ -46,6 +50,7 @@ def test_data_start_with_many_shards_and_ranks(tmp_path: Path) -> None:
     assert len({kind["rows"] for kind in found["index"]}) == 1
 
 
+@pytest.mark.slow
 def test_shard_has_a_line_for_each_command(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     sizes = ("--mb", "2", "--shards", "3", "--repeat", "2", "--folder", str(tmp_path))
@@ -60,6 +65,7 @@ def test_shard_has_a_line_for_each_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 def test_check_and_the_tokenizer_alone_see_the_same_tokens(tmp_path: Path) -> None:
     sizes = ("--rows", "80", "--processes", "1", "--repeat", "1")
     found = measured("check", tmp_path / "out.json", *sizes)

@@ -141,6 +141,7 @@ def test_a_login_node_never_imports_torch(script: str) -> None:
     assert done.stderr == "False"
 
 
+@pytest.mark.slow
 def test_a_dry_run_answers_at_once() -> None:
     """Much sooner than torch alone would be imported, on any machine and under any load."""
     dry_run = ["launch.py", "--config", "config/zero3.yaml", "--nodes", "4", "--dry-run"]

@@ -277,6 +277,7 @@ def command(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_problems_are_exit_code_1_and_json_is_alone_on_standard_output(project: Path) -> None:
     write(project / "train", a=[*words("abc"), "{"])
     done = command(project, "--json")
@@ -287,6 +288,7 @@ def test_problems_are_exit_code_1_and_json_is_alone_on_standard_output(project: 
     assert "of the hook" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_one_line_and_exit_code_2(project: Path) -> None:
     write(project / "train", a=[{"kill": 1, **words("abc")[0]}])
     done = command(project)

@@ -575,6 +575,7 @@ tricky = words | st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(
     path=tricky,
     train=tricky,

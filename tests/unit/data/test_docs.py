@@ -47,6 +47,7 @@ def test_every_command_is_run() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command(checkout: Path, command: str) -> None:
     tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

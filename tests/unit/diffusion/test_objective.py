@@ -44,6 +44,7 @@ def test_summed_over_the_answer(hand_case: dict[str, Tensor]) -> None:
     assert loss.item() == pytest.approx(17.10124969, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_constant_logits_give_ln_of_the_vocabulary() -> None:
     """Exact masking: always; Bernoulli: in expectation."""
     vocab, length = 11, 20

@@ -294,6 +294,7 @@ def test_a_file_needs_less_memory_than_it_has_bytes(
     assert peak_mb(path, seed, compress) < 300
 
 
+@pytest.mark.slow
 def test_the_longest_rows_need_no_more(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
@@ -302,6 +303,7 @@ def test_the_longest_rows_need_no_more(tmp_path: Path) -> None:
     assert peak_mb(path) < 300
 
 
+@pytest.mark.slow
 def test_one_large_row_group_needs_no_more(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet

@@ -127,6 +127,7 @@ def delete_launch_py(project: Path) -> None:
     (project / "launch.py").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [edit_config, edit_hook, delete_launch_py, shutil.rmtree])
 def test_a_requeued_job_resumes_with_the_code_and_config_of_its_first_start(
     by_hand: ByHand, edit: Callable[[Path], None]
@@ -143,6 +144,7 @@ def test_a_requeued_job_resumes_with_the_code_and_config_of_its_first_start(
     assert [(e["attempt"], e["restarts"]) for e in started] == [(1, 0), (2, 1)]
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(by_hand: ByHand) -> None:
     """As on the nodes of some clusters: the note is in the folder of submission."""
     read_only = {"XDG_STATE_HOME": "", "HOME": "/proc/nowhere"}
@@ -168,6 +170,7 @@ def test_a_note_holds_no_argument(by_hand: ByHand) -> None:
     assert "4711" not in note.read_text()
 
 
+@pytest.mark.slow
 def test_the_first_start_of_a_job_never_looks_at_a_note(by_hand: ByHand) -> None:
     """The number of an earlier job, and a variable of the shell that submitted this one."""
     by_hand.start()
@@ -175,6 +178,7 @@ def test_the_first_start_of_a_job_never_looks_at_a_note(by_hand: ByHand) -> None
     assert by_hand.srun()["arguments"][-1] == f"{by_hand.folder}/runs/b"
 
 
+@pytest.mark.slow
 def test_a_note_of_another_job_of_that_number_is_passed_over(by_hand: ByHand) -> None:
     by_hand.start()
     done = by_hand.start("run.name=b", fields="Restarts=1 GRES=", SLURM_RESTART_COUNT="1")

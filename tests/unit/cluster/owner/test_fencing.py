@@ -81,6 +81,7 @@ def contents(run: RunDir) -> dict[Path, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.slow
 def test_a_stopped_owner_is_taken_over_and_changes_nothing_when_it_goes_on(
     run: RunDir, first: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 4])
 def test_one_trains_and_nothing_is_lost(first: int) -> None:
     # A process of its own: it forks, and pytest has threads.

@@ -146,6 +146,7 @@ def test_a_rank_that_sleeps_is_ended_with_its_stack(run: RunDir) -> None:
     assert re.fullmatch(r'  File "<string>", line \d+ in sleeps_for_ever', stack.splitlines()[1])
 
 
+@pytest.mark.slow
 def test_c_code_that_holds_the_lock_is_ended_too(run: RunDir) -> None:
     rank = start(run, "matches_for_ever")
     rank.communicate(timeout=60)
@@ -157,6 +158,7 @@ def test_c_code_that_holds_the_lock_is_ended_too(run: RunDir) -> None:
     assert re.search(r'File "<string>", line \d+ in matches_for_ever', text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hang", "words"),
     [
@@ -186,6 +188,7 @@ def test_the_failure_report_of_a_rank_that_cannot_write_is_written(
 STANDS = r"is in <string>:\d+ {}; and the other ranks wait for it;"
 
 
+@pytest.mark.slow
 def test_who_finds_the_hang_calls_the_others(run: RunDir) -> None:
     """The rank that is named would have found it much later."""
     late = start(run, "sleeps_for_ever", rank=1, world_size=2, timeout_s=30)
@@ -200,6 +203,7 @@ def test_who_finds_the_hang_calls_the_others(run: RunDir) -> None:
     assert (waiting.consequence, named.consequence, named.witness) == (True, False, None)
 
 
+@pytest.mark.slow
 def test_a_rank_that_missed_the_call_reports_when_the_first_has_left(run: RunDir) -> None:
     late = start(run, "hears_no_call", rank=1, world_size=2, timeout_s=500)
     with killed_at_last(late):
@@ -253,6 +257,7 @@ def test_stacks_are_read_when_they_are_whole(run: RunDir, monkeypatch: pytest.Mo
     assert dog._wait_for_others() == [own, whole]
 
 
+@pytest.mark.slow
 def test_a_file_system_that_does_not_answer_delays_nothing(run: RunDir) -> None:
     rank = start(run, "a_file_system_that_does_not_answer")
     rank.communicate(timeout=60)
@@ -260,6 +265,7 @@ def test_a_file_system_that_does_not_answer_delays_nothing(run: RunDir) -> None:
     assert failures.read_all(run) == []
 
 
+@pytest.mark.slow
 def test_a_peer_that_goes_first_does_not_hide_the_hang(run: RunDir) -> None:
     # There is no second rank: it is waited for, meanwhile the error comes.
     rank = start(run, "fails_while_it_is_reported", world_size=2)
@@ -269,6 +275,7 @@ def test_a_peer_that_goes_first_does_not_hide_the_hang(run: RunDir) -> None:
     assert {one.rank for one in failures.read_all(run)} == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_rank_that_works_is_left_alone(run: RunDir) -> None:
     with Watchdog(run, PLACEMENT, "") as dog:
         dog.set_timeouts(TrainConfig(hang_timeout_s=1, hang_grace_s=60))

@@ -166,6 +166,7 @@ def test_a_run_that_somebody_owns_is_not_updated(
     assert contents(run.path) == before
 
 
+@pytest.mark.slow
 def test_an_update_that_was_interrupted_is_old_or_new(
     run: RunDir, project: Path, again: Resume, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,6 +271,7 @@ def test_all_questions_of_a_command_wait_ten_seconds_together(
     assert waited[-1] == slurm.TIMEOUT_S
 
 
+@pytest.mark.slow
 def test_what_a_slow_command_has_started_keeps_nobody_waiting(
     fake_tool: FakeTool, tmp_path: Path
 ) -> None:

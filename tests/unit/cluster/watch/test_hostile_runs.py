@@ -131,6 +131,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", READ_BY_STATUS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_status_shows_the_rest(run: RunDir, call: Call, file: str, kind: str) -> None:
@@ -183,6 +184,7 @@ def test_cancel_without_a_readable_journal(run: RunDir, call: Call, kind: str) -
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

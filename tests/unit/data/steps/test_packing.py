@@ -175,6 +175,7 @@ FILES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(files=FILES, accumulate=st.integers(1, 3), shuffle=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_going_on_from_every_step_gives_the_same_packs(

@@ -427,6 +427,7 @@ def test_text_that_a_hook_made_and_no_file_can_hold(tmp_path: Path) -> None:
     assert stopped.error.encode().endswith(rb": bad: \ud800 (hook.py line 3)")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_line_of_a_gigabyte_is_never_in_memory() -> None:
     # Not in pytest's folder, which would keep the texts of the compressed ones.

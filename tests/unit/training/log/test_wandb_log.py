@@ -243,6 +243,7 @@ log.finalize("success")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_the_real_package_without_a_network(tmp_path: Path, mode: str) -> None:
     """With what is true of it: its settings, its service process, its files, no secret in them."""
