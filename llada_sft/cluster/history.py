@@ -225,8 +225,8 @@ class History:
 
     def excluded(self) -> list[Entry]:
         """Return the entries of the nodes that are excluded from the last job."""
-        excluded = _of(self.entries, "excluded")
-        return [entry for entry in excluded if entry.get("job_id") == self.job_id]
+        job_id = self.job_id
+        return [e for e in _of(self.entries, "excluded") if e.get("job_id") == job_id]
 
     def of_job(self, job_id: str | None) -> list[Attempt]:
         """Return the attempts of a job; of None, the local ones."""

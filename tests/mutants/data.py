@@ -230,7 +230,7 @@ MUTANTS = (
         (
             "chosen = min(unfinished",
             "chosen = max(unfinished",
-            "the source that has given most goes on giving",
+            "the source that has given most gives again",
         ),
         (
             "[self._unit] / pair[0].weight",

@@ -104,10 +104,10 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     attempts = history.read(run.journal).attempts
     assert [attempt.resumed_step for attempt in attempts[1:]] == [e["step"] for e in ended[:2]]
     # The signal is noted before the save that it asks for.
-    signal, checkpoint, told = attempts[0].entries[-3:]
-    assert [e["event"] for e in (signal, checkpoint, told)] == ["signal", "checkpoint", "ended"]
+    signal, checkpoint, end = attempts[0].entries[-3:]
+    assert [e["event"] for e in (signal, checkpoint, end)] == ["signal", "checkpoint", "ended"]
     assert (signal["cause"], signal["detail"]) == ("told to stop", "all ranks")
-    assert (told["exit_code"], told["step"]) == (0, checkpoint["step"])
+    assert (end["exit_code"], end["step"]) == (0, checkpoint["step"])
     assert checkpoint["num_bytes"] > 0
     owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.rank.signals, SIGTERM llada_sft"
     logs = [(run.slurm / f"{job}_{rank}_log.out").read_text() for rank in range(2)]
