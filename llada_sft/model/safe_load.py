@@ -22,11 +22,34 @@ _GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
 def allowed_types() -> list[Any]:
-    """Return the types that DeepSpeed's optimizer files hold besides tensors and plain values."""
+    """Return what DeepSpeed's optimizer files hold besides tensors and plain values.
+
+    Returns:
+        What `torch.serialization.add_safe_globals` takes: types, and a function with the name that
+        it has in a file.
+    """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    return [LossScaler, ZeroStageEnum]
+    return [LossScaler, ZeroStageEnum, (_zero_stage, "builtins.getattr")]
+
+
+def _zero_stage(*arguments: Any) -> Any:
+    """Return the stage that the arguments of `getattr` name, and nothing else.
+
+    Python 3.11.0 to 3.11.3 pickles a member of an enum as a call of `getattr`. A file that calls
+    `getattr` is given this function instead.
+
+    Raises:
+        pickle.UnpicklingError: The file asks for something else.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    if len(arguments) == 2:
+        kind, name = arguments
+        if kind is ZeroStageEnum and type(name) is str and name in ZeroStageEnum.__members__:
+            return ZeroStageEnum[name]
+    raise pickle.UnpicklingError("unsupported GLOBAL getattr")
 
 
 def force_weights_only() -> None:

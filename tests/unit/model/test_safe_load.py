@@ -42,6 +42,43 @@ def test_the_types_of_an_optimizer_file_are_read(file: Path) -> None:
         torch.load(file, weights_only=True)
 
 
+class CallOfGetattr:
+    """Is pickled as Python 3.11.0 to 3.11.3 pickles a member of an enum."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return getattr, self.arguments
+
+
+def test_a_member_of_an_enum_as_an_early_python_3_11_writes_it(tmp_path: Path) -> None:
+    torch.save({"stage": CallOfGetattr(ZeroStageEnum, "weights")}, tmp_path / "one.pt")
+    assert load_data(tmp_path / "one.pt") == {"stage": ZeroStageEnum.weights}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (ZeroStageEnum, "mro"),
+        (ZeroStageEnum, "__class__"),
+        (ZeroStageEnum, "nothing"),
+        (ZeroStageEnum, 3),
+        (ZeroStageEnum, "mro", None),
+        (LossScaler, "__init__"),
+        ({}, "get"),
+        (torch.arange(2), "weights"),
+        ("weights", "join"),
+    ],
+    ids=repr,
+)
+def test_getattr_gives_nothing_else(tmp_path: Path, arguments: tuple[object, ...]) -> None:
+    torch.save({"a": CallOfGetattr(*arguments)}, tmp_path / "one.pt")
+    with pytest.raises(pickle.UnpicklingError) as caught:
+        load_data(tmp_path / "one.pt")
+    assert what_is_held(caught.value) == "code (getattr)"
+
+
 def test_contexts_within_each_other(file: Path) -> None:
     with weights_only():
         load_data(file)
