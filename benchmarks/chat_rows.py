@@ -69,7 +69,7 @@ def write_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from llada_sft.data.records.chat_tokens import LLADA_CHAT_TEMPLATE
+    from llada_sft.data.records.chat_template import LLADA_CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

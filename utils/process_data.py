@@ -13,8 +13,9 @@ A row for which it raises is a bad one: written to quarantine/ in the run direct
 of this file, and counted (`data.max_bad_fraction`).
 
 The tail of EOS tokens after the response is added by the framework (`data.eos_tail`); too long
-examples are cut or skipped by it too (`data.on_too_long`). With a third list, `noisy_ids`, you
-corrupt the input yourself: the loss is then taken at `response_mask`, each token with weight 1.
+examples are cut or skipped by it too (`data.on_too_long`). A third list, `loss_weights`, says what
+the loss of each token is multiplied by. With `noisy_ids` you corrupt the input yourself: the loss
+is then taken at `response_mask`, each token with weight 1.
 
 What the record is: a row of a known format (`data.format`, docs/data.md) arrives as a conversation
 that ends with the answer to learn,
@@ -22,9 +23,10 @@ that ends with the answer to learn,
     {"messages": [{"role": "user", "content": "What is 2 + 2?"},
                   {"role": "assistant", "content": "4"}]}
 
-or as {"text": "..."}, next to the other fields of the row: which answer of a dialogue is learned
-(`data.multi_turn`) depends on the config and the epoch, and that is settled before the hook. With
-`data.format: raw`, and where the rows have no known format, it is the JSON value of the row.
+or as {"text": "..."}, next to the other fields of the row and its turns: which answer of a dialogue
+is learned (`data.multi_turn`) depends on the config and the epoch, and that is settled before the
+hook. With `data.format: raw`, and where the rows have no known format, it is the JSON value of the
+row.
 Python's `random` is seeded for each row and epoch: what you draw from it, a resumed run draws too.
 
 As it is, the hook encodes every known format.

@@ -3,12 +3,14 @@
 docs/check.md lists them for users.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from llada_sft.check.survey import Survey
 from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.records.unread import listed_unread
 from llada_sft.errors import ConfigError
 
 # Above the first it is worth a look, above the second a problem.
@@ -17,6 +19,7 @@ LEAK_PROBLEM = 0.01
 REPEATS_WARNING = 0.01
 TOO_LONG_WARNING = 0.1
 EOS_WARNING = 0.5
+RENDERED_PROBLEM = 0.01
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ def findings_of(survey: Survey) -> list[Finding]:
         _bad_rows,
         _validation,
         _too_long,
+        _special_tokens,
+        _already_rendered,
+        _unread,
+        _not_given_back,
         _leaks,
         _imbalance,
         _repeats,
@@ -114,16 +121,61 @@ def _validation(survey: Survey) -> Iterator[Finding]:
 
 
 def _too_long(survey: Survey) -> Iterator[Finding]:
-    counts, limit = survey.train.counts, survey.request.config.data.max_length
+    counts, data = survey.train.counts, survey.request.config.data
     share = too_long_share(counts, survey.train.examples)
     message = (
-        f"{share:.1%} of the examples are longer than data.max_length ({limit:,}):"
+        f"{share:.1%} of the examples are longer than data.max_length ({data.max_length:,}):"
         f" {counts.clipped:,} cut, {counts.skipped:,} skipped"
     )
     if share == 1:
         yield _problem("all_too_long", f"{message}; raise it")
     elif share > TOO_LONG_WARNING:
         yield _warning("too_long", message)
+    elif counts.clipped and data.on_too_long == "clip_response" and not data.eos_after_cut:
+        yield _warning("cut_answers", f"{message}; no EOS follows them (data.eos_after_cut)")
+
+
+def _special_tokens(survey: Survey) -> Iterator[Finding]:
+    in_text = survey.request.config.data.special_tokens_in_text
+    becomes = "the tokens themselves" if in_text == "token" else "the characters they are"
+    if rows := survey.train.counts.special_tokens:
+        yield _warning(
+            "special_tokens",
+            f"{rows:,} rows have special tokens in their text; they are encoded as {becomes}"
+            f" (data.special_tokens_in_text: {in_text})",
+        )
+
+
+def _already_rendered(survey: Survey) -> Iterator[Finding]:
+    counts = survey.train.counts
+    if not counts.already_rendered:
+        return
+    message = (
+        f"{counts.already_rendered:,} rows begin with BOS or a header, as if a chat template had"
+        " rendered them, and are rendered once more: store what was rendered as"
+        " data.format: text with data.special_tokens_in_text: token, or store the turns"
+    )
+    make = _problem if counts.already_rendered > RENDERED_PROBLEM * counts.rows else _warning
+    yield make("already_rendered", message)
+
+
+def _unread(survey: Survey) -> Iterator[Finding]:
+    unread = Counter(survey.train.counts.unread)
+    if survey.validation is not None:
+        unread += Counter(survey.validation.counts.unread)
+    if unread:
+        yield _warning(
+            "unread_fields", f"fields that the format does not read: {listed_unread(unread)}"
+        )
+
+
+def _not_given_back(survey: Survey) -> Iterator[Finding]:
+    for text, decoded in survey.train.not_given_back[:1]:
+        yield _warning(
+            "lossy_tokenizer",
+            f"the tokenizer does not give back every text that it encodes: {text!r} becomes"
+            f" {decoded!r}",
+        )
 
 
 def _leaks(survey: Survey) -> Iterator[Finding]:

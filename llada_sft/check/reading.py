@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llada_sft.check.rendering import Shown, show, tail_of
+from llada_sft.check.rendering import Shown, show, texts_not_given_back
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Encoder, Example, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError
@@ -28,6 +28,8 @@ from llada_sft.keys import digest
 
 # Of nearly all rows; adding such counts up one by one would take as long as to read the rows.
 _GOOD = RowCounts(rows=1)
+# Of a chunk, rows whose texts are decoded again.
+_DECODED_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,19 @@ def join(parts: Sequence[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Part:
-    """What became of a chunk."""
+    """What became of a chunk.
+
+    Attributes:
+        rows, counts, first_bad: Of its rows.
+        shown: Its first example, if that is to be shown.
+        not_given_back: A text that the tokenizer decodes to another, and that one, if any.
+    """
 
     rows: Rows
     counts: RowCounts
     first_bad: list[BadRow]
     shown: Shown | None
+    not_given_back: list[tuple[str, str]]
 
 
 @dataclass
@@ -163,11 +172,14 @@ class ReadRows:
         encoder = worker.encoder(self.reader, self.seed)
         gathered = _Gathered()
         shown: Shown | None = None
-        for row in _read(worker.stream(self.shard), self.rows):
+        not_given_back: list[tuple[str, str]] = []
+        for number, row in enumerate(_read(worker.stream(self.shard), self.rows)):
             examples = gathered.add(row, encoder)
+            if number < _DECODED_ROWS and examples and not not_given_back:
+                not_given_back = list(islice(texts_not_given_back(row, encoder), 1))
             if self.show and shown is None and examples:
                 shown = show(row.where, examples[0], encoder)
-        return Part(gathered.rows(), gathered.counts, gathered.first_bad, shown)
+        return Part(gathered.rows(), gathered.counts, gathered.first_bad, shown, not_given_back)
 
 
 def _read(stream: RowStream, rows: Sequence[int]) -> Iterator[Row]:
@@ -214,7 +226,7 @@ class _Gathered:
         for example in examples:
             columns["lengths"].append(len(example.input_ids))
             columns["responses"].append(int(np.count_nonzero(example.response_mask)))
-            columns["tails"].append(tail_of(example, encoder))
+            columns["tails"].append(example.tail)
         return examples
 
     @property

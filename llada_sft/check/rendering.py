@@ -1,17 +1,23 @@
 """A few examples as text: prompt, response and the tail of EOS, each marked."""
 
 import itertools
+import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from llada_sft.data.examples.encode import Encoder, Example
+from llada_sft.data.examples.parse import parse_row
+from llada_sft.data.records.chat_tokens import texts_that_are_read
+from llada_sft.data.rows.row import Row
 
 Kind = Literal["prompt", "response", "end"]
 _COLOURS = {"prompt": "\x1b[36m", "response": "\x1b[32m", "end": "\x1b[35m"}
 _RESET = "\x1b[0m"
 # Characters of a piece that are shown, from its start and its end.
 _HEAD, _TAIL = 500, 200
+# Characters around the place where a text and what it is decoded to differ.
+_SHOWN_DIFFERENCE = 40
 
 
 @dataclass(frozen=True)
@@ -22,14 +28,9 @@ class Shown:
     pieces: list[tuple[Kind, str]]
 
 
-def tail_of(example: Example, encoder: Encoder) -> int:
-    """Return how many tokens of the EOS tail an example has before it shares a micro-batch."""
-    return 0 if example.noisy_ids is not None else encoder.tail
-
-
 def show(where: str, example: Example, encoder: Encoder) -> Shown:
     """Decode an example, piece by piece."""
-    end = len(example.input_ids) - tail_of(example, encoder)
+    end = len(example.input_ids) - example.tail
     kinds: list[Kind] = [
         "end" if place >= end else "response" if learned else "prompt"
         for place, learned in enumerate(example.response_mask.tolist())
@@ -42,6 +43,26 @@ def show(where: str, example: Example, encoder: Encoder) -> Shown:
         pieces.append((kind, _shortened(encoder.tokenizer.decode(ids))))
         begin += length
     return Shown(where, pieces)
+
+
+def texts_not_given_back(row: Row, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    """Return the texts of a row that the tokenizer decodes to others, and these."""
+    if encoder.layout is None:
+        return
+    for text in texts_that_are_read(encoder.reader(parse_row(row), key=0)):
+        decoded = encoder.tokenizer.decode(
+            encoder.layout.special.encode_text(text), clean_up_tokenization_spaces=False
+        )
+        if decoded != text:
+            yield _difference(text, decoded)
+
+
+def _difference(text: str, decoded: str) -> tuple[str, str]:
+    """Return the parts of two texts where they begin to differ."""
+    same = len(os.path.commonprefix([text, decoded]))  # noqa: RUF071 (no paths)
+    begin = max(0, same - _SHOWN_DIFFERENCE // 2)
+    end = begin + _SHOWN_DIFFERENCE
+    return text[begin:end], decoded[begin:end]
 
 
 def lines_of(shown: Shown, colour: bool) -> Iterator[str]:

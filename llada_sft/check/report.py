@@ -13,6 +13,7 @@ from llada_sft.check.findings import (
 from llada_sft.check.lengths import Lengths
 from llada_sft.check.rendering import legend, lines_of
 from llada_sft.check.survey import Dataset, Survey
+from llada_sft.data.records.unread import listed_unread
 
 VERSION = 1
 _LABEL = 17
@@ -87,7 +88,11 @@ def _dataset_json(data: Dataset) -> dict[str, Any]:
             "by_reason": dict(sorted(counts.bad.items())),
             "first": [row.to_json() for row in data.first_bad],
         },
-        "left_out_rows": counts.dropped_by_hook,
+        "left_out_rows": counts.left_out,
+        "not_learned_rows": counts.not_learned,
+        "special_token_rows": counts.special_tokens,
+        "already_rendered_rows": counts.already_rendered,
+        "unread_fields": dict(sorted(counts.unread.items())),
         "too_long": {
             "clipped": counts.clipped,
             "skipped": counts.skipped,
@@ -181,6 +186,14 @@ def _dataset(data: Dataset, name: str) -> Iterator[str]:
     yield from (f"{'':<{_LABEL}}{row}" for row in data.first_bad)
     if counts.dropped_by_hook:
         yield _line("dropped", f"{_of(counts.dropped_by_hook, counts.rows)} by the hook")
+    if counts.not_learned:
+        left_out = _of(counts.not_learned, counts.rows)
+        yield _line("left out", f"{left_out}: no turn of theirs is to be learned")
+    if counts.special_tokens:
+        rows_with = _of(counts.special_tokens, counts.rows)
+        yield _line("special tokens", f"in the text of {rows_with} rows")
+    if counts.unread:
+        yield _line("not read", listed_unread(counts.unread))
     yield _line("examples", f"{data.examples:,}")
     share = too_long_share(counts, data.examples)
     yield _line("too long", f"{counts.clipped:,} cut, {counts.skipped:,} skipped ({share:.2%})")

@@ -74,6 +74,7 @@ class Dataset:
         first_bad: The first bad rows.
         examples: How many there are.
         prompts, responses: Their lengths in tokens; responses without the tail of EOS.
+        not_given_back: Texts that the tokenizer decodes to others, and these.
     """
 
     path: str
@@ -84,6 +85,7 @@ class Dataset:
     examples: int
     prompts: Lengths | None
     responses: Lengths | None
+    not_given_back: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ class _Reading:
         self.num_rows: list[int] = []
         self.rows: list[Rows] = []
         self.counts, self.first_bad = RowCounts(), list[BadRow]()
+        self.not_given_back: list[tuple[str, str]] = []
         self.shown: list[Shown] = []
 
     def read(self, choose: Callable[[Sequence[int]], list[Chunk]], num_shown: int = 0) -> None:
@@ -254,7 +257,7 @@ class _Reading:
 
     def _task(self, chunk: Chunk, show: bool) -> ReadRows:
         source, shard = self.files[chunk.number]
-        reader = RecordReader(source.format, source.fields, self._multi_turn)
+        reader = RecordReader(source.format, source.rules, self._multi_turn)
         return ReadRows(shard, chunk.rows, reader, self._seed, show)
 
     def _keep(self, chunks: list[Chunk], parts: list[Part]) -> None:
@@ -263,6 +266,7 @@ class _Reading:
             of_file[chunk.number].append(part.rows)
             self.counts += part.counts
             self.first_bad += part.first_bad[: SHOWN - len(self.first_bad)]
+            self.not_given_back += part.not_given_back
             if part.shown is not None:
                 self.shown.append(part.shown)
         self.rows = [join(parts) for parts in of_file]
@@ -290,6 +294,7 @@ class _Reading:
             examples=len(rows.lengths),
             prompts=summarize(rows.lengths - rows.responses),
             responses=summarize(rows.responses - rows.tails),
+            not_given_back=self.not_given_back,
         )
 
     def _sources_read(self) -> list[SourceRead]:

@@ -22,7 +22,13 @@ from pydantic import (
 )
 
 from llada_sft.config.elastic import check_range
-from llada_sft.config.record_formats import MultiTurn, RecordFormat, check_fields
+from llada_sft.config.record_formats import (
+    MultiTurn,
+    RecordFormat,
+    Role,
+    SpecialTokensInText,
+    check_fields,
+)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -172,6 +178,13 @@ class DataConfig(Section):
     format: RecordFormat = "auto"
     # Where the rows have other names: {field of the format: field of your rows}.
     fields: dict[str, NonEmptyStr] = {}
+    # Words for roles that are not known: {narrator: system, Alice: user}.
+    roles: dict[str, Role] = {}
+    # Fields of rows and of their turns that are not read, and not reported either.
+    ignore_fields: tuple[NonEmptyStr, ...] = ()
+    # Special tokens that somebody typed in a text: text = encoded as the characters they are;
+    # token = as the tokens, which may end a turn or begin another; refuse = a bad row.
+    special_tokens_in_text: SpecialTokensInText = "text"
     # Which answer of a conversation is learned: random = one, drawn again each epoch (the paper's);
     # last = the last; all = every one, in one example.
     multi_turn: MultiTurn = "random"
@@ -179,8 +192,10 @@ class DataConfig(Section):
     hook: NonEmptyStr = "utils/process_data.py"
     # Tokens of prompt and response together.
     max_length: PositiveInt = 4096
-    # An example longer than max_length: skip it, or cut it (the final EOS stays).
+    # An example longer than max_length: skip it, or cut its prompt or its response.
     on_too_long: Literal["skip", "clip_prompt", "clip_response"] = "clip_response"
+    # Whether a response that was cut is followed by EOS, as if it ended there.
+    eos_after_cut: bool = False
     # A row that cannot be used is written to quarantine/ in the run directory; more than this share
     # of a rank's rows ends the run: judged from its 100th row on and at the end of an epoch, with 0
     # at once. A bad row of data.validation always ends it.

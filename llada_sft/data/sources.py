@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llada_sft.config.record_formats import RecordFormat
 from llada_sft.config.schema import DataConfig
+from llada_sft.data.records.formats import RecordRules
 from llada_sft.data.shards import assign_files, list_shards, shard_root
 from llada_sft.data.storage.files import Shard, shard_name
 from llada_sft.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ class Source:
         path: What messages call it.
         epochs: Passes over the rows.
         weight: Share of what is trained on, in proportion to the other sources'.
-        format, fields: Of its records.
+        format, rules: Of its records.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Source:
     epochs: int = 1
     weight: float = 1.0
     format: RecordFormat = "auto"
-    fields: Mapping[str, str] = field(default_factory=dict)
+    rules: RecordRules = field(default_factory=RecordRules)
 
     def owns(self, name: str) -> bool:
         """Return whether a shard of this name is, or was, one of the source's."""
@@ -81,7 +82,7 @@ def list_sources(data: DataConfig, epochs: int) -> list[Source]:
         paths = [data.train] if isinstance(data.train, str) else data.train
         shards = _named(data.train) if isinstance(data.train, str) else _one_dataset(data.train)
         path = ", ".join(paths)
-        return [Source("", shards, path, epochs, format=data.format, fields=data.fields)]
+        return [Source("", shards, path, epochs, format=data.format, rules=rules_of(data))]
     return [
         Source(
             name=name,
@@ -90,7 +91,7 @@ def list_sources(data: DataConfig, epochs: int) -> list[Source]:
             epochs=source.epochs or epochs,
             weight=source.weight,
             format=source.format or data.format,
-            fields=data.fields if source.fields is None else source.fields,
+            rules=rules_of(data, source.fields),
         )
         for name, source in data.train.items()
     ]
@@ -104,7 +105,14 @@ def list_validation(data: DataConfig) -> Source:
     """
     assert data.validation is not None
     path = data.validation
-    return Source("", _named(path), path, format=data.format, fields=data.fields)
+    return Source("", _named(path), path, format=data.format, rules=rules_of(data))
+
+
+def rules_of(data: DataConfig, fields: Mapping[str, str] | None = None) -> RecordRules:
+    """Return what the config says of the rows; `fields`: those of one source, if it has its own."""
+    return RecordRules(
+        data.fields if fields is None else fields, data.roles, frozenset(data.ignore_fields)
+    )
 
 
 def _one_dataset(paths: Sequence[str]) -> tuple[NamedShard, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llada_sft.data.records.chat_tokens import LLADA_CHAT_TEMPLATE
+from llada_sft.data.records.chat_template import LLADA_CHAT_TEMPLATE
 
 LETTERS = "abcdefgh"
 NUM_SHARDS = 4

@@ -29,7 +29,7 @@ class Report:
         has_rows: This rank may have more rows in this epoch.
         stop: This rank was signalled to stop.
         failed: This rank cannot continue.
-        rows, bad, dropped_by_hook: Rows read, bad rows, and rows that the hook dropped, since this
+        rows, bad, left_out: Rows read, bad rows, and good ones without an example, since this
             attempt of the run started.
         too_long: Examples cut or skipped for their length, also since the attempt started.
         wait_us: Microseconds of waiting for data since the attempt started, without the first step.
@@ -50,7 +50,7 @@ class Report:
     all_tokens: int = 0
     rows: int = 0
     bad: int = 0
-    dropped_by_hook: int = 0
+    left_out: int = 0
     too_long: int = 0
     wait_us: int = 0
     rows_done: int = 0

@@ -12,13 +12,13 @@ from llada_sft.training.consensus import Consensus
 def settle_format(
     source: Source, cache_dir: str | None, placement: Placement, consensus: Consensus
 ) -> Source:
-    """Return a source with its format; rank 0 prints it.
+    """Return a source with its format; rank 0 prints it, and the fields that are not read.
 
     Raises:
         DataError: The first shard cannot be read.
         PeerFailedError: Rank 0 could not read it (raised on the other ranks).
     """
-    if source.format != "auto":
+    if source.format == "raw":
         return source
     record_format: object = None
     if placement.rank == 0:
@@ -28,7 +28,10 @@ def settle_format(
             # The others learn of it here instead of waiting for this rank.
             consensus.gather(None)
             raise
-        print(f"{source.path}: {detected}", flush=True)
+        if source.format == "auto":
+            print(f"{source.path}: {detected}", flush=True)
+        if detected.unread:
+            print(f"{source.path}: {detected.unread_words}", flush=True)
         record_format = detected.format or "raw"
     settled = consensus.gather(record_format)[0]
     if settled is None:

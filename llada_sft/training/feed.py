@@ -129,7 +129,7 @@ class StepFeed(Iterable[StepBatch]):
                 stop=int(self._stop_requested()),
                 rows=self._rows.rows,
                 bad=self._rows.num_bad,
-                dropped_by_hook=self._rows.dropped_by_hook,
+                left_out=self._rows.left_out,
                 too_long=self._rows.too_long,
                 wait_us=round(self._waited_s * 1e6),
                 rows_done=local.rows_done,

@@ -3,7 +3,8 @@
 1. Each example gets its noise. The example's number in the global batch gives its place in the
    low-discrepancy sequence; (seed, epoch, file, line, part) key which of its tokens are masked.
 2. Each masked token gets its coefficient: weight / (answer length · N), N over the global batch,
-   times the number of ranks, because DeepSpeed averages gradients over ranks.
+   times the number of ranks, because DeepSpeed averages gradients over ranks. Weights of the data
+   (`loss_weights`) multiply it; the answer length and N count tokens and examples without them.
 
 Shapes: B rows of a micro-batch, L positions, M masked positions of the micro-batch, S positions of
 one example's span: its row, or its part of the one row where examples are packed.
@@ -137,6 +138,8 @@ def noisy_micro_batch(
         coefficients[span] = noise.weight / divisor
         if not by_hook:
             noisy[span].masked_fill_(noise.masked, mask_token_id)
+    if batch.loss_weights is not None:
+        coefficients *= torch.from_numpy(batch.loss_weights).flatten()
     positions = masked.nonzero().squeeze(1)
     if len(positions) == 0:
         # The head must run equally often on every rank: one position, with coefficient zero.

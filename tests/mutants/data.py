@@ -135,22 +135,55 @@ MUTANTS = (
             "an example with its tail is longer than max_length",
         ),
         (
-            'if policy == "clip_prompt"',
-            'if policy == "clip_response"',
+            'begin = len(mask) - room if policy == "clip_prompt"',
+            'begin = len(mask) - room if policy == "clip_response"',
             "examples are cut at the wrong end",
         ),
-        ("and mask[keep].any()", "", "an example keeps no token of its response"),
+        ("or len(learned) == 0", "", "an example keeps no token of its response"),
         (
-            ".max() < vocab_size",
-            ".max() <= vocab_size",
-            "an id just outside the vocabulary is accepted",
+            "and not self.eos_after_cut",
+            "",
+            "no answer that is cut has an EOS, even if that is asked for",
+        ),
+        (
+            "if was_cut and self._cuts_response(mask, keep)",
+            "if was_cut",
+            "an example whose prompt is cut has no EOS either",
+        ),
+        (
+            "else int(learned[-1]) + 1)",
+            "else begin + room)",
+            "a question whose answer is cut off stays, and EOS follows it",
         ),
         (
             "dropped_by_hook=int(not items)",
             "dropped_by_hook=0",
             "rows that the hook drops are not counted",
         ),
-        ("grows=noisy is None and", "grows=", "a tail is added to what the hook corrupted itself"),
+        (
+            "tail = 0 if noisy is not None else self.tail",
+            "tail = self.tail",
+            "a tail is added to what the hook corrupted itself",
+        ),
+        (
+            "values[-1] if value is None else value",
+            "1 if value is None else value",
+            "the tail of a weighted answer weighs 1",
+        ),
+    ),
+    *of_file(
+        "data/examples/hook_output.py",
+        "data/examples/test_encode.py data/test_misread_rows.py",
+        (
+            ".max() < vocab_size",
+            ".max() <= vocab_size",
+            "an id just outside the vocabulary is accepted",
+        ),
+        (
+            "if (learned == mask_token_id).any():",
+            "if (learned == mask_token_id).all():",
+            "the mask token is learned beside other tokens",
+        ),
     ),
     *of_file(
         "data/examples/encode.py",
@@ -390,8 +423,24 @@ MUTANTS = (
     ),
     *of_file(
         "data/records/turns.py",
-        "data/records/test_formats.py data/records/test_normalize.py",
-        ("answers[key % len(answers)]", "answers[key % 1]", "always the first answer is drawn"),
+        "data/records/test_normalize.py data/records/test_turns.py",
+        ("possible[key % len(possible)]", "possible[key % 1]", "always the first answer is drawn"),
+        (
+            "if weights[number] > 0 and _is_answer",
+            "if _is_answer",
+            "an answer of weight 0 is drawn",
+        ),
+        (
+            "if weights[number] > 0 and number >= first]",
+            "if number >= first]",
+            "the last answer is learned though its weight is 0",
+        ),
+        (
+            'first = 0 if multi_turn == "all" else history',
+            "first = 0",
+            "an answer of the history is drawn",
+        ),
+        ("    if turn.get(LEARN) is False:\n        return 0\n", "", "marks of ours are no marks"),
     ),
     *of_file(
         "data/steps/validation.py",
@@ -400,16 +449,76 @@ MUTANTS = (
     ),
     *of_file(
         "data/records/formats.py",
-        "data/records/test_formats.py",
+        "data/records/test_formats.py data/records/test_read.py "
+        "data/records/test_foreign_formats.py",
         (
-            "return all(fields.get(name, name)",
-            "return any(fields.get(name, name)",
+            "return any(name in value[0] for name in contents)",
+            "return True",
             "half a turn is a format",
         ),
         (
-            'if turns[0]["role"] == "system":',
-            'if turns[-1]["role"] == "system":',
+            "if name not in taken and record.get(name) is not None)",
+            "if record.get(name) is not None)",
+            "a field that is named as another is read twice",
+        ),
+        (
+            'if record_format == "prompt_response" and "instruction" in record:',
+            "if False:",
+            "an instruction is left out of the prompt",
+        ),
+        (
+            "yield from complete or some or REQUIRED",
+            "yield from REQUIRED",
+            "data.fields does not decide the format",
+        ),
+    ),
+    *of_file(
+        "data/records/read.py",
+        "data/records/test_formats.py data/records/test_turns.py data/records/test_read.py",
+        (
+            'if turns[0]["role"] in ("system", "developer"):',
+            'if turns[-1]["role"] in ("system", "developer"):',
             "a record may have two system turns",
+        ),
+        (
+            "            turn[LEARN] = False\n",
+            "            pass\n",
+            "answers of a prompt are learned",
+        ),
+        ("if label not in (_CONTEXT, token):", "if False:", "labels that were shifted are learned"),
+    ),
+    *of_file(
+        "data/records/unread.py",
+        "data/test_misread_rows.py data/records/test_nothing_is_lost.py",
+        ("if len(turn) > 2:", "if len(turn) > 3:", "a field of a turn is lost unseen"),
+        ("and value not in _EMPTY", "", "fields that hold nothing are reported"),
+    ),
+    *of_file(
+        "data/records/special_tokens.py",
+        "data/records/test_special_tokens.py",
+        (
+            "ids += self._encode(hidden.show(rendered[begin : found.start()]), split=True)",
+            "ids += self._encode(hidden.show(rendered[begin : found.start()]))",
+            "a typed token ends the user's turn",
+        ),
+        (
+            "and (learned or self.in_text ==",
+            "and (self.in_text ==",
+            "the mask token is learned as text",
+        ),
+    ),
+    *of_file(
+        "data/records/chat_template.py",
+        "data/records/test_chat_template.py",
+        (
+            "return whole.removesuffix(_common_end(*plain))",
+            "return whole",
+            "what closes a turn is learned",
+        ),
+        (
+            'if turn["content"] and any(turn.get(name) for name in CALLS):',
+            "if False:",
+            "the text beside a call is lost",
         ),
     ),
     *of_file(
@@ -420,16 +529,7 @@ MUTANTS = (
             "prompt",
             "the prompts of a conversation repeat what came before",
         ),
-        (
-            "[False] * len(prompt_ids) + [True] * len(response_ids),",
-            "[True] * len(prompt_ids) + [True] * len(response_ids),",
-            "prompts are learned",
-        ),
-        (
-            "if message.get(LEARN) is True:",
-            "if message.get(LEARN):",
-            "whatever is not false marks a turn",
-        ),
+        ("[weight > 0 for ids", "[weight >= 0 for ids", "prompts are learned"),
     ),
     *of_file(
         "data/examples/hook.py",
@@ -439,7 +539,11 @@ MUTANTS = (
     *of_file(
         "data/records/detect.py",
         "data/records/test_detect.py",
-        ("votes.most_common(1)[0]", "votes.most_common()[-1]", "the rarest format is taken"),
+        (
+            "Counter(formats).most_common(1)[0][0]",
+            "Counter(formats).most_common()[-1][0]",
+            "the rarest format is taken",
+        ),
         (
             'line.removeprefix(mark), b""',
             "line.removeprefix(mark), mark",

@@ -168,7 +168,10 @@ def count_rows_of_run(config: Config) -> RowCount | None:
 
 
 def record_formats(config: Config) -> list[str]:
-    """Return the record format of each source, except of remote or unreadable sources."""
+    """Return the record format of each source, and what is not read of its first rows.
+
+    Remote and unreadable sources are left out.
+    """
     from llada_sft.data.records.detect import detect_format
     from llada_sft.data.sources import list_sources
     from llada_sft.data.storage.files import RemoteFile
@@ -179,8 +182,12 @@ def record_formats(config: Config) -> list[str]:
             of_source = f"{source.name}: " if source.name else ""
             if source.format != "auto":
                 formats.append(f"{of_source}{source.format} (data.format)")
-            elif not isinstance(source.shards[0].shard, RemoteFile):
-                formats.append(f"{of_source}{detect_format(source, config.data.cache_dir)}")
+            if source.format != "raw" and not isinstance(source.shards[0].shard, RemoteFile):
+                detected = detect_format(source, config.data.cache_dir)
+                if source.format == "auto":
+                    formats.append(f"{of_source}{detected}")
+                if detected.unread:
+                    formats.append(f"{of_source}{detected.unread_words}")
     return formats
 
 

@@ -38,6 +38,15 @@ def examples_key(config: DataConfig) -> str:
         "format": config.format,
         "fields": config.fields,
         "multi_turn": config.multi_turn,
+        # Keys that came later: a checkpoint from before them is of their defaults.
+        **({"roles": config.roles} if config.roles else {}),
+        **({"ignore_fields": config.ignore_fields} if config.ignore_fields else {}),
+        **(
+            {"special_tokens": config.special_tokens_in_text}
+            if config.special_tokens_in_text != "text"
+            else {}
+        ),
+        **({"eos_after_cut": True} if config.eos_after_cut else {}),
     }
     return digest(json.dumps(keys, sort_keys=True).encode(), 16).hex()
 

@@ -4,45 +4,133 @@ A prompt is `<|startoftext|><|start_header_id|>user<|end_header_id|>` + two newl
 `<|eot_id|>` + the assistant's header; then the response. The EOS tail is not added here: the
 framework adds it (`data.eos_tail`).
 
-The official chat template ends every render with an assistant header. After a prompt that is what
-is wanted; after an answer it would be spurious. So only prompts are rendered, never an answer that
-is learned: it is tokenized by itself, and the two meet exactly at the boundary, also where the
-tokenizer would have merged characters of both. The ids of a prompt are thus those that the model is
-asked with when it is sampled.
+An answer is encoded by itself, and the two meet exactly at the boundary, also where the tokenizer
+would have merged characters of both. The ids of a prompt are thus those that the model is asked
+with when it is sampled.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from functools import cached_property
+from typing import Any, NotRequired, TypedDict
 
-from transformers import PreTrainedTokenizerFast
-
-from llada_sft.data.records.formats import Turn, likely_format, read_record
-from llada_sft.data.records.turns import LEARN, marked_answers
+from llada_sft.config.record_formats import SpecialTokensInText
+from llada_sft.data.records.chat_template import ChatTemplate, template_of
+from llada_sft.data.records.conversation import SAID, Turn
+from llada_sft.data.records.formats import RecordRules, likely_format
+from llada_sft.data.records.read import Conversation, Tokenized, read_record
+from llada_sft.data.records.special_tokens import SpecialTokens, texts_of
+from llada_sft.data.records.turns import answers_to_learn, is_plain, loss_weights
 from llada_sft.errors import DataError
 
-# The layout that LLaDA-Instruct was trained with, for tokenizers that bring no template. Line ends
-# are inside expressions: Jinja drops one at the end of a template.
-LLADA_CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{ message['content'] | trim }}<|eot_id|>"
-    "{% endfor %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-)
-# The same layout, as the official tokenizers write it.
-OFFICIAL_CHAT_TEMPLATE = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-    "+ message['content'] | trim + '<|eot_id|>' %}"
-    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-    "{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-)
+_NO_RULES = RecordRules()
+# Kept at the tokenizer: that is all that a hook passes on.
+_LAYOUT = "_llada_sft_layout"
+_OF_MESSAGES = ("messages", "system", "system_prompt", "tools", "functions")
+# A text that templates write as it is.
+_PROBE = "probe"
+# Ids, and what their loss is multiplied by: 0 for a prompt.
+Piece = tuple[list[int], float]
 
 
 class EncodedRecord(TypedDict):
+    """Ids of prompt and response.
+
+    Attributes:
+        input_ids: Prompt and response in one list.
+        response_mask: Which of them are the response.
+        loss_weights: What the loss of each token is multiplied by; left out if all are 1.
+    """
+
     input_ids: list[int]
     response_mask: list[bool]
+    loss_weights: NotRequired[list[float]]
+
+
+class ChatLayout:
+    """How a tokenizer's conversations become ids: its chat template and its special tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        in_text: `data.special_tokens_in_text`.
+        mask_token: Of the model; None asks the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        in_text: SpecialTokensInText = "text",
+        mask_token: str | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.special = SpecialTokens(tokenizer, in_text, mask_token)
+        self._templates: dict[str, ChatTemplate] = {}
+
+    def template(self, tools: object = None) -> ChatTemplate:
+        """Return the tokenizer's template; it may have been set to another one."""
+        source = template_of(self._tokenizer, with_tools=bool(tools))
+        if source not in self._templates:
+            self._templates[source] = ChatTemplate(self._tokenizer, source)
+        return self._templates[source]
+
+    def notice(self, record: object) -> tuple[bool, bool]:
+        """Tell whether texts of a record have special tokens, and whether the first is rendered.
+
+        Args:
+            record: What a hook gets.
+        """
+        texts = texts_that_are_read(record)
+        if isinstance(record, Mapping) and "text" in record and "messages" not in record:
+            texts = list(map(self._without_ends, texts))
+        special = any(map(self.special.find, texts))
+        return special, bool(texts) and texts[0].lstrip().startswith(self._beginnings)
+
+    def _without_ends(self, text: str) -> str:
+        """Take BOS and EOS away from plain text, where they are what they seem."""
+        bos, eos = self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
+        return text.removeprefix(bos).removesuffix(eos)
+
+    @cached_property
+    def _beginnings(self) -> tuple[str, ...]:
+        """How a text begins that the chat template has already rendered."""
+        bos = self._tokenizer.bos_token or ""
+        try:
+            prompt = self.template().prompt([{"role": "user", "content": _PROBE}])
+        except DataError:
+            # Each row says why.
+            prompt = _PROBE
+        header = prompt.partition(_PROBE)[0].removeprefix(bos).strip()
+        beginnings = (bos, self.special.find(header) or header)
+        return tuple(beginning for beginning in beginnings if beginning)
+
+
+def texts_that_are_read(record: object) -> list[str]:
+    """Return the texts of a record that a hook gets: what is said in its turns, or its text."""
+    if not isinstance(record, Mapping):
+        return []
+    if "messages" in record:
+        return [
+            text
+            for turn in record["messages"]
+            if isinstance(turn, Mapping)
+            for name in SAID
+            for text in texts_of(turn.get(name))
+        ]
+    return texts_of(record["text"]) if "text" in record else texts_of(list(record.values()))
+
+
+def set_layout(tokenizer: Any, layout: ChatLayout) -> None:
+    """Encode with a layout whatever a tokenizer encodes from now on."""
+    vars(tokenizer)[_LAYOUT] = layout
+
+
+def layout_of(tokenizer: Any) -> ChatLayout:
+    """Return the layout that was set for a tokenizer, or the usual one."""
+    layout = vars(tokenizer).get(_LAYOUT)
+    if layout is None:
+        layout = ChatLayout(tokenizer)
+        set_layout(tokenizer, layout)
+    assert isinstance(layout, ChatLayout)
+    return layout
 
 
 def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
@@ -59,57 +147,94 @@ def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
 
     Raises:
         DataError: What is wrong with the record.
+        NothingToLearnError: No turn of it is to be learned; the row is left out.
     """
-    content = _read(record)
+    if isinstance(record, Mapping) and "messages" in record:
+        # The other fields are those of a row that was read already.
+        record = {name: record[name] for name in _OF_MESSAGES if name in record}
+    content = read_record(record, likely_format(record, {}), _NO_RULES)
+    if isinstance(content, Tokenized):
+        return {"input_ids": content.input_ids, "response_mask": content.response_mask}
     if isinstance(content, str):
         return _encode_text(content, tokenizer)
-    answers = marked_answers(content)
-    if len(answers) == 1:
-        return _encode_answer(content, answers[0], tokenizer)
-    return _encode_answers(content, answers, tokenizer)
+    return _encode_conversation(content, tokenizer)
 
 
-def _read(record: object) -> list[Turn] | str:
-    record_format = likely_format(record, {})
-    content = read_record(record, record_format, {})
-    if record_format == "messages":
-        assert isinstance(record, Mapping) and isinstance(content, list)
-        # A field `system` has become one turn more.
-        for turn, message in zip(reversed(content), reversed(record["messages"]), strict=False):
-            if message.get(LEARN) is True:
-                turn[LEARN] = True
-    return content
+def encode_prompt(
+    turns: Sequence[Turn], tokenizer: Any, tools: list[Any] | None = None
+) -> list[int]:
+    """Render the turns of a prompt with the tokenizer's chat template and encode them.
+
+    Args:
+        turns: At least one.
+        tokenizer: A transformers tokenizer.
+        tools: What the assistant may call, for templates that know them.
+
+    Raises:
+        DataError: The template cannot render them, or leaves something out.
+    """
+    layout = layout_of(tokenizer)
+    (turns, tools), hidden = layout.special.hide([list(turns), tools])
+    return layout.special.encode(layout.template(tools).prompt(turns, tools), hidden)
 
 
-def _encode_answer(turns: Sequence[Turn], number: int, tokenizer: Any) -> EncodedRecord:
-    prompt_ids = encode_prompt(turns[:number], tokenizer)
-    response_ids = _tokenize(turns[number]["content"], tokenizer)
-    return {
-        "input_ids": prompt_ids + response_ids,
-        "response_mask": [False] * len(prompt_ids) + [True] * len(response_ids),
-    }
+def _encode_conversation(content: Conversation, tokenizer: Any) -> EncodedRecord:
+    answers = answers_to_learn(content.turns)
+    turns = content.turns[: answers[-1] + 1]
+    layout = layout_of(tokenizer)
+    for number, turn in enumerate(turns):
+        for name in SAID:
+            for text in texts_of(turn.get(name)):
+                layout.special.check(text, f"messages[{number}].{name}", number in answers)
+    encode = _encode_answer if len(answers) == 1 else _encode_answers
+    return _joined(encode(turns, answers, loss_weights(turns), content.tools, layout))
 
 
-def _encode_answers(turns: Sequence[Turn], answers: Sequence[int], tokenizer: Any) -> EncodedRecord:
+def _encode_answer(
+    turns: Sequence[Turn],
+    answers: Sequence[int],
+    weights: Sequence[float],
+    tools: list[Any] | None,
+    layout: ChatLayout,
+) -> list[Piece]:
+    """Encode a conversation of which one answer is learned."""
+    (number,), special = answers, layout.special
+    (shown, tools), hidden = special.hide([list(turns), tools])
+    template = layout.template(tools)
+    prompt = template.prompt(shown[:number], tools)
+    if is_plain(turns[number]):
+        response = special.encode_text(turns[number]["content"])
+    else:
+        response = special.encode(template.answer(shown, number, tools, prompt), hidden)
+    return [(special.encode(prompt, hidden), 0), (response, weights[number])]
+
+
+def _encode_answers(
+    turns: Sequence[Turn],
+    answers: Sequence[int],
+    weights: Sequence[float],
+    tools: list[Any] | None,
+    layout: ChatLayout,
+) -> list[Piece]:
     """Encode a conversation of which several answers are learned.
 
     All but the last are taken as the template renders them between other turns; what closes them
     there belongs to the template and is not learned.
     """
-    prompts = [_render(turns[:number], tokenizer) for number in answers]
-    input_ids: list[int] = []
-    response_mask: list[bool] = []
+    (shown, tools), hidden = layout.special.hide([list(turns), tools])
+    template = layout.template(tools)
+    prompts = [template.prompt(shown[:number], tools) for number in answers]
+    pieces: list[Piece] = []
     begin = ""
     for place, number in enumerate(answers):
-        prompt, response = prompts[place], turns[number]["content"]
-        prompt_ids = _tokenize(prompt.removeprefix(begin), tokenizer)
+        prompt = prompts[place]
+        response = template.answer(shown, number, tools, prompt)
         if place + 1 < len(answers):
             response = _as_rendered(response, prompt, prompts[place + 1], number)
-        response_ids = _tokenize(response, tokenizer)
-        input_ids += prompt_ids + response_ids
-        response_mask += [False] * len(prompt_ids) + [True] * len(response_ids)
+        pieces.append((layout.special.encode(prompt.removeprefix(begin), hidden), 0))
+        pieces.append((layout.special.encode(response, hidden), weights[number]))
         begin = prompt + response
-    return {"input_ids": input_ids, "response_mask": response_mask}
+    return pieces
 
 
 def _as_rendered(response: str, prompt: str, following: str, number: int) -> str:
@@ -125,50 +250,25 @@ def _as_rendered(response: str, prompt: str, following: str, number: int) -> str
 
 def _encode_text(text: str, tokenizer: Any) -> EncodedRecord:
     """Encode plain text: after BOS, as in pretraining, all of it is learned."""
-    ids = _tokenize(text, tokenizer)
-    bos = tokenizer.bos_token_id
-    # Some texts start with it already.
-    if bos is not None and ids[:1] != [bos]:
-        ids = [bos, *ids]
-    return {"input_ids": ids, "response_mask": [bos is None, *[True] * (len(ids) - 1)]}
+    special = layout_of(tokenizer).special
+    special.check(text, "text", learned=True)
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    begin = "" if bos is None else bos
+    # Some texts begin and end with them already.
+    inner = text.removeprefix(begin)
+    end = eos if eos and inner.endswith(eos) else ""
+    inner = inner.removesuffix(end)
+    ids = special.encode_text(inner) + (special.encode(end) if end else [])
+    if not begin:
+        return _joined([(ids, 1)])
+    return _joined([(special.encode(begin), 0), (ids, 1)])
 
 
-def encode_prompt(turns: Sequence[Turn], tokenizer: Any) -> list[int]:
-    """Render the turns of a prompt with the tokenizer's chat template and tokenize them."""
-    return _tokenize(_render(turns, tokenizer), tokenizer)
-
-
-def _render(turns: Sequence[Turn], tokenizer: Any) -> str:
-    """Render a prompt: turns, at least one, and the assistant's header."""
-    template = tokenizer.chat_template or LLADA_CHAT_TEMPLATE
-    if template in (LLADA_CHAT_TEMPLATE, OFFICIAL_CHAT_TEMPLATE):
-        # What Jinja makes of these, in a twentieth of its time.
-        said = [
-            f"<|start_header_id|>{turn['role']}<|end_header_id|>\n\n"
-            f"{turn['content'].strip()}<|eot_id|>"
-            for turn in turns
-        ]
-        header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
-        return f"{tokenizer.bos_token or ''}{''.join(said)}{header}"
-    rendered: str = tokenizer.apply_chat_template(
-        [{"role": turn["role"], "content": turn["content"]} for turn in turns],
-        chat_template=template,
-        add_generation_prompt=True,
-        tokenize=False,
-    )
-    return rendered
-
-
-def _tokenize(text: str, tokenizer: Any) -> list[int]:
-    ids: list[int]
-    if type(tokenizer) is not PreTrainedTokenizerFast:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-    # The same as calling the tokenizer, which also makes lists and offsets.
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens
-    (encoding,) = backend.encode_batch_fast([text], add_special_tokens=False)
-    ids = encoding.ids
-    return ids
+def _joined(pieces: Sequence[Piece]) -> EncodedRecord:
+    record: EncodedRecord = {
+        "input_ids": [token for ids, _ in pieces for token in ids],
+        "response_mask": [weight > 0 for ids, weight in pieces for _ in ids],
+    }
+    if any(weight not in (0, 1) for _, weight in pieces):
+        record["loss_weights"] = [float(weight) for ids, weight in pieces for _ in ids]
+    return record

@@ -7,7 +7,8 @@ on the rank that reads it.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import orjson
 
 from llada_sft.config.record_formats import KnownFormat
 from llada_sft.data.records.formats import format_of
+from llada_sft.data.records.unread import listed_unread, unread_fields
+from llada_sft.data.rows.json_value import parse_json
 from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import NamedShard, Source
@@ -31,11 +34,13 @@ class Detected:
         format: A known format, or None if most rows have none.
         matching: How many of the rows have it.
         rows: How many rows were looked at.
+        unread: Fields that this format does not read, and how many of the rows have each.
     """
 
     format: KnownFormat | None
     matching: int
     rows: int
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.rows == 0:
@@ -43,34 +48,52 @@ class Detected:
         what = self.format or "raw, no known format"
         return f"{what} ({self.matching:,} of the first {self.rows:,} rows)"
 
+    @property
+    def unread_words(self) -> str:
+        """What is not read, in words; empty if there is nothing."""
+        if not self.unread:
+            return ""
+        return f"not read, in the first {self.rows:,} rows: {listed_unread(self.unread)}"
+
 
 def detect_format(source: Source, cache_dir: str | None) -> Detected:
-    """Return the format that most of the first rows have.
+    """Return the format that most of the first rows have, or that the source is said to have.
 
     Args:
-        source: All shards of the dataset, and the names of fields.
+        source: All shards of the dataset, and what the config says of its rows.
         cache_dir: For remote shards.
 
     Raises:
         DataError: A shard cannot be read.
     """
     rows = list(islice(_first_rows(source.shards, cache_dir), NUM_ROWS))
-    # Of two formats that are as frequent, the one that is met first.
-    votes = Counter(_formats(rows, source.fields))
-    if not votes:
-        return Detected(None, 0, len(rows))
-    winner, matching = votes.most_common(1)[0]
-    return Detected(winner, matching, len(rows))
+    records = list(_parsed(rows))
+    formats = [format_of(record, source.rules.fields) for record in records]
+    winner: KnownFormat | None = None
+    if source.format not in ("auto", "raw"):
+        winner = source.format  # type: ignore[assignment]
+    elif source.format == "auto" and formats:
+        # Of two formats that are as frequent, the one that is met first.
+        winner = Counter(formats).most_common(1)[0][0]
+    matching = formats.count(winner)
+    if winner is None:
+        return Detected(None, matching, len(rows))
+    of_winner = (
+        record
+        for record, found in zip(records, formats, strict=True)
+        if found == winner and isinstance(record, Mapping)
+    )
+    unread = Counter(
+        name for record in of_winner for name in unread_fields(record, winner, source.rules)
+    )
+    return Detected(winner, matching, len(rows), dict(sorted(unread.items())))
 
 
-def _formats(rows: Iterable[bytes], fields: Mapping[str, str]) -> Iterator[KnownFormat | None]:
+def _parsed(rows: Iterable[bytes]) -> Iterator[object]:
     for row in rows:
         # A row that is not JSON says nothing about the others.
-        try:
-            record = orjson.loads(row)
-        except orjson.JSONDecodeError:
-            continue
-        yield format_of(record, fields)
+        with suppress(orjson.JSONDecodeError):
+            yield parse_json(row)
 
 
 def _first_rows(shards: Iterable[NamedShard], cache_dir: str | None) -> Iterator[bytes]:

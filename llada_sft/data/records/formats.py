@@ -1,62 +1,97 @@
-"""A record in any known format -> a conversation: a list of turns, each `{"role", "content"}`.
+"""Which format a record is of, and what its fields are called there.
 
     messages         {"messages": [{"role": "user", "content": ...}, ...]}
     sharegpt         {"conversations": [{"from": "human", "value": ...}, ...]}
     prompt_response  {"prompt": ..., "response": ...}
     alpaca           {"instruction": ..., "input": ..., "output": ...}
-    text             {"text": ...}, which is not a conversation: it is returned as it is
+    tokens           {"input_ids": [...], "labels": [...]}
+    text             {"text": ...}
 
-All but text may have a field `system`. `data.fields` gives any of these fields another name.
+`data.fields` gives a field another name; without it, the usual names of other tools are known
+(config/record_formats.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from llada_sft.config.record_formats import FIELDS, REQUIRED, KnownFormat
+from llada_sft.config.record_formats import (
+    ALIASES,
+    ANSWERS,
+    FIELDS,
+    OF_A_TURN,
+    QUESTIONS,
+    REQUIRED,
+    KnownFormat,
+)
+from llada_sft.data.records.refused import why_not_learned
 from llada_sft.errors import DataError
 
-Turn = dict[str, Any]
 # Field of a format -> its name in the rows.
 Names = Mapping[str, str]
-_ROLES = {role: role for role in ("system", "user", "assistant")}
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", **_ROLES}
 _SHOWN_FIELDS = 8
-_USUAL_NAMES = {known: {name: name for name in names} for known, names in FIELDS.items()}
+# The name of a field that a record cannot have, as its own name is given to another field.
+_NOWHERE = "\0"
 
 
-def read_record(record: object, record_format: KnownFormat, fields: Names) -> list[Turn] | str:
-    """Read a record of one format.
+@dataclass(frozen=True)
+class RecordRules:
+    """What the config says of the rows.
 
-    Args:
-        record: The JSON value of a row.
-        record_format: Which one.
+    Attributes:
         fields: `data.fields`.
-
-    Returns:
-        The turns, all with text but not yet with an answer to learn; or the text.
-
-    Raises:
-        DataError: What is wrong, by the names that the rows have.
+        roles: `data.roles`.
+        ignored: `data.ignore_fields`.
     """
-    if not isinstance(record, Mapping):
-        raise DataError(f"a record must be a JSON object, got {_kind(record)}")
-    names: Names = _USUAL_NAMES[record_format]
-    if fields:
-        names = {name: fields.get(name, name) for name in names}
-    if missing := [name for name in _required(record_format, names) if name not in record]:
-        raise _not_of_format(record, record_format, fields, missing)
-    if record_format == "text":
-        return _text(record, names["text"])
-    turns = _READERS[record_format](record, names)
-    system = record.get(names["system"])
-    return turns if system in (None, "") else _with_system(turns, record, names["system"])
+
+    fields: Names = field(default_factory=dict)
+    roles: Names = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+
+
+def names_in(record: Mapping[str, Any], record_format: KnownFormat, fields: Names) -> Names:
+    """Return the name that each field of a format has in a record, or would have."""
+    taken = set(fields.values())
+    names = {}
+    for own_name in FIELDS[record_format]:
+        if own_name in OF_A_TURN:
+            continue
+        if own_name in fields:
+            names[own_name] = fields[own_name]
+            continue
+        possible = (own_name, *ALIASES[record_format].get(own_name, ()))
+        usable = (name for name in possible if name not in taken and record.get(name) is not None)
+        names[own_name] = next(usable, _NOWHERE if own_name in taken else own_name)
+    return names
+
+
+def turn_names(record_format: KnownFormat, fields: Names) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the names that role and content of a turn may have."""
+    of_format = ("from", "value") if record_format == "sharegpt" else ("role", "content")
+    aliases = ALIASES["sharegpt" if record_format == "sharegpt" else "messages"]
+    role, content = (
+        (fields[name],) if name in fields else (name, *aliases[name]) for name in of_format
+    )
+    return role, content
 
 
 def format_of(record: object, fields: Names) -> KnownFormat | None:
-    """Return the format of a record, by its fields and their types; None if it is not known."""
-    if isinstance(record, Mapping):
-        for record_format in REQUIRED:
-            if _looks_like(record, record_format, fields):
+    """Return the format of a record; None if it is not known.
+
+    It is the first that the record has all fields of, with values of the right type: first by the
+    formats' own names, then by those of other tools. Where `data.fields` names fields, it is a
+    format that has these, and if none fits, the first whose fields the record has, of any type.
+    """
+    if not isinstance(record, Mapping):
+        return None
+    possible = list(_possible_formats(fields))
+    for aliases in (False, True):
+        for record_format in possible:
+            if _fits(record, record_format, fields, aliases):
+                return record_format
+    if fields:
+        for record_format in possible:
+            if not _missing(record, record_format, names_in(record, record_format, fields)):
                 return record_format
     return None
 
@@ -65,46 +100,48 @@ def likely_format(record: object, fields: Names) -> KnownFormat:
     """Return the format that a record was meant to have, for the message that says what is wrong.
 
     Raises:
-        DataError: It has no field of any format.
+        DataError: It has no field of any format, or is what SFT does not learn.
     """
     if (known := format_of(record, fields)) is not None:
         return known
     if not isinstance(record, Mapping):
-        raise DataError(f"a record must be a JSON object, got {_kind(record)}")
+        raise DataError(f"a record must be a JSON object, got {kind_of(record)}")
+    if (why_not := why_not_learned(record, ())) is not None:
+        raise DataError(why_not)
     for record_format in REQUIRED:
-        if any(name in record for name in _required(record_format, fields)):
+        if any(fields.get(name, name) in record for name in REQUIRED[record_format]):
+            return record_format
+    for record_format in REQUIRED:
+        names = names_in(record, record_format, fields)
+        if any(names[name] in record for name in REQUIRED[record_format]):
             return record_format
     raise DataError(
-        f"no known format: {_fields_of(record)}; name yours in data.fields, or read them in a hook"
+        f"no known format: {fields_of(record)}{_list_of_turns(record)}; "
+        "name yours in data.fields, or read them in a hook"
     )
 
 
-def _looks_like(record: Mapping[str, Any], record_format: KnownFormat, fields: Names) -> bool:
-    values = [record.get(name) for name in _required(record_format, fields)]
-    if record_format not in ("messages", "sharegpt"):
-        return all(isinstance(value, str) for value in values)
-    turns = values[0]
-    if not isinstance(turns, list) or not turns or not isinstance(turns[0], Mapping):
-        return False
-    of_a_turn = ("role", "content") if record_format == "messages" else ("from", "value")
-    return all(fields.get(name, name) in turns[0] for name in of_a_turn)
+def check_format(record: Mapping[str, Any], record_format: KnownFormat, fields: Names) -> Names:
+    """Return the names of the fields of a record that is of a format.
+
+    Raises:
+        DataError: It lacks one.
+    """
+    names = names_in(record, record_format, fields)
+    if missing := _missing(record, record_format, names):
+        other = format_of(record, fields)
+        remedy = (
+            f"; it is {other}: one run reads one format, or data.format: raw"
+            if other not in (None, record_format)
+            else _list_of_turns(record)
+        )
+        listed = ", ".join(map(repr, missing))
+        raise DataError(f"not {record_format}: no {listed}; {fields_of(record)}{remedy}")
+    return names
 
 
-def _required(record_format: KnownFormat, names: Names) -> list[str]:
-    return [names.get(name, name) for name in REQUIRED[record_format]]
-
-
-def _not_of_format(
-    record: Mapping[str, Any], record_format: KnownFormat, fields: Names, missing: list[str]
-) -> DataError:
-    other = format_of(record, fields)
-    remedy = f"; it is {other}: one run reads one format, or data.format: raw" if other else ""
-    return DataError(
-        f"not {record_format}: no {', '.join(map(repr, missing))}; {_fields_of(record)}{remedy}"
-    )
-
-
-def _fields_of(record: Mapping[str, Any]) -> str:
+def fields_of(record: Mapping[str, Any]) -> str:
+    """List the fields of a record, for messages."""
     if not record:
         return "it has no fields"
     names = [repr(name) for name in record]
@@ -112,77 +149,81 @@ def _fields_of(record: Mapping[str, Any]) -> str:
     return f"its fields are {', '.join(names[:_SHOWN_FIELDS])}{more}"
 
 
-def _messages(record: Mapping[str, Any], names: Names) -> list[Turn]:
-    return _turns(record, names["messages"], names["role"], names["content"], _ROLES)
-
-
-def _sharegpt(record: Mapping[str, Any], names: Names) -> list[Turn]:
-    return _turns(record, names["conversations"], names["from"], names["value"], _SHAREGPT_ROLES)
-
-
-def _prompt_response(record: Mapping[str, Any], names: Names) -> list[Turn]:
-    prompt, response = _text(record, names["prompt"]), _text(record, names["response"])
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-
-
-def _alpaca(record: Mapping[str, Any], names: Names) -> list[Turn]:
-    prompt, response = _text(record, names["instruction"]), _text(record, names["output"])
-    given = record.get(names["input"])
-    if given is not None and _string(given, names["input"]).strip():
-        prompt = f"{prompt}\n\n{given}"
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-
-
-_READERS: Mapping[KnownFormat, Callable[[Mapping[str, Any], Names], list[Turn]]] = {
-    "messages": _messages,
-    "sharegpt": _sharegpt,
-    "prompt_response": _prompt_response,
-    "alpaca": _alpaca,
-}
-
-
-def _turns(
-    record: Mapping[str, Any], field: str, role: str, content: str, roles: Names
-) -> list[Turn]:
-    turns = record[field]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{field!r} must be a list of turns, got {_kind(turns)}")
-    read = []
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, Mapping):
-            raise DataError(f"'{field}[{number}]' must be an object, got {_kind(turn)}")
-        word = turn.get(role)
-        if not isinstance(word, str) or word not in roles:
-            where = f"'{field}[{number}].{role}'"
-            raise DataError(f"{where} must be one of {tuple(roles)}, got {word!r}")
-        text = _string(turn.get(content), f"{field}[{number}].{content}")
-        read.append({"role": roles[word], "content": text})
-    return read
-
-
-def _with_system(turns: list[Turn], record: Mapping[str, Any], field: str) -> list[Turn]:
-    text = _string(record[field], field)
-    if not text.strip():
-        return turns
-    if turns[0]["role"] == "system":
-        raise DataError(f"both {field!r} and a system turn; keep one")
-    return [{"role": "system", "content": text}, *turns]
-
-
-def _text(record: Mapping[str, Any], field: str) -> str:
-    text = _string(record[field], field)
-    if not text.strip():
-        raise DataError(f"{field!r} is empty")
-    return text
-
-
-def _string(value: object, field: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{field!r} must be a string, got {_kind(value)}")
-    return value
-
-
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Name the type of a JSON value, for messages."""
     if value is None:
         return "null"
     return f"an empty {type(value).__name__}" if value in ([], {}, "") else type(value).__name__
+
+
+def _possible_formats(fields: Names) -> Iterator[KnownFormat]:
+    """Return the formats that have the fields which `data.fields` names."""
+    named = set(fields)
+    complete = [known for known, names in FIELDS.items() if named <= set(names)]
+    some = [known for known, names in FIELDS.items() if named & set(names)]
+    yield from complete or some or REQUIRED
+
+
+def _missing(record: Mapping[str, Any], record_format: KnownFormat, names: Names) -> list[str]:
+    needed = ((name, names[name]) for name in REQUIRED[record_format])
+    return [own if name == _NOWHERE else name for own, name in needed if name not in record]
+
+
+def _fits(
+    record: Mapping[str, Any], record_format: KnownFormat, fields: Names, aliases: bool
+) -> bool:
+    """Return whether a record has the fields of a format, with values that it could have."""
+    if aliases:
+        names = names_in(record, record_format, fields)
+        # An instruction would be left out of the prompt.
+        if record_format == "prompt_response" and "instruction" in record:
+            return False
+    else:
+        names = {name: fields.get(name, name) for name in REQUIRED[record_format]}
+    values = [record.get(names[name]) for name in REQUIRED[record_format]]
+    if record_format in ("messages", "sharegpt"):
+        role, content = turn_names(record_format, fields)
+        if not aliases:
+            role, content = role[:1], content[:1]
+        return _are_turns(values[0], role, content)
+    if record_format == "tokens":
+        return all(isinstance(value, list) and _are_numbers(value) for value in values)
+    if record_format == "prompt_response":
+        return all(isinstance(value, str) or _is_said(value, fields) for value in values)
+    return all(isinstance(value, str) for value in values)
+
+
+def _are_turns(value: object, role: Sequence[str], content: Sequence[str]) -> bool:
+    if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+        return False
+    contents = (*content, "tool_calls", "function_call")
+    if any(name in value[0] for name in role):
+        return any(name in value[0] for name in contents)
+    # Only where the names of other tools are tried.
+    return len(role) > 1 and pair_names(value[0]) is not None
+
+
+def pair_names(entry: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the names of question and answer in an entry that has both; None if it has not."""
+    question = next((name for name in QUESTIONS if name in entry), None)
+    answer = next((name for name in ANSWERS if name in entry), None)
+    return None if question is None or answer is None else (question, answer)
+
+
+def _is_said(value: object, fields: Names) -> bool:
+    """Return whether a prompt or a response is a turn, or a list of turns."""
+    role, content = turn_names("messages", fields)
+    return _are_turns(value if isinstance(value, list) else [value], role, content)
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    return bool(values) and all(isinstance(value, int) for value in values)
+
+
+def _list_of_turns(record: Mapping[str, Any]) -> str:
+    """Return what to set if a field of another name looks like a list of turns."""
+    for name, value in record.items():
+        entry = value[0] if isinstance(value, list) and value else None
+        if isinstance(entry, Mapping) and sum(isinstance(one, str) for one in entry.values()) > 1:
+            return f"; if {name!r} is the list of turns: data.fields={{messages: {name}}}"
+    return ""

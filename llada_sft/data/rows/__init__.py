@@ -1,6 +1,7 @@
 """Which row is next.
 
 row.py           one line of a shard; bad_row.py: one that cannot be used
+json_value.py    the text of a row -> its JSON value
 position.py      how far files are read: what is done, and what waits
 order.py         random orders that are worked out from a key
 file_draws.py    which of a rank's files the next row comes from

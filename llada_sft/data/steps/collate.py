@@ -29,6 +29,7 @@ class UnmaskedBatch:
         packed: Whether the examples share one row.
         noisy_ids: int64 [B, L], as the hook has corrupted them; None if no example was.
         corrupted: Whether the hook has corrupted an example, for each; empty if none was.
+        loss_weights: fp32 [B, L], what the loss of each token is multiplied by; None if all are 1.
     """
 
     input_ids: NDArray[np.int64]
@@ -39,6 +40,7 @@ class UnmaskedBatch:
     packed: bool = False
     noisy_ids: NDArray[np.int64] | None = None
     corrupted: tuple[bool, ...] = ()
+    loss_weights: NDArray[np.float32] | None = None
 
     @property
     def spans(self) -> list[slice]:
@@ -97,6 +99,8 @@ def _batch(
         lengths=tuple(len(example.input_ids) for example in examples),
         packed=packed,
     )
+    if any(example.loss_weights is not None for example in examples):
+        batch = replace(batch, loss_weights=_loss_weights(examples, batch))
     corrupted = tuple(example.noisy_ids is not None for example in examples)
     if not any(corrupted):
         return batch
@@ -105,3 +109,14 @@ def _batch(
         if example.noisy_ids is not None:
             noisy_ids[span][: len(example.noisy_ids)] = example.noisy_ids
     return replace(batch, noisy_ids=noisy_ids.reshape(input_ids.shape), corrupted=corrupted)
+
+
+def _loss_weights(examples: Sequence[Example], batch: UnmaskedBatch) -> NDArray[np.float32]:
+    """Lay the weights of examples out; what is added to a response weighs as its last token."""
+    weights = np.ones(batch.input_ids.size, np.float32)
+    for example, span in zip(examples, batch.spans, strict=True):
+        if example.loss_weights is not None:
+            own = weights[span]
+            own[: len(example.loss_weights)] = example.loss_weights
+            own[len(example.loss_weights) :] = example.loss_weights[-1]
+    return weights.reshape(batch.input_ids.shape)

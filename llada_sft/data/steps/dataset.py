@@ -175,7 +175,7 @@ class StepDataset(Iterable[LocalStep]):
         if self._encode is not None:
             return [self._encode] * len(self._sources)
         encoder = build_encoder(self._config, self._tokenizer_dir, self._ids, self._seed)
-        return [encoder.for_format(source.format, source.fields) for source, _ in self._sources]
+        return [encoder.for_format(source.format, source.rules) for source, _ in self._sources]
 
     def _start(self, source: Source, stream: RowStream) -> Positions:
         """Return what is read of a source's files where this run starts."""

@@ -58,7 +58,7 @@ class Interval:
             "fill": self._tokens / max(self._all_tokens, 1),
             "rows": last.rows - before.rows,
             "bad_rows": last.bad - before.bad,
-            "left_out_rows": last.dropped_by_hook - before.dropped_by_hook,
+            "left_out_rows": last.left_out - before.left_out,
             "too_long": last.too_long - before.too_long,
             # Data is fetched one step ahead: a part may belong to the previous interval.
             "data_wait": min(waited_s / seconds, 1.0),

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llada_sft.data.records.chat_tokens import OFFICIAL_CHAT_TEMPLATE
+from llada_sft.data.records.chat_template import OFFICIAL_CHAT_TEMPLATE
 from llada_sft.demo.data import make_tokenizer
 
 HERE = Path(__file__).parent

@@ -106,6 +106,10 @@ def test_all_that_is_said_of_good_data(project: Path) -> None:
         "examples": 4,
         "bad_rows": {"rows": 0, "by_reason": {}, "first": []},
         "left_out_rows": 0,
+        "not_learned_rows": 0,
+        "special_token_rows": 0,
+        "already_rendered_rows": 0,
+        "unread_fields": {},
         "too_long": {"clipped": 0, "skipped": 0, "share": 0.0},
         "prompt_tokens": {
             **{"mean": 15.75, "p50": 15, "p90": 17, "p99": 17, "max": 17},
@@ -208,6 +212,48 @@ def test_only_the_validation_rows_that_are_used_count(project: Path) -> None:
             {"all_too_long": "problem"},
         ),
         ({"a": words("abc", "abd", "abcde")}, {"max_length": 20}, 1, {"too_long": "warning"}),
+        (
+            {"a": words(*(f"{a}{b}c" for a in "abcd" for b in "efg"), "abcde")},
+            {"max_length": 20},
+            1,
+            {"cut_answers": "warning"},
+        ),
+        (
+            {"a": words(*(f"{a}{b}c" for a in "abcd" for b in "efg"), "abcde")},
+            {"max_length": 20, "eos_after_cut": True},
+            1,
+            {},
+        ),
+        (
+            {"a": [{"prompt": "a", "response": "b<|eot_id|>"}]},
+            {},
+            1,
+            {"special_tokens": "warning", "lossy_tokenizer": "warning"},
+        ),
+        (
+            {"a": [{"prompt": "<|startoftext|>a", "response": "b"}]},
+            {},
+            1,
+            {
+                "special_tokens": "warning",
+                "already_rendered": "problem",
+                "lossy_tokenizer": "warning",
+            },
+        ),
+        (
+            {"a": [{"prompt": "a", "response": "b", "id": 1}]},
+            {},
+            1,
+            {"unread_fields": "warning"},
+        ),
+        (
+            {"a": [{"prompt": "a", "response": "b", "id": 1}]},
+            {"ignore_fields": ["id"]},
+            1,
+            {},
+        ),
+        # The demo's tokenizer has few letters.
+        ({"a": [{"prompt": "Ω", "response": "b"}]}, {}, 1, {"lossy_tokenizer": "warning"}),
         ({"a": words("abc", "abd"), "b": words("abe", "abf")}, {}, 2, {}),
         ({"a": words("abc", "abd", "abe"), "b": []}, {}, 3, {"too_few_shards": "problem"}),
         ({"a": words("abc"), "b": [], "c": []}, {}, 3, {"imbalance": "problem"}),
@@ -229,6 +275,42 @@ def test_findings(
 ) -> None:
     write(project / "train", **files)
     assert levels(look(config(project, **data), ranks)) == expected
+
+
+def test_what_is_noticed_of_rows_is_said(project: Path) -> None:
+    def chat() -> dict[str, Any]:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return {"messages": [turn | {"name": "A"} for turn in turns[:1]] + turns[1:], "id": 1}
+
+    left_out = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "weight": 0},
+        ]
+    }
+    special = {"messages": [{"role": "user", "content": "<|eot_id|>"}, *chat()["messages"][1:]]}
+    write(project / "train", a=[chat(), chat(), left_out, special])
+    found = look(config(project))
+    said = as_json(found, findings_of(found))
+    expected = {
+        "left_out_rows": 1,
+        "not_learned_rows": 1,
+        "special_token_rows": 1,
+        "already_rendered_rows": 0,
+        "unread_fields": {"id": 2, "messages[].name": 2},
+    }
+    assert said["train"].items() >= expected.items()
+    text = as_text(found, findings_of(found), colour=False)
+    for line in (
+        "left out         1 (25.00%): no turn of theirs is to be learned\n",
+        "special tokens   in the text of 1 (25.00%) rows\n",
+        "not read         'id' (2), 'messages[].name' (2); data.ignore_fields silences this\n",
+        "warning: 1 rows have special tokens in their text; they are encoded as the characters they"
+        " are (data.special_tokens_in_text: text)\n",
+        "warning: fields that the format does not read: 'id' (2), 'messages[].name' (2);"
+        " data.ignore_fields silences this",
+    ):
+        assert line in text
 
 
 def test_a_sample_is_marked_as_such(project: Path) -> None:

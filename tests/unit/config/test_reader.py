@@ -510,8 +510,8 @@ SWAPPED = "write {field of the format: field of your rows}"
     [
         (
             "format: chat",
-            "format: must be 'auto', 'raw', 'messages', 'sharegpt', 'prompt_response', 'alpaca' "
-            "or 'text', got 'chat'",
+            "format: must be 'auto', 'raw', 'messages', 'sharegpt', 'prompt_response', 'alpaca', "
+            "'tokens' or 'text', got 'chat'",
         ),
         ("multi_turn: first", "multi_turn: must be 'random', 'last' or 'all', got 'first'"),
         ("fields: [prompt]", "fields: must be a mapping, got a list"),
@@ -520,13 +520,22 @@ SWAPPED = "write {field of the format: field of your rows}"
         (
             "fields: {question: prompt}",
             "fields: 'question' is not a field of any format, which are messages, role, content, "
-            "system, conversations, from, value, prompt, response, instruction, output, input, "
-            f"text; {SWAPPED}",
+            "system, tools, conversations, from, value, prompt, response, history, instruction, "
+            f"output, input, input_ids, labels, attention_mask, text; {SWAPPED}",
         ),
         (
             "format: alpaca, fields: {prompt: question}",
             "fields: 'prompt' is not a field of format: alpaca, which are instruction, output, "
-            f"input, system; {SWAPPED}",
+            f"input, system, history, tools; {SWAPPED}",
+        ),
+        (
+            "roles: {bot: robot}",
+            "roles.bot: must be 'system', 'user', 'assistant' or 'tool', got 'robot'",
+        ),
+        ("ignore_fields: id", "ignore_fields: must be a list, got 'id'"),
+        (
+            "special_tokens_in_text: drop",
+            "special_tokens_in_text: must be 'text', 'token' or 'refuse', got 'drop'",
         ),
         (
             "format: raw, fields: {prompt: question}",
@@ -535,8 +544,8 @@ SWAPPED = "write {field of the format: field of your rows}"
         # One problem at a time: with another format, the fields may be fine.
         (
             "format: chat, fields: {question: prompt}",
-            "format: must be 'auto', 'raw', 'messages', 'sharegpt', 'prompt_response', 'alpaca' "
-            "or 'text', got 'chat'",
+            "format: must be 'auto', 'raw', 'messages', 'sharegpt', 'prompt_response', 'alpaca', "
+            "'tokens' or 'text', got 'chat'",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from tests.unit.data.batches import examples_of
 
-IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
+IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=998)
 
 # A record is {"id": n, "parts": k}: k examples; k = 0 leaves the row out, and an example whose
 # number is in "long" is longer than max_length.

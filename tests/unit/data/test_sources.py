@@ -64,8 +64,8 @@ def test_sources_by_name(data: Path) -> None:
         fields={"prompt": "question"},
     )
     chat, code = list_sources(config, epochs=2)
-    assert (chat.format, chat.fields) == ("auto", {"prompt": "question"})
-    assert (code.format, code.fields) == ("text", {"text": "x"})
+    assert (chat.format, chat.rules.fields) == ("auto", {"prompt": "question"})
+    assert (code.format, code.rules.fields) == ("text", {"text": "x"})
     assert chat.owns("chat/a.jsonl") and not chat.owns("code/a.jsonl")
     assert names(chat) == ["chat/a.jsonl", "chat/b.jsonl"]
     assert names(code) == ["code/a.jsonl"]

@@ -30,6 +30,7 @@ def example(
         file=file,
         line=line,
         part=more.get("part", 0),
+        loss_weights=more.get("loss_weights"),
     )
 
 

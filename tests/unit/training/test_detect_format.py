@@ -51,9 +51,24 @@ def test_the_first_rank_tells_it_and_prints_it(
 
 
 def test_a_format_that_is_stated_is_not_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    source = Source("", (), format="alpaca")
+    source = Source("", (), format="raw")
     assert settle_format(source, None, placement(0), cast(Consensus, None)) is source
     assert capsys.readouterr().out == ""
+
+
+def test_a_format_that_is_stated_stays_and_what_it_does_not_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b", "id": 3}\n{}\n')
+    data = DataConfig(train=str(tmp_path), format="alpaca")
+    for expected in (
+        f"{tmp_path}: not read, in the first 2 rows: 'id' (1); data.ignore_fields silences this\n",
+        "",
+    ):
+        (source,), ranks = list_sources(data, 1), cast(Any, Ranks())
+        assert settle_format(source, None, placement(0), cast(Consensus, ranks)) == source
+        assert capsys.readouterr().out == expected
+        data = data.model_copy(update={"ignore_fields": ("id",)})
 
 
 def test_a_first_shard_that_cannot_be_read_ends_all_ranks(tmp_path: Path) -> None:

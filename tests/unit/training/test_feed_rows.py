@@ -44,7 +44,7 @@ def test_counts_of_rows_grow_from_step_to_step() -> None:
     assert [one.rows for one in counts] == [4, 4 + 3 + 2, 4 + 3 + 2 + 2, 4 + 3 + 4 + 3 + 2 + 2]
     assert [one.bad for one in counts] == [2, 4, 5, 8]
     assert [one.too_long for one in counts] == [2, 4, 5, 8]
-    assert [one.dropped_by_hook for one in counts] == [0, 1, 1, 2]
+    assert [one.left_out for one in counts] == [0, 1, 1, 2]
     assert [one.epoch_rows for one in counts] == [30] * 4
     # A step of one example says that one row is done; an empty one, none.
     assert [one.rows_done for one in counts] == [2, 1, 1, 2]

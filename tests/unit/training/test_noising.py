@@ -62,6 +62,30 @@ def test_coefficients_by_token_by_hand() -> None:
         assert torch.allclose(coefficients, expected)
 
 
+@pytest.mark.parametrize("normalization", ["answer", "token"])
+def test_weights_of_the_data_multiply_the_loss_alone(normalization: str) -> None:
+    """With weights 0.5 and 3, L and N are what they are without: tokens, and examples."""
+    weights = [np.full(6, 0.5, np.float32), np.full(6, 3, np.float32)]
+    plain = [example(2, 4), example(4, 2, line=2)]
+    weighted = [replace(one, loss_weights=own) for one, own in zip(plain, weights, strict=True)]
+    noise = source(normalization=normalization)
+    batches = []
+    for examples in (plain, weighted):
+        step = local_step(examples, StepSize(2, 1))
+        (batch,) = noise.micro_batches(step, report([step]), step=0)
+        batches.append(batch)
+    without, with_weights = batches
+    assert torch.equal(without.positions, with_weights.positions)
+    factors = torch.where(without.positions < 6, 0.5, 3.0)
+    torch.testing.assert_close(with_weights.coefficients, without.coefficients * factors)
+    # Both answers of one example, as data.multi_turn: all has them.
+    mixed = replace(plain[0], loss_weights=np.array([0, 0, 1, 1, 4, 4], np.float32))
+    step = local_step([mixed, plain[1]], StepSize(2, 1))
+    (batch,) = noise.micro_batches(step, report([step]), step=0)
+    factors = torch.where(torch.isin(without.positions, torch.tensor([4, 5])), 4.0, 1.0)
+    torch.testing.assert_close(batch.coefficients, without.coefficients * factors)
+
+
 def test_masked_positions_targets_and_input() -> None:
     clean = example(3, 5)
     step = local_step([clean], StepSize(1, 1))

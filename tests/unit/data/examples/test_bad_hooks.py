@@ -10,7 +10,7 @@ from llada_sft.data.rows.row import Row
 from llada_sft.errors import DataError
 
 DEFINE = "define process_data(record, tokenizer, max_length)"
-KEYS = "return 'input_ids' and 'response_mask', and 'noisy_ids' if you like"
+KEYS = "return 'input_ids' and 'response_mask', and 'noisy_ids' or 'loss_weights' if you like"
 KIND = "return a dict, a list of dicts, or None"
 
 # What the file holds (or only the body of the function), and the line, after the file's path.

@@ -1,5 +1,6 @@
 """The hooks of docs/hook.md, each run as it stands there, on its rows and with its config."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 import torch
 import yaml
 
+from llada_sft.config.record_formats import REQUIRED
 from llada_sft.config.schema import DataConfig, ObjectiveConfig
 from llada_sft.data.examples.encode import Encoded, build_encoder
 from llada_sft.data.examples.hook import check_hook
 from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.data.records.formats import RecordRules
+from llada_sft.data.records.normalize import RecordReader
 from llada_sft.data.rows.row import Row
 from llada_sft.data.steps.collate import pad
 from llada_sft.data.steps.local_step import LocalStep
@@ -29,6 +33,17 @@ EOS, MASK = "<|endoftext|>", "<|mdm_mask|>"
 HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 # The rows of one section in one epoch, through the real encoder.
 Run = Callable[..., list[Encoded]]
+
+
+def test_what_a_hook_gets_of_each_format() -> None:
+    """The table: a row, and the record that it becomes."""
+    table = re.findall(
+        r"^\| `(\w+)` \| `(\{.*?\})` \| `(\{.*?\})` \|$", DOCS.read_text(encoding="utf-8"), re.M
+    )
+    assert [name for name, _, _ in table] == [*REQUIRED, "raw"]
+    for name, row, record in table:
+        reader = RecordReader(name, RecordRules(), "last")
+        assert reader(json.loads(row), 0) == json.loads(record)
 
 
 def block(section: str, language: str) -> str:

@@ -31,6 +31,7 @@ def encoder(
     max_length: int = 8,
     on_too_long: TooLong = "skip",
     eos_tail: int | Literal["batch_max"] = 1,
+    eos_after_cut: bool = False,
     hook_path: Path = Path("hook.py"),
 ) -> Encoder:
     return Encoder(
@@ -42,6 +43,7 @@ def encoder(
         on_too_long=on_too_long,
         eos_token_id=EOS,
         eos_tail=eos_tail,
+        eos_after_cut=eos_after_cut,
     )
 
 
@@ -83,12 +85,12 @@ def raised(encode_row: Encoder, reason: str) -> str:
         (
             {"input_ids": [1]},
             "hook returned keys ['input_ids']; "
-            "return 'input_ids' and 'response_mask', and 'noisy_ids' if you like",
+            "return 'input_ids' and 'response_mask', and 'noisy_ids' or 'loss_weights' if you like",
         ),
         (
             item(1, 1, labels=[1, 2]),
             "hook returned keys ['input_ids', 'labels', 'response_mask']; "
-            "return 'input_ids' and 'response_mask', and 'noisy_ids' if you like",
+            "return 'input_ids' and 'response_mask', and 'noisy_ids' or 'loss_weights' if you like",
         ),
         (
             {"input_ids": [1, 2], "response_mask": [True]},
@@ -130,6 +132,23 @@ def raised(encode_row: Encoder, reason: str) -> str:
         (
             {"input_ids": [[1]], "response_mask": [True]},
             "hook returned 'input_ids' with [1]; token ids are integers",
+        ),
+        (
+            item(1, 1, loss_weights=[0, -1]),
+            "hook returned 'loss_weights' with -1; weights are numbers of at least 0",
+        ),
+        (
+            item(1, 1, loss_weights=[0, float("nan")]),
+            "hook returned 'loss_weights' with nan; weights are numbers of at least 0",
+        ),
+        (
+            item(1, 1, loss_weights=[False, "1"]),
+            "hook returned 'loss_weights' with False; weights are numbers of at least 0",
+        ),
+        (
+            item(1, 1, loss_weights=[1]),
+            "hook returned lists of different lengths: {'input_ids': 2, 'loss_weights': 1,"
+            " 'response_mask': 2}",
         ),
         (
             {"input_ids": [1], "response_mask": [2]},
@@ -283,8 +302,9 @@ def test_a_list_makes_several_examples_with_parts_of_their_own() -> None:
         ("clip_prompt", 1, 1, [2, 3, 4, 5, EOS]),
         ("clip_prompt", 3, 0, [3, 4, 5, EOS, EOS, EOS]),
         ("clip_prompt", 6, None, None),
-        ("clip_response", 1, 4, [2, EOS]),
-        ("clip_response", "batch_max", 4, [2, EOS]),
+        # What is cut does not end here.
+        ("clip_response", 1, 4, [2, 3]),
+        ("clip_response", "batch_max", 4, [2, 3]),
         # No response token is left.
         ("clip_response", 2, None, None),
         ("clip_response", 7, None, None),
@@ -311,6 +331,26 @@ def test_noisy_ids_are_cut_with_the_rest() -> None:
     assert example.input_ids.tolist() == [1, 1, 2, 3, 4, 5]
     assert example.noisy_ids is not None
     assert example.noisy_ids.tolist() == [7, 7, 8, 7, 8, 7]
+
+
+def test_weights_are_cut_with_the_rest_and_the_tail_has_the_last() -> None:
+    returned = item(2, 2, loss_weights=[0, 0, 0.5, 2])
+    (example,) = encode(returned, eos_tail=2)
+    assert example.loss_weights is not None
+    assert example.loss_weights.dtype == np.float32
+    assert example.loss_weights.tolist() == [0, 0, 0.5, 2, 2, 2]
+    (example,) = encode(returned, max_length=4, on_too_long="clip_prompt")
+    assert example.loss_weights is not None and example.loss_weights.tolist() == [0, 0.5, 2, 2]
+    (example,) = encode(item(2, 2))
+    assert example.loss_weights is None
+
+
+def test_a_prompt_whose_response_is_cut_off_goes_with_it() -> None:
+    """Of a conversation of two answers, the first is whole: EOS follows it."""
+    returned = {"input_ids": [1, 2, 1, 1, 1, 3], "response_mask": [False, True, *[False] * 3, True]}
+    (example,) = encode(returned, max_length=5, on_too_long="clip_response")
+    assert example.input_ids.tolist() == [1, 2, EOS]
+    assert example.response_mask.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -353,15 +393,22 @@ def test_no_example_is_longer_than_max_length(
     tail: int | Literal["batch_max"],
 ) -> None:
     fixed = 1 if tail == "batch_max" else tail
-    examples = encode(
-        item(prompt, response), max_length=max_length, on_too_long=policy, eos_tail=tail
-    )
+    returned = item(prompt, response)
+    options: Any = {"max_length": max_length, "on_too_long": policy, "eos_tail": tail}
+    examples = encode(returned, **options)
     if prompt + response + fixed <= max_length:
         assert len(examples) == 1
         assert len(examples[0].input_ids) == prompt + response + fixed
     for example in examples:
         assert len(example.input_ids) == len(example.response_mask) <= max_length
-        assert example.input_ids[-fixed:].tolist() == [EOS] * fixed
-        assert example.response_mask[-fixed:].all()
+        # What is cut at its end has no tail.
+        whole = policy == "clip_prompt" or prompt + response + fixed <= max_length
+        assert example.tail == (fixed if whole else 0)
+        assert example.grows == (whole and tail == "batch_max")
+        eos = example.input_ids == EOS
+        assert eos.tolist() == [False] * (len(eos) - example.tail) + [True] * example.tail
+        assert example.response_mask[-max(example.tail, 1) :].all()
         # At least one token of the answer itself.
-        assert example.response_mask.sum() > fixed
+        assert example.response_mask.sum() > example.tail
+    with_eos = encode(returned, eos_after_cut=True, **options)
+    assert [example.tail for example in with_eos] == [fixed] * len(examples)

@@ -15,7 +15,7 @@ from llada_sft.errors import DataError
 
 PROMPT = b'{"prompt": "a", "response": "b"}\n'
 MESSAGES = b'{"messages": [{"role": "user", "content": "a"}]}\n'
-OWN = b'{"question": "a", "answer": "b"}\n'
+OWN = b'{"problem": "a", "solution": "b"}\n'
 TEXT = b'{"text": "a"}\n'
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -57,7 +57,7 @@ def test_most_of_the_first_rows_say_it(
 
 
 def test_fields_of_other_names(tmp_path: Path) -> None:
-    fields = {"prompt": "question", "response": "answer"}
+    fields = {"prompt": "problem", "response": "solution"}
     assert detect(tmp_path, OWN, fields=fields).format == "prompt_response"
     assert detect(tmp_path, PROMPT, fields=fields).format is None
 

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from llada_sft.config.record_formats import REQUIRED, KnownFormat
-from llada_sft.data.records.formats import format_of, likely_format, read_record
+from llada_sft.data.records.formats import RecordRules, format_of, likely_format
+from llada_sft.data.records.read import Conversation, read_record
 from llada_sft.errors import DataError
 
 ROOT = Path(__file__).parents[4]
-ROLES = "('system', 'user', 'assistant')"
-ROLES_OF_SHAREGPT = "('human', 'gpt', 'model', 'system', 'user', 'assistant')"
 RAW = ": one run reads one format, or data.format: raw"
 
 
@@ -23,6 +22,12 @@ def turn(role: str, content: str) -> dict[str, Any]:
 
 def said(role: str, value: str) -> dict[str, Any]:
     return {"from": role, "value": value}
+
+
+def read(record: object, record_format: KnownFormat, fields: dict[str, str]) -> object:
+    """The turns of a record, or its text."""
+    found = read_record(record, record_format, RecordRules(fields))
+    return found.turns if isinstance(found, Conversation) else found
 
 
 PAIR = [turn("user", "a"), turn("assistant", "b")]
@@ -36,7 +41,12 @@ WITH_SYSTEM = [turn("system", "s"), *PAIR]
         ("messages", {"messages": PAIR, "system": "s"}, WITH_SYSTEM),
         ("messages", {"messages": WITH_SYSTEM, "system": None}, WITH_SYSTEM),
         ("messages", {"messages": WITH_SYSTEM, "system": " "}, WITH_SYSTEM),
-        ("messages", {"messages": [PAIR[0] | {"name": "x", "weight": 0}]}, PAIR[:1]),
+        # A turn keeps its other fields.
+        (
+            "messages",
+            {"messages": [PAIR[0] | {"name": "x", "weight": 0}]},
+            [PAIR[0] | {"name": "x", "weight": 0}],
+        ),
         ("sharegpt", {"conversations": [said("human", "a"), said("gpt", "b")]}, PAIR),
         ("sharegpt", {"conversations": [said("user", "a"), said("model", "b")]}, PAIR),
         (
@@ -60,7 +70,7 @@ def test_a_record_is_read(
     record_format: KnownFormat, record: dict[str, Any], expected: object
 ) -> None:
     before = repr(record)
-    assert read_record(record, record_format, {}) == expected
+    assert read(record, record_format, {}) == expected
     assert repr(record) == before
     assert format_of(record, {}) == record_format
 
@@ -69,12 +79,12 @@ def test_fields_may_have_other_names() -> None:
     fields = {"conversations": "dialog", "from": "who", "value": "says", "system": "rules"}
     dialog = [{"who": "human", "says": "a"}, {"who": "gpt", "says": "b"}]
     record = {"dialog": dialog, "rules": "s", "system": "none of ours"}
-    assert read_record(record, "sharegpt", fields) == WITH_SYSTEM
+    assert read(record, "sharegpt", fields) == WITH_SYSTEM
     assert format_of(record, fields) == "sharegpt"
     assert format_of(record, {}) is None
     swapped = {"prompt": "b", "response": "a"}
     fields = {"prompt": "response", "response": "prompt"}
-    assert read_record(swapped, "prompt_response", fields) == PAIR
+    assert read(swapped, "prompt_response", fields) == PAIR
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,8 @@ def test_fields_may_have_other_names() -> None:
         ({"instruction": "a", "output": "b", "prompt": "rendered"}, "alpaca"),
         # Tables that were joined fill what is missing with null.
         ({"messages": None, "prompt": "a", "response": "b"}, "prompt_response"),
-        ({"conversations": PAIR}, None),
+        ({"conversations": PAIR}, "messages"),
+        ({"messages": [said("human", "a"), said("gpt", "b")]}, "messages"),
         ({"messages": []}, None),
         ({"messages": "hello"}, None),
         # Half a turn.
@@ -94,7 +105,8 @@ def test_fields_may_have_other_names() -> None:
         ({"conversations": [{"value": "a"}]}, None),
         # For a hook of the user's own.
         ({"prompt": [1, 2], "response": [3]}, None),
-        ({"question": "a", "answer": "b"}, None),
+        ({"question": "a", "answer": "b"}, "prompt_response"),
+        ({"problem": "a", "solution": "b"}, None),
         ([1], None),
         (None, None),
     ],
@@ -111,8 +123,8 @@ def test_formats_are_told_apart(record: object, expected: str | None) -> None:
         ([1], "a record must be a JSON object, got list"),
         ("text", "a record must be a JSON object, got str"),
         (
-            {"question": "a", "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "g": 6, "h": 7, "i": 8},
-            "no known format: its fields are 'question', 'b', 'c', 'd', 'e', 'f', 'g', 'h', ...; "
+            {"a": "a", "b": 1, "c": 2, "d": 3, "e": 4, "f": 5, "g": 6, "h": 7, "i": 8},
+            "no known format: its fields are 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', ...; "
             "name yours in data.fields, or read them in a hook",
         ),
         (
@@ -141,18 +153,23 @@ def test_formats_are_told_apart(record: object, expected: str | None) -> None:
         ({"messages": []}, "'messages' must be a list of turns, got an empty list"),
         ({"messages": ["hello"]}, "'messages[0]' must be an object, got str"),
         (
-            {"messages": [PAIR[0], turn("bot", "b")]},
-            f"'messages[1].role' must be one of {ROLES}, got 'bot'",
+            {"messages": [PAIR[0], turn("Bob", "b")]},
+            "'messages[1].role' is 'Bob', no known role; name it in data.roles={Bob: user}",
         ),
         (
             {"messages": [{"content": "a"}]},
-            f"'messages[0].role' must be one of {ROLES}, got None",
+            "'messages[0]' has no 'role'; its fields are 'content'; "
+            "name yours in data.fields={role: ...}",
         ),
         (
             {"messages": [{"role": ["user"], "content": "a"}]},
-            f"'messages[0].role' must be one of {ROLES}, got ['user']",
+            "'messages[0].role' must be a string, got list",
         ),
-        ({"messages": [{"role": "user"}]}, "'messages[0].content' must be a string, got null"),
+        (
+            {"messages": [{"role": "user"}]},
+            "'messages[0]' has no 'content'; its fields are 'role'; "
+            "name yours in data.fields={content: ...}",
+        ),
         (
             {"messages": [PAIR[0], {"role": "assistant", "content": 3}]},
             "'messages[1].content' must be a string, got int",
@@ -162,8 +179,9 @@ def test_formats_are_told_apart(record: object, expected: str | None) -> None:
             "both 'system' and a system turn; keep one",
         ),
         (
-            {"conversations": [said("human", "a"), said("tool", "b")]},
-            f"'conversations[1].from' must be one of {ROLES_OF_SHAREGPT}, got 'tool'",
+            {"conversations": [said("human", "a"), said("Alice", "b")]},
+            "'conversations[1].from' is 'Alice', no known role; "
+            "name it in data.roles={Alice: user}",
         ),
         (
             {"conversations": [{"from": "human", "value": None}]},
@@ -173,7 +191,7 @@ def test_formats_are_told_apart(record: object, expected: str | None) -> None:
 )
 def test_a_record_that_cannot_be_read(record: object, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        read_record(record, likely_format(record, {}), {})
+        read(record, likely_format(record, {}), {})
     assert str(caught.value) == message
 
 
@@ -205,7 +223,8 @@ def test_a_record_that_cannot_be_read(record: object, message: str) -> None:
             "messages",
             {"messages": "dialog", "content": "says"},
             {"dialog": [{"role": "user", "content": "a"}]},
-            "'dialog[0].says' must be a string, got null",
+            "'dialog[0]' has no 'says'; its fields are 'role', 'content'; "
+            "name yours in data.fields={content: ...}",
         ),
     ],
 )
@@ -213,7 +232,7 @@ def test_a_record_of_another_format(
     record_format: KnownFormat, fields: dict[str, str], record: object, message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        read_record(record, record_format, fields)
+        read(record, record_format, fields)
     assert str(caught.value) == message
 
 

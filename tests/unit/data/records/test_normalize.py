@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.config.record_formats import MultiTurn, RecordFormat
+from llada_sft.data.records.formats import RecordRules
 from llada_sft.data.records.normalize import RecordReader, row_key
 from llada_sft.data.records.turns import choose_answers
 from llada_sft.errors import DataError
@@ -116,21 +117,16 @@ def test_what_a_hook_gets(record_format: RecordFormat, record: Any, expected: ob
 
 
 def test_names_are_the_usual_ones_behind_the_reader() -> None:
-    reader = RecordReader("text", {"text": "body"})
+    reader = RecordReader("text", RecordRules({"text": "body"}))
     assert reader({"body": "a", "id": 7}, 5) == {"text": "a", "body": "a", "id": 7}
-    reader = RecordReader("messages", {"messages": "dialog", "role": "who", "system": "rules"})
+    reader = RecordReader(
+        "messages", RecordRules({"messages": "dialog", "role": "who", "system": "rules"})
+    )
     record = {"dialog": [{"who": "user", "content": "a"}, {"who": "assistant", "content": "b"}]}
     assert reader({**record, "rules": "s"}, 5) == {
         **record,
         "rules": "s",
         "messages": [TURNS[0], *PAIR],
-    }
-
-
-def test_a_mark_in_the_data_marks_nothing() -> None:
-    marked = [one | {"learn": True} for one in TURNS]
-    assert RecordReader("messages", {}, "random")({"messages": marked}, 0) == {
-        "messages": TURNS[:3]
     }
 
 

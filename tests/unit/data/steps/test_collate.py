@@ -1,10 +1,12 @@
 """Micro-batches: what is added to shorter examples, and whether it is learned or hidden."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.steps.collate import pad
+from llada_sft.data.steps.collate import pack, pad
 
 EOS = 9
 
@@ -66,3 +68,22 @@ def test_no_example_is_one_token_that_counts_for_nothing() -> None:
     assert batch.response_mask.tolist() == [[False]]
     assert batch.attention_mask is None
     assert (batch.keys, batch.lengths) == ((), ())
+
+
+def weighted(prompt: int, response: int, weight: float, grows: bool) -> Example:
+    weights = np.array([0.0] * prompt + [weight] * response, np.float32)
+    return replace(example(prompt, response, grows), loss_weights=weights)
+
+
+def test_what_is_added_weighs_as_the_end_of_its_answer() -> None:
+    batch = pad([weighted(1, 1, 0.5, grows=True), example(1, 3, True)], EOS)
+    assert batch.loss_weights is not None and batch.loss_weights.dtype == np.float32
+    assert batch.loss_weights.tolist() == [[0, 0.5, 0.5, 0.5], [1, 1, 1, 1]]
+    assert pad([example(1, 1, True)], EOS).loss_weights is None
+
+
+def test_packed_examples_keep_their_weights() -> None:
+    batch = pack([example(1, 1, False), weighted(1, 2, 2, grows=False)])
+    assert batch.loss_weights is not None
+    assert batch.loss_weights.tolist() == [[1, 1, 0, 2, 2]]
+    assert pack([example(1, 1, False)]).loss_weights is None

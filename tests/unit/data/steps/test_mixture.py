@@ -23,7 +23,7 @@ from llada_sft.training.checkpoint.data_state import DataState
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
-IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
+IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=998)
 # A record is {"id": n, "length": l, "parts": p}: p examples of l tokens, EOS among them.
 HOOK = """
 def process_data(record, tokenizer, max_length):

@@ -26,7 +26,7 @@ from tests.unit.data.batches import examples_of
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
-IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
+IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=998)
 MAX_TOKENS = 12
 # A record is {"id": n, "lengths": [...]}: an example of each length, EOS among it.
 HOOK = """

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -47,11 +48,12 @@ def test_a_background_process_gives_the_same_steps_and_the_same_error(tmp_path: 
     rows: list[int | dict[str, object]] = [1, 2, 0, 3, 1, 1, {"id": 6}]
     config = write(tmp_path, [rows]).model_copy(update={"shuffle": False})
     # The other process loads a real tokenizer.
-    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
     prepared = StepDataset(
         config,
         tmp_path / "tokenizer",
-        IDS,
+        replace(IDS, mask_token_id=tokenizer.mask_token_id),
         list_sources(config, epochs=1),
         seed=3,
         size=StepSize(2, 2),

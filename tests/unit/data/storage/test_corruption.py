@@ -43,7 +43,13 @@ VALUE = "not JSON: unexpected character, expected a JSON value"
 BAD_ROWS = [
     BadRow("cut short", b'{"prompt": "a", ', "not_json", "not JSON: unexpected end of data"),
     BadRow("not JSON", b"prompt,response", "not_json", VALUE),
-    BadRow("NaN", b'{"prompt": NaN}', "not_json", VALUE),
+    BadRow(
+        "NaN",
+        b'{"prompt": NaN, "response": "a"}',
+        "bad_record",
+        "'prompt' must be a string, got null",
+    ),
+    BadRow("NaN and more", b'{"prompt": NaN]', "not_json", VALUE),
     BadRow("two records", b"{} {}", "not_json", "not JSON: unexpected content after document"),
     BadRow("deeply nested", b"[" * 2000, "not_json", "not JSON: depth limit exceeded"),
     # One that begins a file is fine; files that were put together have it in their middle.
@@ -179,11 +185,11 @@ def test_a_file_of_several_bad_rows(
 def test_another_schema_in_the_seventh_file(tmp_path: Path) -> None:
     words = ["ab", "cd", "ef"]
     files = {f"{number}.jsonl": b"\n".join(map(good, words)) for number in range(1, 9)}
-    drifted = b'{"question": "a", "answer": "b"}\n'
+    drifted = b'{"problem": "a", "solution": "b"}\n'
     folder = write(tmp_path, files | {"7.jsonl": drifted * 3})
     found = read(tmp_path)
     message = (
-        "no known format: its fields are 'question', 'answer'; "
+        "no known format: its fields are 'problem', 'solution'; "
         "name yours in data.fields, or read them in a hook"
     )
     bad = [("7.jsonl", n + 1, n * len(drifted), "bad_record", message) for n in range(3)]

@@ -19,11 +19,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 FIRST = Report(
-    tokens=60, all_tokens=80, rows=8, bad=1, dropped_by_hook=2, too_long=3, wait_us=2_000_000,
+    tokens=60, all_tokens=80, rows=8, bad=1, left_out=2, too_long=3, wait_us=2_000_000,
     rows_done=8, epoch_rows=40,
 )  # fmt: skip
 SECOND = Report(
-    tokens=30, all_tokens=40, rows=16, bad=1, dropped_by_hook=3, too_long=7, wait_us=4_000_000,
+    tokens=30, all_tokens=40, rows=16, bad=1, left_out=3, too_long=7, wait_us=4_000_000,
     rows_done=15, epoch_rows=40,
 )  # fmt: skip
 

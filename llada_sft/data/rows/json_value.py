@@ -1,0 +1,25 @@
+"""Text of a row -> its JSON value."""
+
+import json
+from typing import Any
+
+import orjson
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse JSON; NaN and Infinity, which Python writes and JSON does not have, become null.
+
+    Raises:
+        orjson.JSONDecodeError: It is not JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" in text or b"Infinity" in text:
+            try:
+                value = json.loads(text, parse_constant=lambda _: None)
+                # Python also takes halves of surrogate pairs; orjson does not.
+                return orjson.loads(orjson.dumps(value))
+            except (ValueError, TypeError, RecursionError):
+                pass
+        raise error from None
