@@ -61,26 +61,42 @@ def _in_folder(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[P
 
 
 def _matching(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    _check_folders(path)
-    matches = glob.glob(path, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    if not matches and Path(path).is_symlink():
-        matches = [path]
+    start, pattern = _literal_start(path)
+    _check_folders(start, pattern)
+    names = glob.glob(pattern, root_dir=start, recursive=True) if pattern else [""]  # noqa: PTH207
     # `**` also matches the folders on its way.
     shards = sorted(
-        shard for shard in map(Path, matches) if shard.name.endswith(suffixes) or shard.is_file()
+        shard
+        for shard in (start / name for name in names)
+        if shard.name.endswith(suffixes) or shard.is_file()
     )
     if not shards:
-        what = "no file matches" if glob.has_magic(path) else "no such folder or file"
+        what = "no file matches" if glob.has_magic(pattern) else "no such folder or file"
         raise DataError(f"{path}: {what}")
     return shards, [shard for shard in shards if not shard.is_file()]
 
 
-def _check_folders(pattern: str) -> None:
+def _literal_start(path: str) -> tuple[Path, str]:
+    """Split a path into the part that is there as it is written, and the glob that follows.
+
+    What is there is meant, also if its name has characters of a glob: `data[1]/*.jsonl`.
+    """
+    parts = [part for part in path.split("/") if part]
+    start = Path("/" if path.startswith("/") else ".")
+    for number, part in enumerate(parts):
+        if not os.path.lexists(start / part):
+            return start, "/".join(parts[number:])
+        start /= part
+    return start, ""
+
+
+def _check_folders(start: Path, pattern: str) -> None:
     """Look into each folder that a glob looks into: it would pass over one that it may not read."""
     while glob.has_magic(pattern):
         pattern = os.path.dirname(pattern)  # noqa: PTH120 (a Path would drop the end of `a/**/`)
-        for folder in glob.glob(pattern, recursive=True):  # noqa: PTH207
-            if Path(folder).is_dir():
+        names = glob.glob(pattern, root_dir=start, recursive=True) if pattern else [""]  # noqa: PTH207
+        for folder in (start / name for name in names):
+            if folder.is_dir():
                 os.scandir(folder).close()
 
 
@@ -140,7 +156,6 @@ def shard_root(path: str) -> Path | str:
         while glob.has_magic(rest) or rest.endswith(SUFFIXES):
             rest = rest.rpartition("/")[0]
         return f"{scheme}://{rest}".rstrip("/")
-    plain = Path(local_path(path))
-    while glob.has_magic(str(plain)):
-        plain = plain.parent
-    return plain if plain.is_dir() else plain.parent
+    path = local_path(path)
+    start, pattern = _literal_start(path)
+    return start if start.is_dir() or pattern else start.parent

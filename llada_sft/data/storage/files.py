@@ -159,7 +159,8 @@ def list_remote(url: str, root: str) -> list[RemoteFile]:
     with _remote(url, "cannot be listed") as (fs, path):
         fs.invalidate_cache()
         _, root_path = _filesystem(root)
-        if "*" in url or "?" in url or "[" in url:
+        is_glob = any(character in url for character in "*?[") and not fs.exists(path)
+        if is_glob:
             infos = list(fs.glob(path, detail=True).values())
         elif url.endswith(SUFFIXES):
             infos = [fs.info(path)]

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from llada_sft.config.schema import DataConfig
 from llada_sft.data.rows import count
 from llada_sft.data.rows.count import count_rows
-from llada_sft.data.shards import assign_files, list_shards
+from llada_sft.data.shards import assign_files, list_shards, shard_root
+from llada_sft.data.sources import list_sources, name_shards
 from llada_sft.errors import ConfigError, DataError
 
 
@@ -32,6 +34,70 @@ def test_no_shards_is_an_error(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         list_shards(f"{tmp_path}{name}")
     assert str(caught.value) == f"{tmp_path}{message}"
+
+
+CHARACTERS = [
+    "[1]",
+    "[",
+    "]",
+    "[!a]",
+    "*",
+    "?",
+    "**",
+    "{a,b}",
+    "~",
+    "$HOME",
+    "%d",
+    " ",
+    "'",
+    '"',
+    "#",
+    "&",
+]
+
+
+@pytest.mark.parametrize("characters", CHARACTERS)
+def test_names_may_have_the_characters_of_a_glob(tmp_path: Path, characters: str) -> None:
+    folder = tmp_path / f"data{characters}"
+    (folder / "sub").mkdir(parents=True)
+    names = [f"a{characters}.jsonl", "b.jsonl", f"sub/{characters}c.jsonl"]
+    for name in names:
+        (folder / name).touch()
+    # What a glob of such a name would find as well.
+    (tmp_path / "data1").mkdir()
+    (tmp_path / "data1/b.jsonl").touch()
+    for path, found in (
+        (f"{folder}", names[:2]),
+        (f"{folder}/", names[:2]),
+        (f"{folder}/*.jsonl", names[:2]),
+        (f"{folder}/**/*.jsonl", names),
+        (f"{folder}/{names[0]}", names[:1]),
+        (f"{folder}/?.jsonl", names[1:2]),
+        (f"file://{folder}", names[:2]),
+    ):
+        shards = list_shards(path)
+        assert sorted(shards) == sorted(folder / name for name in found)
+        # Named below the data's folder, which may be moved.
+        listed = [shard.name for shard in name_shards(shards, shard_root(path))]
+        assert sorted(listed) == sorted(found)
+    (only,) = list_shards(f"{folder}/sub")
+    assert [shard.name for shard in name_shards([only], shard_root(f"{folder}/sub"))] == [
+        f"{characters}c.jsonl"
+    ]
+
+
+@pytest.mark.parametrize("train", ["{}", "{}/*.jsonl", "{}/**/*.jsonl", "{}/a.jsonl", ["{}"]])
+def test_moving_the_data_keeps_the_names(tmp_path: Path, train: str | list[str]) -> None:
+    found = []
+    for name in ("data", "data[2]", "elsewhere/deep*"):
+        folder = tmp_path / name / "train"
+        (folder / "x").mkdir(parents=True)
+        for shard in ("a.jsonl", "b.jsonl", "x/c.jsonl"):
+            (folder / shard).touch()
+        path = train.format(folder) if isinstance(train, str) else (train[0].format(folder),)
+        (source,) = list_sources(DataConfig(train=path), epochs=1)
+        found.append([shard.name for shard in source.shards])
+    assert found[0] == found[1] == found[2] and "a.jsonl" in found[0]
 
 
 def test_every_file_has_one_rank() -> None:
