@@ -144,10 +144,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     expected = make(project)
     one_rank = ["slurm.ranks_per_node=1", "data.validation=null", "data.prefetch_steps=0"]
     launcher = start(project, "run.name=mistake", *one_rank, *overrides)
-    _, problem = launcher.communicate()
+    output, problem = launcher.communicate()
     assert launcher.returncode == 2, problem
     assert expected in problem
     assert "Traceback" not in problem
+    # Rank 0's output is shown, too: its line is in its log alone.
+    assert expected not in output
+    if make is not _checkpoint_without_a_tensor:
+        logs = [log.read_text() for log in (project / "runs/mistake/logs").glob("rank_*.log")]
+        assert sum(expected in log for log in logs) == 1
+        assert "llada-sft check" in problem and "data.max_bad_fraction" in problem
     # The tensors that are missing are named one by one.
     several = make is _checkpoint_without_a_tensor
     assert several or len(problem.splitlines()) == 1

@@ -24,6 +24,7 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.launch.ports import free_port
 from llada_sft.cluster.owner.claim import hold
 from llada_sft.cluster.owner.ownership import VARIABLE, Ownership
+from llada_sft.cluster.rank.shown import SHOWN
 from llada_sft.cluster.watch import status
 from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
@@ -101,6 +102,8 @@ class _Ranks:
         for rank in range(config.world_size):
             environment = _environment(run, config, rank, port)
             environment[VARIABLE] = self._ownership.word
+            if rank == 0:
+                environment[SHOWN] = "1"
             self.processes.append(_start(command, environment, run.rank_log(rank), rank))
         output = self.processes[0].stdout
         assert output is not None

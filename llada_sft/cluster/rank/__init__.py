@@ -4,6 +4,6 @@ main.py            from SLURM's variables to the training
 signals.py         a signal sets a flag
 stopping.py        why SLURM signalled, and whether rank 0 requeues the job
 journal_writer.py  what rank 0 writes into the journal
-abort.py           how a rank that failed exits
+abort.py           how a rank that failed exits; shown.py: where it says why
 watchdog.py        ends a rank that makes no progress; stacks.py: where each rank was
 """

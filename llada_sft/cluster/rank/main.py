@@ -22,6 +22,7 @@ from llada_sft.cluster.owner import ownership
 from llada_sft.cluster.owner.ownership import Ownership
 from llada_sft.cluster.rank.abort import Leaving, exit_in_time
 from llada_sft.cluster.rank.journal_writer import RankJournal
+from llada_sft.cluster.rank.shown import say_mistake
 from llada_sft.cluster.rank.signals import StopRequest
 from llada_sft.cluster.rank.stopping import RankJob, after_stop
 from llada_sft.cluster.rank.watchdog import Watchdog
@@ -103,7 +104,7 @@ def _run(run_dir: str) -> None:
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
     except LladaSftError as error:
-        print(error, file=sys.stderr, flush=True)
+        say_mistake(error, run_path.rank_log(0))
         leaving.report_failure(_CAUSES_OF_MISTAKES.get(type(error), Cause.MISTAKE), str(error))
         raise SystemExit(EXIT_CODE) from None
     except Exception as error:

@@ -34,6 +34,7 @@ Reason = Literal[
 ]
 # With fewer rows than this, only the end of an epoch is judged: the first row may be a bad one.
 MIN_ROWS = 100
+REMEDY = "llada-sft check finds all such rows, data.max_bad_fraction allows some"
 
 
 class BadRowError(DataError):
@@ -129,7 +130,7 @@ class Quarantine:
             _append(self._path, _Entry(bad_row, epoch, row, self._fingerprints[bad_row.file]))
             self._written.add(place)
         if self._max_bad_fraction == 0:
-            raise DataError(str(bad_row))
+            raise DataError(f"{bad_row}; {REMEDY}")
 
     def judge(self, rows_read: int, end_of_epoch: bool = False) -> None:
         """Compare the share of bad rows with what is allowed.
@@ -148,8 +149,8 @@ class Quarantine:
             where = "" if self._path is None else f"{self._path}: "
             raise DataError(
                 f"{where}{bad:,} of {rows_read:,} rows are bad, "
-                f"data.max_bad_fraction allows {self._max_bad_fraction:g}; the first:\n"
-                + "\n".join(map(str, self._first))
+                f"data.max_bad_fraction allows {self._max_bad_fraction:g}; "
+                "llada-sft check finds them all; the first:\n" + "\n".join(map(str, self._first))
             )
 
 

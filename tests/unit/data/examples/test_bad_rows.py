@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llada_sft.data.examples.quarantine import REMEDY
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.rows import shard_reader
 from llada_sft.data.rows.position import FilePosition
@@ -28,7 +29,9 @@ def test_a_bad_row_stops_the_steps_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         next(steps)
     place = f"{config.train}/0.jsonl:2 (byte 22)"
-    assert str(caught.value) == f"{place}: hook raised KeyError: 'parts' (hook.py line 9)"
+    assert str(caught.value) == (
+        f"{place}: hook raised KeyError: 'parts' (hook.py line 9); {REMEDY}"
+    )
 
 
 def counted(steps: Iterable[LocalStep]) -> RowCounts:
@@ -157,7 +160,7 @@ def test_too_many_bad_rows_end_the_run(tmp_path: Path) -> None:
     assert found == 96
     assert message == (
         f"{tmp_path}/quarantine/rank_0.jsonl: 4 of 100 rows are bad, "
-        "data.max_bad_fraction allows 0.03; the first:\n"
+        "data.max_bad_fraction allows 0.03; llada-sft check finds them all; the first:\n"
         + "\n".join(
             f"{config.train}/0.jsonl:{line} (byte {byte}): "
             "hook raised KeyError: 'parts' (hook.py line 9)"

@@ -175,7 +175,10 @@ def test_where_none_is_allowed_the_first_ends_the_run_with_its_own_line(tmp_path
     path = tmp_path / "rank_0.jsonl"
     with pytest.raises(DataError) as caught:
         quarantine(path, limit=0.0).add(bad(3), 0, 0)
-    assert str(caught.value) == "data/train/s.jsonl:3 (byte 30): not JSON: x"
+    assert str(caught.value) == (
+        "data/train/s.jsonl:3 (byte 30): not JSON: x;"
+        " llada-sft check finds all such rows, data.max_bad_fraction allows some"
+    )
     assert lines_in(path) == [3]
 
 
@@ -187,7 +190,8 @@ def test_too_many_are_shown_by_their_first_five(tmp_path: Path) -> None:
     judge.judge(99)
     judge.judge(120)
     assert stopped(judge, 119) == (
-        f"{path}: 6 of 119 rows are bad, data.max_bad_fraction allows 0.05; the first:\n"
+        f"{path}: 6 of 119 rows are bad, data.max_bad_fraction allows 0.05;"
+        " llada-sft check finds them all; the first:\n"
         "data/train/s.jsonl:9 (byte 90): no 9\n"
         "data/train/s.jsonl:3 (byte 30): no 3\n"
         "data/train/s.jsonl:8 (byte 80): no 8\n"
@@ -204,7 +208,8 @@ def test_few_rows_are_judged_at_the_end_of_an_epoch() -> None:
     judge.judge(3)
     judge.judge(4, end_of_epoch=True)
     assert stopped(judge, 3, end_of_epoch=True).splitlines()[0] == (
-        "2 of 3 rows are bad, data.max_bad_fraction allows 0.5; the first:"
+        "2 of 3 rows are bad, data.max_bad_fraction allows 0.5;"
+        " llada-sft check finds them all; the first:"
     )
 
 

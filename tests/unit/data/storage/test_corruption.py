@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from backports import zstd
 
+from llada_sft.data.examples.quarantine import REMEDY
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.rows.count import count_rows
 from llada_sft.errors import DataError
@@ -111,7 +112,8 @@ def test_a_bad_row_is_set_aside_and_those_beside_it_are_read(
     assert found.counts == RowCounts(rows=5, bad={bad.reason: 1})
     # Where none is allowed, the same is said in one line.
     path = tmp_path / "train" / file
-    assert read(tmp_path, max_bad_fraction=0.0).error == f"{path}:2 (byte {byte}): {bad.message}"
+    error = read(tmp_path, max_bad_fraction=0.0).error
+    assert error == f"{path}:2 (byte {byte}): {bad.message}; {REMEDY}"
 
 
 AB, CD = good("ab"), good("cd")
@@ -204,7 +206,10 @@ def test_another_schema_in_the_seventh_file(tmp_path: Path) -> None:
     error = read(tmp_path, max_bad_fraction=0.1).error
     assert error is not None
     first, *shown = error.splitlines()
-    assert first.endswith("3 of 24 rows are bad, data.max_bad_fraction allows 0.1; the first:")
+    assert first.endswith(
+        "3 of 24 rows are bad, data.max_bad_fraction allows 0.1; llada-sft check finds them all;"
+        " the first:"
+    )
     wheres = (f"{folder}/7.jsonl:{line} (byte {byte})" for _, line, byte, *_ in bad)
     assert sorted(shown) == [f"{where}: {message}" for where in wheres]
 
@@ -430,7 +435,7 @@ def test_text_that_a_hook_made_and_no_file_can_hold(tmp_path: Path) -> None:
     assert found.quarantine[0][4] == r"hook raised ValueError: bad: \ud800 (hook.py line 3)"
     stopped = read(tmp_path, hook=str(hook), max_bad_fraction=0.0, shuffle=False)
     assert stopped.error is not None
-    assert stopped.error.encode().endswith(rb": bad: \ud800 (hook.py line 3)")
+    assert stopped.error.encode().endswith(rb": bad: \ud800 (hook.py line 3); " + REMEDY.encode())
 
 
 @pytest.mark.slow
