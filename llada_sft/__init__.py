@@ -11,7 +11,7 @@ demo/       the embedded default
 
 cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
 sampling.py   `llada-sft sample`
-run_dir.py    the paths in a run directory
+run_dir.py    the paths in a run directory; paths.py: those that a command is given
 placement.py  which rank this is
 errors.py     what a user can fix; versions.py: of Python and of packages
 keys.py       keys of random choices, and digests

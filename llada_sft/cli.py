@@ -1,7 +1,8 @@
 """`llada-sft`: the commands for use before and after the launch of a run.
 
 Each command imports what it needs when it is called, so that `status`, `logs` and `cancel` answer
-on a login node without torch.
+on a login node without torch, and the others look at the paths that they are given before they
+import it.
 """
 
 import argparse
@@ -139,10 +140,14 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from llada_sft.paths import look_before_export
+
+    run, out, step = Path(arguments.run), arguments.out, arguments.step
+    look_before_export(run, out, step)
     from llada_sft.training.export import export_run
 
-    checkpoint = export_run(Path(arguments.run), arguments.out, arguments.dtype, arguments.step)
-    print(f"exported {checkpoint} to {arguments.out}")
+    checkpoint = export_run(run, out, arguments.dtype, step)
+    print(f"exported {checkpoint} to {out}")
 
 
 def _shard(arguments: argparse.Namespace) -> None:
@@ -156,18 +161,24 @@ def _shard(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from llada_sft.check.command import run_check
-    from llada_sft.check.survey import Request
     from llada_sft.config import load_config, resolve_paths
-    from llada_sft.training.build_network import resolve_network, token_ids
+    from llada_sft.paths import look_before_check
 
     config = resolve_paths(load_config(arguments.config, arguments.overrides), Path.cwd())
+    look_before_check(config)
+    from llada_sft.check.command import run_check
+    from llada_sft.check.survey import Request
+    from llada_sft.training.build_network import resolve_network, token_ids
+
     ranks = config.world_size if arguments.ranks is None else arguments.ranks
     request = Request(config, ranks, arguments.sample, progress=sys.stderr.isatty())
     return run_check(request, token_ids(resolve_network(config.model)), arguments.json)
 
 
 def _sample(arguments: argparse.Namespace) -> None:
+    from llada_sft.paths import look_before_sample
+
+    look_before_sample(arguments.model)
     from llada_sft.sampling import sample_command
 
     sample_command(arguments)

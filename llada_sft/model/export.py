@@ -24,7 +24,7 @@ from torch import Tensor
 from llada_sft.errors import CheckpointError
 from llada_sft.model import safe_load
 from llada_sft.model.configuration import LLaDAConfig
-from llada_sft.model.index import INDEX_NAME, check_tensors, read_index
+from llada_sft.model.index import INDEX_NAME, check_tensors, read_index, require_unused
 from llada_sft.model.llada import LLaDAModelLM
 
 # The LightningModule's attribute that holds the network.
@@ -113,8 +113,7 @@ def export_checkpoint(
     Raises:
         CheckpointError: `out_dir` is in use, or the tensors are not those of `config`.
     """
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise CheckpointError(f"{out_dir}: exists and is not empty; choose another directory")
+    require_unused(out_dir)
     partial = out_dir.with_name(f"{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was interrupted
     partial.mkdir(parents=True)

@@ -87,6 +87,19 @@ def check_tensors(
         raise CheckpointError("\n".join(f"{model_dir}: {problem}" for problem in problems))
 
 
+def require_unused(out_dir: Path) -> None:
+    """Check that a model directory can be made.
+
+    Raises:
+        CheckpointError: It is there and not empty, or there is a file where a folder has to be.
+    """
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise CheckpointError(f"{out_dir}: exists and is not empty; choose another directory")
+    there = next(parent for parent in out_dir.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise CheckpointError(f"{out_dir}: {there} is a file; choose another directory")
+
+
 def _mismatches(
     expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, TensorSlot]
 ) -> Iterator[str]:

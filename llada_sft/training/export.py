@@ -9,7 +9,7 @@ from llada_sft.errors import CheckpointError
 from llada_sft.model.export import export_checkpoint, zero3_tensors
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import resolve_network
-from llada_sft.training.checkpoint.folder import list_named, list_set_aside
+from llada_sft.training.checkpoint.folder import chosen_step, list_named, list_set_aside
 from llada_sft.training.checkpoint.verify import Shapes, Share, examine, summary
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -53,20 +53,13 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
     """
     named = dict(list_named(run.checkpoints))
     damaged = dict(list_set_aside(run.checkpoints))
-    if not named and not damaged:
-        raise CheckpointError(f"{run.checkpoints}: no complete checkpoint; train first")
-    chosen = max(named | damaged) if step is None else step
+    chosen = chosen_step(run.checkpoints, step)
     if chosen in named:
         line = _problem(named[chosen], network)
         if not line:
             return named[chosen]
-    elif chosen in damaged:
-        line = f"{damaged[chosen]}: was found damaged when the run resumed"
     else:
-        steps = ", ".join(map(str, sorted(named)))
-        raise CheckpointError(
-            f"{run.checkpoints}: no checkpoint of step {step}; there are {steps or 'none'}"
-        )
+        line = f"{damaged[chosen]}: was found damaged when the run resumed"
     others = [other for other in sorted(named, reverse=True) if other != chosen]
     good = next((other for other in others if not _problem(named[other], network)), None)
     do = "there is no other" if good is None else f"export another one with  --step {good}"

@@ -26,8 +26,10 @@ MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
     "__main__": {"cli"},
     "cli": GROUND
-    | {"entry", "cluster", "training", "sampling", "demo", "check", "sharding", "data", "model"},
+    | {"entry", "cluster", "training", "sampling", "demo", "check", "sharding", "data", "model"}
+    | {"paths"},
     "entry": {"errors"},
+    "paths": GROUND | {"data", "model", "training"},
     "sampling": {"model", "diffusion", "data", "errors"},
     "demo": GROUND | {"sampling", "training", "data", "model"},
     "cluster": GROUND | {"entry", "training", "data", "model"},
@@ -123,6 +125,7 @@ def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
         "from llada_sft.cli import main; sys.argv = ['llada-sft', 'status', '--help']; main()",
         "from llada_sft.sharding import csv_rows, json_array, parquet, shuffle",
         "from llada_sft.model import index, settings",
+        "from llada_sft import paths",
         "from llada_sft.cluster.launch import launcher, local, submit; import submitit",
         "from llada_sft.cluster.watch import logs, status",
         "from llada_sft.cluster.attempt import supervisor",

@@ -17,6 +17,20 @@ class TokenIds:
     mask_token_id: int
 
 
+def tokenizer_file(directory: Path) -> Path:
+    """Return the file of the tokenizer of a model directory.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; the tokenizer belongs next to the model's config.json"
+        )
+    return path
+
+
 def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
     """Load a tokenizer without running anybody's code.
 
@@ -30,15 +44,11 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
     Raises:
         DataError: There is none, it is damaged, or it does not know the mask token.
     """
+    path = tokenizer_file(directory)
     from transformers import PreTrainedTokenizerFast
 
     # A rank encodes one text at a time: a thread for each core would only be in others' way.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; the tokenizer belongs next to the model's config.json"
-        )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     except Exception as error:

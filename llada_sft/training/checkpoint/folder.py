@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llada_sft import atomic
+from llada_sft.errors import CheckpointError
 from llada_sft.training.checkpoint.checksums import FileRecord
 from llada_sft.training.checkpoint.data_state import DATA_STATE, DataState
 from llada_sft.training.checkpoint.manifest import MANIFEST, read_manifest, sealed
@@ -59,6 +60,29 @@ def list_set_aside(folder: Path) -> list[tuple[int, Path]]:
     """Return the set-aside checkpoints with their steps, without those that a person renamed."""
     steps = ((_COMPLETE.fullmatch(path.name.split(".")[0]), path) for path in list_damaged(folder))
     return [(int(step[1]), path) for step, path in steps if step]
+
+
+def chosen_step(folder: Path, step: int | None) -> int:
+    """Return the step of the checkpoint that a person asks for, also of one that is damaged.
+
+    Args:
+        folder: The checkpoints of a run.
+        step: None takes the newest.
+
+    Raises:
+        CheckpointError: There is none of this step.
+    """
+    named, damaged = dict(list_named(folder)), dict(list_set_aside(folder))
+    if not named and not damaged:
+        raise CheckpointError(f"{folder}: no complete checkpoint; train first")
+    if step is None:
+        return max(named | damaged)
+    if step not in named | damaged:
+        steps = ", ".join(map(str, sorted(named)))
+        raise CheckpointError(
+            f"{folder}: no checkpoint of step {step}; there are {steps or 'none'}"
+        )
+    return step
 
 
 def set_aside(checkpoint: Path) -> Path:

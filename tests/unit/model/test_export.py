@@ -109,6 +109,10 @@ def test_nothing_is_overwritten(small_config: LLaDAConfig, tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as error:
         export_checkpoint({}, small_config, tmp_path, tmp_path)
     assert str(error.value) == f"{tmp_path}: exists and is not empty; choose another directory"
+    out = tmp_path / "precious" / "out" / "deeper"
+    with pytest.raises(CheckpointError) as error:
+        export_checkpoint({}, small_config, tmp_path, out)
+    assert str(error.value) == f"{out}: {tmp_path}/precious is a file; choose another directory"
 
 
 def test_an_incomplete_network_is_not_exported(small_config: LLaDAConfig, tmp_path: Path) -> None:

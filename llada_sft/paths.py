@@ -1,0 +1,92 @@
+"""The paths that a command is given, looked at before anything heavy is imported.
+
+Importing torch takes seconds. A mistyped path is answered before that, with the same line that
+reading it would raise later. Data behind URLs is not looked at here: a service is asked once.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from llada_sft.config import load_config
+from llada_sft.config.schema import Config, DataConfig, ModelConfig
+from llada_sft.data.examples.hook import check_hook
+from llada_sft.data.examples.tokenizer import tokenizer_file
+from llada_sft.data.shards import list_shards
+from llada_sft.data.storage.files import is_remote
+from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.model.index import read_index, require_unused
+from llada_sft.model.settings import read_settings
+from llada_sft.run_dir import RunDir
+from llada_sft.training.checkpoint.folder import chosen_step
+
+
+def look_before_check(config: Config) -> None:
+    """Look at the model directory, the hook and the data of a config with absolute paths.
+
+    Raises:
+        ConfigError: It has the problems of each path.
+    """
+    looks: list[Callable[[], object]] = [
+        partial(_look_at_model, config.model),
+        partial(check_hook, Path(config.data.hook)),
+        *(partial(list_shards, path) for path in _local_data(config.data)),
+    ]
+    problems = []
+    for look in looks:
+        try:
+            look()
+        except LladaSftError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def look_before_export(run_dir: Path, out: Path, step: int | None) -> None:
+    """Look at a run, its model directory, the checkpoint that is chosen, and the folder to write.
+
+    Raises:
+        LladaSftError: The first problem.
+    """
+    run = RunDir(run_dir)
+    _look_at_network(load_config(run.config).model)
+    chosen_step(run.checkpoints, step)
+    require_unused(out)
+
+
+def look_before_sample(model_dir: Path) -> None:
+    """Look at an exported model.
+
+    Raises:
+        LladaSftError: The first problem.
+    """
+    read_settings(model_dir)
+    read_index(model_dir)
+    tokenizer_file(model_dir)
+
+
+def _look_at_model(model: ModelConfig) -> None:
+    _look_at_network(model)
+    tokenizer_file(Path(model.path))
+
+
+def _look_at_network(model: ModelConfig) -> None:
+    """Look at what the network's sizes are read from: config.json, or the tokenizer."""
+    directory = Path(model.path)
+    if model.size is None:
+        read_settings(directory)
+    else:
+        tokenizer_file(directory)
+
+
+def _local_data(data: DataConfig) -> Iterator[str]:
+    """Yield the local paths of `data.train` and `data.validation`."""
+    if isinstance(data.train, str):
+        paths = [data.train]
+    elif isinstance(data.train, dict):
+        paths = [source.path for source in data.train.values()]
+    else:
+        paths = list(data.train)
+    if data.validation is not None:
+        paths.append(data.validation)
+    return (path for path in paths if not is_remote(path))
