@@ -1,11 +1,15 @@
 """How much `llada-sft check` reads of what the tokenizer alone does, on generated chats of 2 KB.
 
-    python benchmarks/check.py [--rows 16000] [--processes 2] [--repeat 3] [--out FILE]
+    python benchmarks/check.py [--rows 16000] [--files 3000] [--processes 2] [--repeat 3]
+        [--out FILE]
 
 Both have the same number of processes, which are started before the clock is; the tokenizer alone
 gets the same texts from memory, one by one, as a hook calls it, and in batches. The check is all of
 it: files are indexed, rows read, parsed, encoded by the hook, hashed, and the first epoch of
 `--ranks` ranks is gone through, packed and padded.
+
+The last two lines check `--files` rows, in as many files of one row and in 8 files, padded:
+`times 8 files` is how much longer the former takes.
 
 Rates are of the clock, and of all processes' CPU together, which others on the machine disturb
 less. All passes are made in turns; the best counts.
@@ -41,6 +45,8 @@ PACKAGES = ("numpy", "orjson", "tokenizers", "transformers", "torch")
 NUM_SHARDS = 8
 MAX_TOKENS, MICRO_BATCH = 4096, 8
 TARGET = 80
+# Files of one row may take so many times as long as few files.
+MOST_TIMES = 2
 CHUNK = 512
 Line = dict[str, Any]
 
@@ -162,6 +168,45 @@ def measure(folder: Path, rows: int, processes: int, ranks: int, repeat: int) ->
     return [_best(name, lines) for name, lines in passes.items()]
 
 
+def measure_files(
+    folder: Path, num_files: int, processes: int, ranks: int, repeat: int
+) -> list[Line]:
+    """Check the same rows in files of one row each and in few files; keep the best of each."""
+    shards = chat_rows.write_shards(folder / "few", NUM_SHARDS, num_files // NUM_SHARDS)
+    tokenizer = chat_rows.write_tokenizer(folder / "tokenizer")
+    ids = TokenIds(len(tokenizer), tokenizer.eos_token_id, tokenizer.mask_token_id)
+    rows = [row for shard in shards for row in shard.read_bytes().splitlines(keepends=True)]
+    (folder / "many").mkdir()
+    files = [folder / "many" / f"{number:06}.jsonl" for number in range(len(rows))]
+    for file, row in zip(files, rows, strict=True):
+        file.write_bytes(row)
+    passes: dict[str, list[Line]] = {}
+    with ExitStack() as stack:
+        works = {}
+        for name, of in (("8 files", shards), (f"{len(files):,} files", files)):
+            config = config_of(of, folder, "padded")
+            workers = stack.enter_context(
+                Workers(BuildWorker(config.data, folder / "tokenizer", ids), processes)
+            )
+            works[f"check, {len(rows):,} rows in {name}"] = (config, workers)
+        for _ in range(repeat):
+            for name, (config, workers) in works.items():
+
+                def check(config: Config = config, workers: Any = workers) -> int:
+                    shutil.rmtree(folder / "cache", ignore_errors=True)
+                    found = survey(Request(config, ranks), workers)
+                    return sum(rank.tokens - rank.examples for rank in found.epoch)
+
+                passes.setdefault(name, []).append(measured(check, workers, processes))
+    lines = [_best(name, of_name) for name, of_name in passes.items()]
+    few = dict(lines[0])
+    for line in lines:
+        times = [few[key] / line[key] for key in ("tokens/s", "tokens/s of CPU")]
+        reached = "yes" if times[0] <= MOST_TIMES else "NO"
+        line |= {"times 8 files": times[0], "in CPU": times[1], "reached": reached}
+    return lines
+
+
 def _best(name: str, lines: list[Line]) -> Line:
     # Padding apart, all count the same tokens.
     rates = {key: max(line[key] for line in lines) for key in ("tokens/s", "tokens/s of CPU")}
@@ -183,6 +228,7 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=16_000)
+    parser.add_argument("--files", type=int, default=3_000)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--ranks", type=int, default=NUM_SHARDS)
     parser.add_argument("--repeat", type=int, default=3)
@@ -193,9 +239,14 @@ def main() -> None:
     sizes = (options.rows, options.processes, options.ranks, options.repeat)
     with tempfile.TemporaryDirectory() as name:
         lines = with_shares(measure(Path(name), *sizes))
+    with tempfile.TemporaryDirectory() as name:
+        by_files = measure_files(Path(name), options.files, *sizes[1:])
     report.print_table(lines)
+    report.print_table(by_files)
     measured_with = {"rows": options.rows, "processes": options.processes, "target": TARGET}
-    report.write(options.out, {**about, **measured_with, "lines": lines})
+    report.write(
+        options.out, {**about, **measured_with, "lines": lines, "by_number_of_files": by_files}
+    )
 
 
 if __name__ == "__main__":

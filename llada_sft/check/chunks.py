@@ -35,6 +35,23 @@ def first_rows(num_rows: Sequence[int], limit: int, chunk_rows: int) -> list[Chu
     return whole_files(firsts, chunk_rows)
 
 
+def grouped(sizes: Sequence[int], most: int) -> list[slice]:
+    """Put neighbours together, as long as their sizes add up to no more than `most`."""
+    groups, begin, size = [], 0, 0
+    for number, one in enumerate(sizes):
+        if number > begin and size + one > most:
+            groups.append(slice(begin, number))
+            begin, size = number, 0
+        size += one
+    return [*groups, slice(begin, len(sizes))] if sizes else []
+
+
+def spread(total: int, number: int) -> set[int]:
+    """Choose so many of all places, at equal distances."""
+    number = min(number, total)
+    return {place * total // number for place in range(number)}
+
+
 def spread_sample(num_rows: Sequence[int], sample: int, chunk_rows: int) -> list[Chunk]:
     """Choose rows at equal distances over all files, one after the other."""
     total = sum(num_rows)

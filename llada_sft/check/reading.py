@@ -160,6 +160,7 @@ class ReadRows:
         reader: For records of the dataset's format.
         seed: `run.seed`; 0 for validation.
         show: Also render the first example.
+        decode: Also look whether the tokenizer gives back the texts of the first rows.
     """
 
     shard: NamedShard
@@ -167,6 +168,7 @@ class ReadRows:
     reader: RecordReader
     seed: int
     show: bool = False
+    decode: bool = False
 
     def __call__(self, worker: Worker) -> Part:
         encoder = worker.encoder(self.reader, self.seed)
@@ -175,11 +177,31 @@ class ReadRows:
         not_given_back: list[tuple[str, str]] = []
         for number, row in enumerate(_read(worker.stream(self.shard), self.rows)):
             examples = gathered.add(row, encoder)
-            if number < _DECODED_ROWS and examples and not not_given_back:
+            if self.decode and number < _DECODED_ROWS and examples and not not_given_back:
                 not_given_back = list(islice(texts_not_given_back(row, encoder), 1))
             if self.show and shown is None and examples:
                 shown = show(row.where, examples[0], encoder)
         return Part(gathered.rows(), gathered.counts, gathered.first_bad, shown, not_given_back)
+
+
+@dataclass(frozen=True)
+class CountFiles:
+    """Count the rows of several shards: a task for each would take longer than small ones do."""
+
+    tasks: Sequence[CountRows]
+
+    def __call__(self, worker: Worker) -> list[int]:
+        return [task(worker) for task in self.tasks]
+
+
+@dataclass(frozen=True)
+class ReadChunks:
+    """Read several chunks, each of few rows."""
+
+    tasks: Sequence[ReadRows]
+
+    def __call__(self, worker: Worker) -> list[Part]:
+        return [task(worker) for task in self.tasks]
 
 
 def _read(stream: RowStream, rows: Sequence[int]) -> Iterator[Row]:

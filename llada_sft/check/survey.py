@@ -4,17 +4,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from llada_sft.check.chunks import Chunk, first_rows, spread_sample, whole_files
+from llada_sft.check.chunks import Chunk, first_rows, grouped, spread, spread_sample, whole_files
 from llada_sft.check.duplicates import found_in, repeated
 from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
 from llada_sft.check.lengths import Lengths, summarize
 from llada_sft.check.reading import (
+    CountFiles,
     CountRows,
     Part,
+    ReadChunks,
     ReadRows,
     Rows,
     Worker,
@@ -31,7 +34,11 @@ from llada_sft.data.sources import Source, list_sources, list_validation
 from llada_sft.data.steps.local_step import StepSize
 
 _CHUNK_ROWS = 512
+# Of files that are counted together.
+_GROUP_BYTES = 1 << 20
 _NUM_SHOWN = 3
+# Chunks of which some texts are decoded again.
+_NUM_DECODED = 64
 _SHOWN_REPEATS = 5
 Names = list[tuple[str, str]]
 
@@ -237,28 +244,38 @@ class _Reading:
 
     def read(self, choose: Callable[[Sequence[int]], list[Chunk]], num_shown: int = 0) -> None:
         """Count the rows of all files, and read those that are chosen."""
-        counted = self._workers.run([CountRows(shard) for _, shard in self.files])
-        done = dict(_progress(counted, len(self.files), "files", self._progress))
-        self.num_rows = [done[number] for number in range(len(self.files))]
+        tasks = [CountRows(shard) for _, shard in self.files]
+        groups = grouped(list(map(_stored_bytes, tasks)), _GROUP_BYTES)
+        done: dict[int, list[int]] = {}
+        with _bar(len(tasks), "files", self._progress) as bar:
+            for number, rows in self._workers.run([CountFiles(tasks[group]) for group in groups]):
+                done[number] = rows
+                bar.update(len(rows))
+        self.num_rows = [rows for number in range(len(groups)) for rows in done[number]]
         chunks = choose(self.num_rows)
         parts = list(self._read_all(chunks, num_shown))
         self._keep(chunks, parts)
 
     def _read_all(self, chunks: list[Chunk], num_shown: int) -> Iterator[Part]:
-        shown = {place * len(chunks) // max(num_shown, 1) for place in range(num_shown)}
-        tasks = [self._task(chunk, place in shown) for place, chunk in enumerate(chunks)]
-        parts: dict[int, Part] = {}
-        total = sum(len(chunk.rows) for chunk in chunks)
-        with _bar(total, "rows", self._progress) as bar:
-            for number, part in self._workers.run(tasks):
-                parts[number] = part
-                bar.update(len(part.rows))
-        return (parts[number] for number in range(len(chunks)))
+        shown = spread(len(chunks), num_shown)
+        decoded = spread(len(chunks), _NUM_DECODED)
+        tasks = [
+            self._task(chunk, place in shown, place in decoded)
+            for place, chunk in enumerate(chunks)
+        ]
+        sizes = [len(chunk.rows) for chunk in chunks]
+        groups = grouped(sizes, _CHUNK_ROWS)
+        parts: dict[int, list[Part]] = {}
+        with _bar(sum(sizes), "rows", self._progress) as bar:
+            for number, read in self._workers.run([ReadChunks(tasks[group]) for group in groups]):
+                parts[number] = read
+                bar.update(sum(len(part.rows) for part in read))
+        return (part for number in range(len(groups)) for part in parts[number])
 
-    def _task(self, chunk: Chunk, show: bool) -> ReadRows:
+    def _task(self, chunk: Chunk, show: bool, decode: bool) -> ReadRows:
         source, shard = self.files[chunk.number]
         reader = RecordReader(source.format, source.rules, self._multi_turn)
-        return ReadRows(shard, chunk.rows, reader, self._seed, show)
+        return ReadRows(shard, chunk.rows, reader, self._seed, show, decode)
 
     def _keep(self, chunks: list[Chunk], parts: list[Part]) -> None:
         of_file: list[list[Rows]] = [[] for _ in self.files]
@@ -305,6 +322,15 @@ class _Reading:
             read.append(SourceRead(source, words, num_rows))
             begin = end
         return read
+
+
+def _stored_bytes(task: CountRows) -> int:
+    shard = task.shard.shard
+    # A remote file, or one that is not there, is a task of its own.
+    try:
+        return shard.stat().st_size if isinstance(shard, Path) else _GROUP_BYTES
+    except OSError:
+        return _GROUP_BYTES
 
 
 def _settle(source: Source, cache_dir: str | None) -> tuple[Source, str]:

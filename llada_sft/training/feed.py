@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.rows.position import Positions
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.errors import LladaSftError
 from llada_sft.training.consensus import Consensus, Report
@@ -58,6 +59,8 @@ class StepFeed(Iterable[StepBatch]):
         self._first_step, self._pulse = first_step, pulse
         # Of this attempt, of this epoch of it, and the seconds that steps waited for data.
         self._rows, self._epoch_rows, self._waited_s = RowCounts(), RowCounts(), 0.0
+        # What has changed since the last batch: not every local step becomes one.
+        self._moved: Positions = {}
         # True, on every rank alike, once any rank was signalled to stop.
         self.stop_agreed = False
 
@@ -86,11 +89,12 @@ class StepFeed(Iterable[StepBatch]):
 
     def _batch(self, local: LocalStep, counts: Report) -> StepBatch:
         schedule, step = self._schedule, self._step
+        positions, self._moved = self._moved, {}
         return StepBatch(
             micro_batches=self._noise.micro_batches(local, counts, step),
             counts=counts,
             epoch=local.epoch,
-            positions=local.positions,
+            positions=positions,
             rows=self._epoch_rows,
             pace=None if schedule is None else schedule.next(step, local.epoch, counts),
             yields=local.yields,
@@ -109,6 +113,7 @@ class StepFeed(Iterable[StepBatch]):
         if local is not None:
             self._rows += local.rows
             self._epoch_rows += local.rows
+            self._moved |= local.positions
         return local
 
     def _begin(self, phase: Phase) -> None:

@@ -88,7 +88,8 @@ class StepBatch:
         micro_batches: The rank's micro-batches.
         counts: The counts of the global batch.
         epoch: The epoch that the rows belong to.
-        positions: The rank's position in its files once this step is trained.
+        positions: The rank's position in its files once this step is trained: for each file of
+            which it differs from the batch before. The first batch has all files.
         rows: What became of the rank's rows in this epoch, as far as this attempt has read them.
         pace: What the schedule says of the step; None if there is no schedule.
         yields: For each source, what the rank's rows make.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from llada_sft.data.examples.quarantine import REMEDY
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 from llada_sft.training.log.metrics_csv import read_metrics
@@ -393,7 +394,8 @@ def test_a_bad_row_of_one_rank_stops_all(demo: Path, tmp_path: Path) -> None:
     assert ranks[0] == [["error", "PeerFailedError", "1 other rank(s) stopped; see their lines"]]
     ((_, kind, message),) = ranks[1]
     assert kind == "DataError"
-    assert message.endswith("shard_1.jsonl:21 (byte 957): not JSON: unexpected end of data")
+    place = "shard_1.jsonl:21 (byte 957)"
+    assert message.endswith(f"{place}: not JSON: unexpected end of data; {REMEDY}")
 
 
 def test_the_first_rank_tells_the_format_for_all(demo: Path, tmp_path: Path) -> None:
@@ -412,7 +414,7 @@ def test_the_first_rank_tells_the_format_for_all(demo: Path, tmp_path: Path) -> 
             "DataError",
             f"{train}/shard_1.jsonl:1 (byte 0): not prompt_response: no 'prompt', 'response'; "
             "its fields are 'messages'; it is messages: one run reads one format, "
-            "or data.format: raw",
+            f"or data.format: raw; {REMEDY}",
         ]
     ]
 

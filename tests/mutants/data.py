@@ -218,8 +218,8 @@ MUTANTS = (
         "data/steps/one_epoch.py",
         "data/steps/test_dataset.py",
         (
-            "done.after_row()\n            self._read",
-            "done._replace(part=0)\n            self._read",
+            "done.after_row())\n            self._read",
+            "done._replace(part=0))\n            self._read",
             "a row without an example is read again",
         ),
     ),
@@ -457,8 +457,8 @@ MUTANTS = (
             "half a turn is a format",
         ),
         (
-            "if name not in taken and record.get(name) is not None)",
-            "if record.get(name) is not None)",
+            "if name not in taken and record.get(name) is not None:",
+            "if record.get(name) is not None:",
             "a field that is named as another is read twice",
         ),
         (
@@ -529,7 +529,7 @@ MUTANTS = (
             "prompt",
             "the prompts of a conversation repeat what came before",
         ),
-        ("[weight > 0 for ids", "[weight >= 0 for ids", "prompts are learned"),
+        ("[weight > 0] * len(ids)", "[weight >= 0] * len(ids)", "prompts are learned"),
     ),
     *of_file(
         "data/examples/hook.py",

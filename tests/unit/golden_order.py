@@ -17,10 +17,10 @@ from typing import Any
 from llada_sft.config.schema import DataConfig, ObjectiveConfig, SourceConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import MicroBatch, NoiseSource
+from tests.unit.data.stepping import WholePositions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "order.json"
 IDS = TokenIds(vocab_size=1000, eos_token_id=999, mask_token_id=5)
@@ -80,9 +80,9 @@ def micro_batches(folder: Path, way: str, place: str) -> Iterator[MicroBatch]:
     sources = [s.of_rank(rank, world_size) for s in list_sources(config, epochs=EPOCHS)]
     noise = NoiseSource(ObjectiveConfig(), 3, IDS.mask_token_id, rank, world_size)
 
-    def steps(epoch: int, positions: Any = None) -> StepDataset:
+    def steps(epoch: int, positions: Any = None) -> WholePositions:
         size = StepSize(2, 2)
-        return StepDataset(
+        return WholePositions(
             config, Path("none"), IDS, sources, 3, size, epoch=epoch, positions=positions
         )
 

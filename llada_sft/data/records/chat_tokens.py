@@ -19,7 +19,7 @@ from llada_sft.data.records.conversation import SAID, Turn
 from llada_sft.data.records.formats import RecordRules, likely_format
 from llada_sft.data.records.read import Conversation, Tokenized, read_record
 from llada_sft.data.records.special_tokens import SpecialTokens, texts_of
-from llada_sft.data.records.turns import answers_to_learn, is_plain, loss_weights
+from llada_sft.data.records.turns import answers_to_learn, loss_weights
 from llada_sft.errors import DataError
 
 _NO_RULES = RecordRules()
@@ -81,8 +81,9 @@ class ChatLayout:
         texts = texts_that_are_read(record)
         if isinstance(record, Mapping) and "text" in record and "messages" not in record:
             texts = list(map(self._without_ends, texts))
-        special = any(map(self.special.find, texts))
-        return special, bool(texts) and texts[0].lstrip().startswith(self._beginnings)
+        if not any(map(self.special.find, texts)):
+            return False, False
+        return True, texts[0].lstrip().startswith(self._beginnings)
 
     def _without_ends(self, text: str) -> str:
         """Take BOS and EOS away from plain text, where they are what they seem."""
@@ -108,13 +109,14 @@ def texts_that_are_read(record: object) -> list[str]:
     if not isinstance(record, Mapping):
         return []
     if "messages" in record:
-        return [
-            text
+        said = [
+            turn[name]
             for turn in record["messages"]
             if isinstance(turn, Mapping)
             for name in SAID
-            for text in texts_of(turn.get(name))
+            if name in turn
         ]
+        return [text for value in said for text in texts_of(value)]
     return texts_of(record["text"]) if "text" in record else texts_of(list(record.values()))
 
 
@@ -149,10 +151,12 @@ def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
         DataError: What is wrong with the record.
         NothingToLearnError: No turn of it is to be learned; the row is left out.
     """
-    if isinstance(record, Mapping) and "messages" in record:
+    if isinstance(record, Mapping) and isinstance(record.get("messages"), list):
         # The other fields are those of a row that was read already.
         record = {name: record[name] for name in _OF_MESSAGES if name in record}
-    content = read_record(record, likely_format(record, {}), _NO_RULES)
+        content = read_record(record, "messages", _NO_RULES)
+    else:
+        content = read_record(record, likely_format(record, {}), _NO_RULES)
     if isinstance(content, Tokenized):
         return {"input_ids": content.input_ids, "response_mask": content.response_mask}
     if isinstance(content, str):
@@ -179,62 +183,38 @@ def encode_prompt(
 
 
 def _encode_conversation(content: Conversation, tokenizer: Any) -> EncodedRecord:
-    answers = answers_to_learn(content.turns)
-    turns = content.turns[: answers[-1] + 1]
-    layout = layout_of(tokenizer)
-    for number, turn in enumerate(turns):
-        for name in SAID:
-            for text in texts_of(turn.get(name)):
-                layout.special.check(text, f"messages[{number}].{name}", number in answers)
-    encode = _encode_answer if len(answers) == 1 else _encode_answers
-    return _joined(encode(turns, answers, loss_weights(turns), content.tools, layout))
-
-
-def _encode_answer(
-    turns: Sequence[Turn],
-    answers: Sequence[int],
-    weights: Sequence[float],
-    tools: list[Any] | None,
-    layout: ChatLayout,
-) -> list[Piece]:
-    """Encode a conversation of which one answer is learned."""
-    (number,), special = answers, layout.special
-    (shown, tools), hidden = special.hide([list(turns), tools])
-    template = layout.template(tools)
-    prompt = template.prompt(shown[:number], tools)
-    if is_plain(turns[number]):
-        response = special.encode_text(turns[number]["content"])
-    else:
-        response = special.encode(template.answer(shown, number, tools, prompt), hidden)
-    return [(special.encode(prompt, hidden), 0), (response, weights[number])]
-
-
-def _encode_answers(
-    turns: Sequence[Turn],
-    answers: Sequence[int],
-    weights: Sequence[float],
-    tools: list[Any] | None,
-    layout: ChatLayout,
-) -> list[Piece]:
-    """Encode a conversation of which several answers are learned.
+    """Encode a conversation of which one answer is learned, or several.
 
     All but the last are taken as the template renders them between other turns; what closes them
     there belongs to the template and is not learned.
     """
-    (shown, tools), hidden = layout.special.hide([list(turns), tools])
+    answers = answers_to_learn(content.turns)
+    turns, tools = content.turns[: answers[-1] + 1], content.tools
+    weights = loss_weights(turns)
+    layout, hidden = layout_of(tokenizer), None
+    if layout.special.are_in_turns(turns) or layout.special.are_in(tools):
+        _check_texts(turns, answers, layout)
+        (turns, tools), hidden = layout.special.hide([turns, tools])
     template = layout.template(tools)
-    prompts = [template.prompt(shown[:number], tools) for number in answers]
+    prompts = [template.prompt(turns[:number], tools) for number in answers]
     pieces: list[Piece] = []
     begin = ""
     for place, number in enumerate(answers):
         prompt = prompts[place]
-        response = template.answer(shown, number, tools, prompt)
+        response = template.answer(turns, number, tools, prompt)
         if place + 1 < len(answers):
             response = _as_rendered(response, prompt, prompts[place + 1], number)
         pieces.append((layout.special.encode(prompt.removeprefix(begin), hidden), 0))
         pieces.append((layout.special.encode(response, hidden), weights[number]))
         begin = prompt + response
-    return pieces
+    return _joined(pieces)
+
+
+def _check_texts(turns: Sequence[Turn], answers: Sequence[int], layout: ChatLayout) -> None:
+    for number, turn in enumerate(turns):
+        for name in SAID:
+            for text in texts_of(turn.get(name)):
+                layout.special.check(text, f"messages[{number}].{name}", number in answers)
 
 
 def _as_rendered(response: str, prompt: str, following: str, number: int) -> str:
@@ -265,10 +245,14 @@ def _encode_text(text: str, tokenizer: Any) -> EncodedRecord:
 
 
 def _joined(pieces: Sequence[Piece]) -> EncodedRecord:
-    record: EncodedRecord = {
-        "input_ids": [token for ids, _ in pieces for token in ids],
-        "response_mask": [weight > 0 for ids, weight in pieces for _ in ids],
-    }
+    input_ids: list[int] = []
+    response_mask: list[bool] = []
+    loss_weights: list[float] = []
+    for ids, weight in pieces:
+        input_ids += ids
+        response_mask += [weight > 0] * len(ids)
+        loss_weights += [float(weight)] * len(ids)
+    record: EncodedRecord = {"input_ids": input_ids, "response_mask": response_mask}
     if any(weight not in (0, 1) for _, weight in pieces):
-        record["loss_weights"] = [float(weight) for ids, weight in pieces for _ in ids]
+        record["loss_weights"] = loss_weights
     return record

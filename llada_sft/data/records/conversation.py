@@ -17,6 +17,7 @@ Turn = dict[str, Any]
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 SAID = ("content", *CALLS, *REASONING)
+_USUAL = ("system", "user", "assistant", "human", "gpt")
 # What says whether an answer is learned, and how much it counts.
 FLAGS = ("train", "training", "trainable", "learn", "loss")
 WEIGHT = "weight"
@@ -44,14 +45,28 @@ def read_turns(
         raise DataError(f"{where!r} must be a list of turns, got {kind_of(turns)}")
     read = []
     for number, turn in enumerate(turns):
+        if not rules.roles and _is_usual(turn, role_names[0], content_names[0]):
+            role = ROLES[turn[role_names[0]]]
+            read.append({"role": role, "content": turn[content_names[0]]})
+            continue
         place = f"{where}[{number}]"
-        has_role = isinstance(turn, Mapping) and any(name in turn for name in role_names)
-        names = None if has_role or not isinstance(turn, Mapping) else pair_names(turn)
+        has_role = isinstance(turn, dict) and any(name in turn for name in role_names)
+        names = None if has_role or not isinstance(turn, dict) else pair_names(turn)
         if names is None:
             read.append(_read_turn(turn, place, rules, role_names, content_names))
         else:
             read += _read_pair(turn, place, names)
     return read
+
+
+def _is_usual(turn: object, role: str, content: str) -> bool:
+    """Return whether a turn is a text of a usual role and nothing else, as nearly all are."""
+    return (
+        type(turn) is dict
+        and len(turn) == 2
+        and type(turn.get(content)) is str
+        and turn.get(role) in _USUAL
+    )
 
 
 def _read_pair(turn: Mapping[str, Any], where: str, names: tuple[str, str]) -> list[Turn]:
@@ -72,7 +87,7 @@ def _read_turn(
     role_names: Sequence[str],
     content_names: Sequence[str],
 ) -> Turn:
-    if not isinstance(turn, Mapping):
+    if not isinstance(turn, dict):
         raise DataError(f"{where!r} must be an object, got {kind_of(turn)}")
     if rules.ignored:
         turn = {name: value for name, value in turn.items() if name not in rules.ignored}

@@ -29,6 +29,13 @@ from llada_sft.errors import DataError
 
 # Field of a format -> its name in the rows.
 Names = Mapping[str, str]
+# Each field of a record of a format, and the names that it may have.
+_POSSIBLE = {
+    known: [
+        (name, (name, *ALIASES[known].get(name, ()))) for name in names if name not in OF_A_TURN
+    ]
+    for known, names in FIELDS.items()
+}
 _SHOWN_FIELDS = 8
 # The name of a field that a record cannot have, as its own name is given to another field.
 _NOWHERE = "\0"
@@ -53,15 +60,15 @@ def names_in(record: Mapping[str, Any], record_format: KnownFormat, fields: Name
     """Return the name that each field of a format has in a record, or would have."""
     taken = set(fields.values())
     names = {}
-    for own_name in FIELDS[record_format]:
-        if own_name in OF_A_TURN:
-            continue
+    for own_name, possible in _POSSIBLE[record_format]:
         if own_name in fields:
             names[own_name] = fields[own_name]
             continue
-        possible = (own_name, *ALIASES[record_format].get(own_name, ()))
-        usable = (name for name in possible if name not in taken and record.get(name) is not None)
-        names[own_name] = next(usable, _NOWHERE if own_name in taken else own_name)
+        names[own_name] = _NOWHERE if own_name in taken else own_name
+        for name in possible:
+            if name not in taken and record.get(name) is not None:
+                names[own_name] = name
+                break
     return names
 
 

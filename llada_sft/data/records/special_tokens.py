@@ -8,7 +8,7 @@ between them is encoded as the tokenizer's `split_special_tokens` does, with the
 
 import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -71,12 +71,32 @@ class SpecialTokens:
                 " data.special_tokens_in_text to text or token"
             )
 
+    def are_in(self, value: Any) -> bool:
+        """Return whether any text of a JSON value has a special token."""
+        if isinstance(value, str):
+            return self._common in value and self._pattern.search(value) is not None
+        if isinstance(value, dict):
+            return any(map(self.are_in, value.values())) or any(map(self.are_in, value))
+        return isinstance(value, list | tuple) and any(map(self.are_in, value))
+
+    def are_in_turns(self, turns: Sequence[Mapping[str, Any]]) -> bool:
+        """Return the same of turns; most have nothing but texts."""
+        common = self._common
+        for turn in turns:
+            for value in turn.values():
+                if type(value) is str:
+                    if common in value and self._pattern.search(value) is not None:
+                        return True
+                elif self.are_in(value):
+                    return True
+        return False
+
     def hide(self, values: Any) -> tuple[Any, "Hidden | None"]:
         """Return JSON values with the special tokens in their texts hidden, and how to show them.
 
         With `data.special_tokens_in_text: token` nothing is hidden.
         """
-        if self.in_text == "token" or not any(map(self.find, texts_of(values))):
+        if self.in_text == "token" or not self.are_in(values):
             return values, None
         hidden = Hidden(self.tokens, "".join(texts_of(values)))
         return hidden.hide(values, self._pattern), hidden
@@ -146,7 +166,7 @@ class Hidden:
             return pattern.sub(lambda found: self._character_of[found.group()], value)
         if isinstance(value, list):
             return [self.hide(one, pattern) for one in value]
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {
                 self.hide(name, pattern): self.hide(one, pattern) for name, one in value.items()
             }
@@ -165,6 +185,6 @@ def texts_of(value: Any) -> list[str]:
         return [value]
     if isinstance(value, list | tuple):
         return [text for one in value for text in texts_of(one)]
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [text for pair in value.items() for one in pair for text in texts_of(one)]
     return []

@@ -17,6 +17,8 @@ from llada_sft.errors import DataError
 
 # Marks the turns to learn where they are not just the last answer.
 LEARN = "learn"
+_SAYING = frozenset({WEIGHT, *FLAGS})
+_MORE = frozenset({*CALLS, *REASONING})
 
 
 class NothingToLearnError(Exception):
@@ -119,7 +121,8 @@ def _loss_weight(turn: Turn, number: int) -> float:
 
 
 def _says_how(turn: Turn) -> bool:
-    return turn.get(WEIGHT) is not None or any(turn.get(name) is not None for name in FLAGS)
+    # Few turns have such a field: this runs for each turn of a training.
+    return not _SAYING.isdisjoint(turn) and any(turn.get(name) is not None for name in _SAYING)
 
 
 def _may_be_learned(turn: Turn, number: int) -> bool:
@@ -156,4 +159,4 @@ def _is_answer(turn: Turn) -> bool:
 
 def is_plain(turn: Turn) -> bool:
     """Return whether a turn is nothing but its text."""
-    return not any(turn.get(name) for name in (*CALLS, *REASONING))
+    return _MORE.isdisjoint(turn) or not any(turn.get(name) for name in _MORE)

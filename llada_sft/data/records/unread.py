@@ -30,6 +30,8 @@ def unread_fields(
     Returns:
         Fields of the record, and of its turns: `id`, `messages[].name`.
     """
+    if len(record) == 1 and _are_plain(record.get(record_format)):
+        return set()
     names = names_in(record, record_format, rules.fields)
     unread = _holding(record, {*names.values(), *rules.ignored})
     known = {*_OF_TURNS, *rules.ignored, *read_by_template}
@@ -42,6 +44,14 @@ def unread_fields(
                     spoken |= {*(pair_names(turn) or ()), "system"}
                 unread |= {f"{name}[].{key}" for key in _holding(turn, {*known, *spoken})}
     return unread
+
+
+def _are_plain(turns: object) -> bool:
+    """Return whether all turns are a role and a text, as in most rows of messages."""
+    return isinstance(turns, list) and all(
+        type(turn) is dict and len(turn) == 2 and "role" in turn and "content" in turn
+        for turn in turns
+    )
 
 
 def _holding(fields: Mapping[str, Any], known: Collection[str]) -> set[str]:

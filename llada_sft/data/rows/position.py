@@ -95,7 +95,12 @@ def restart_files(positions: Mapping[str, FilePosition], names: Iterable[str]) -
 
 
 def with_waiting(read: Mapping[str, FilePosition], waiting: Sequence[ExampleKey]) -> Positions:
-    """Return positions that include the examples that were read, but wait."""
+    """Return positions that include the examples that were read, but wait.
+
+    Args:
+        read: What is read of some files, among them those of all examples that wait.
+        waiting: The examples, in the order in which they wait.
+    """
     pending: dict[str, list[Pending]] = {name: [] for name in read}
     for place, key in enumerate(waiting):
         pending[key.file].append(Pending(place, key.line, key.part, key.epoch))

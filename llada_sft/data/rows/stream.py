@@ -54,6 +54,9 @@ class RowStream:
         seed: Keys the order.
         shuffle: False reads file after file, line after line.
         cache_dir: Where indexes and texts are kept; None is the default.
+
+    Attributes:
+        num_rows: Of an epoch.
     """
 
     def __init__(
@@ -66,10 +69,7 @@ class RowStream:
         cache = Cache(cache_dir)
         self._readers = [FileReader(shard, cache) for shard in shards]
         self._seed, self._shuffle = seed, shuffle
-
-    @property
-    def num_rows(self) -> int:
-        return sum(len(reader) for reader in self._readers)
+        self.num_rows = sum(map(len, self._readers))
 
     @property
     def shown_paths(self) -> dict[str, str]:

@@ -206,9 +206,10 @@ class StepDataset(Iterable[LocalStep]):
             waiting,
             rows.examples(),
         )
+        positions = _StepPositions(rows, waiting)
         group = tuple(islice(batches, self._size.accumulate_grad_batches))
         while group:
-            step = self._step(group, rows, waiting, estimate)
+            step = self._step(group, rows, positions, estimate)
             # Whether another step follows is known only once it is read. An error is raised when
             # that step is due.
             error: Exception | None = None
@@ -220,25 +221,25 @@ class StepDataset(Iterable[LocalStep]):
             yield replace(step, steps_left=max(1, step.steps_left) if more else 0)
             if error is not None:
                 raise error
-        yield replace(self._step((), rows, waiting, estimate), steps_left=0, end_of_epoch=True)
+        yield replace(self._step((), rows, positions, estimate), steps_left=0, end_of_epoch=True)
 
     def _step(
         self,
         batches: tuple[UnmaskedBatch, ...],
         rows: EpochRows | MixedRows,
-        waiting: Sequence[Example],
+        positions: "_StepPositions",
         estimate: StepEstimate,
     ) -> LocalStep:
         missing = self._size.accumulate_grad_batches - len(batches)
         return LocalStep(
             batches + (pad([], self._ids.eos_token_id),) * missing,
             rows.epoch,
-            with_waiting(rows.positions, [example.key for example in waiting]),
+            positions.take_moved(),
             rows=rows.take_counts(),
             rows_done=rows.rows_done,
             epoch_rows=rows.num_rows,
             by_source=self._by_source(batches),
-            steps_left=estimate.steps(rows.left, len(waiting)),
+            steps_left=estimate.steps(rows.left, positions.num_waiting),
             epoch_steps=0 if self.mixed_sources else estimate.steps([RowsLeft(rows.num_rows)]),
             yields=estimate.yields,
             estimated=not estimate.is_exact,
@@ -292,6 +293,32 @@ class StepDataset(Iterable[LocalStep]):
             self._size.examples,
             None if max_tokens is None else max_tokens * accumulate,
         )
+
+
+class _StepPositions:
+    """The positions that change from one step to the next.
+
+    Args:
+        rows: Knows what is read.
+        waiting: Examples that were read, but wait; whoever packs changes it.
+    """
+
+    def __init__(self, rows: EpochRows | MixedRows, waiting: Sequence[Example]) -> None:
+        self._rows, self._waiting = rows, waiting
+        self._waited = set[str]()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def take_moved(self) -> Positions:
+        """Return the positions of the files of which they differ from those of the step before."""
+        moved = self._rows.take_moved()
+        waiting = {example.file for example in self._waiting}
+        for file in (waiting | self._waited) - moved.keys():
+            moved[file] = self._rows.position(file)
+        self._waited = waiting
+        return with_waiting(moved, [example.key for example in self._waiting])
 
 
 def _encode_again(row: Row, epoch: int, encode: Encode, quarantine: Quarantine) -> list[Example]:

@@ -15,8 +15,9 @@ class LocalStep:
     Attributes:
         micro_batches: Always `accumulate_grad_batches` of them; some may be empty of examples.
         epoch: The epoch that the rows belong to, from 0.
-        positions: For each file of the rank, what is done once this step is trained, and what
-            waits to be packed.
+        positions: What is done of a file once this step is trained, and what waits to be packed:
+            for each file of the rank of which that differs from the step before. The first step
+            has all files.
         end_of_epoch: There are no rows left; the step holds none.
         rows: What became of the rows that were read since the step before.
         rows_done, epoch_rows: Rows of the epoch that are done, and that there are on this rank;

@@ -43,7 +43,9 @@ class SourceRows:
         self.weight, self._epochs, self._stream = weight, epochs, stream
         self._encode, self._quarantine = encode, quarantine
         self._counts = RowCounts()
+        # What is done of each file, and what it has given; up to date after `_follow`.
         self._positions = dict(positions)
+        self._sum_up()
         self._rows = self._epoch(
             min((position.epoch for position in positions.values()), default=0)
         )
@@ -61,30 +63,36 @@ class SourceRows:
             if self._rows.epoch + 1 >= self._epochs:
                 return
             self._counts += self._rows.take_counts()
+            self._follow()
             self._positions = {
                 name: position
                 if position.epoch > self._rows.epoch
                 else position.start_of_epoch(self._rows.epoch + 1)
-                for name, position in self.positions.items()
+                for name, position in self._positions.items()
             }
+            self._sum_up()
             self._rows = self._epoch(self._rows.epoch + 1)
 
-    @property
-    def positions(self) -> dict[str, FilePosition]:
-        """What is done of each file, and what it has given."""
-        now = self._rows.positions
-        return {
-            # A file that is further than the others was already done when this epoch started.
-            name: position
-            if position.epoch > self._rows.epoch
-            else position._replace(row=now[name].row, part=now[name].part)
-            for name, position in self._positions.items()
-        }
+    def owns(self, file: str) -> bool:
+        return file in self._positions
+
+    def position(self, file: str) -> FilePosition:
+        """Return what is done of a file, and what it has given."""
+        self._follow()
+        return self._positions[file]
+
+    def take_moved(self) -> dict[str, FilePosition]:
+        """Return the same of the files of which it has changed since the last call."""
+        self._follow()
+        moved = {name: self._positions[name] for name in self._moved}
+        self._moved.clear()
+        return moved
 
     @property
     def rows_done(self) -> int:
         """Rows that are done in all epochs, at most those of the present number of epochs."""
-        return min(self.num_rows, self._stream.rows_done(self.positions))
+        self._follow()
+        return min(self.num_rows, self._rows_done)
 
     @property
     def num_rows(self) -> int:
@@ -94,13 +102,30 @@ class SourceRows:
     @property
     def left(self) -> RowsLeft:
         """What is left of all epochs."""
-        given = sum(position.part for position in self.positions.values())
-        return RowsLeft(self.num_rows - self.rows_done, given)
+        return RowsLeft(self.num_rows - self.rows_done, self._given_parts)
 
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""
         counts, self._counts = self._counts + self._rows.take_counts(), RowCounts()
         return counts
+
+    def _sum_up(self) -> None:
+        """Count what all files have; from here on, the sums follow what changes."""
+        self._moved = set(self._positions)
+        self._rows_done = self._stream.rows_done(self._positions)
+        self._given_parts = sum(position.part for position in self._positions.values())
+
+    def _follow(self) -> None:
+        """Take over what the epoch's rows have done since the last call."""
+        for name, done in self._rows.take_moved().items():
+            before = self._positions.get(name)
+            # A file that is further than the others was already done when this epoch started.
+            if before is None or before.epoch > self._rows.epoch:
+                continue
+            self._rows_done += done.row - before.row
+            self._given_parts += done.part - before.part
+            self._positions[name] = before._replace(row=done.row, part=done.part)
+            self._moved.add(name)
 
     def _epoch(self, epoch: int) -> EpochRows:
         here = {
@@ -112,6 +137,7 @@ class SourceRows:
     def _add(self, example: Example) -> None:
         num_tokens = len(example.input_ids)
         self._positions[example.file] = self._positions[example.file].with_given(num_tokens)
+        self._moved.add(example.file)
         self.given["examples"] += 1
         self.given["tokens"] += num_tokens
 
@@ -140,13 +166,16 @@ class MixedRows:
             else:
                 yield example
 
-    @property
-    def positions(self) -> dict[str, FilePosition]:
-        """What is done of each file of all sources."""
+    def position(self, file: str) -> FilePosition:
+        """Return what is done of a file of one of the sources."""
+        return next(source.position(file) for source in self._sources if source.owns(file))
+
+    def take_moved(self) -> dict[str, FilePosition]:
+        """Return the same of the files of which it has changed since the last call."""
         return {
             name: position
             for source in self._sources
-            for name, position in source.positions.items()
+            for name, position in source.take_moved().items()
         }
 
     @property

@@ -32,6 +32,8 @@ _FORMAT = 3
 # A file that was changed so lately may change again without another time on it.
 _SETTLED_NS = 2 * 10**9
 _COPY_BYTES = 1 << 20
+# Up to this size, a plain file is scanned sooner than its index is read.
+SMALL_BYTES = 1 << 18
 
 
 def default_folder() -> Path:
@@ -64,6 +66,8 @@ class Cache:
         path = self._fetched(shard) if isinstance(shard, RemoteFile) else shard
         shown = str(shard)
         times = self._times(path, shown)
+        if times[0] <= SMALL_BYTES and not is_compressed(path):
+            return index_lines(path, shown), path
         stored = self._load(path, times)
         if stored is not None:
             index, text_size = stored

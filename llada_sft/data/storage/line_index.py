@@ -12,7 +12,8 @@ from llada_sft.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
 _LINE_END = 0x0A
-_BLANKS = np.frombuffer(b" \t\r\v\f", np.uint8)
+# For each byte whether it is blank.
+_IS_BLANK = np.isin(np.arange(256), np.frombuffer(b" \t\r\v\f", np.uint8))
 
 
 class LineIndex(NamedTuple):
@@ -50,7 +51,7 @@ def index_lines(path: Path, shown: str | None = None) -> LineIndex:
         bounds, first_bytes, fingerprint = _scan(file)
         keep = first_bytes != _LINE_END
         # Only a line that starts with a blank character can be blank.
-        for number in np.flatnonzero(keep & np.isin(first_bytes, _BLANKS)):
+        for number in np.flatnonzero(keep & _IS_BLANK[first_bytes]):
             keep[number] = not _is_blank(file, int(bounds[number]), int(bounds[number + 1]))
     size, starts, sizes = int(bounds[-1]), bounds[:-1], _smallest(np.diff(bounds))
     lines = np.arange(1, len(keep) + 1, dtype=np.min_scalar_type(len(keep)))
@@ -97,7 +98,7 @@ def _scan(file: IO[bytes]) -> tuple[NDArray[np.int64], NDArray[np.uint8], str]:
         data = np.frombuffer(chunk, np.uint8)
         begins = np.flatnonzero(data == _LINE_END) + 1
         if line_begins:
-            begins = np.insert(begins, 0, 0)
+            begins = np.concatenate(([0], begins))
         line_begins = chunk.endswith(b"\n")
         if line_begins:
             begins = begins[:-1]

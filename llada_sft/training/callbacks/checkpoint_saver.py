@@ -13,6 +13,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 
 from llada_sft.config.schema import TrainConfig
+from llada_sft.data.rows.position import Positions
 from llada_sft.errors import PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir
 from llada_sft.training.checkpoint.data_state import DataState
@@ -67,6 +68,8 @@ class CheckpointSaver(pl.Callback):
         self._journal, self._pulse, self._require_owner = journal, pulse, require_owner
         # Whether the run ended because it was signalled to stop.
         self.stopped = False
+        # Of this rank, in all of its files, once the last batch was trained.
+        self._positions: Positions = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._journal.resumed(trainer.global_step)
@@ -80,6 +83,7 @@ class CheckpointSaver(pl.Callback):
         batch_idx: int,
     ) -> None:
         self._journal.step_ended()
+        self._positions |= batch.positions
         step = trainer.global_step
         last = trainer.is_last_batch or step == trainer.max_steps
         self.stopped = self._feed.stop_agreed and not last
@@ -135,7 +139,7 @@ class CheckpointSaver(pl.Callback):
         writer = cast(Zero3Strategy, trainer.strategy).shard_writer
         written: Any = self._consensus.gather(
             (
-                batch.positions,
+                self._positions,
                 self._fingerprints,
                 batch.yields,
                 writer.records(partial),

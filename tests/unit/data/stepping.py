@@ -1,7 +1,7 @@
 """A rank's steps of shards whose records say how many examples they are: for the tests of both."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,16 @@ def write(folder: Path, files: Sequence[Sequence[int | dict[str, object]]]) -> D
     )
 
 
+class WholePositions(StepDataset):
+    """Each step with the positions of all files, as who follows the steps knows them."""
+
+    def __iter__(self) -> Iterator[LocalStep]:
+        known: Positions = {}
+        for step in super().__iter__():
+            known = known | step.positions
+            yield replace(step, positions=known)
+
+
 def dataset(
     config: DataConfig,
     size: StepSize,
@@ -59,7 +69,7 @@ def dataset(
     (source,) = list_sources(config, epochs)
     if files is not None:
         source = replace(source, shards=tuple(one for one in source.shards if one.shard in files))
-    return StepDataset(
+    return WholePositions(
         config,
         Path("no tokenizer"),
         IDS,

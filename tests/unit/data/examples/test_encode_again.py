@@ -12,10 +12,9 @@ from llada_sft.config.schema import DataConfig, SourceConfig
 from llada_sft.data.examples.hook import examples_key, hook_hash
 from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
 from llada_sft.errors import DataError
-from tests.unit.data.stepping import IDS, all_seen, dataset, write
+from tests.unit.data.stepping import IDS, WholePositions, all_seen, dataset, write
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -139,8 +138,8 @@ def test_in_a_mixture_each_source_has_its_own(tmp_path: Path, batching: str) -> 
     config = config.model_copy(update=update)
     old_hook = Path(config.hook).read_text()
 
-    def steps(positions: Positions | None = None) -> StepDataset:
-        return StepDataset(
+    def steps(positions: Positions | None = None) -> WholePositions:
+        return WholePositions(
             config, Path("none"), IDS, list_sources(config, 2), 3, size, 0, positions
         )
 

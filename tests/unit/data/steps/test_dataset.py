@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.sources import list_sources
+from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from tests.unit.data.batches import examples_of
-from tests.unit.data.stepping import all_seen, dataset, seen, write
+from tests.unit.data.stepping import IDS, all_seen, dataset, seen, write
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -199,3 +201,25 @@ def test_a_rank_speaks_of_its_own_files_alone(tmp_path: Path) -> None:
     own = [Path(config.train) / "1.jsonl"]
     steps = list(dataset(config, StepSize(1, 1), positions=checkpoint, files=own))
     assert [step.positions for step in steps] == [{"1.jsonl": FilePosition(3, 0)}] * 2
+
+
+@pytest.mark.parametrize("batching", ["padded", "packed"])
+def test_a_step_carries_the_positions_that_have_changed(tmp_path: Path, batching: str) -> None:
+    """However many files there are: of 200, a step of two rows names few."""
+    packed = {"batching": "packed", "max_tokens": 50, "pack_buffer": 4}
+    config = write(tmp_path, [[{"id": 3, "parts": 1}] * 2] * 200).model_copy(
+        update=packed if batching == "packed" else {}
+    )
+    (source,) = list_sources(config, 2)
+    steps = list(StepDataset(config, Path("none"), IDS, [source], 3, StepSize(2, 1)))
+    whole = list(dataset(config, StepSize(2, 1), epochs=2))
+    # The first step of an epoch has all files; the others have their own, and those that wait.
+    assert len(steps) > 40
+    assert len(steps[0].positions) == 200
+    known: dict[str, FilePosition] = {}
+    for number, (step, same) in enumerate(zip(steps, whole, strict=True)):
+        starts = number == 0 or steps[number - 1].end_of_epoch
+        assert starts or len(step.positions) <= 60
+        known = known | step.positions
+        assert known == same.positions
+        assert step.rows_done == sum(position.row for position in known.values())

@@ -16,10 +16,10 @@ from llada_sft.config.schema import DataConfig, SourceConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.training.checkpoint.data_state import DataState
+from tests.unit.data.stepping import WholePositions
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -60,9 +60,10 @@ def write(
 
 def dataset(
     config: DataConfig, positions: Positions | None = None, place: tuple[int, int] = (0, 1)
-) -> StepDataset:
+) -> WholePositions:
     sources = [source.of_rank(*place) for source in list_sources(config, epochs=1)]
-    return StepDataset(config, Path("none"), IDS, sources, 3, StepSize(2, 1), positions=positions)
+    size = StepSize(2, 1)
+    return WholePositions(config, Path("none"), IDS, sources, 3, size, positions=positions)
 
 
 def examples(steps: list[LocalStep]) -> list[Seen]:

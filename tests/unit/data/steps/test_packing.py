@@ -17,12 +17,12 @@ from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.collate import pack
-from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.packing import in_order, packs
 from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from tests.unit.data.batches import examples_of
+from tests.unit.data.stepping import WholePositions
 
 pytestmark = pytest.mark.usefixtures("no_tokenizer")
 
@@ -144,10 +144,10 @@ def dataset(
     positions: Positions | None = None,
     place: tuple[int, int] = (0, 1),
     micro_batch_size: int = 1,
-) -> StepDataset:
+) -> WholePositions:
     sources = [source.of_rank(*place) for source in list_sources(config, epochs)]
     size = StepSize(micro_batch_size, accumulate)
-    return StepDataset(config, Path("none"), IDS, sources, 3, size, epoch, positions)
+    return WholePositions(config, Path("none"), IDS, sources, 3, size, epoch, positions)
 
 
 def seen(step: LocalStep) -> list[Seen]:

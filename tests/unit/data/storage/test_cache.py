@@ -223,3 +223,23 @@ def test_the_default_folder_is_made_for_oneself_alone(
         os.umask(before)
     assert (tmp_path / "default").stat().st_mode & 0o777 == 0o700
     assert Cache().prepare(shard)[1].read_bytes() == TEXT
+
+
+def test_a_small_plain_file_needs_no_index(
+    tmp_path: Path, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is scanned sooner than its index is read."""
+    monkeypatch.setattr(cache_module, "SMALL_BYTES", 20)
+    cache = Cache(tmp_path / "cache")
+    small, large = tmp_path / "small.jsonl", tmp_path / "large.jsonl"
+    small.write_bytes(TEXT[:18])
+    large.write_bytes(TEXT[:27])
+    for path in (small, large):
+        os.utime(path, (0, 0))
+    for path, rows in ((small, 2), (large, 3), (shard, 5000)):
+        index, _ = cache.prepare(path)
+        assert len(index.starts) == rows
+    monkeypatch.setattr(cache_module.time, "time_ns", lambda: 1 << 62)
+    for path in (small, large):
+        cache.prepare(path)
+    assert len(list((tmp_path / "cache").glob("index/*"))) == 1

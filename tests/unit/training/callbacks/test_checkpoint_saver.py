@@ -74,10 +74,19 @@ def end_of_step(
         limit_val_batches=1.0,
         should_stop=False,
     )
-    batch: Any = SimpleNamespace(pace=SimpleNamespace(total_steps=30))
+    batch: Any = SimpleNamespace(pace=SimpleNamespace(total_steps=30), positions={})
     module: Any = None
     saver.on_train_batch_end(trainer, module, None, batch, 0)
     return saver, trainer, journal.said
+
+
+def test_positions_are_those_of_all_batches_together(tmp_path: Path) -> None:
+    saver, trainer, _ = end_of_step(tmp_path, 7)
+    module: Any = None
+    for positions in ({"a": 1, "b": 2}, {"b": 3}, {}):
+        batch: Any = SimpleNamespace(pace=None, positions=positions)
+        saver.on_train_batch_end(trainer, module, None, batch, 0)
+    assert saver._positions == {"a": 1, "b": 3}
 
 
 def test_a_stop_saves_and_ends_the_run_without_a_validation(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from llada_sft.config.schema import Config, DataConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.yields import SAMPLE_ROWS, RowYield
 from llada_sft.placement import Placement
@@ -26,6 +25,7 @@ from llada_sft.training.feed import StepFeed
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.schedule.plan import Basis, Planned, Schedule
 from llada_sft.training.trainer import build_schedule
+from tests.unit.data.stepping import WholePositions
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import source
 
@@ -104,7 +104,7 @@ def attempt(
 
     def work(rank: int, consensus: Consensus) -> list[StepBatch]:
         sources = [one.of_rank(rank, world_size) for one in list_sources(config.data, train.epochs)]
-        dataset = StepDataset(
+        dataset = WholePositions(
             config.data,
             Path("none"),
             IDS,
@@ -543,7 +543,7 @@ def test_all_ranks_plan_for_the_hook_that_rank_0_sees(
 
     def work(rank: int, consensus: Consensus) -> None:
         sources = [one.of_rank(rank, 2) for one in list_sources(config.data, 2)]
-        dataset = StepDataset(config.data, Path("none"), IDS, sources, 3, StepSize(1, 2))
+        dataset = WholePositions(config.data, Path("none"), IDS, sources, 3, StepSize(1, 2))
         monkeypatch.setattr(dataset, "fingerprints", lambda: {f"{n}.jsonl": "" for n in range(3)})
         monkeypatch.setattr(dataset, "know_yields", lambda it, rows: known.update({rank: it}))
         # A file system that shows a node an older text of the hook.
