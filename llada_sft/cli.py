@@ -62,6 +62,13 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
     shard.add_argument("--compress", choices=["zst", "gz"])
     shard.add_argument("--shuffle", action="store_true", help="put all rows in a random order")
     shard.add_argument("--seed", type=int, default=0, help="of the order")
+    shard.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        metavar="F",
+        default=0.01,
+        help="make nothing if more of all rows are bad (default: 0.01)",
+    )
     shard.set_defaults(handler=_shard)
 
 
@@ -150,14 +157,24 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {out}")
 
 
-def _shard(arguments: argparse.Namespace) -> None:
+def _shard(arguments: argparse.Namespace) -> int:
     from llada_sft.sharding import make_shards, report
+    from llada_sft.sharding.findings import TooManyBadRowsError
 
-    seed = arguments.seed if arguments.shuffle else None
-    written = make_shards(
-        arguments.inputs, arguments.out, arguments.num_shards, arguments.compress, seed
-    )
+    try:
+        written = make_shards(
+            inputs=arguments.inputs,
+            out=arguments.out,
+            num_shards=arguments.num_shards,
+            compress=arguments.compress,
+            seed=arguments.seed if arguments.shuffle else None,
+            max_bad_fraction=arguments.max_bad_fraction,
+        )
+    except TooManyBadRowsError as error:
+        print(error, file=sys.stderr)
+        return 1
     print(report(written, arguments.out))
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -3,11 +3,12 @@
 inputs.py       which files there are; the reader of each kind
 jsonl.py        .jsonl, .jsonl.gz, .jsonl.zst: rows moved as they are
 json_array.py   .json; csv_rows.py .csv; parquet.py .parquet: rows are parsed
-json_lines.py   what was parsed -> lines of JSON
-text.py         what all readers of text need of a file
+json_scan.py    where the values of a long text of JSON end
+json_lines.py   text of JSON -> values -> lines of JSON, the same of every kind of file
 blocks.py       what readers give: blocks of rows, made ahead by a thread
+findings.py     what is said of the files: bad rows, counts, notes
 shuffle.py      all rows in a random order, in little memory
-dealing.py      which shard gets the next rows; shard_files.py writes them
+shard_files.py  which shard gets the next rows; writes them
 folder.py       all of it appears at once, or nothing does
 progress.py     a bar on a terminal
 """
@@ -18,15 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llada_sft.errors import ConfigError, DataError
-from llada_sft.sharding.blocks import BadRows, RowBlock, ahead
-from llada_sft.sharding.dealing import Dealer
+from llada_sft.sharding.blocks import RowBlock, ahead
+from llada_sft.sharding.findings import Findings, TooManyBadRowsError
 from llada_sft.sharding.folder import check_new, new_folder
-from llada_sft.sharding.inputs import find_inputs, num_text_bytes, read_blocks
+from llada_sft.sharding.inputs import BAD_ROWS, file_kind, find_inputs, num_text_bytes, read_blocks
 from llada_sft.sharding.progress import progress
-from llada_sft.sharding.shard_files import Compress, ShardFiles
-
-# Not the name of a shard: it must not be read with the shards of the folder.
-BAD_ROWS = "bad_rows.ndjson"
+from llada_sft.sharding.shard_files import Compress, Dealer, ShardFiles
 
 
 class Made(NamedTuple):
@@ -35,12 +33,12 @@ class Made(NamedTuple):
     Attributes:
         num_rows: Rows in all shards.
         sizes: Bytes of each shard, before it is compressed.
-        bad_rows: The rows that were skipped.
+        findings: What is to be said of the files: the rows that were skipped, and more.
     """
 
     num_rows: int
     sizes: list[int]
-    bad_rows: BadRows
+    findings: Findings
 
 
 def make_shards(
@@ -49,6 +47,7 @@ def make_shards(
     num_shards: int,
     compress: Compress | None = None,
     seed: int | None = None,
+    max_bad_fraction: float = 0.01,
 ) -> Made:
     """Write the rows of files into shards that have about the same number of bytes.
 
@@ -58,19 +57,23 @@ def make_shards(
         num_shards: How many.
         compress: How; None leaves them plain.
         seed: Says the random order of the rows; None leaves them in theirs.
+        max_bad_fraction: How many of all rows may be bad, from 0 to 1.
 
     Raises:
         ConfigError: This number of shards cannot be made.
+        TooManyBadRowsError: More rows are bad, or all of a file; nothing is made.
         DataError: A file cannot be read, or a shard cannot be written.
     """
     if num_shards < 1:
         raise ConfigError(f"--num-shards: must be at least 1, got {num_shards}")
+    if not 0 <= max_bad_fraction <= 1:
+        raise ConfigError(f"--max-bad-fraction: must be from 0 to 1, got {max_bad_fraction}")
     check_new(out)
     files = find_inputs(inputs, out)
     with new_folder(out) as folder:
         shards = ShardFiles(folder, num_shards, compress)
-        bad_rows = BadRows(folder / BAD_ROWS)
-        blocks = _all_blocks(files, bad_rows)
+        findings = Findings(folder / BAD_ROWS)
+        blocks = _all_blocks(files, findings)
         if seed is not None:
             from llada_sft.sharding.shuffle import shuffled
 
@@ -80,9 +83,11 @@ def make_shards(
             with closing(ahead(blocks)) as coming:
                 for block in coming:
                     dealer.deal(block)
-            _check_enough(dealer.num_rows, num_shards, bad_rows)
+            _check_not_too_many(findings, max_bad_fraction, out)
+            _check_enough(dealer.num_rows, num_shards, findings)
             shards.finish()
-    return Made(dealer.num_rows, dealer.sizes, bad_rows)
+    _list_beside(out).unlink(missing_ok=True)
+    return Made(dealer.num_rows, dealer.sizes, findings)
 
 
 def report(made: Made, out: Path) -> str:
@@ -91,28 +96,63 @@ def report(made: Made, out: Path) -> str:
         f"{out}: {len(made.sizes):,} shards, {made.num_rows:,} rows,"
         f" {min(made.sizes):,} to {max(made.sizes):,} bytes of text each"
     ]
-    if count := made.bad_rows.count:
-        lines.append(f"{count:,} bad rows were skipped, listed in {out / BAD_ROWS}; the first:")
-        lines += map(str, made.bad_rows.first)
+    findings = made.findings
+    if formats := _formats(findings):
+        lines.append(f"they come from files of different formats: {formats}")
+    lines += findings.notes
+    if findings.num_bad:
+        where = out / BAD_ROWS
+        lines.append(f"{findings.num_bad:,} bad rows were skipped, listed in {where}; the first:")
+        lines += map(str, findings.first)
     return "\n".join(lines)
 
 
-def _all_blocks(files: Sequence[Path], bad_rows: BadRows) -> Iterator[RowBlock]:
+def _formats(findings: Findings) -> str:
+    """Count the rows of each format; nothing if there is one format only."""
+    kinds = list(dict.fromkeys(file_kind(count.file) for count in findings.files))
+    counts = []
+    for kind in kinds:
+        rows = [count.num_rows for count in findings.files if file_kind(count.file) == kind]
+        files = "file" if len(rows) == 1 else "files"
+        counts.append(f"{sum(rows):,} rows of {len(rows):,} {kind} {files}")
+    return ", ".join(counts) if len(counts) > 1 else ""
+
+
+def _all_blocks(files: Sequence[Path], findings: Findings) -> Iterator[RowBlock]:
     sizes = [file.stat().st_size for file in files]
     done = 0
     with progress("reading", sum(sizes)) as show:
         for file, size in zip(files, sizes, strict=True):
-            for block in read_blocks(file, bad_rows):
+            num_rows = 0
+            for block in read_blocks(file, findings):
+                num_rows += len(block.ends)
                 yield block
                 show(done + block.position)
+            findings.end_file(file, num_rows)
             done += size
             show(done)
 
 
-def _check_enough(num_rows: int, num_shards: int, bad_rows: BadRows) -> None:
+def _check_not_too_many(findings: Findings, max_bad_fraction: float, out: Path) -> None:
+    problem = findings.too_many(max_bad_fraction)
+    if problem is None:
+        return
+    findings.keep_list(_list_beside(out))
+    lines = [f"{out}: is not made: {problem}"]
+    lines += [f"all bad rows are listed in {_list_beside(out)}; the first:"]
+    raise TooManyBadRowsError("\n".join([*lines, *map(str, findings.first)]))
+
+
+def _list_beside(out: Path) -> Path:
+    """Return where bad rows are listed if there is no folder for the list."""
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.with_name(f"{named.name}.{BAD_ROWS}")
+
+
+def _check_enough(num_rows: int, num_shards: int, findings: Findings) -> None:
     if num_rows >= num_shards:
         return
     do = f"make at most {num_rows:,}" if num_rows else "there is nothing to write"
-    if bad_rows.count:
-        do += f"; {bad_rows.count:,} rows are bad, the first: {bad_rows.first[0]}"
+    if findings.num_bad:
+        do += f"; {findings.num_bad:,} rows are bad, the first: {findings.first[0]}"
     raise DataError(f"--num-shards: {num_rows:,} rows for {num_shards:,} shards: {do}")

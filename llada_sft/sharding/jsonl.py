@@ -2,41 +2,51 @@
 
 To parse every row would take several times as long as to copy it. So a row is only looked at where
 it starts and ends: `{...}` is taken for JSON, and so that a row cut short or a line of something
-else is noticed, any other row is parsed. Nothing that training could use is skipped; a row that is
+else is noticed, any other row is parsed. So is a row that has a control byte, NaN or Infinity, or
+an escaped half of a surrogate pair. Nothing that training could use is skipped; a row that is
 broken in its middle is moved, and training sets it aside with its line.
 """
 
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from llada_sft.data.rows.bad_row import BadRow, nul_byte, too_long_line
+from llada_sft.data.rows.bad_row import BadRow, too_long_line
 from llada_sft.data.rows.row import MAX_LINE_BYTES
-from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text
+from llada_sft.data.storage.files import BYTE_ORDER_MARK, is_compressed, open_text
+from llada_sft.errors import DataError
 from llada_sft.sharding.blocks import (
     BLOCK_BYTES,
-    BadRows,
     RowBlock,
+    Text,
     block_of,
-    control_bytes,
+    file_position,
+    refuse_utf16,
+    special_bytes,
 )
-from llada_sft.sharding.text import file_position, refuse_utf16
+from llada_sft.sharding.findings import Findings
+from llada_sft.sharding.json_lines import Unusable, checked_line, json_value
+from llada_sft.sharding.json_scan import JsonScanner, NotJsonError
 
 _OPEN, _CLOSE, _LINE_END, _RETURN = b"{}\n\r"
+_SPACE, _N, _SMALL_A, _I, _SMALL_N, _SMALL_F, _BACKSLASH, _SMALL_U, _SMALL_D = b" NaInf\\ud"
+_BLANKS = re.compile(rb"\s*+")
+_NAME_IT = "name it .json"
 
 
-def read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
+def read_jsonl(path: Path, findings: Findings) -> Iterator[RowBlock]:
     """Return the rows of a file, without blank lines and bad rows.
 
     Raises:
         DataError: The file cannot be read, or is not what its name says.
     """
     with open_text(path) as file:
-        reader = _Reader(path, file, bad_rows)
+        reader = _Reader(path, file, findings)
         for num_bytes in reader.whole_lines():
             block = reader.block(num_bytes)
             if len(block.ends):
@@ -46,11 +56,12 @@ def read_jsonl(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
 class _Reader:
     """One file: the part of it that is in memory, and the line and byte at which this starts."""
 
-    def __init__(self, path: Path, file: IO[bytes], bad_rows: BadRows) -> None:
-        self._path, self._file, self._bad_rows = path, file, bad_rows
+    def __init__(self, path: Path, file: IO[bytes], findings: Findings) -> None:
+        self._path, self._file, self._findings = path, file, findings
         # What was given last is still in use while the next is read.
         self._buffer, self._other = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
         self._line, self._byte = 1, 0
+        self._is_all = False
 
     def whole_lines(self) -> Iterator[int]:
         """Read on and on; give how many bytes of the buffer are whole lines."""
@@ -59,12 +70,14 @@ class _Reader:
             filled += num_bytes
             end = self._buffer.rfind(b"\n", 0, filled) + 1
             if end:
+                self._is_all = end == filled < len(self._buffer)
                 yield end
                 filled = self._change_buffers(end, filled)
             elif filled == len(self._buffer):
                 filled = self._with_more_room(filled)
         if filled:
             self._buffer[filled] = _LINE_END
+            self._is_all = True
             yield filled + 1
 
     def _change_buffers(self, end: int, filled: int) -> int:
@@ -103,35 +116,92 @@ class _Reader:
 
     def block(self, num_bytes: int) -> RowBlock:
         """Find the rows of the whole lines, and skip all other lines."""
-        start = self._mark_bytes() if self._byte == 0 else 0
+        start = self._check_beginning(num_bytes) if self._byte == 0 else 0
         data = np.frombuffer(self._buffer, np.uint8)
         ends, keep = _find_rows(data, start, num_bytes)
         text = memoryview(self._buffer)[:num_bytes]
-        for number in np.flatnonzero(~keep):
+        written: dict[int, Text] = {}
+        for number in map(int, np.flatnonzero(~keep)):
             first = int(ends[number - 1]) if number else start
-            keep[number] = self._is_row(int(number), first, bytes(text[first : ends[number]]))
+            line = bytes(text[first : ends[number]])
+            row = self._row(number, first, line)
+            keep[number] = row is not None
+            if row is not None and row is not line:
+                written[number] = row
         self._line, self._byte = self._line + len(ends), self._byte + num_bytes
         position = file_position(self._file)
-        if keep.all():
+        if keep.all() and not written:
             return RowBlock(text[start:], ends - start, position)
-        starts = np.concatenate(([start], ends[:-1]))[keep].tolist()
-        rows = zip(starts, ends[keep].tolist(), strict=True)
-        return block_of([text[first:end] for first, end in rows], position)
+        starts = np.concatenate(([start], ends[:-1])).tolist()
+        rows = [
+            written.get(number, text[starts[number] : ends[number]])
+            for number in map(int, np.flatnonzero(keep))
+        ]
+        return block_of(rows, position)
 
-    def _mark_bytes(self) -> int:
+    def _check_beginning(self, num_bytes: int) -> int:
+        """Check what the file is; return where its first line starts."""
         refuse_utf16(self._path, bytes(self._buffer[:2]))
-        return len(BYTE_ORDER_MARK) if self._buffer.startswith(BYTE_ORDER_MARK) else 0
+        start = len(BYTE_ORDER_MARK) if self._buffer.startswith(BYTE_ORDER_MARK) else 0
+        if problem := _other_json(self._buffer, start, num_bytes, self._is_all):
+            what, do = problem
+            if do == _NAME_IT and is_compressed(self._path):
+                do = f"decompress it and {do}"
+            raise DataError(f"{self._path}: {what}, not one object on each line; {do}")
+        return start
 
-    def _is_row(self, number: int, start: int, row: bytes) -> bool:
-        """Look closely at a line: if it is neither blank nor a row, report it."""
-        if row.isspace():
-            return False
-        if problem := _problem(row):
-            self._bad(self._line + number, self._byte + start, *problem)
-        return problem is None
+    def _row(self, number: int, start: int, line: bytes) -> bytes | None:
+        """Look closely at a line; return its row, or report that it is neither blank nor a row."""
+        if line.isspace():
+            return None
+        row = checked_line(line)
+        if isinstance(row, Unusable):
+            self._bad(self._line + number, self._byte + start, *row)
+            return None
+        return row
 
     def _bad(self, line: int, byte: int, reason: str, message: str) -> None:
-        self._bad_rows.add(BadRow(str(self._path), line, byte, reason, message))
+        self._findings.add_bad(BadRow(str(self._path), line, byte, reason, message))
+
+
+def _other_json(buffer: bytearray, start: int, stop: int, is_all: bool) -> tuple[str, str] | None:
+    """Say what else the text of a file is, and what to do, if its rows are not its lines.
+
+    Args:
+        buffer: Has the first lines of the file.
+        start, stop: Where they start and end.
+        is_all: There are no others.
+    """
+    blanks = _BLANKS.match(buffer, start, stop)
+    assert blanks
+    first = blanks.end()
+    end = buffer.find(b"\n", first, stop)
+    last = buffer[max(first, end - 2) : end].rstrip()
+    if end < 0 or (buffer[first] == _OPEN and last.endswith(b"}")):
+        return None
+    # A line may be very long.
+    text = bytes(memoryview(buffer)[first : min(stop, max(end + 1, first + BLOCK_BYTES))])
+    line, _, rest = text.partition(b"\n")
+    value = json_value(line)
+    if not isinstance(value, Unusable):
+        is_array = isinstance(value, list) and value and isinstance(value[0], dict)
+        is_alone = is_all and not rest.strip()
+        return ("is a JSON array on one line", _NAME_IT) if is_array and is_alone else None
+    scanner = JsonScanner(io.BytesIO(text))
+    try:
+        if text.startswith(b"["):
+            scanner.take(b"[")
+            if _is_json(scanner.value()):
+                return "is a JSON array over several lines", _NAME_IT
+        elif text.startswith(b"{") and b"\n" in (found := scanner.value()) and _is_json(found):
+            return "has objects over several lines", "write each on one line, as  jq -c .  does"
+    except NotJsonError:
+        pass
+    return None
+
+
+def _is_json(text: bytes | Unusable) -> bool:
+    return not isinstance(text, Unusable) and not isinstance(json_value(text), Unusable)
 
 
 def _find_rows(
@@ -147,7 +217,7 @@ def _find_rows(
     Returns:
         int64 [lines], where each ends, its newline included; bool [lines].
     """
-    places = control_bytes(data[: -(-stop // 8) * 8])
+    places = special_bytes(data[: -(-stop // 8) * 8])
     places = places[(places >= start) & (places < stop)]
     is_end = data[places] == _LINE_END
     ends, others = places[is_end], places[~is_end]
@@ -156,17 +226,22 @@ def _find_rows(
     last = np.maximum(ends - 1, 0)
     last = np.maximum(last - (data[last] == _RETURN), 0)
     keep = (data[starts] == _OPEN) & (data[last] == _CLOSE)
-    others = others[(data[others] != _RETURN) | (data[others + 1] != _LINE_END)]
-    keep[ends.searchsorted(others)] = False
+    keep[ends.searchsorted(others[_needs_look(data, others)])] = False
     return ends + 1, keep
 
 
-def _problem(row: bytes) -> tuple[str, str] | None:
-    """Return reason and message if a row is not JSON."""
-    try:
-        orjson.loads(row)
-    except orjson.JSONDecodeError as error:
-        if b"\0" in row:
-            return nul_byte(row)
-        return "not_json", f"not JSON: {error.msg}"
-    return None
+def _needs_look(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which special bytes, none of them the end of a line, may make their line a bad row.
+
+    A return before a newline does not; a letter or a backslash does if it begins NaN, Infinity or
+    an escaped half of a surrogate pair.
+    """
+    first, second = data[places], data[places + 1]
+    third = data[np.minimum(places + 2, len(data) - 1)]
+    needs_look: NDArray[np.bool_] = first < _SPACE
+    needs_look &= (first != _RETURN) | (second != _LINE_END)
+    needs_look |= (first == _N) & (second == _SMALL_A) & (third == _N)
+    needs_look |= (first == _I) & (second == _SMALL_N) & (third == _SMALL_F)
+    is_escape = (first == _BACKSLASH) & (second == _SMALL_U)
+    needs_look |= is_escape & ((third | _SPACE) == _SMALL_D)
+    return needs_look

@@ -1,29 +1,33 @@
 """The rows of .parquet: a field for each column; lists and structs become JSON, times ISO text."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llada_sft.errors import DataError
-from llada_sft.sharding.blocks import BadRows, RowBlock
+from llada_sft.sharding.blocks import RowBlock
+from llada_sft.sharding.findings import Findings
 from llada_sft.sharding.json_lines import Parsed, Unusable, blocks_of
 
 _BATCH_BYTES = 2**22
 _MAX_BATCH_ROWS = 4096
 _READ_BYTES = 1 << 20
+# How pandas names the column of an index without a name.
+_INDEX_NAME = re.compile(r"__index_level_\d+__")
 
 
-def read_parquet(path: Path, bad_rows: BadRows) -> Iterator[RowBlock]:
+def read_parquet(path: Path, findings: Findings) -> Iterator[RowBlock]:
     """Return the rows of a file, a few megabytes at a time.
 
     Raises:
         DataError: The file cannot be read, a column has a type that JSON has nothing for, or
             pyarrow is not installed.
     """
-    yield from blocks_of(_parsed(path), path, "row", bad_rows)
+    yield from blocks_of(_parsed(path, findings), path, "row", findings)
 
 
-def _parsed(path: Path) -> Iterator[Parsed]:
+def _parsed(path: Path, findings: Findings) -> Iterator[Parsed]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -36,9 +40,10 @@ def _parsed(path: Path) -> Iterator[Parsed]:
         size = path.stat().st_size
         # Buffered: else each column of a row group is read as a whole.
         with parquet.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            plain = _plain_schema(path, file.schema_arrow)
+            names = _names(path, file.schema_arrow, findings)
+            plain = _plain_schema(path, file.schema_arrow, names)
             for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=False):
-                for record in _records(batch.cast(plain, safe=False)):
+                for record in _records(batch.select(names).cast(plain, safe=False)):
                     number += 1
                     position = size * number // file.metadata.num_rows
                     yield Parsed(number, record, position)
@@ -65,27 +70,49 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | Unusable]:
             try:
                 records += batch.slice(number, 1).to_pylist()
             except unusable as error:
-                records.append(Unusable("not_json", f"cannot be written as JSON: {error}"))
+                reason = "not_utf8" if isinstance(error, UnicodeDecodeError) else "not_json"
+                records.append(Unusable(reason, f"cannot be written as JSON: {error}"))
     yield from records
 
 
-def _plain_schema(path: Path, schema: Any) -> Any:
+def _names(path: Path, schema: Any, findings: Findings) -> list[str]:
+    """Return the names of the columns, without an index of numbers that pandas has added.
+
+    Raises:
+        DataError: Two columns have one name.
+    """
+    from pyarrow import types
+
+    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}: column {twice[0]!r}: is there twice; rename one")
+    index = [
+        field.name
+        for field in schema
+        if _INDEX_NAME.fullmatch(field.name) and types.is_integer(field.type)
+    ]
+    if not index or len(index) == len(schema):
+        return list(schema.names)
+    findings.note(path, f"left out the index of pandas: {', '.join(map(repr, index))}")
+    return [name for name in schema.names if name not in index]
+
+
+def _plain_schema(path: Path, schema: Any, names: list[str]) -> Any:
     """Return the types that the columns are written as.
 
     Raises:
-        DataError: A column has no such type, or two have one name.
+        DataError: A column has no such type.
     """
     import pyarrow as pa
 
-    for field in schema:
-        where = f"{path}: column {field.name!r}"
-        if schema.names.count(field.name) > 1:
-            raise DataError(f"{where}: is there twice; rename one")
+    fields = [schema.field(name) for name in names]
+    for field in fields:
         if _plain(field.type) is None:
             raise DataError(
-                f"{where}: {field.type} cannot become JSON; remove it or make it a string"
+                f"{path}: column {field.name!r}: {field.type} cannot become JSON; remove it or"
+                " make it a string"
             )
-    return pa.schema([field.with_type(_plain(field.type)) for field in schema])
+    return pa.schema([field.with_type(_plain(field.type)) for field in fields])
 
 
 def _plain(kind: Any) -> Any:

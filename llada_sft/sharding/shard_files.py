@@ -1,18 +1,27 @@
-"""The files of the shards while they are written: plain, or in frames that are compressed."""
+"""Deals rows out to shards of one size, and writes these: plain, or in frames that are compressed.
+
+Each next piece goes to the shard with the fewest bytes. A piece is one row, or as many as make one
+percent of that shard: so no two shards ever differ by more than one percent and one row, however
+much is still to come, and each shard has rows from the start to the end of the input.
+"""
 
 import os
 import resource
 import sys
 from contextlib import suppress
+from heapq import heapreplace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from llada_sft.errors import ConfigError
-from llada_sft.sharding.blocks import Text
+from llada_sft.sharding.blocks import RowBlock, Text
 from llada_sft.sharding.folder import writing
 
 Compress = Literal["zst", "gz"]
+_PIECES = 100
+# ext4 may take many times as long for the bytes of a larger write.
+_MAX_PIECE_BYTES = 1 << 18
 # What waits to be compressed: of all shards together, and of one.
 _WAITING_BYTES = 2**26
 _MIN_FRAME_BYTES, _MAX_FRAME_BYTES = 2**14, 2**22
@@ -98,6 +107,44 @@ class ShardFiles:
             while written < len(data):
                 # A full disk takes a part, and says why it does not take the rest.
                 written += os.write(self._descriptors[shard], data[written:])
+
+
+class Dealer:
+    """Deals out to the shards of `files`.
+
+    Attributes:
+        num_rows: Rows that were dealt out.
+    """
+
+    def __init__(self, files: ShardFiles) -> None:
+        self._files = files
+        # Of two with the same bytes, the first: the result depends on nothing but the rows.
+        self._heap = [(0, shard) for shard in range(files.num_shards)]
+        self.num_rows = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of rows that each shard has, before they are compressed."""
+        return [size for size, _ in sorted(self._heap, key=lambda entry: entry[1])]
+
+    def deal(self, block: RowBlock) -> None:
+        """Write the rows of a block.
+
+        Raises:
+            DataError: They cannot be written.
+        """
+        text, ends, heap = block.text, block.ends, self._heap
+        row = start = 0
+        while row < len(ends):
+            size, shard = heap[0]
+            most = start + min(size // _PIECES, _MAX_PIECE_BYTES)
+            # At least one row.
+            row = max(row + 1, int(ends.searchsorted(most, side="right")))
+            end = int(ends[row - 1])
+            self._files.write(shard, text[start:end])
+            heapreplace(heap, (size + end - start, shard))
+            start = end
+        self.num_rows += len(ends)
 
 
 def _compressed(text: Text | bytearray, compress: Compress | None) -> bytes:

@@ -1,5 +1,7 @@
 """`llada-sft shard` as it is called: what it prints, what it refuses, what a kill leaves."""
 
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -47,13 +49,139 @@ def test_it_says_what_it_left_out(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.jsonl").write_bytes(b"{}\n" + b"oops\n" * 7)
-    assert call(monkeypatch, "bad.jsonl", "out", "--num-shards=1", "--compress=gz") == 0
+    arguments = ["--num-shards=1", "--compress=gz", "--max-bad-fraction=0.9"]
+    assert call(monkeypatch, "bad.jsonl", "out", *arguments) == 0
     report = capsys.readouterr().out.splitlines()
     assert report[0] == "out: 1 shards, 1 rows, 3 to 3 bytes of text each"
     assert report[1] == f"7 bad rows were skipped, listed in out/{BAD_ROWS}; the first:"
     assert len(report) == 7
     assert report[2].startswith("bad.jsonl:2 (byte 3): not JSON: ")
     assert [row["line"] for row in bad_rows_in(Path("out"))] == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_it_counts_the_rows_of_each_format(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = ["jsonl", "csv", "jsonl_gz", "parquet"]
+    assert call(monkeypatch, *inputs, "out", "--num-shards=1") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "they come from files of different formats: 40 rows of 2 .jsonl files,"
+        " 20 rows of 1 .csv file, 20 rows of 1 .parquet file"
+    ]
+
+
+BAD = {
+    "in.jsonl": b"[\n" + b"oops,\n" * 3,
+    "good.jsonl": lines(records(300)),
+    "some.jsonl": lines(records(98)) + b"oops\n" * 2,
+    "one.csv": b"a,b\n1\n",
+    "surrogate.json": b'[{"p":"\\ud83d bad"},{"p":"ok \\ud83d\\ude00"}]',
+}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (
+            "some.jsonl",
+            "",
+            "out: is not made: 2 of 100 rows are bad (--max-bad-fraction 0.01)\n"
+            "some.jsonl: 2 of 100 rows are bad\n",
+        ),
+        ("some.jsonl", "--max-bad-fraction 0.02", ""),
+        ("some.jsonl good.jsonl", "", ""),
+        (
+            "some.jsonl good.jsonl",
+            "--max-bad-fraction 0",
+            "out: is not made: 2 of 400 rows are bad (--max-bad-fraction 0.0)\n"
+            "some.jsonl: 2 of 100 rows are bad\n",
+        ),
+        (
+            "in.jsonl good.jsonl one.csv",
+            "--max-bad-fraction 1 --shuffle --compress zst",
+            "out: is not made: 5 of 305 rows are bad (--max-bad-fraction 1.0)\n"
+            "in.jsonl: all 4 rows are bad\none.csv: its only row is bad\n",
+        ),
+        (
+            "surrogate.json",
+            "",
+            "out: is not made: 1 of 2 rows are bad (--max-bad-fraction 0.01)\n"
+            "surrogate.json: 1 of 2 rows are bad\n",
+        ),
+    ],
+)
+def test_too_many_bad_rows_make_nothing(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inputs: str,
+    options: str,
+    message: str,
+) -> None:
+    for name, content in BAD.items():
+        Path(name).write_bytes(content)
+    listed = Path(f"out.{BAD_ROWS}")
+    listed.write_text("of an earlier run\n")
+    before = sorted(here.iterdir())
+    code = call(monkeypatch, *inputs.split(), "out", "--num-shards=2", *options.split())
+    out, err = capsys.readouterr()
+    if not message:
+        assert (code, err) == (0, "")
+        assert not listed.exists()
+        return
+    assert (code, out) == (1, "")
+    assert sorted(here.iterdir()) == before
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    first = f"all bad rows are listed in {listed}; the first:\n"
+    assert err.startswith(message + first)
+    shown = err.removeprefix(message + first).splitlines()
+    assert len(shown) == min(5, len(rows))
+    assert all(line.endswith(row["message"]) for line, row in zip(shown, rows, strict=False))
+
+
+def test_many_lost_files_are_not_all_named(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{number}.jsonl" for number in range(8)]
+    for name in names:
+        Path(name).write_bytes(b"oops\n")
+    assert call(monkeypatch, *names, "out", "--num-shards=2") == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[1:6] == [f"{name}: its only row is bad" for name in names[:5]]
+    assert err[6] == "... and all rows of 3 more files"
+
+
+def test_the_list_of_bad_rows_of_the_working_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    Path("../bad.jsonl").write_bytes(b"oops\n")
+    assert call(monkeypatch, "../bad.jsonl", ".", "--num-shards=2") == 1
+    assert (here / f"empty.{BAD_ROWS}").exists()
+    assert f"listed in {here}/empty.{BAD_ROWS};" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?b", "[!x]", "a{1,2}", "**", "a b", "[", "#$(x)"])
+def test_names_are_taken_literally_before_they_are_globs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir()
+    for number, file in enumerate([f"{name}.jsonl", "b.JSONL", "c.ndjson", "d.jsonl.gz", "x.txt"]):
+        text = lines([{"i": number}])
+        (folder / file).write_bytes(gzip.compress(text) if file.endswith("gz") else text)
+    (folder / BAD_ROWS).write_bytes(lines([{"i": 9}]))
+    inputs = {
+        f"{name}/{name}.jsonl": [0],
+        name: [0, 1, 2, 3],
+        f"{name}/[c-d].*": [2, 3],
+        f"{name}/*.JSONL": [1],
+    }
+    for number, (given, expected) in enumerate(inputs.items()):
+        assert call(monkeypatch, given, f"out {number}", "--num-shards=1") == 0
+        assert sorted(row["i"] for row in rows_in(Path(f"out {number}"))) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,12 +193,13 @@ def test_it_says_what_it_left_out(
         ("*.csv out --num-shards 1", "*.csv: no file matches"),
         (
             "empty out --num-shards 1",
-            "empty: no .jsonl, .jsonl.gz, .jsonl.zst, .json, .csv, .parquet files in this folder",
+            "empty: no .jsonl, .jsonl.gz, .jsonl.zst, .ndjson, .ndjson.gz, .ndjson.zst, .json,"
+            " .csv, .tsv, .parquet files in this folder",
         ),
         (
             "a.txt out --num-shards 1",
-            "a.txt: its name ends in none of .jsonl, .jsonl.gz, .jsonl.zst, .json, .csv,"
-            " .parquet; do not name it",
+            "a.txt: its name ends in none of .jsonl, .jsonl.gz, .jsonl.zst, .ndjson, .ndjson.gz,"
+            " .ndjson.zst, .json, .csv, .tsv, .parquet; do not name it",
         ),
         (
             "mixed out --num-shards 1",
@@ -88,6 +217,12 @@ def test_it_says_what_it_left_out(
             "csv a.txt/out --num-shards 1",
             "a.txt/.out.partial: cannot be written: File exists; make",
         ),
+        (
+            "csv out --num-shards 1 --max-bad-fraction 1.5",
+            "--max-bad-fraction: must be from 0 to 1, got 1.5",
+        ),
+        ("old out --num-shards 1", "old: there is only a list of the bad rows of an earlier run"),
+        ("*.ndjson out --num-shards 1", "*.ndjson: there is only a list of the bad rows of an"),
         ("csv out --num-shards 99999999", "--num-shards: 99,999,999: this process may open only "),
     ],
 )
@@ -100,6 +235,9 @@ def test_a_mistake_is_one_line(
 ) -> None:
     Path("a.txt").touch()
     Path("empty").mkdir()
+    Path("old").mkdir()
+    Path("old", BAD_ROWS).touch()
+    Path(f"old.{BAD_ROWS}").touch()
     Path("mixed").mkdir()
     Path("mixed/a.json").touch()
     Path("mixed/b.parquet").touch()
@@ -176,7 +314,7 @@ sys.exit(cli.main())
 MOMENTS = {
     "a bucket is written": ("shuffle", "_rows", 2),
     "a bucket is read": ("shuffle", "_in_random_order", 1),
-    "rows are dealt out": ("dealing.Dealer", "deal", 3),
+    "rows are dealt out": ("shard_files.Dealer", "deal", 3),
     "all is written": ("shard_files.ShardFiles", "finish", 1),
     "all is closed": ("folder", "check_new", 2),
 }

@@ -45,7 +45,7 @@ def test_every_row_of_every_format(
     assert in_order(rows_in(out)) == in_order(rows)
     texts = texts_in(out)
     assert made.sizes == list(map(len, texts))
-    assert (made.num_rows, made.bad_rows.count) == (2000, 0)
+    assert (made.num_rows, made.findings.num_bad) == (2000, 0)
     assert all(text.endswith(b"}\n") for text in texts)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out"])
 

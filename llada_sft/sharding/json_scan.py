@@ -1,0 +1,189 @@
+"""Finds where the values of a text of JSON end, without parsing them, however long the text is.
+
+Only brackets and strings are looked at: a value that is not JSON between its brackets is found as
+a whole, so that it is one bad row and not the end of the file. The parser judges it.
+"""
+
+import re
+from typing import Protocol
+
+from llada_sft.data.rows.bad_row import too_long_line
+from llada_sft.data.rows.row import MAX_LINE_BYTES
+from llada_sft.sharding.json_lines import Unusable
+
+_PIECE_BYTES = 1 << 18
+_SPACE = re.compile(rb"[ \t\n\r]*+")
+_BRACKET_OR_QUOTE = re.compile(rb'[][{}"]')
+# A backslash and what follows it are one.
+_INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+_SCALAR = re.compile(rb'[^][{},:"\s]*+')
+_OPEN, _QUOTE = b"[{", b'"'
+
+
+class Readable(Protocol):
+    """Where the text comes from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class NotJsonError(Exception):
+    """The text cannot be read on; the message says why."""
+
+
+class JsonScanner:
+    """Reads a text from value to value.
+
+    Args:
+        source: The text.
+    """
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._text = bytearray()
+        # The next byte; and where the value starts that is to be returned, if one is.
+        self._at, self._start = 0, -1
+        # Bytes of that value that were dropped, as it is too long.
+        self._dropped = 0
+
+    def peek(self) -> bytes:
+        """Return the next byte that is not blank, and stay before it; nothing at the end."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            assert match
+            self._at = match.end()
+            if self._at < len(self._text):
+                return bytes(self._text[self._at : self._at + 1])
+            if not self._read_more():
+                return b""
+
+    def look_ahead(self, size: int) -> bytes:
+        """Return the next bytes, and stay before them; fewer only at the end."""
+        while len(self._text) - self._at < size and self._read_more():
+            pass
+        return bytes(self._text[self._at : self._at + size])
+
+    def expect(self, one_of: bytes) -> None:
+        """Check that the next byte that is not blank is one of these, and stay before it.
+
+        Raises:
+            NotJsonError: It is another one.
+        """
+        found = self.peek()
+        if not found or found not in one_of:
+            wanted = " or ".join(repr(chr(byte)) for byte in one_of)
+            raise NotJsonError(f"{_shown(found)} where {wanted} should be")
+
+    def expect_end(self) -> None:
+        """Check that nothing follows.
+
+        Raises:
+            NotJsonError: Something does.
+        """
+        if found := self.peek():
+            raise NotJsonError(f"{_shown(found)} where the file should end")
+
+    def take(self, one_of: bytes) -> bytes:
+        """Return the next byte that is not blank, which must be one of these.
+
+        Raises:
+            NotJsonError: It is another one.
+        """
+        self.expect(one_of)
+        self._at += 1
+        return bytes(self._text[self._at - 1 : self._at])
+
+    def value(self) -> bytes | Unusable:
+        """Return the text of the next value, or that it is too long for a row.
+
+        Raises:
+            NotJsonError: There is none, or it does not end.
+        """
+        self.peek()
+        self._start, self._dropped = self._at, 0
+        self._pass_value()
+        start, self._start = self._start, -1
+        if start < 0:
+            return Unusable(*too_long_line(self._dropped + self._at))
+        return bytes(self._text[start : self._at])
+
+    def skip_value(self) -> None:
+        """Go to the end of the next value.
+
+        Raises:
+            NotJsonError: There is none, or it does not end.
+        """
+        self.peek()
+        self._pass_value()
+
+    def _pass_value(self) -> None:
+        first = self.peek()
+        if first and first in _OPEN:
+            self._pass_nested()
+        elif first == _QUOTE:
+            self._at += 1
+            self._pass_string()
+        else:
+            self._pass_scalar()
+
+    def _pass_nested(self) -> None:
+        depth = 0
+        while True:
+            byte = self._next_bracket_or_quote()
+            if byte == _QUOTE:
+                self._pass_string()
+            elif byte in _OPEN:
+                depth += 1
+            else:
+                depth -= 1
+                if depth == 0:
+                    return
+
+    def _next_bracket_or_quote(self) -> bytes:
+        while not (match := _BRACKET_OR_QUOTE.search(self._text, self._at)):
+            self._at = len(self._text)
+            if not self._read_more():
+                raise NotJsonError("the file ends within a list or an object")
+        self._at = match.end()
+        return match.group()
+
+    def _pass_string(self) -> None:
+        while True:
+            match = _INSIDE_STRING.match(self._text, self._at)
+            assert match
+            self._at = match.end()
+            # A backslash may be the last byte that was read.
+            if self._text[self._at : self._at + 1] == _QUOTE:
+                self._at += 1
+                return
+            if not self._read_more():
+                raise NotJsonError("the file ends within a string")
+
+    def _pass_scalar(self) -> None:
+        is_empty = True
+        while True:
+            match = _SCALAR.match(self._text, self._at)
+            assert match
+            is_empty = is_empty and match.end() == match.start()
+            self._at = match.end()
+            if self._at < len(self._text) or not self._read_more():
+                break
+        if is_empty:
+            raise NotJsonError(f"{_shown(self.peek())} where a value should be")
+
+    def _read_more(self) -> bool:
+        """Read the next piece; forget what is behind."""
+        if self._start >= 0 and self._at - self._start > MAX_LINE_BYTES:
+            self._start, self._dropped = -1, -self._start
+        behind = self._at if self._start < 0 else self._start
+        del self._text[:behind]
+        self._at -= behind
+        self._dropped += behind
+        if self._start >= 0:
+            self._start = 0
+        piece = self._source.read(_PIECE_BYTES)
+        self._text += piece
+        return bool(piece)
+
+
+def _shown(byte: bytes) -> str:
+    return repr(chr(byte[0])) if byte else "the end of the file"
