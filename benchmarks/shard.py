@@ -35,7 +35,7 @@ import chat_rows
 import report
 
 PACKAGES = ("numpy", "orjson", "isal", "backports.zstd")
-TARGET_PERCENT, TARGET_MB = 60, 300
+TARGET_PERCENT, TARGET_MB = 40, 300
 # Texts are drawn this often only: after that the same rows come again.
 MAX_DRAWN = 20_000
 CP = "cp"
