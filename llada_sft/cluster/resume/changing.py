@@ -22,6 +22,7 @@ from llada_sft.cluster.resume import code_diff, fitting, update_code
 from llada_sft.cluster.resume.old_version import carry_over, read_old
 from llada_sft.config import Config, dump_config, load_config, resolve_paths, yaml12
 from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
+from llada_sft.config.reader import read_values
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -110,9 +111,22 @@ def apply(run: RunDir, plan: Plan) -> None:
 
 
 def replace_config(run: RunDir, config: Config) -> None:
-    """Write `config.yaml` in one move: a rank that starts now reads the old or the new one."""
+    """Write `config.yaml` in one move: a rank that starts now reads the old or the new one.
+
+    The run's own code may be of an older version, which does not know keys that came later: those
+    that the file lacks stay out of it as long as they have their defaults.
+    """
+    known = read_values(run.config)
+    data = config.model_dump(mode="json")
+    for name in data:
+        section, written = getattr(config, name), known.get(name)
+        if not isinstance(written, dict):
+            continue
+        for key, field in type(section).model_fields.items():
+            if key not in written and getattr(section, key) == field.default:
+                del data[name][key]
     with atomic.replacing(run.config) as partial:
-        partial.write_text(dump_config(config), encoding="utf-8")
+        partial.write_text(yaml12.dump(data), encoding="utf-8")
 
 
 def take_setup(run: RunDir, setup: str | None) -> None:

@@ -1,0 +1,28 @@
+"""What a resume writes into a run's config.yaml."""
+
+from pathlib import Path
+
+import pytest
+
+from llada_sft.cluster.resume.changing import replace_config
+from llada_sft.config import load_config
+from llada_sft.config.reader import read_values
+from llada_sft.run_dir import RunDir
+
+
+@pytest.mark.parametrize("overrides", [[], ["data.eos_after_cut=true"], ["optim.lr=0.1"]])
+def test_keys_that_the_run_s_code_does_not_know_stay_out(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    """A run of an older version has none of the keys that came later."""
+    run = RunDir(tmp_path)
+    run.config.write_text(
+        "run: {name: a}\nmodel: {path: m}\ndata: {train: d, max_length: 64}\noptim: {lr: 0.2}\n"
+    )
+    config = load_config(run.config, overrides)
+    replace_config(run, config)
+    written = read_values(run.config)
+    assert load_config(run.config) == config
+    new = {"eos_after_cut"} if overrides == ["data.eos_after_cut=true"] else set()
+    assert written["data"].keys() == {"train", "max_length"} | new
+    assert written["optim"] == {"lr": 0.1 if overrides == ["optim.lr=0.1"] else 0.2}
