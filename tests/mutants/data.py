@@ -100,6 +100,24 @@ MUTANTS = (
     ),
     *of_file(
         "data/steps/dataset.py",
+        "data/steps/test_many_files.py data/steps/test_packing.py",
+        (
+            "self._waited - moved.keys()",
+            "set[str]()",
+            "a step does not say that the last example of a file waits no more",
+        ),
+    ),
+    *of_file(
+        "data/steps/one_epoch.py",
+        "data/steps/test_many_files.py",
+        (
+            "self._moved.clear()",
+            "pass",
+            "a step carries all files that were ever read",
+        ),
+    ),
+    *of_file(
+        "data/steps/dataset.py",
         "data/steps/test_mixture.py data/steps/test_dataset.py",
         (
             'self._config.mix_by == "tokens"',

@@ -7,6 +7,11 @@ MUTANTS = (
         "training/callbacks/checkpoint_saver.py",
         "training/callbacks/test_checkpoint_saver.py",
         (
+            "self._positions |= batch.positions",
+            "self._positions = batch.positions",
+            "a checkpoint has the files of its last batch alone",
+        ),
+        (
             "self._feed.stop_agreed and not last",
             "self._feed.stop_agreed",
             "a stop at the very last step is no end",
@@ -86,6 +91,11 @@ MUTANTS = (
     *of_file(
         "training/feed.py",
         "training/test_feed.py",
+        (
+            "self._moved |= local.positions",
+            "self._moved = dict(local.positions)",
+            "what a step without a batch has read is read again",
+        ),
         (
             "self.stop_agreed |= counts.stop > 0",
             "self.stop_agreed |= counts.stop > 1",

@@ -314,10 +314,10 @@ class _StepPositions:
     def take_moved(self) -> Positions:
         """Return the positions of the files of which they differ from those of the step before."""
         moved = self._rows.take_moved()
-        waiting = {example.file for example in self._waiting}
-        for file in (waiting | self._waited) - moved.keys():
+        # What waits now was read since, or waited before; then its place may be another.
+        for file in self._waited - moved.keys():
             moved[file] = self._rows.position(file)
-        self._waited = waiting
+        self._waited = {example.file for example in self._waiting}
         return with_waiting(moved, [example.key for example in self._waiting])
 
 

@@ -118,9 +118,9 @@ class SourceRows:
     def _follow(self) -> None:
         """Take over what the epoch's rows have done since the last call."""
         for name, done in self._rows.take_moved().items():
-            before = self._positions.get(name)
+            before = self._positions[name]
             # A file that is further than the others was already done when this epoch started.
-            if before is None or before.epoch > self._rows.epoch:
+            if before.epoch > self._rows.epoch:
                 continue
             self._rows_done += done.row - before.row
             self._given_parts += done.part - before.part

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.training import noising
@@ -14,7 +15,7 @@ from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.noising import StepBatch
 from tests.unit.training.ranks import on_ranks
-from tests.unit.training.steps import local_steps, source
+from tests.unit.training.steps import example, local_step, local_steps, source
 
 
 @given(
@@ -73,6 +74,27 @@ def test_a_rank_that_waits_keeps_its_position() -> None:
     assert len(short) == len(long) == 3
     assert [float(batch.micro_batches[0].coefficients.sum()) for batch in short] == [1.0, 0.0, 0.0]
     assert [batch.counts.examples for batch in long] == [2, 1, 1]
+
+
+def test_a_batch_carries_the_positions_that_changed_since_the_one_before() -> None:
+    """Also of a local step of which no batch is made: its rows made no example on any rank."""
+    size = StepSize(1, 1)
+    first, second = (local_step([example(1, 2, line)], size, epoch=line - 1) for line in (1, 2))
+    a, b = FilePosition(1, 0), FilePosition(0, 0)
+    steps = [
+        replace(first, positions={"a": a, "b": b}),
+        replace(local_step([], size, end=True), positions={"b": b.after_row()}),
+        replace(second, positions={"a": a.start_of_epoch(1)}),
+    ]
+
+    def work(rank: int, consensus: Consensus) -> list[StepBatch]:
+        return list(StepFeed(steps, source(), consensus, lambda: False, 0))
+
+    (batches,) = on_ranks(1, work)
+    assert [batch.positions for batch in batches] == [
+        {"a": a, "b": b},
+        {"a": a.start_of_epoch(1), "b": b.after_row()},
+    ]
 
 
 def test_steps_are_numbered_from_where_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
