@@ -4,12 +4,13 @@ Only brackets and strings are looked at: a value that is not JSON between its br
 a whole, so that it is one bad row and not the end of the file. The parser judges it.
 """
 
+import io
 import re
 from typing import Protocol
 
 from llada_sft.data.rows.bad_row import too_long_line
 from llada_sft.data.rows.row import MAX_LINE_BYTES
-from llada_sft.sharding.json_lines import Unusable
+from llada_sft.sharding.json_lines import Unusable, json_value
 
 _PIECE_BYTES = 1 << 18
 _SPACE = re.compile(rb"[ \t\n\r]*+")
@@ -183,6 +184,34 @@ class JsonScanner:
         piece = self._source.read(_PIECE_BYTES)
         self._text += piece
         return bool(piece)
+
+
+def is_array_of_objects(text: bytes) -> bool:
+    """Return whether a text of JSON is a list of rows."""
+    value = json_value(text)
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def spans_lines(text: bytes) -> bool:
+    """Return whether the first value of a text is a list or an object that its first line begins.
+
+    Of a list, only the first element must be complete.
+    """
+    if _is_json(text.partition(b"\n")[0]):
+        return False
+    scanner = JsonScanner(io.BytesIO(text))
+    try:
+        if text.startswith(b"["):
+            scanner.take(b"[")
+            return _is_json(scanner.value())
+        value = scanner.value()
+    except NotJsonError:
+        return False
+    return text.startswith(b"{") and b"\n" in value and _is_json(value)
+
+
+def _is_json(text: bytes | Unusable) -> bool:
+    return not isinstance(text, Unusable) and not isinstance(json_value(text), Unusable)
 
 
 def _shown(byte: bytes) -> str:

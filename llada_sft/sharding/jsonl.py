@@ -7,7 +7,6 @@ an escaped half of a surrogate pair. Nothing that training could use is skipped;
 broken in its middle is moved, and training sets it aside with its line.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +29,6 @@ from llada_sft.sharding.blocks import (
     special_bytes,
 )
 from llada_sft.sharding.findings import Findings
-from llada_sft.sharding.json_lines import Unusable, checked_line, json_value
-from llada_sft.sharding.json_scan import JsonScanner, NotJsonError
 
 _OPEN, _CLOSE, _LINE_END, _RETURN = b"{}\n\r"
 _SPACE, _N, _SMALL_A, _I, _SMALL_N, _SMALL_F, _BACKSLASH, _SMALL_U, _SMALL_D = b" NaInf\\ud"
@@ -154,6 +151,9 @@ class _Reader:
         """Look closely at a line; return its row, or report that it is neither blank nor a row."""
         if line.isspace():
             return None
+        # Most files have no such lines: what parses them is not imported for the others.
+        from llada_sft.sharding.json_lines import Unusable, checked_line
+
         row = checked_line(line)
         if isinstance(row, Unusable):
             self._bad(self._line + number, self._byte + start, *row)
@@ -179,29 +179,18 @@ def _other_json(buffer: bytearray, start: int, stop: int, is_all: bool) -> tuple
     last = buffer[max(first, end - 2) : end].rstrip()
     if end < 0 or (buffer[first] == _OPEN and last.endswith(b"}")):
         return None
+    from llada_sft.sharding.json_scan import is_array_of_objects, spans_lines
+
     # A line may be very long.
     text = bytes(memoryview(buffer)[first : min(stop, max(end + 1, first + BLOCK_BYTES))])
     line, _, rest = text.partition(b"\n")
-    value = json_value(line)
-    if not isinstance(value, Unusable):
-        is_array = isinstance(value, list) and value and isinstance(value[0], dict)
-        is_alone = is_all and not rest.strip()
-        return ("is a JSON array on one line", _NAME_IT) if is_array and is_alone else None
-    scanner = JsonScanner(io.BytesIO(text))
-    try:
-        if text.startswith(b"["):
-            scanner.take(b"[")
-            if _is_json(scanner.value()):
-                return "is a JSON array over several lines", _NAME_IT
-        elif text.startswith(b"{") and b"\n" in (found := scanner.value()) and _is_json(found):
-            return "has objects over several lines", "write each on one line, as  jq -c .  does"
-    except NotJsonError:
-        pass
-    return None
-
-
-def _is_json(text: bytes | Unusable) -> bool:
-    return not isinstance(text, Unusable) and not isinstance(json_value(text), Unusable)
+    if is_all and not rest.strip() and is_array_of_objects(line):
+        return "is a JSON array on one line", _NAME_IT
+    if not spans_lines(text):
+        return None
+    if text.startswith(b"["):
+        return "is a JSON array over several lines", _NAME_IT
+    return "has objects over several lines", "write each on one line, as  jq -c .  does"
 
 
 def _find_rows(
@@ -218,7 +207,7 @@ def _find_rows(
         int64 [lines], where each ends, its newline included; bool [lines].
     """
     places = special_bytes(data[: -(-stop // 8) * 8])
-    places = places[(places >= start) & (places < stop)]
+    places = places[places.searchsorted(start) : places.searchsorted(stop)]
     is_end = data[places] == _LINE_END
     ends, others = places[is_end], places[~is_end]
     starts = np.concatenate(([start], ends[:-1] + 1))
@@ -226,22 +215,25 @@ def _find_rows(
     last = np.maximum(ends - 1, 0)
     last = np.maximum(last - (data[last] == _RETURN), 0)
     keep = (data[starts] == _OPEN) & (data[last] == _CLOSE)
-    keep[ends.searchsorted(others[_needs_look(data, others)])] = False
+    keep[ends.searchsorted(_suspects(data, others))] = False
     return ends + 1, keep
 
 
-def _needs_look(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which special bytes, none of them the end of a line, may make their line a bad row.
+def _suspects(data: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find special bytes, none of them the end of a line, that may make their line a bad row.
 
     A return before a newline does not; a letter or a backslash does if it begins NaN, Infinity or
     an escaped half of a surrogate pair.
     """
     first, second = data[places], data[places + 1]
+    # Few are left after a look at one more byte.
+    maybe = (first < _SPACE) | (second == _SMALL_A) | (second == _SMALL_N) | (second == _SMALL_U)
+    places, first, second = places[maybe], first[maybe], second[maybe]
     third = data[np.minimum(places + 2, len(data) - 1)]
-    needs_look: NDArray[np.bool_] = first < _SPACE
-    needs_look &= (first != _RETURN) | (second != _LINE_END)
-    needs_look |= (first == _N) & (second == _SMALL_A) & (third == _N)
-    needs_look |= (first == _I) & (second == _SMALL_N) & (third == _SMALL_F)
+    is_suspect = (first < _SPACE) & ((first != _RETURN) | (second != _LINE_END))
+    is_suspect |= (first == _N) & (second == _SMALL_A) & (third == _N)
+    is_suspect |= (first == _I) & (second == _SMALL_N) & (third == _SMALL_F)
     is_escape = (first == _BACKSLASH) & (second == _SMALL_U)
-    needs_look |= is_escape & ((third | _SPACE) == _SMALL_D)
-    return needs_look
+    is_suspect |= is_escape & ((third | _SPACE) == _SMALL_D)
+    suspects: NDArray[np.int64] = places[is_suspect]
+    return suspects
