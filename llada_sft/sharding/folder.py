@@ -18,6 +18,14 @@ from pathlib import Path
 from llada_sft.errors import DataError
 
 
+def cannot_be_written(path: Path, error: OSError) -> DataError:
+    """Return the line that says why something cannot be written."""
+    return DataError(
+        f"{path}: cannot be written: {error.strerror};"
+        " make room or name another folder, and start again"
+    )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise a line that says why something cannot be written.
@@ -28,10 +36,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written: {error.strerror};"
-            " make room or name another folder, and start again"
-        ) from None
+        raise cannot_be_written(path, error) from None
 
 
 def check_new(folder: Path) -> None:

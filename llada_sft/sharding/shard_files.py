@@ -16,7 +16,7 @@ from typing import Literal, Self
 
 from llada_sft.errors import ConfigError
 from llada_sft.sharding.blocks import RowBlock, Text
-from llada_sft.sharding.folder import writing
+from llada_sft.sharding.folder import cannot_be_written, writing
 
 Compress = Literal["zst", "gz"]
 _PIECES = 100
@@ -102,11 +102,14 @@ class ShardFiles:
             self._waiting[shard].clear()
 
     def _put(self, shard: int, data: Text) -> None:
-        with writing(self._paths[shard]):
+        # Not `writing`: there are many small pieces at first.
+        try:
             written = os.write(self._descriptors[shard], data)
             while written < len(data):
                 # A full disk takes a part, and says why it does not take the rest.
                 written += os.write(self._descriptors[shard], data[written:])
+        except OSError as error:
+            raise cannot_be_written(self._paths[shard], error) from None
 
 
 class Dealer:

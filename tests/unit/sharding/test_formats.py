@@ -218,6 +218,12 @@ def test_pairs_that_are_escaped_are_moved_as_they_are(tmp_path: Path) -> None:
     assert made_of(tmp_path, "a.jsonl", text) == (text, [])
 
 
+@pytest.mark.parametrize("offset", range(20))
+def test_a_long_integer_is_noticed_wherever_it_is(tmp_path: Path, offset: int) -> None:
+    row = b'{"%s":[%d,9999999999999999999,99999999999999999999]}' % (b"x" * offset, -(2**63) - 1)
+    assert made_of(tmp_path, "a.json", b"[" + row + b"]") == (row + b"\n", [])
+
+
 def test_odd_values_of_parquet(tmp_path: Path) -> None:
     columns = {
         "float": pa.array([float("nan"), float("-inf"), 1.5]),
