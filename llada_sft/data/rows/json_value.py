@@ -5,6 +5,14 @@ from typing import Any
 
 import orjson
 
+# What orjson takes for an integer; it reads others as floats.
+_INTEGERS = range(-(2**63), 2**64)
+
+
+def _integer(text: str) -> int | float:
+    number = int(text)
+    return number if number in _INTEGERS else float(number)
+
 
 def parse_json(text: bytes) -> Any:
     """Parse JSON; NaN and Infinity, which Python writes and JSON does not have, become null.
@@ -17,9 +25,9 @@ def parse_json(text: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if b"NaN" in text or b"Infinity" in text:
             try:
-                value = json.loads(text, parse_constant=lambda _: None)
+                value = json.loads(text, parse_constant=lambda _: None, parse_int=_integer)
                 # Python also takes halves of surrogate pairs; orjson does not.
                 return orjson.loads(orjson.dumps(value))
-            except (ValueError, TypeError, RecursionError):
+            except (ValueError, TypeError, OverflowError, RecursionError):
                 pass
         raise error from None

@@ -212,7 +212,8 @@ def test_18_nan_is_null(tmp_path: Path) -> None:
     read = Read(
         tmp_path,
         '{"prompt": "q", "response": "a", "score": NaN}',
-        '{"prompt": "NaN", "response": "a", "score": -Infinity, "deep": [Infinity, {"b": NaN}]}',
+        '{"prompt": "NaN", "response": "a", "score": -Infinity, "deep": [Infinity, {"b": NaN}],'
+        f' "big": {2**70}, "small": {-(2**63)}}}',
     )
     assert read.pairs == [pair("q", "a"), pair("NaN", "a")]
     assert read.detected.format == "prompt_response"
