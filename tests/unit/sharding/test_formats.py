@@ -77,8 +77,8 @@ WRITERS: dict[str, Callable[[list[Record]], bytes]] = {
     "a.jsonl": _jsonl,
     "b.ndjson": _jsonl,
     "c.JSONL": _jsonl,
-    "d.jsonl.gz": lambda rows: gzip.compress(_jsonl(rows)),
-    "e.ndjson.gz": lambda rows: gzip.compress(_jsonl(rows)),
+    "d.jsonl.gz": lambda rows: gzip.compress(_jsonl(rows), mtime=0),
+    "e.ndjson.gz": lambda rows: gzip.compress(_jsonl(rows), mtime=0),
     "f.json": _indented,
     "g.JSON": _in_object,
     "h.parquet": _parquet,
@@ -326,7 +326,7 @@ INDEX = "should count the rows from 0, as an index of pandas, got"
         ),
         (
             "a.jsonl.gz",
-            gzip.compress(b'[\n{"a": 1}\n]\n'),
+            gzip.compress(b'[\n{"a": 1}\n]\n', mtime=0),
             f"a.jsonl.gz: {ARRAY_LINES} decompress it and name it .json",
         ),
         (
@@ -434,7 +434,11 @@ INDEX = "should count the rows from 0, as an index of pandas, got"
             f"a.csv:3: column 'Unnamed: 0' {INDEX} 'id'; rename or remove it",
         ),
         ("a.csv", b"p,,q\n", "a.csv:1: the header line has a field without a name; name each"),
-        ("a.JSONL.GZ", gzip.compress(b"{}"), "a.JSONL.GZ: is gzip data, which its name does not"),
+        (
+            "a.JSONL.GZ",
+            gzip.compress(b"{}", mtime=0),
+            "a.JSONL.GZ: is gzip data, which its name does not",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_one_line(
