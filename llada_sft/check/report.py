@@ -187,8 +187,8 @@ def _dataset(data: Dataset, name: str) -> Iterator[str]:
     if counts.dropped_by_hook:
         yield _line("dropped", f"{_of(counts.dropped_by_hook, counts.rows)} by the hook")
     if counts.not_learned:
-        left_out = _of(counts.not_learned, counts.rows)
-        yield _line("left out", f"{left_out}: no turn of theirs is to be learned")
+        skipped = _of(counts.not_learned, counts.rows)
+        yield _line("skipped", f"{skipped}: no turn of theirs is to be learned")
     if counts.special_tokens:
         rows_with = _of(counts.special_tokens, counts.rows)
         yield _line("special tokens", f"in the text of {rows_with} rows")

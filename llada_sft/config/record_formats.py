@@ -39,10 +39,14 @@ FIELDS: Mapping[KnownFormat, tuple[str, ...]] = {
 OF_A_TURN = {"role", "content", "from", "value"}
 
 # Other names that a field has in files of other tools; the first that a record has is read.
-_TURNS = ("messages", "conversations", "conversation")
 _CHAT_ALIASES = {"system": ("system_prompt",), "tools": ("functions",)}
 ALIASES: Mapping[KnownFormat, Mapping[str, tuple[str, ...]]] = {
-    "messages": {"messages": _TURNS, "role": ("from",), "content": ("value",), **_CHAT_ALIASES},
+    "messages": {
+        "messages": ("conversations", "conversation"),
+        "role": ("from",),
+        "content": ("value",),
+        **_CHAT_ALIASES,
+    },
     "sharegpt": {
         "conversations": ("conversation", "messages"),
         "from": ("role",),

@@ -86,7 +86,7 @@ def make_shards(
             _check_not_too_many(findings, max_bad_fraction, out)
             _check_enough(dealer.num_rows, num_shards, findings)
             shards.finish()
-    _list_beside(out).unlink(missing_ok=True)
+    _list_next_to(out).unlink(missing_ok=True)
     return Made(dealer.num_rows, dealer.sizes, findings)
 
 
@@ -137,13 +137,13 @@ def _check_not_too_many(findings: Findings, max_bad_fraction: float, out: Path) 
     problem = findings.too_many(max_bad_fraction)
     if problem is None:
         return
-    findings.keep_list(_list_beside(out))
+    findings.keep_list(_list_next_to(out))
     lines = [f"{out}: is not made: {problem}"]
-    lines += [f"all bad rows are listed in {_list_beside(out)}; the first:"]
+    lines += [f"all bad rows are listed in {_list_next_to(out)}; the first:"]
     raise TooManyBadRowsError("\n".join([*lines, *map(str, findings.first)]))
 
 
-def _list_beside(out: Path) -> Path:
+def _list_next_to(out: Path) -> Path:
     """Return where bad rows are listed if there is no folder for the list."""
     named = out if out.name not in ("", "..") else out.resolve()
     return named.with_name(f"{named.name}.{BAD_ROWS}")

@@ -77,7 +77,7 @@ def json_line(value: object) -> bytes | Unusable:
 
 
 def checked_line(line: bytes) -> bytes | Unusable:
-    """Return a line of JSON as it is; written anew if only its NaN and Infinity are not JSON."""
+    """Return a line of JSON as it is; written again if only its NaN and Infinity are not JSON."""
     try:
         orjson.loads(line)
     except orjson.JSONDecodeError:

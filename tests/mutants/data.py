@@ -536,7 +536,7 @@ MUTANTS = (
         (
             'if turn["content"] and any(turn.get(name) for name in CALLS):',
             "if False:",
-            "the text beside a call is lost",
+            "the text next to a call is lost",
         ),
     ),
     *of_file(

@@ -38,7 +38,7 @@ def examples_key(config: DataConfig) -> str:
         "format": config.format,
         "fields": config.fields,
         "multi_turn": config.multi_turn,
-        # Keys that came later: a checkpoint from before them is of their defaults.
+        # Keys that came later: with their defaults, the hash is that of older checkpoints.
         **({"roles": config.roles} if config.roles else {}),
         **({"ignore_fields": config.ignore_fields} if config.ignore_fields else {}),
         **(

@@ -73,7 +73,7 @@ class RowCounts:
         if self.dropped_by_hook:
             parts.append(f"{self.dropped_by_hook:,} dropped by the hook")
         if self.not_learned:
-            parts.append(f"{self.not_learned:,} left out (no turn is to be learned)")
+            parts.append(f"{self.not_learned:,} skipped (no turn is to be learned)")
         if self.special_tokens:
             parts.append(f"{self.special_tokens:,} with special tokens in their text")
         if self.already_rendered:

@@ -45,9 +45,9 @@ _COMMON_ROLES = {
 _NOT_RENDERED = {*FLAGS, WEIGHT}
 _MORE_THAN_TEXT = (*CALLS, *REASONING)
 # Makes a text another one.
-_PROBE = "and more"
+_MORE_TEXT = "and more"
 _REMEDY = (
-    "is left out by the model's chat template; use a template that knows it, remove it, or name it"
+    "is dropped by the model's chat template; use a template that knows it, remove it, or name it"
     " in data.ignore_fields"
 )
 
@@ -119,7 +119,7 @@ class ChatTemplate:
             text: str = turns[number]["content"]
             return text
         if self._is_lladas:
-            raise _left_out(number, next(_more_than_text(turns[number])))
+            raise _dropped(number, next(_more_than_text(turns[number])))
         before = turns[:number]
         self._check([*before, turns[number]], tools)
         whole = self._after(prompt, [*before, turns[number]], tools, number)
@@ -132,7 +132,7 @@ class ChatTemplate:
             raise DataError(f"'tools' {_REMEDY}")
         for number, turn in enumerate(turns):
             if not is_plain(turn):
-                raise _left_out(number, next(_more_than_text(turn)))
+                raise _dropped(number, next(_more_than_text(turn)))
         said = [
             f"<|start_header_id|>{_COMMON_ROLES.get(turn['role'], turn['role'])}<|end_header_id|>"
             f"\n\n{turn['content'].strip()}<|eot_id|>"
@@ -189,7 +189,7 @@ class ChatTemplate:
         """Notice what the template leaves out; what it has rendered once, it knows.
 
         Raises:
-            DataError: A field or a turn is left out.
+            DataError: A field or a turn is dropped.
         """
         if tools and "tools" not in self._known:
             if not self._differs(turns, tools, turns, None):
@@ -203,7 +203,7 @@ class ChatTemplate:
                 self._check_text(turns, number, tools, f"{where}', a turn of role {role!r},")
                 self._known.add(f"role {role}")
             if turn["content"] and any(turn.get(name) for name in CALLS):
-                self._check_text(turns, number, tools, f"{where}.content', beside a call,")
+                self._check_text(turns, number, tools, f"{where}.content', next to a call,")
 
     def _differs(
         self,
@@ -229,14 +229,14 @@ class ChatTemplate:
         without = {key: value for key, value in turn.items() if key != name}
         without["content"] = turn["content"] or ""
         if not self._differs([*before, turn], tools, [*before, without], tools):
-            raise _left_out(number, name)
+            raise _dropped(number, name)
         self._known.add(name)
 
     def _check_text(
         self, turns: Sequence[Turn], number: int, tools: list[Any] | None, what: str
     ) -> None:
         turn, before = turns[number], turns[:number]
-        other = turn | {"content": f"{turn['content']} {_PROBE}"}
+        other = turn | {"content": f"{turn['content']} {_MORE_TEXT}"}
         if not self._differs([*before, turn], tools, [*before, other], tools):
             raise DataError(f"{what} {_REMEDY}")
 
@@ -254,5 +254,5 @@ def _more_than_text(turn: Turn) -> Iterator[str]:
     return (name for name in _MORE_THAN_TEXT if turn.get(name))
 
 
-def _left_out(number: int, name: str) -> DataError:
+def _dropped(number: int, name: str) -> DataError:
     return DataError(f"'messages[{number}].{name}' {_REMEDY}")

@@ -38,7 +38,7 @@ class EncodedRecord(TypedDict):
     Attributes:
         input_ids: Prompt and response in one list.
         response_mask: Which of them are the response.
-        loss_weights: What the loss of each token is multiplied by; left out if all are 1.
+        loss_weights: What the loss of each token is multiplied by; missing if all are 1.
     """
 
     input_ids: list[int]
@@ -149,7 +149,7 @@ def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
 
     Raises:
         DataError: What is wrong with the record.
-        NothingToLearnError: No turn of it is to be learned; the row is left out.
+        NothingToLearnError: No turn of it is to be learned; the row is skipped.
     """
     if isinstance(record, Mapping) and isinstance(record.get("messages"), list):
         # The other fields are those of a row that was read already.

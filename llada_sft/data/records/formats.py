@@ -182,7 +182,7 @@ def _fits(
     """Return whether a record has the fields of a format, with values that it could have."""
     if aliases:
         names = names_in(record, record_format, fields)
-        # An instruction would be left out of the prompt.
+        # An instruction would be missing in the prompt.
         if record_format == "prompt_response" and "instruction" in record:
             return False
     else:

@@ -22,7 +22,7 @@ _MORE = frozenset({*CALLS, *REASONING})
 
 
 class NothingToLearnError(Exception):
-    """All answers of a row say that they are not to be learned: it is left out."""
+    """All answers of a row say that they are not to be learned: it is skipped."""
 
 
 def choose_answers(

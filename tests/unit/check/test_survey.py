@@ -302,7 +302,7 @@ def test_what_is_noticed_of_rows_is_said(project: Path) -> None:
     assert said["train"].items() >= expected.items()
     text = as_text(found, findings_of(found), colour=False)
     for line in (
-        "left out         1 (25.00%): no turn of theirs is to be learned\n",
+        "skipped          1 (25.00%): no turn of theirs is to be learned\n",
         "special tokens   in the text of 1 (25.00%) rows\n",
         "not read         'id' (2), 'messages[].name' (2); data.ignore_fields silences this\n",
         "warning: 1 rows have special tokens in their text; they are encoded as the characters they"

@@ -123,7 +123,7 @@ def test_01_other_weights_scale_and_all_zero_is_left_out(tmp_path: Path) -> None
     length = len(read.pairs[0][0])
     assert read.weights == [[0.0] * length + [0.5] * 3, None]
     assert read.counts.not_learned == 1
-    assert "1 left out (no turn is to be learned)" in str(read.counts)
+    assert "1 skipped (no turn is to be learned)" in str(read.counts)
 
 
 def test_03_and_05_calls_and_reasoning_are_never_dropped_unseen(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_03_and_05_calls_and_reasoning_are_never_dropped_unseen(tmp_path: Path) 
         {"messages": [user("2+2?"), bot("4", reasoning_content="2 and 2 is 4")]},
     ]
     left_out = (
-        "is left out by the model's chat template; use a template that knows it, remove it, or"
+        "is dropped by the model's chat template; use a template that knows it, remove it, or"
         " name it in data.ignore_fields"
     )
     read = Read(tmp_path, *rows)

@@ -30,7 +30,7 @@ TOOLS = (
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-# The text beside a call is lost, and a system turn.
+# The text next to a call is lost, and a system turn.
 LOSSY = (
     "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
     "{% elif m.role != 'system' %}{{ m.content }}{% endif %}|{% endfor %}"
@@ -38,7 +38,7 @@ LOSSY = (
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 LEFT_OUT = (
-    "is left out by the model's chat template; use a template that knows it, remove it, or name it"
+    "is dropped by the model's chat template; use a template that knows it, remove it, or name it"
     " in data.ignore_fields"
 )
 
@@ -210,7 +210,7 @@ def test_reasoning_of_earlier_turns_is_the_template_s_affair(plain: Any) -> None
         (LOSSY, [user(), bot(thinking="r")], {}, "'messages[1].thinking'"),
         (LOSSY, [user(), bot(reasoning="r"), user(), bot()], {}, "'messages[1].reasoning'"),
         (LOSSY, [user(), bot()], {"tools": [TOOL]}, "'tools'"),
-        (LOSSY, [user(), bot(tool_calls=[CALL])], {}, "'messages[1].content', beside a call,"),
+        (LOSSY, [user(), bot(tool_calls=[CALL])], {}, "'messages[1].content', next to a call,"),
         (
             LOSSY,
             [{"role": "system", "content": "s"}, user(), bot()],
