@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutants import cluster, data, mathematics, training
+from tests.mutants import cluster, data, mathematics, records, training
 from tests.mutants.mutant import Mutant, chosen, problems
 from tests.mutants.runner import Result, check_unchanged, copy_tree, import_libraries, run
 
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 MUTANTS: Sequence[Mutant] = (
     *mathematics.MUTANTS,
     *data.MUTANTS,
+    *records.MUTANTS,
     *training.MUTANTS,
     *cluster.MUTANTS,
 )
