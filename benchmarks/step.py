@@ -1,26 +1,27 @@
 """One micro-batch's forward and backward pass: real tokens per second, memory, and where it goes.
 
     python benchmarks/step.py [--device cuda] [--preset llada8b-width] [--layers 4] [--rows 24]
-        [--profile FILE] [--product] [--out FILE]
+        [--ways ours|others] [--compile] [--profile FILE] [--product] [--out FILE]
 
-padded     rows of their own, all as long as the longest: what `micro_batch_size` examples give
-packed     whole examples in one row of at most `max_tokens` tokens: `batching: packed`
-recompute  each block is computed again in the backward pass (`activation_checkpointing`)
-bare GEMM  one large matrix product in the same dtype: the rate that nothing here can exceed
-product    the same rows through launch.py (Lightning, ZeRO-3, AdamW, one rank); tokens per second
-           of whole optimizer steps, read from the run's metrics.csv
+benchmarks/ways.py describes the ways that are compared: `ours`, each choice of activation
+checkpointing, or `others`, the recipes of others beside ours. `product` is the same rows through
+launch.py (Lightning, ZeRO-3, AdamW, one rank): tokens per second of whole optimizer steps, from the
+run's metrics.csv.
 
-Rows have chat-like lengths (log-normal, mean 764, 8 to 4,096 tokens; a quarter is the prompt), and
-the noise is the training's. No optimizer, but for `product`. Every line computes the same rows,
-except that packs shorter than the longest row skip those that do not fit.
-Memory is the peak above the weights and their gradients. "out of memory" is a result.
+Rows have chat-like lengths (log-normal, a quarter is the prompt), and the noise is the training's.
+No optimizer, but for `product`. Every line computes the same rows, except that packs shorter than
+the longest row skip those that do not fit. "out of memory" is a result.
 
-MFU counts what the model needs, not what is computed: for a row of L tokens, M of them masked,
-
-    6 · P · L + 12 · layers · d · L² + 6 · V · d · M
-
-operations, with P the parameters of the blocks: no padding, no recomputing, the head at masked
-positions only. It is divided by the time and by the rate of the bare GEMM of the same run.
+real/s    tokens of the rows, without any that were added, per second
+floor %   the share of the time that the matrix products take by themselves: those of the network's
+          layers on all positions of the way, and the head's where it runs, each timed at its shape
+          in the same run; attention's own products are not in it
+MFU %     what the model needs, not what is computed: for a row of L tokens, M of them masked,
+              6 · P · L + 12 · layers · d · L² + 6 · V · d · M
+          operations, with P the parameters of the blocks; divided by the time and by the rate of
+          one large matrix product of the same run ("bare GEMM")
+MB        the peak above the weights and their gradients (on a CPU, of the process)
+speed-up  real/s over that of the first line
 """
 
 import argparse
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,55 +42,27 @@ import chat_rows
 import numpy as np
 import report
 import torch
+import ways
+from ways import Way
 
-from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.steps.collate import pack, pad
-from llada_sft.data.steps.local_step import LocalStep
-from llada_sft.data.steps.packing import in_order, packs
-from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import LLaDAConfig, LLaDAModelLM
-from llada_sft.training.consensus import Report
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.noising import MicroBatch
 
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "triton")
 PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"d_model": 64, "n_heads": 2, "mlp_hidden_size": 128, "vocab_size": 512},
     "small": {"d_model": 512, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
+    # As small, with LLaDA's vocabulary.
+    "wide-head": {"d_model": 512, "n_heads": 8, "mlp_hidden_size": 1536},
     "llada8b-width": {},  # The defaults of LLaDAConfig.
 }
-MEAN_TOKENS, MOST_TOKENS = 764, 4096
-LOOK_AHEAD = 256
 PACKED = (2048, 4096, 8192, 16384)
+PACKED_ON_CPU = (2048, 4096, 8192)
 REPEAT = 3
 MB = 1e6
-MEASURED = ("real/s", "all/s", "ms", "MB", "MFU %")
+MEASURED = ("real/s", "all/s", "ms", "MB", "floor %", "MFU %", "speed-up")
 Line = dict[str, Any]
-
-
-def examples(count: int, vocab_size: int) -> list[Example]:
-    """Make rows of random tokens."""
-    random = np.random.default_rng(0)
-    lengths = random.lognormal(np.log(MEAN_TOKENS) - 0.5, 1.0, count).clip(8, MOST_TOKENS)
-    made = []
-    for line, length in enumerate(lengths.astype(int).tolist()):
-        ids = random.integers(0, vocab_size - 2, length)
-        response = np.arange(length) >= length // 4
-        made.append(Example(ids, response, None, True, "rows.jsonl", line, 0))
-    return made
-
-
-def micro_batches(
-    rows: list[Example], config: LLaDAConfig, padded: int | None, max_tokens: int | None
-) -> list[MicroBatch]:
-    """Group and mask the rows as the training does; the whole of it counts as one step."""
-    if padded is not None:
-        clean = [pad(group, config.vocab_size - 2) for group in in_order([], iter(rows), padded)]
-    else:
-        assert max_tokens is not None
-        clean = [pack(group) for group in packs([], iter(rows), max_tokens, LOOK_AHEAD)]
-    source = NoiseSource(ObjectiveConfig(), 0, config.vocab_size - 1, rank=0, world_size=1)
-    step = LocalStep(tuple(clean), 0, {})
-    return source.micro_batches(step, Report(examples=len(rows)), 0)
 
 
 def network(config: LLaDAConfig, device: torch.device, dtype: torch.dtype) -> LLaDAModelLM:
@@ -125,8 +98,22 @@ class Clock:
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1e3
 
-    def peak_above(self, base: int) -> float | None:
-        return (torch.cuda.max_memory_allocated() - base) / MB if self.cuda else None
+    def memory(self) -> float:
+        """Return the bytes that are in use, and count the peak from here."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+
+    def peak(self) -> float:
+        """Return the most bytes since then."""
+        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def gemm_rate(clock: Clock, dtype: torch.dtype) -> float:
@@ -148,82 +135,124 @@ def needed_operations(rows: list[Example], config: LLaDAConfig, num_masked: int)
     return float(6.0 * blocks * lengths.sum() + attention + head)
 
 
-def one_pass(model: LLaDAModelLM, batches: list[MicroBatch]) -> None:
-    """Run forward and backward of each micro-batch, as the training module does."""
-    for batch in batches:
-        logits = model(
-            batch.noisy_ids,
-            attention_mask=batch.attention_mask,
-            positions=batch.positions,
-            sequence_lengths=batch.sequence_lengths,
-        ).logits
-        torch.autograd.backward(masked_cross_entropy(logits, batch.targets, batch.coefficients))
+class Floor:
+    """How long the matrix products of a way take by themselves."""
+
+    def __init__(self, config: LLaDAConfig, clock: Clock, dtype: torch.dtype) -> None:
+        self._config, self._clock, self._dtype = config, clock, dtype
+
+    def seconds(self, batches: list[MicroBatch], full_head: bool) -> float:
+        """Time each product at its shape in the first micro-batch; it scales with the positions."""
+        config, first = self._config, batches[0]
+        width, kv_width = config.d_model, config.num_kv_heads * config.head_dim
+        sizes = [(width, width)] * 2 + [(width, kv_width)] * 2
+        sizes += [(width, config.mlp_size)] * 2 + [(config.mlp_size, width)]
+        times: dict[tuple[int, int], float] = {}
+        positions = first.noisy_ids.numel()
+        for size in set(sizes):
+            times[size] = self._product(positions, *size)
+        of_layers = config.n_layers * sum(times[size] for size in sizes)
+        seconds = of_layers * sum(b.noisy_ids.numel() for b in batches) / positions
+        in_head = [b.noisy_ids.numel() if full_head else len(b.positions) for b in batches]
+        of_head = self._product(in_head[0], width, config.num_embeddings)
+        return seconds + of_head * sum(in_head) / in_head[0]
+
+    def _product(self, positions: int, inputs: int, outputs: int) -> float:
+        """Time x · Wᵀ, g · W and gᵀ · x of [positions, inputs] and [outputs, inputs]."""
+        make = {"device": self._clock.device, "dtype": self._dtype}
+        x, weight = torch.randn(positions, inputs, **make), torch.randn(outputs, inputs, **make)
+        g = torch.randn(positions, outputs, **make)
+        g_in, x_out = torch.empty_like(x), torch.empty_like(weight)
+        y = torch.empty_like(g)
+
+        def work() -> None:
+            torch.mm(x, weight.T, out=y)
+            torch.mm(g, weight, out=g_in)
+            torch.mm(g.T, x, out=x_out)
+
+        work()
+        return statistics.median(self._clock.seconds(work) for _ in range(3))
 
 
-def variants() -> Iterator[tuple[str, int | None, int | None, bool]]:
-    for recompute in (False, True):
-        for padded in (2, 8):
-            yield f"padded, {padded} rows", padded, None, recompute
-        for max_tokens in PACKED:
-            yield f"packed, {max_tokens} tokens", None, max_tokens, recompute
-
-
-def measure(rows: list[Example], config: LLaDAConfig, clock: Clock, dtype: torch.dtype) -> Any:
-    """Measure each way of grouping, with and without recomputing."""
+def measure(
+    rows: list[Example], config: LLaDAConfig, clock: Clock, dtype: torch.dtype, chosen: list[Way]
+) -> Any:
+    """Measure each way."""
     rate = gemm_rate(clock, dtype)
-    print(f"bare GEMM: {rate / 1e12:,.1f} Tflop/s\n")
+    print(f"bare GEMM: {rate / 1e12:,.2f} Tflop/s\n")
+    floor = Floor(config, clock, dtype)
     model = network(config, clock.device, dtype)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    base = torch.cuda.memory_allocated() if clock.cuda else 0
-    longest = max(len(row.input_ids) for row in rows)
+    compiled = False
     lines: list[Line] = []
-    for name, padded, max_tokens, recompute in variants():
-        room = longest if max_tokens is None else max_tokens
-        group = [row for row in rows if len(row.input_ids) <= room]
-        batches = [
-            batch.to(clock.device) for batch in micro_batches(group, config, padded, max_tokens)
-        ]
-        model.set_activation_checkpointing(recompute)
-        line: Line = {"way": name + (", recompute" if recompute else "")}
-        line["micro-batches"] = len(batches)
-        try:
-            one_pass(model, batches)
-            if clock.cuda:
-                torch.cuda.reset_peak_memory_stats()
-            times = [clock.seconds(lambda b=batches: one_pass(model, b)) for _ in range(REPEAT)]
-        except torch.cuda.OutOfMemoryError:
-            lines.append(line | dict.fromkeys(MEASURED, "out of memory"))
-            torch.cuda.empty_cache()
-            continue
-        seconds = statistics.median(times)
-        real = sum(len(row.input_ids) for row in group)
-        masked = sum(len(batch.positions) for batch in batches)
-        needed = needed_operations(group, config, masked)
-        peak = clock.peak_above(base)
-        lines.append(
-            line
-            | {
-                "real/s": round(real / seconds),
-                "all/s": round(sum(batch.noisy_ids.numel() for batch in batches) / seconds),
-                "ms": round(1e3 * seconds / len(batches), 1),
-                "MB": "not measured" if peak is None else round(peak),
-                "MFU %": round(100 * needed / seconds / rate, 1),
-            }
-        )
+    # Those that are compiled come last: it cannot be undone.
+    for way in chosen:
+        if way.compiled and not compiled:
+            model.compile_blocks()
+            compiled = True
+        model.set_activation_checkpointing(way.checkpointing)
+        lines.append(measure_one(way, rows, config, model, clock, floor, rate))
         print(lines[-1], file=sys.stderr)
+    for line in lines:
+        first = lines[0].get("real/s")
+        numbers = isinstance(first, int) and isinstance(line["real/s"], int)
+        line["speed-up"] = round(line["real/s"] / first, 2) if numbers else "not measured"
     return {"gemm_flops_per_s": rate, "lines": lines}
+
+
+def measure_one(
+    way: Way,
+    rows: list[Example],
+    config: LLaDAConfig,
+    model: LLaDAModelLM,
+    clock: Clock,
+    floor: Floor,
+    rate: float,
+) -> Line:
+    """Measure one way."""
+    group = [
+        row for row in rows if way.most_tokens is None or len(row.input_ids) <= way.most_tokens
+    ]
+    batches = [batch.to(clock.device) for batch in ways.micro_batches(way, group, config)]
+    line: Line = {"way": way.name, "micro-batches": len(batches)}
+
+    def one_pass() -> None:
+        for batch in batches:
+            way.run(model, batch)
+
+    try:
+        way.run(model, batches[0])
+        base = clock.memory()
+        seconds = statistics.median(clock.seconds(one_pass) for _ in range(REPEAT))
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return line | dict.fromkeys(MEASURED, "out of memory")
+    peak = clock.peak() - base
+    least = floor.seconds(batches, way.run is ways.full_logits)
+    real = sum(len(row.input_ids) for row in group)
+    needed = needed_operations(group, config, sum(len(batch.positions) for batch in batches))
+    return line | {
+        "real/s": round(real / seconds),
+        "all/s": round(sum(batch.noisy_ids.numel() for batch in batches) / seconds),
+        "ms": round(1e3 * seconds / len(batches), 1),
+        "MB": round(peak / MB),
+        "floor %": round(100 * least / seconds, 1),
+        "MFU %": round(100 * needed / seconds / rate, 1),
+    }
 
 
 def profile(
     rows: list[Example], config: LLaDAConfig, clock: Clock, dtype: torch.dtype, out: Path
 ) -> None:
-    """Write the kernels of one packed micro-batch of 16,384 tokens, the longest first."""
+    """Write the operations of one packed micro-batch, the longest first."""
     model = network(config, clock.device, dtype)
-    batches = [b.to(clock.device) for b in micro_batches(rows, config, None, PACKED[-1])][:1]
-    one_pass(model, batches)
+    most = (PACKED if clock.cuda else PACKED_ON_CPU)[-1]
+    way = Way("profile", ways.packed(most), ways.ours, most)
+    batch = ways.micro_batches(way, rows, config)[0].to(clock.device)
+    way.run(model, batch)
     with torch.profiler.profile() as recorded:
-        one_pass(model, batches)
+        way.run(model, batch)
         if clock.cuda:
             torch.cuda.synchronize()
     by = "self_cuda_time_total" if clock.cuda else "self_cpu_time_total"
@@ -295,6 +324,11 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--mean-tokens", type=int, default=764, help="of a row")
+    parser.add_argument("--most-tokens", type=int, default=4096, help="of a row")
+    parser.add_argument("--ways", choices=("ours", "others"), default="ours")
+    parser.add_argument("--compile", action="store_true", help="measure compiled blocks, too")
+    parser.add_argument("--packed", type=int, nargs="*", help="tokens of packs")
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--product", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -302,9 +336,14 @@ def main() -> None:
     clock = Clock(torch.device(asked.device))
     dtype = torch.bfloat16 if clock.cuda else torch.float32
     config = LLaDAConfig(n_layers=asked.layers, **PRESETS[asked.preset])
-    rows = examples(asked.rows, config.vocab_size)
+    rows = ways.examples(asked.rows, config.vocab_size, asked.mean_tokens, asked.most_tokens)
+    packed = tuple(asked.packed or (PACKED if clock.cuda else PACKED_ON_CPU))
+    if asked.ways == "others":
+        chosen = list(ways.compared_with_others(8, packed, asked.compile))
+    else:
+        chosen = list(ways.ours_only(packed, asked.compile))
     measured = {"arguments": {k: str(v) for k, v in vars(asked).items()}}
-    measured |= report.surroundings(PACKAGES) | measure(rows, config, clock, dtype)
+    measured |= report.surroundings(PACKAGES) | measure(rows, config, clock, dtype, chosen)
     report.print_table(measured["lines"])
     if clock.cuda:
         torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -95,14 +96,28 @@ class ModelSize(Section):
         return self
 
 
+def _by_name(checkpointing: object) -> object:
+    """Return the name of what was once true or false."""
+    if isinstance(checkpointing, bool):
+        return "full" if checkpointing else "none"
+    return checkpointing
+
+
 class ModelConfig(Section):
     # A directory with config.json, *.safetensors and the tokenizer; with `init: random` only the
     # tokenizer is read from it.
     path: NonEmptyStr
     init: Literal["pretrained", "random"] = "pretrained"
     size: ModelSize | None = None
-    # Recompute each block in the backward pass: less memory for about a third more arithmetic.
-    activation_checkpointing: bool = True
+    # What the backward pass computes again instead of keeping it: full = each block, for a third
+    # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
+    # true and false mean full and none.
+    activation_checkpointing: Annotated[
+        Literal["none", "selective", "full"], BeforeValidator(_by_name)
+    ] = "full"
+    # Compile what is before and after attention in each block: its elementwise operations are fused
+    # (docs/performance.md). auto = on CUDA, where Triton is there.
+    compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
     def _size_goes_with_random(self) -> "ModelConfig":

@@ -2,6 +2,8 @@
 
     llada.py           the layers, under the official parameter names
     attention.py       bidirectional attention with rotary positions
+    head.py            the head, and the loss of its logits piece by piece
+    activations.py     what the backward pass keeps of a block, and what it computes again
     configuration.py   the config of a network; settings.py: config.json, checked without torch
     loading.py         a model directory -> a network; initialization.py: random weights
     partition.py       the part of each parameter that a rank keeps under ZeRO-3

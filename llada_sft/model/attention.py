@@ -1,12 +1,12 @@
 """Bidirectional attention with rotary positions, on torch's kernels.
 
-`plan_attention` decides once for a forward pass how its blocks attend; `attend` does it in each
-block.
-Examples that share one row never look at each other: on CUDA the kernel for sequences of variable
-length keeps them apart, elsewhere a block-diagonal mask.
+`Sequences` describes examples that share one row; they never look at each other. `plan_attention`
+decides once for a forward pass how its blocks attend, and `attend` does it in each block: on CUDA
+the kernel for sequences of variable length keeps examples apart, elsewhere each example is a call
+of its own. No mask of L × L is ever made.
 
 Shapes: B rows, H query heads, K key and value heads (H is a multiple of K), L positions,
-D features of a head.
+D features of a head, N sequences of a row.
 """
 
 from collections.abc import Sequence
@@ -17,23 +17,46 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 # How the blocks attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
-# seen. A pair, for one row: where its sequences start and the last one ends (int32), and the
-# longest. None: everything is seen. Nothing more than tuples: DeepSpeed looks for tensors in what
-# its modules are given.
-Plan = Tensor | tuple[Tensor, int] | None
+# seen. For one row of several sequences: where they start and the last one ends (int32 [N + 1])
+# with the longest, for the kernel; or their lengths. None: everything is seen. Nothing more than
+# tuples: DeepSpeed looks for tensors in what its modules are given.
+Plan = Tensor | tuple[Tensor, int] | tuple[int, ...] | None
 
 
-def token_positions(
-    length: int, sequence_lengths: Sequence[int] | None, device: torch.device
-) -> Tensor:
-    """Return the position of each token in its sequence, [L] int64."""
-    lengths = [length] if sequence_lengths is None else sequence_lengths
-    return torch.cat([torch.arange(length) for length in lengths]).to(device)
+class Sequences:
+    """The sequences that fill one row together, with what the kernels need to know of them.
+
+    It is made once, before the row is moved to the device: nothing of it is worked out in the
+    forward pass. Not a tuple, so that DeepSpeed and Lightning leave it alone.
+
+    Attributes:
+        lengths: Tokens of each sequence, N of them.
+        ends: int32 [N + 1], where each sequence starts, and where the last one ends.
+        places: int64 [L], the position of each token in its sequence.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], ends: Tensor | None = None, places: Tensor | None = None
+    ) -> None:
+        self.lengths = tuple(lengths)
+        if ends is None:
+            sums = torch.tensor(self.lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            ends = F.pad(sums, (1, 0))
+        if places is None:
+            places = torch.cat([torch.arange(length) for length in self.lengths])
+        self.ends, self.places = ends, places
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Sequences":
+        """Return the same on a device."""
+        ends, places = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.ends, self.places)
+        )
+        return Sequences(self.lengths, ends, places)
 
 
 def plan_attention(
     attention_mask: Tensor | None,
-    sequence_lengths: Sequence[int] | None,
+    sequences: Sequences | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Plan:
@@ -42,18 +65,15 @@ def plan_attention(
     Args:
         attention_mask: [B, L] bool, true at real tokens, or None where all are; None lets the
             fused kernels run.
-        sequence_lengths: Tokens of the sequences in the one row, or None where each has its own.
+        sequences: Those in the one row, or None where each has its own.
         device: Device of queries, keys and values.
         dtype: Dtype of queries, keys and values.
     """
-    if sequence_lengths is None:
+    if sequences is None:
         return None if attention_mask is None else attention_mask[:, None, None, :]
-    lengths = torch.tensor(sequence_lengths, dtype=torch.int32)
     if _has_varlen_kernel(device, dtype):
-        ends = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return ends.to(device), max(sequence_lengths)
-    numbers = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)  # [L]
-    return (numbers[:, None] == numbers)[None, None]
+        return sequences.ends.to(device), max(sequences.lengths)
+    return sequences.lengths
 
 
 def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -63,7 +83,7 @@ def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Return the cosines and sines of positions [L], [2, L, D] fp32.
+    """Return the cosines and sines of positions [L], [2, L, 1, D] fp32.
 
     Computed again in each forward pass rather than kept in a buffer: the official checkpoints have
     none, and a buffer would be cast to bf16 together with the weights.
@@ -73,7 +93,7 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angles = torch.outer(positions.float(), 1.0 / theta ** (steps / head_dim))  # [L, D/2]
     angles = torch.cat([angles, angles], dim=-1)  # [L, D]
-    return torch.stack([angles.cos(), angles.sin()])
+    return torch.stack([angles.cos(), angles.sin()])[:, :, None]
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
@@ -83,8 +103,8 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     and unlike the paper's neighbouring pairs.
 
     Args:
-        x: [B, H, L, D] floating.
-        rotary: [2, L, D] fp32, from `rotary_table`.
+        x: [B, L, H, D] floating.
+        rotary: [2, L, 1, D] fp32, from `rotary_table`.
     """
     cos, sin = rotary
     full = x.float()
@@ -97,26 +117,36 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
     """Let every position look at every real one of its example, in both directions.
 
     Args:
-        q: [B, H, L, D] floating.
-        k: [B, K, L, D] floating.
-        v: [B, K, L, D] floating.
+        q: [B, L, H, D] floating.
+        k: [B, L, K, D] floating.
+        v: [B, L, K, D] floating.
         how: What `plan_attention` returned.
 
     Returns:
-        [B, H, L, D]. What comes out at padding is of no meaning.
+        [B, L, H, D]. What comes out at padding is of no meaning.
     """
-    if isinstance(how, tuple):
-        return _attend_in_sequences(q, k, v, *how)
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=how, enable_gqa=grouped)
+    if not isinstance(how, tuple):
+        return _attend_in_rows(q, k, v, how)
+    if isinstance(how[0], Tensor):
+        ends, longest = how
+        return _attend_in_sequences(q, k, v, ends, int(longest))
+    lengths = [int(length) for length in how]
+    each = zip(*(torch.split(x, lengths, dim=1) for x in (q, k, v)), strict=True)
+    return torch.cat([_attend_in_rows(*qkv) for qkv in each], dim=1)
+
+
+def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H or K, L, D]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return mixed.transpose(1, 2)
 
 
 def _attend_in_sequences(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int) -> Tensor:
-    groups = q.shape[1] // k.shape[1]
+    groups = q.shape[2] // k.shape[2]
     if groups > 1:
         # Not every version of the kernel groups heads by itself.
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [L, H, D]
-    mixed = varlen_attn(q, k, v, ends, ends, longest, longest)
+        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    mixed = varlen_attn(q[0], k[0], v[0], ends, ends, longest, longest)  # [L, H, D]
     assert isinstance(mixed, Tensor)
-    return mixed.transpose(0, 1)[None]
+    return mixed[None]

@@ -13,23 +13,25 @@ Source: LLaDA (arXiv 2502.09992), section 2 and the official modeling_llada.py.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from llada_sft.model.activations import Checkpointing, run_block
 from llada_sft.model.attention import (
     Plan,
+    Sequences,
     attend,
     plan_attention,
     rotary_table,
     rotate,
-    token_positions,
 )
 from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.head import Head
 
 
 class Linear(nn.Linear):
@@ -81,23 +83,38 @@ class Block(nn.Module):
         self.ff_out = Linear(config.mlp_size, width)
 
     def forward(self, x: Tensor, rotary: Tensor, how: Plan) -> Tensor:
-        """Map [B, L, C] to [B, L, C]."""
-        x = x + self._attention(self.attn_norm(x), rotary, how)
+        """Map [B, L, C] to [B, L, C].
+
+        Attention by itself is between the two parts: it depends on the lengths of the sequences,
+        for each of which a compiled function would be compiled again.
+        """
+        q, k, v = self._before_attention(x, rotary)
+        return self._after_attention(x, attend(q, k, v, how))
+
+    def compile_parts(self) -> None:
+        """Compile what is before and after attention, for any length.
+
+        The module itself, with ZeRO-3's hooks, is not compiled; the hooks of modules inside it
+        would be. So under ZeRO-3 the block must be fetched as one (`deepspeed.leaf_blocks`).
+        """
+        for name in ("_before_attention", "_after_attention"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
+
+    def _before_attention(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.attn_norm(x)
+        q = rotate(self._heads(self.q_proj(y)), rotary)  # [B, L, H, D]
+        k = rotate(self._heads(self.k_proj(y)), rotary)  # [B, L, K, D]
+        return q, k, self._heads(self.v_proj(y))
+
+    def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + self.attn_out(mixed.flatten(2))
         y = self.ff_norm(x)
         mlp: Tensor = self.ff_out(F.silu(self.ff_proj(y)) * self.up_proj(y))
         return x + mlp
 
-    def _attention(self, y: Tensor, rotary: Tensor, how: Plan) -> Tensor:
-        q = rotate(self._heads(self.q_proj(y)), rotary)  # [B, H, L, D]
-        k = rotate(self._heads(self.k_proj(y)), rotary)  # [B, K, L, D]
-        v = self._heads(self.v_proj(y))  # [B, K, L, D]
-        mixed = attend(q, k, v, how)  # [B, H, L, D]
-        out: Tensor = self.attn_out(mixed.transpose(1, 2).flatten(2))
-        return out
-
     def _heads(self, projected: Tensor) -> Tensor:
-        """Split [B, L, H·D] into [B, H, L, D]."""
-        return projected.view(*projected.shape[:2], -1, self.head_dim).transpose(1, 2)
+        """Split [B, L, H·D] into [B, L, H, D]."""
+        return projected.view(*projected.shape[:2], -1, self.head_dim)
 
 
 class LLaDAModel(nn.Module):
@@ -107,13 +124,14 @@ class LLaDAModel(nn.Module):
         super().__init__()
         self.head_dim: int = config.head_dim
         self.rope_theta: float = config.rope_theta
-        self.activation_checkpointing = False
+        # Of each block.
+        self.checkpointing: Sequence[Checkpointing] = ["none"] * config.n_layers
         self.transformer = nn.ModuleDict(
             {
                 "wte": Embedding(config.num_embeddings, config.d_model),
                 "blocks": nn.ModuleList(Block(config) for _ in range(config.n_layers)),
                 "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
-                "ff_out": Linear(config.d_model, config.num_embeddings),
+                "ff_out": Head(config.d_model, config.num_embeddings),
             }
         )
 
@@ -122,23 +140,22 @@ class LLaDAModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         positions: Tensor | None,
-        sequence_lengths: Sequence[int] | None,
+        sequences: Sequences | None,
+        targets: Tensor | None,
+        coefficients: Tensor | None,
     ) -> Tensor:
         x = self.transformer["wte"](input_ids)  # [B, L, C]
-        places = token_positions(x.shape[1], sequence_lengths, x.device)
-        rotary = rotary_table(places, self.head_dim, self.rope_theta)
-        how = plan_attention(attention_mask, sequence_lengths, x.device, x.dtype)
-        for block in self.transformer["blocks"].children():
-            x = self._run(block, x, rotary, how)
+        places = torch.arange(x.shape[1]) if sequences is None else sequences.places
+        rotary = rotary_table(places.to(x.device), self.head_dim, self.rope_theta)
+        how = plan_attention(attention_mask, sequences, x.device, x.dtype)
+        blocks = self.transformer["blocks"].children()
+        for block, checkpointing in zip(blocks, self.checkpointing, strict=True):
+            x = run_block(block, checkpointing, x, rotary, how)
         if positions is not None:
             x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
-        logits: Tensor = self.transformer["ff_out"](self.transformer["ln_f"](x))
-        return logits
-
-    def _run(self, block: nn.Module, x: Tensor, rotary: Tensor, how: Plan) -> Tensor:
-        if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return block(x, rotary, how)  # type: ignore[no-any-return]
-        return checkpoint(block, x, rotary, how, use_reentrant=False)  # type: ignore[no-any-return]
+        x = self.transformer["ln_f"](x)
+        out: Tensor = self.transformer["ff_out"](x, targets, coefficients)
+        return out
 
 
 class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
@@ -163,9 +180,11 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
-        sequence_lengths: Sequence[int] | None = None,
+        sequences: Sequences | None = None,
+        targets: Tensor | None = None,
+        coefficients: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Predict the token at every position, or at chosen ones.
+        """Predict the token at every position, or at chosen ones; or return the loss of it.
 
         Position i predicts token i. The head has V = `embedding_size` rows, padding of the
         vocabulary included, as in the official code.
@@ -175,24 +194,40 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
             attention_mask: [B, L] bool or integer, non-zero at real tokens; None: all are real.
             positions: [M] int64, indices into the flattened B·L positions at which the head runs.
                 Training passes the masked ones: the logits are most of the memory.
-            sequence_lengths: Tokens of the sequences that fill one row together (B is 1): each is
-                computed as if it were alone. None: each row is one sequence.
+            sequences: Those that fill one row together (B is 1): each is computed as if it were
+                alone. None: each row is one sequence.
+            targets: [M] int64, the tokens at `positions`.
+            coefficients: [M] fp32, what the cross-entropy of each is multiplied by.
 
         Returns:
-            `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype.
+            `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype. With `targets`
+            only `.loss`, the sum over the positions, fp32: logits then exist piece by piece.
         """
         real = None if attention_mask is None else attention_mask.bool()
-        if sequence_lengths is not None:
-            wanted, got = [1, sum(sequence_lengths)], list(input_ids.shape)
+        if sequences is not None:
+            wanted, got = [1, sum(sequences.lengths)], list(input_ids.shape)
             if got != wanted or attention_mask is not None:
                 raise ValueError(
-                    f"sequence_lengths: input_ids must be {wanted}, without a mask, got {got}"
+                    f"sequences: input_ids must be {wanted}, without a mask, got {got}"
                 )
-        return MaskedLMOutput(logits=self.model(input_ids, real, positions, sequence_lengths))
+        out = self.model(input_ids, real, positions, sequences, targets, coefficients)
+        return MaskedLMOutput(logits=out) if targets is None else MaskedLMOutput(loss=out)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only each block's input, and recompute the block in the backward pass."""
-        self.model.activation_checkpointing = enabled
+    def set_activation_checkpointing(
+        self, checkpointing: Checkpointing | Sequence[Checkpointing]
+    ) -> None:
+        """Choose what is kept for the backward pass: of all blocks, or of each."""
+        num_blocks = len(self.model.checkpointing)
+        if isinstance(checkpointing, str):
+            self.model.checkpointing = [checkpointing] * num_blocks
+        else:
+            assert len(checkpointing) == num_blocks
+            self.model.checkpointing = checkpointing
+
+    def compile_blocks(self) -> None:
+        """Compile the parts of each block."""
+        for block in self.model.transformer["blocks"].children():
+            cast(Block, block).compile_parts()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.transformer["wte"]

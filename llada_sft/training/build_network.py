@@ -1,6 +1,9 @@
 """The config's `model` section -> the network that is trained."""
 
+from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 from llada_sft.config.schema import ModelConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
@@ -47,7 +50,16 @@ def build_network(config: ModelConfig, network: LLaDAConfig, seed: int) -> LLaDA
     """
     model = build_model(network if config.size else Path(config.path), seed)
     model.set_activation_checkpointing(config.activation_checkpointing)
+    if compiles(config):
+        model.compile_blocks()
     return model
+
+
+def compiles(config: ModelConfig) -> bool:
+    """Return whether blocks are compiled: `auto` means on CUDA, where Triton is there."""
+    if config.compile == "auto":
+        return torch.cuda.is_available() and find_spec("triton") is not None
+    return config.compile == "on"
 
 
 def token_ids(network: LLaDAConfig) -> TokenIds:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
-from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.host import Phase
 from llada_sft.training.log.log_interval import Interval
 from llada_sft.training.log.metrics_csv import MetricsCsv
@@ -96,13 +95,15 @@ class DiffusionModule(pl.LightningModule):
     def forward(self, batch: MicroBatch) -> Tensor:
         """Return this rank's part of the global batch's loss, times the number of ranks."""
         assert self.network is not None
-        logits = self.network(
+        loss: Tensor = self.network(
             batch.noisy_ids,
             attention_mask=batch.attention_mask,
             positions=batch.positions,
-            sequence_lengths=batch.sequence_lengths,
-        ).logits  # [M, V]
-        return masked_cross_entropy(logits, batch.targets, batch.coefficients)
+            sequences=batch.sequences,
+            targets=batch.targets,
+            coefficients=batch.coefficients,
+        ).loss
+        return loss
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         step = self.global_step

@@ -32,6 +32,7 @@ from llada_sft.diffusion.noise import (
     step_shift,
 )
 from llada_sft.errors import DataError
+from llada_sft.model.attention import Sequences
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.schedule.plan import Pace
 
@@ -48,7 +49,7 @@ class MicroBatch:
         positions: int64 [M], flat indices into B * L of the masked positions; never empty.
         targets: int64 [M], the tokens under the masks.
         coefficients: fp32 [M], what the cross-entropy of each is multiplied by.
-        sequence_lengths: Tokens of each example of a packed row, else None.
+        sequences: The examples of a packed row, else None.
         rows: File and line of each example.
     """
 
@@ -59,11 +60,11 @@ class MicroBatch:
         positions: Tensor,
         targets: Tensor,
         coefficients: Tensor,
-        sequence_lengths: tuple[int, ...] | None = None,
+        sequences: Sequences | None = None,
         rows: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
-        self.sequence_lengths, self.rows = sequence_lengths, rows
+        self.sequences, self.rows = sequences, rows
         self.positions, self.targets, self.coefficients = positions, targets, coefficients
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "MicroBatch":
@@ -76,7 +77,7 @@ class MicroBatch:
             positions=move(self.positions),
             targets=move(self.targets),
             coefficients=move(self.coefficients),
-            sequence_lengths=self.sequence_lengths,
+            sequences=None if self.sequences is None else self.sequences.to(device, non_blocking),
             rows=self.rows,
         )
 
@@ -153,7 +154,7 @@ def noisy_micro_batch(
         positions=positions,
         targets=clean[positions],
         coefficients=coefficients[positions].float(),
-        sequence_lengths=batch.lengths if batch.packed else None,
+        sequences=Sequences(batch.lengths) if batch.packed else None,
         rows=tuple((key.file, key.line) for key in batch.keys),
     )
 

@@ -128,7 +128,7 @@ def one_step(model_dir: str, out: str) -> float:
     torch.autograd.backward(_some_loss(whole, ids, positions))
     with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
         module = Holder(Path(model_dir))
-    module.network.set_activation_checkpointing(True)
+    module.network.set_activation_checkpointing("full")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=DEEPSPEED)
     engine.backward(_some_loss(engine, ids, positions))

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from llada_sft.demo.data import write_demo
 from llada_sft.diffusion.objective import diffusion_loss
 from llada_sft.model import load_model
+from llada_sft.model.attention import Sequences
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -40,11 +41,11 @@ def test_golden_logits_and_loss() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
-    """Half precision goes through the kernel for variable lengths, fp32 through a mask."""
+    """Half precision goes through the kernel for variable lengths, fp32 one sequence at a time."""
     model = load_model(GOLDEN, dtype=dtype, device="cuda")
     ids = torch.randint(0, 500, (1, 300), device="cuda")
     lengths = (7, 1, 292)
-    together = model(ids, sequence_lengths=lengths).logits[0]
+    together = model(ids, sequences=Sequences(lengths)).logits[0]
     alone = torch.cat([model(part).logits[0] for part in ids.split(lengths, dim=1)])
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     assert torch.linalg.vector_norm(together - alone) < tolerance * torch.linalg.vector_norm(alone)

@@ -76,9 +76,42 @@ MUTANTS = (
         "model/attention.py",
         "model/test_packed.py",
         (
-            "numbers[:, None] == numbers",
-            "numbers[:, None] >= numbers",
-            "packed examples look at those before them",
+            "ends = F.pad(sums, (1, 0))",
+            "ends = F.pad(sums, (0, 1))",
+            "the kernel is given other bounds than those of the sequences",
+        ),
+        (
+            "lengths = [int(length) for length in how]",
+            "lengths = [sum(how)]",
+            "packed examples look at each other",
+        ),
+    ),
+    *of_file(
+        "model/head.py",
+        "model/test_head.py",
+        (
+            "slopes.new_full((), -1.0)",
+            "slopes.new_full((), 0.0)",
+            "the head's gradient forgets the target",
+        ),
+        (
+            "weight.dtype if num_positions <= per_piece else torch.float32",
+            "weight.dtype",
+            "pieces of a bf16 gradient are summed in bf16",
+        ),
+        (
+            "num_positions = max(1, piece_bytes // (4 * len(weight)))",
+            "num_positions = 1 << 30",
+            "all logits exist at one time",
+        ),
+    ),
+    *of_file(
+        "model/activations.py",
+        "model/test_activations.py",
+        (
+            'if checkpointing == "none" or not torch.is_grad_enabled():',
+            "if True:",
+            "nothing is computed again",
         ),
     ),
     *of_file(

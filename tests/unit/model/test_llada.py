@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
+from llada_sft.model.activations import Checkpointing
 
 
 def gradients(model: LLaDAModelLM, ids: Tensor) -> dict[str, Tensor]:
@@ -27,11 +28,14 @@ def test_no_positions_is_an_empty_result_with_gradients(golden: LLaDAModelLM) ->
     assert all(p.grad is not None and not p.grad.any() for p in golden.parameters())
 
 
+@pytest.mark.parametrize("checkpointing", ["selective", "full", ("none", "selective", "full")])
 def test_activation_checkpointing_gives_the_same_gradients(
-    golden: LLaDAModelLM, expected: dict[str, Tensor]
+    golden: LLaDAModelLM,
+    expected: dict[str, Tensor],
+    checkpointing: Checkpointing | tuple[Checkpointing, ...],
 ) -> None:
     kept = gradients(golden, expected["input_ids"])
-    golden.set_activation_checkpointing(True)
+    golden.set_activation_checkpointing(checkpointing)
     recomputed = gradients(golden, expected["input_ids"])
     assert kept.keys() == recomputed.keys()
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llada_sft.model import LLaDAConfig, LLaDAModelLM, attention, build_model
+from llada_sft.model.activations import Checkpointing
+from llada_sft.model.attention import Sequences
 
 LENGTHS = (7, 1, 12)
 CPU = torch.device("cpu")
@@ -34,7 +36,7 @@ def varlen_on_cpu(
     return torch.cat(parts, dim=1).transpose(0, 1)
 
 
-@pytest.fixture(params=["mask", "varlen"], autouse=True)
+@pytest.fixture(params=["one by one", "varlen"], autouse=True)
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "varlen":
         monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
@@ -48,15 +50,15 @@ def gradients(model: LLaDAModelLM, logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_a_row_of_sequences_equals_each_alone(
-    small_config: LLaDAConfig, kv_heads: int, recompute: bool
+    small_config: LLaDAConfig, kv_heads: int, checkpointing: Checkpointing
 ) -> None:
     small_config.n_kv_heads = kv_heads
     model = build_model(small_config)
-    model.set_activation_checkpointing(recompute)
+    model.set_activation_checkpointing(checkpointing)
     ids = ids_of(LENGTHS)
-    together = model(ids, sequence_lengths=LENGTHS).logits[0]
+    together = model(ids, sequences=Sequences(LENGTHS)).logits[0]
     alone = torch.cat([model(part).logits[0] for part in ids.split(LENGTHS, dim=1)])
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(gradients(model, together), gradients(model, alone))
@@ -67,7 +69,7 @@ def test_neighbours_do_not_matter(small_config: LLaDAConfig) -> None:
     ids = ids_of(LENGTHS)
     changed = ids.clone()
     changed[:, :7], changed[:, 8:] = ids_of([7], 1), ids_of([12], 2)
-    logits = [model(one, sequence_lengths=LENGTHS).logits[0, 7] for one in (ids, changed)]
+    logits = [model(one, sequences=Sequences(LENGTHS)).logits[0, 7] for one in (ids, changed)]
     assert torch.equal(*logits)
     in_one_sequence = [model(one).logits[0, 7] for one in (ids, changed)]
     assert not torch.allclose(*in_one_sequence)
@@ -76,23 +78,21 @@ def test_neighbours_do_not_matter(small_config: LLaDAConfig) -> None:
 def test_chosen_positions_count_through_the_row(small_config: LLaDAConfig) -> None:
     model, positions = build_model(small_config), torch.tensor([0, 7, 19])
     ids = ids_of(LENGTHS)
-    chosen = model(ids, positions=positions, sequence_lengths=LENGTHS).logits
-    full = model(ids, sequence_lengths=LENGTHS).logits[0]
+    chosen = model(ids, positions=positions, sequences=Sequences(LENGTHS)).logits
+    full = model(ids, sequences=Sequences(LENGTHS)).logits[0]
     torch.testing.assert_close(chosen, full[positions])
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 @settings(max_examples=20, deadline=None)
-def test_places_and_mask(lengths: list[int]) -> None:
-    places = attention.token_positions(sum(lengths), lengths, CPU)
-    assert places.tolist() == [place for length in lengths for place in range(length)]
-    owner = [number for number, length in enumerate(lengths) for _ in range(length)]
-    how = attention.plan_attention(None, lengths, CPU, torch.float32)
-    if isinstance(how, Tensor):
-        assert how.shape == (1, 1, sum(lengths), sum(lengths))
-        assert how[0, 0].tolist() == [[a == b for a in owner] for b in owner]
+def test_places_and_plan(lengths: list[int]) -> None:
+    sequences = Sequences(lengths)
+    assert sequences.places.tolist() == [place for length in lengths for place in range(length)]
+    how = attention.plan_attention(None, sequences, CPU, torch.float32)
+    assert isinstance(how, tuple)
+    if not isinstance(how[0], Tensor):
+        assert how == tuple(lengths)
     else:
-        assert how is not None
         assert how[0].tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
         assert how[1] == max(lengths)
 
@@ -100,7 +100,7 @@ def test_places_and_mask(lengths: list[int]) -> None:
 @pytest.mark.parametrize(
     ("shape", "masked", "message"),
     [
-        ((1, 19), False, r"sequence_lengths: input_ids must be \[1, 20\], without a mask, got \["),
+        ((1, 19), False, r"sequences: input_ids must be \[1, 20\], without a mask, got \["),
         ((2, 10), False, r"got \[2, 10\]$"),
         ((1, 20), True, "without a mask"),
     ],
@@ -111,4 +111,4 @@ def test_what_does_not_fit_is_refused(
     ids = torch.zeros(shape, dtype=torch.int64)
     mask = torch.ones_like(ids) if masked else None
     with pytest.raises(ValueError, match=message):
-        build_model(small_config)(ids, mask, sequence_lengths=LENGTHS)
+        build_model(small_config)(ids, mask, sequences=Sequences(LENGTHS))

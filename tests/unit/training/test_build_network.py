@@ -69,7 +69,7 @@ def test_a_pretrained_network_is_described_by_its_own_config(directory: Path) ->
 
 
 def test_weights_depend_on_the_seed_alone(directory: Path) -> None:
-    config, network = random_network(directory, activation_checkpointing=False)
+    config, network = random_network(directory, activation_checkpointing="none")
     states = [build_network(config, network, seed).state_dict() for seed in (1, 1, 2)]
     same = [torch.equal(states[0][name], states[1][name]) for name in states[0]]
     other = [torch.equal(states[0][name], states[2][name]) for name in states[0]]

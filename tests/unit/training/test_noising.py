@@ -367,8 +367,7 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     (batch,) = source().micro_batches(step, report([step]), step=0)
     assert batch.attention_mask is not None
     moved = vars(batch.to(torch.device("meta")))
-    # Numbers of the host: the network plans with them.
-    assert moved.pop("sequence_lengths") is None
+    assert moved.pop("sequences") is None
     assert moved.pop("rows") == (("a", 1), ("a", 2))
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
     assert len(tensors) == len(moved) == 5

@@ -64,7 +64,7 @@ def loss_and_gradient(model: LLaDAModelLM, batches: list[MicroBatch]) -> tuple[T
     total = torch.zeros(())
     for batch in batches:
         logits = model(
-            batch.noisy_ids, batch.attention_mask, batch.positions, batch.sequence_lengths
+            batch.noisy_ids, batch.attention_mask, batch.positions, batch.sequences
         ).logits
         loss = masked_cross_entropy(logits, batch.targets, batch.coefficients)
         torch.autograd.backward(loss)
@@ -102,6 +102,8 @@ def test_targets_and_coefficients_are_those_of_the_padded_ones() -> None:
     assert torch.equal(packed.targets, padded.targets)
     assert torch.equal(packed.coefficients, padded.coefficients)
     assert not torch.equal(packed.positions, padded.positions)
-    assert packed.sequence_lengths == tuple(len(one.input_ids) for one in EXAMPLES)
-    assert packed.to(torch.device("meta")).sequence_lengths == packed.sequence_lengths
-    assert packed.attention_mask is None
+    assert packed.sequences is not None and packed.attention_mask is None
+    assert packed.sequences.lengths == tuple(len(one.input_ids) for one in EXAMPLES)
+    moved = packed.to(torch.device("meta")).sequences
+    assert moved is not None and moved.lengths == packed.sequences.lengths
+    assert moved.ends.is_meta and moved.places.is_meta

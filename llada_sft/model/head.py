@@ -1,0 +1,152 @@
+"""The head, and the cross-entropy that is taken of it without keeping any logits.
+
+LLaDA's vocabulary has 126,464 entries: the fp32 logits of 16,384 positions are 8.3 GB, and how many
+positions are masked is drawn. So the loss is computed piece by piece. Each piece is as large as a
+fixed number of bytes allows; its logits become their own gradient in place, give their part of the
+gradients of the hidden states and of the head's weight, and are dropped. What remains until the
+backward pass are those two gradients, which it needs in any case.
+
+The head stays a module that is called: ZeRO-3 gathers its weight for the call.
+
+Shapes: M chosen positions, C width of the residual stream, V rows of the head, P positions of a
+piece.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Bytes of a piece's logits, in fp32: about 1,000 positions of LLaDA's vocabulary.
+PIECE_BYTES = 512 << 20
+
+
+class Head(nn.Linear):
+    """The matrix from hidden states to logits; called with targets, it returns the loss."""
+
+    def __init__(self, width: int, num_embeddings: int) -> None:
+        super().__init__(width, num_embeddings, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Skip torch's initialisation: the values are whatever memory held until it is filled."""
+
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, coefficients: Tensor | None = None
+    ) -> Tensor:
+        """Return logits [..., V], or with targets the scalar loss.
+
+        Args:
+            x: [..., C] floating; with targets [M, C].
+            targets: [M] int64.
+            coefficients: [M] fp32.
+        """
+        if targets is None:
+            return super().forward(x)
+        assert coefficients is not None
+        return weighted_cross_entropy(x, self.weight, targets, coefficients)
+
+
+def weighted_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    coefficients: Tensor,
+    piece_bytes: int = PIECE_BYTES,
+) -> Tensor:
+    """Return Σ coefficient · CE(x · weightᵀ, target), with bounded memory.
+
+    The same as `diffusion.objective.masked_cross_entropy` of the full logits. Softmax, loss and the
+    sums over pieces are fp32 whatever the dtype of `x`.
+
+    Args:
+        x: [M, C] floating, hidden states at the chosen positions.
+        weight: [V, C] of the same dtype.
+        targets: [M] int64.
+        coefficients: [M] fp32, a constant.
+        piece_bytes: Most bytes of the fp32 logits that exist at one time.
+
+    Returns:
+        A scalar, fp32; zero, with a graph, when M is 0.
+    """
+    num_positions = max(1, piece_bytes // (4 * len(weight)))
+    inputs = (x, weight, targets, coefficients, num_positions)
+    return _WeightedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """Computes the gradients together with the loss, while the logits exist."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        coefficients: Tensor,
+        num_positions: int,
+    ) -> Tensor:
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        loss = torch.zeros((), dtype=torch.float32, device=x.device)
+        grad_x = torch.empty_like(x) if wants_x else None
+        sums = _WeightGradient(weight, len(x), num_positions) if wants_weight else None
+        for start in range(0, len(x), num_positions):
+            piece = slice(start, start + num_positions)
+            own_x, factors = x[piece], coefficients[piece, None]
+            logits = _fp32_log_softmax(own_x @ weight.T)  # [P, V]
+            own_targets = targets[piece, None]
+            loss -= (factors * logits.gather(1, own_targets)).sum()
+            if grad_x is None and sums is None:
+                continue
+            # From here on: the derivative by the logits, softmax - onehot, without the factors.
+            # These multiply [P, C] instead of [P, V].
+            slopes = logits.exp_()
+            slopes.scatter_add_(1, own_targets, slopes.new_full((), -1.0).expand(len(own_x), 1))
+            slopes = slopes.to(x.dtype)
+            if grad_x is not None:
+                torch.mul(slopes @ weight, factors, out=grad_x[piece])
+            if sums is not None:
+                sums.add(slopes, (own_x * factors).to(x.dtype))
+        ctx.save_for_backward(grad_x, None if sums is None else sums.total())
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        grad_x, grad_weight = ctx.saved_tensors
+        # In place: nobody else has them. The graph is not run twice.
+        return (
+            None if grad_x is None else grad_x.mul_(grad),
+            None if grad_weight is None else grad_weight.mul_(grad),
+            None,
+            None,
+            None,
+        )
+
+
+class _WeightGradient:
+    """Sums the pieces of the weight's gradient, in fp32 if there are several."""
+
+    def __init__(self, weight: Tensor, num_positions: int, per_piece: int) -> None:
+        self._weight = weight
+        self._dtype = weight.dtype if num_positions <= per_piece else torch.float32
+        self._sum: Tensor | None = None
+
+    def add(self, slopes: Tensor, x: Tensor) -> None:
+        """Add slopesᵀ · x, of [P, V] and [P, C]."""
+        if self._sum is None:
+            self._sum = (slopes.T @ x).to(self._dtype)
+        elif slopes.dtype == self._dtype:
+            self._sum.addmm_(slopes.T, x)
+        else:
+            self._sum += slopes.T @ x
+
+    def total(self) -> Tensor:
+        """Return the sum, of the weight's dtype."""
+        return torch.zeros_like(self._weight) if self._sum is None else self._sum.to(self._weight)
+
+
+def _fp32_log_softmax(logits: Tensor) -> Tensor:
+    """Return log softmax over the last dimension in fp32; in place if the logits are fp32."""
+    if logits.dtype == torch.float32:
+        return torch.log_softmax(logits, -1, out=logits)
+    return torch.log_softmax(logits, -1, dtype=torch.float32)
