@@ -46,13 +46,6 @@ class Sequences:
             places = torch.cat([torch.arange(length) for length in self.lengths])
         self.ends, self.places = ends, places
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Sequences":
-        """Return the same on a device."""
-        ends, places = (
-            tensor.to(device, non_blocking=non_blocking) for tensor in (self.ends, self.places)
-        )
-        return Sequences(self.lengths, ends, places)
-
 
 def plan_attention(
     attention_mask: Tensor | None,

@@ -145,8 +145,11 @@ class LLaDAModel(nn.Module):
         coefficients: Tensor | None,
     ) -> Tensor:
         x = self.transformer["wte"](input_ids)  # [B, L, C]
-        places = torch.arange(x.shape[1]) if sequences is None else sequences.places
-        rotary = rotary_table(places.to(x.device), self.head_dim, self.rope_theta)
+        if sequences is None:
+            places = torch.arange(x.shape[1], device=x.device)
+        else:
+            places = sequences.places.to(x.device)
+        rotary = rotary_table(places, self.head_dim, self.rope_theta)
         how = plan_attention(attention_mask, sequences, x.device, x.dtype)
         blocks = self.transformer["blocks"].children()
         for block, checkpointing in zip(blocks, self.checkpointing, strict=True):

@@ -67,19 +67,31 @@ class MicroBatch:
         self.sequences, self.rows = sequences, rows
         self.positions, self.targets, self.coefficients = positions, targets, coefficients
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "MicroBatch":
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
+    def to(self, device: torch.device) -> "MicroBatch":
+        sequences = self.sequences
+        if sequences is not None:
+            ends, places = _moved(sequences.ends, device), _moved(sequences.places, device)
+            sequences = Sequences(sequences.lengths, ends, places)
         return MicroBatch(
-            noisy_ids=move(self.noisy_ids),
-            attention_mask=None if self.attention_mask is None else move(self.attention_mask),
-            positions=move(self.positions),
-            targets=move(self.targets),
-            coefficients=move(self.coefficients),
-            sequences=None if self.sequences is None else self.sequences.to(device, non_blocking),
+            noisy_ids=_moved(self.noisy_ids, device),
+            attention_mask=(
+                None if self.attention_mask is None else _moved(self.attention_mask, device)
+            ),
+            positions=_moved(self.positions, device),
+            targets=_moved(self.targets, device),
+            coefficients=_moved(self.coefficients, device),
+            sequences=sequences,
             rows=self.rows,
         )
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device without waiting for what the device has still to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # From memory that is not pinned, the copy would wait. Torch keeps the pinned memory until
+        # it is read.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class StepBatch:
@@ -110,8 +122,8 @@ class StepBatch:
         self.micro_batches, self.counts = micro_batches, counts
         self.epoch, self.positions, self.rows = epoch, positions, rows
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "StepBatch":
-        moved = [batch.to(device, non_blocking) for batch in self.micro_batches]
+    def to(self, device: torch.device) -> "StepBatch":
+        moved = [batch.to(device) for batch in self.micro_batches]
         fields = vars(self) | {"micro_batches": moved}
         return StepBatch(**fields)
 

@@ -1,0 +1,51 @@
+"""The step never waits for the device: it runs on one whose values nobody can read.
+
+On torch's meta device there are shapes and dtypes alone. Whatever asks for a value (`.item()`, a
+boolean index, `nonzero`) raises there, and would wait for the device on CUDA.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from llada_sft.model import LLaDAConfig, LLaDAModelLM, attention
+from llada_sft.model.activations import Checkpointing
+from llada_sft.model.attention import Sequences
+
+LENGTHS = (7, 1, 12)
+META = torch.device("meta")
+
+
+def kernel_of_shapes(q: Tensor, k: Tensor, v: Tensor, *bounds: object) -> Tensor:
+    return q + k + v
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_forward_and_backward_read_no_value(
+    small_config: LLaDAConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    checkpointing: Checkpointing,
+    packed: bool,
+) -> None:
+    monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", kernel_of_shapes)
+    with META:
+        model = LLaDAModelLM(small_config).to(dtype)
+    model.set_activation_checkpointing(checkpointing)
+    sequences = Sequences(LENGTHS)
+    sequences.ends, sequences.places = sequences.ends.to(META), sequences.places.to(META)
+    loss = model(
+        torch.empty(1, 20, dtype=torch.int64, device=META),
+        positions=torch.empty(9, dtype=torch.int64, device=META),
+        sequences=sequences if packed else None,
+        targets=torch.empty(9, dtype=torch.int64, device=META),
+        coefficients=torch.empty(9, device=META),
+    ).loss
+    torch.autograd.backward(loss)
+    assert (loss.shape, loss.dtype, loss.device) == ((), torch.float32, META)
+    for parameter in model.parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == dtype
+        assert parameter.grad.shape == parameter.shape
