@@ -88,8 +88,9 @@ class DiffusionModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.network is not None
         groups = parameter_groups(self.network, self._optim.weight_decay)
+        # Fused: one pass over the states instead of one for each operation; on CPU, too.
         return torch.optim.AdamW(
-            groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps
+            groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps, fused=True
         )
 
     def forward(self, batch: MicroBatch) -> Tensor:

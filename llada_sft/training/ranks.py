@@ -69,6 +69,20 @@ def init_ranks(placement: Placement, device: torch.device, timeout: timedelta) -
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
 
 
+def optimizer_threads(offload_optimizer: Literal["none", "cpu"], cpus_per_rank: int) -> int | None:
+    """Return the CPU threads of the optimizer's step; None: as everywhere else.
+
+    An optimizer on the CPU takes all cores of its rank: between the steps they are idle.
+
+    Args:
+        offload_optimizer: Where the optimizer's states are.
+        cpus_per_rank: What SLURM gives each rank; on a local run there may be fewer cores.
+    """
+    if offload_optimizer == "none":
+        return None
+    return min(cpus_per_rank, len(os.sched_getaffinity(0)))
+
+
 def _set_default_timeout(timeout: timedelta) -> None:
     """Make this the timeout of every process group.
 

@@ -121,6 +121,8 @@ class Zero3Strategy(DeepSpeedStrategy):
         precision: `bf16` keeps fp32 master weights in the partitioned optimizer.
         timeout: Timeout of each collective.
         load_universal: Whether the checkpoint to load is a universal one.
+        optimizer_threads: CPU threads of the optimizer's step, where it is computed on the CPU;
+            None leaves them as they are.
 
     Attributes:
         shard_writer: Writes this rank's part of a checkpoint.
@@ -134,6 +136,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         precision: Literal["bf16", "fp32"],
         timeout: timedelta,
         load_universal: bool = False,
+        optimizer_threads: int | None = None,
     ) -> None:
         super().__init__(
             config=config | {"checkpoint": {"load_universal": load_universal}},
@@ -144,6 +147,7 @@ class Zero3Strategy(DeepSpeedStrategy):
             timeout=timeout,
         )
         self._device, self._load_universal = device, load_universal
+        self._optimizer_threads = optimizer_threads
         self.shard_writer = ShardWriter()
 
     @property
@@ -239,6 +243,15 @@ class Zero3Strategy(DeepSpeedStrategy):
         engine = self.deepspeed_engine
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss, scale_wrt_gas=False)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the step, with `optimizer_threads` CPU threads if they are given."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._optimizer_threads or before)
+        try:
+            return super().optimizer_step(*args, **kwargs)
+        finally:
+            torch.set_num_threads(before)
 
     @property
     def step_applied(self) -> bool:

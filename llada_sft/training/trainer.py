@@ -44,7 +44,7 @@ from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import NoiseSource
 from llada_sft.training.nonfinite import NonFiniteSteps
-from llada_sft.training.ranks import choose_device, init_ranks
+from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
 
@@ -207,6 +207,9 @@ def build_trainer(
             precision=config.train.precision,
             timeout=timedelta(seconds=config.collective_timeout_s),
             load_universal=load_universal,
+            optimizer_threads=optimizer_threads(
+                config.deepspeed.offload_optimizer, config.slurm.cpus_per_rank
+            ),
         ),
         # The feed runs through all epochs: for Lightning they are one, and a resume is within it.
         max_epochs=1,

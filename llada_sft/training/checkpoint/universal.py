@@ -146,6 +146,8 @@ class OptimizerRepair:
     From a universal checkpoint, DeepSpeed gives every group the settings of the first (norms would
     start to decay), and gives all states the same tensor as step count (each step would count once
     for every state, and Adam's bias correction would be wrong).
+    Step counts of a universal checkpoint, or of an optimizer that was not fused, are loaded on the
+    CPU; the fused one needs them where the weights are.
 
     Args:
         optimizer: torch's optimizer inside DeepSpeed's, before loading.
@@ -162,6 +164,13 @@ class OptimizerRepair:
         """Restore each group's own settings, and give each state its own step count."""
         for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
             group.update(settings)
-        for state in self._optimizer.state.values():
+        fused = {
+            id(p)
+            for group in self._optimizer.param_groups
+            if group.get("fused")
+            for p in group["params"]
+        }
+        for parameter, state in self._optimizer.state.items():
             if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = state["step"].clone()
+                device = parameter.device if id(parameter) in fused else state["step"].device
+                state["step"] = state["step"].to(device, copy=True)

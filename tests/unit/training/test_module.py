@@ -142,3 +142,10 @@ def test_the_watchdog_hears_of_every_micro_batch() -> None:
     module = Module(3, pulse=lambda phase, step: pulses.append((phase, step)))
     module.train_on(agreed_steps(3)[:2])
     assert pulses == [("step", 3), ("step", 3), ("step", 4), ("step", 4)]
+
+
+def test_the_optimizer_is_fused() -> None:
+    module = Module()
+    module.network = torch.nn.Linear(2, 2)
+    groups = module.configure_optimizers().param_groups
+    assert [group["fused"] for group in groups] == [True, True]

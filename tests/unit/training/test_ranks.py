@@ -16,7 +16,7 @@ from llada_sft.errors import ConfigError
 from llada_sft.placement import Placement
 from llada_sft.training import ranks
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.ranks import choose_device, init_ranks, leave_ranks
+from llada_sft.training.ranks import choose_device, init_ranks, leave_ranks, optimizer_threads
 from llada_sft.training.strategy import Zero3Strategy
 
 THIRD_OF_NODE = Placement(7, 8, 3, 1, "node1", 1234)
@@ -142,3 +142,12 @@ def test_the_watchdog_comes_before_any_collective_gives_up(
         }
     )
     assert config.collective_timeout_s == seconds
+
+
+def test_an_optimizer_on_the_cpu_takes_the_cores_of_its_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert optimizer_threads("none", 8) is None
+    assert optimizer_threads("cpu", 3) == 3
+    assert optimizer_threads("cpu", 8) == 4

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from llada_sft.config.schema import DeepSpeedConfig
 from llada_sft.placement import Placement
@@ -139,3 +140,31 @@ def test_a_step_without_a_norm(strategy: Zero3Strategy, monkeypatch: pytest.Monk
     assert (strategy.gradient_norm, strategy.step_applied) == (1.5, False)
     monkeypatch.setattr(Zero3Strategy, "deepspeed_engine", Engine(norm=None))
     assert math.isnan(strategy.gradient_norm)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 1), (3, 3)])
+def test_the_threads_of_the_optimizers_step(
+    given: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        DeepSpeedStrategy,
+        "optimizer_step",
+        lambda self, *args, **kwargs: seen.append(torch.get_num_threads()),
+    )
+    made = Zero3Strategy(
+        {},
+        PLACEMENT,
+        torch.device("cpu"),
+        "bf16",
+        timedelta(minutes=1),
+        optimizer_threads=given,
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        made.optimizer_step(None, None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [expected]

@@ -13,7 +13,7 @@ import torch
 
 from llada_sft.errors import CheckpointError, SaveError
 from llada_sft.training.checkpoint import universal_process
-from llada_sft.training.checkpoint.universal import Conversion
+from llada_sft.training.checkpoint.universal import Conversion, OptimizerRepair
 from tests.unit.training.checkpoint_files import write_checkpoint
 
 
@@ -130,3 +130,18 @@ def test_what_the_converter_writes_is_read(tmp_path: Path) -> None:
     universal_process._save(str(tmp_path / "a/b/fp32.pt"), {"param": torch.arange(3)})
     assert torch.load(tmp_path / "a/b/fp32.pt")["param"].tolist() == [0, 1, 2]
     assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["fp32.pt"]
+
+
+def test_step_counts_are_moved_to_where_fused_weights_are() -> None:
+    """From the CPU, as DeepSpeed and torch's unfused AdamW leave them; meta stands for a GPU."""
+    weight = torch.nn.Parameter(torch.empty(2, device="meta"))
+    for fused, device in ((True, "meta"), (None, "cpu")):
+        optimizer = torch.optim.AdamW([weight], foreach=False)
+        optimizer.param_groups[0]["fused"] = fused
+        repair = OptimizerRepair(optimizer)
+        loaded = torch.tensor(7.0)
+        optimizer.state[weight]["step"] = loaded
+        repair.apply()
+        step = optimizer.state[weight]["step"]
+        assert step.device.type == device
+        assert step is not loaded
