@@ -115,6 +115,7 @@ RULES: Mapping[str, Rule] = {
     **_stated(_LAST_BITS, "deepspeed", "offload_optimizer", "offload_param", "reduce_bucket_size"),
     **_free("deepspeed", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
     **_free("deepspeed", "stage3_max_live_parameters", "timeout_min"),
+    **_stated(_LAST_BITS, "deepspeed", "leaf_blocks"),
     **_free("slurm", "nodes", "ranks_per_node", "gpus_per_node", "cpus_per_rank"),
     **_free("slurm", "mem_gb_per_node", "time_min", "partition", "account", "qos", "constraint"),
     **_free("slurm", "exclude", "signal_lead_s", "elastic", "node_failure_restarts"),

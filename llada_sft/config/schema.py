@@ -359,6 +359,9 @@ class DeepSpeedConfig(Section):
     stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
     stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
     stage3_max_live_parameters: Annotated[Elements, Field(ge=1)] = 1_000_000_000
+    # Gather the weights of a block at once instead of one matrix after the other: fewer hooks and
+    # collectives, gradients as without ZeRO; the weights of a whole block are in memory together.
+    leaf_blocks: bool = True
     # A collective that takes longer than this is an error. It is never less than the watchdog needs
     # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
     timeout_min: Minutes | None = None

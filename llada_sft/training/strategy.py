@@ -9,6 +9,7 @@ goes through the engine by itself, because DeepSpeed's accumulation counts calls
 
 import argparse
 import pickle
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +112,23 @@ def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str,
     }
 
 
+def _fetch_blocks_whole(model: nn.Module) -> None:
+    """Make the blocks of a network leaves of ZeRO-3: one gather and two hooks for each block.
+
+    The class of the blocks is the one that the network does not allow to be split. A network with
+    frozen parameters keeps hooks for each module: where the input of a leaf needs no gradient,
+    recomputation finds the leaf's weights released ("size of tensor a (0) must match").
+    """
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        return
+    whole = {name for module in model.modules() for name in _no_split(module)}
+    deepspeed.utils.set_z3_leaf_modules(model, sorted(whole))
+
+
+def _no_split(module: nn.Module) -> Iterable[str]:
+    return getattr(module, "_no_split_modules", None) or ()
+
+
 class Zero3Strategy(DeepSpeedStrategy):
     """ZeRO-3 on CUDA or CPU, driven micro-batch by micro-batch.
 
@@ -123,6 +141,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         load_universal: Whether the checkpoint to load is a universal one.
         optimizer_threads: CPU threads of the optimizer's step, where it is computed on the CPU;
             None leaves them as they are.
+        leaf_blocks: Whether all weights of a block are gathered and released at once.
 
     Attributes:
         shard_writer: Writes this rank's part of a checkpoint.
@@ -137,6 +156,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         timeout: timedelta,
         load_universal: bool = False,
         optimizer_threads: int | None = None,
+        leaf_blocks: bool = False,
     ) -> None:
         super().__init__(
             config=config | {"checkpoint": {"load_universal": load_universal}},
@@ -147,7 +167,7 @@ class Zero3Strategy(DeepSpeedStrategy):
             timeout=timeout,
         )
         self._device, self._load_universal = device, load_universal
-        self._optimizer_threads = optimizer_threads
+        self._optimizer_threads, self._leaf_blocks = optimizer_threads, leaf_blocks
         self.shard_writer = ShardWriter()
 
     @property
@@ -168,6 +188,8 @@ class Zero3Strategy(DeepSpeedStrategy):
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         # Same as the parent, except that the CPU has no device index: the local rank replaces it.
+        if self._leaf_blocks:
+            _fetch_blocks_whole(model)
         engine, zero_optimizer, _, _ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=self.local_rank),
             config=self.config,

@@ -210,6 +210,7 @@ def build_trainer(
             optimizer_threads=optimizer_threads(
                 config.deepspeed.offload_optimizer, config.slurm.cpus_per_rank
             ),
+            leaf_blocks=config.deepspeed.leaf_blocks,
         ),
         # The feed runs through all epochs: for Lightning they are one, and a resume is within it.
         max_epochs=1,

@@ -125,13 +125,13 @@ def one_step(model_dir: str, out: str) -> float:
     ids = torch.arange(48).view(2, 24) * 7 % 500
     positions = torch.tensor([1, 5, 30, 47])
     whole = load_model(model_dir)
-    torch.autograd.backward(_some_loss(whole, ids, positions))
+    torch.autograd.backward(some_loss(whole, ids, positions))
     with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
         module = Holder(Path(model_dir))
     module.network.set_activation_checkpointing("full")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=DEEPSPEED)
-    engine.backward(_some_loss(engine, ids, positions))
+    engine.backward(some_loss(engine, ids, positions))
     errors = [
         _relative_error(deepspeed.utils.safe_get_full_grad(p), whole.get_parameter(name).grad)
         for name, p in module.network.named_parameters()
@@ -145,7 +145,7 @@ def _relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
-def _some_loss(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
+def some_loss(model: Any, ids: Tensor, positions: Tensor) -> Tensor:
     output = model(ids, positions=positions)
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     return logits.float().logsumexp(-1).sum()

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.model import LLaDAConfig, LLaDAModelLM
 from llada_sft.placement import Placement
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
 
@@ -168,3 +170,39 @@ def test_the_threads_of_the_optimizers_step(
     finally:
         torch.set_num_threads(before)
     assert seen == [expected]
+
+
+class Engines:
+    """Stands for `deepspeed.initialize`: remembers which modules were leaves by then."""
+
+    def __init__(self) -> None:
+        self.leaves: list[torch.nn.Module] = []
+
+    def __call__(self, model: torch.nn.Module, **more: Any) -> tuple[Any, ...]:
+        self.leaves = deepspeed.utils.get_z3_leaf_modules(model)
+        return SimpleNamespace(), None, None, None
+
+
+def leaves_of(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, leaf_blocks: bool) -> int:
+    engines = Engines()
+    monkeypatch.setattr(deepspeed, "initialize", engines)
+    made = Zero3Strategy(
+        {}, PLACEMENT, torch.device("cpu"), "bf16", timedelta(minutes=1), leaf_blocks=leaf_blocks
+    )
+    made._setup_model_and_optimizer(model, None)
+    return len(engines.leaves)
+
+
+def test_blocks_are_leaves_where_all_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"d_model": 8, "n_layers": 3, "n_heads": 2, "mlp_hidden_size": 8, "vocab_size": 9}
+    special = {"mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+
+    def network() -> torch.nn.Module:
+        made = LLaDAModelLM(LLaDAConfig.from_size(**sizes, max_sequence_length=8, **special))
+        return torch.nn.ModuleDict({"network": made})
+
+    assert leaves_of(monkeypatch, network(), True) == 3
+    assert leaves_of(monkeypatch, network(), False) == 0
+    frozen = network()
+    next(frozen.parameters()).requires_grad = False
+    assert leaves_of(monkeypatch, frozen, True) == 0

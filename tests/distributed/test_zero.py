@@ -1,0 +1,84 @@
+"""ZeRO's settings change how the work is divided, and not what is trained: 2 gloo ranks."""
+
+from pathlib import Path
+
+import pytest
+
+from llada_sft.demo.data import write_demo
+from llada_sft.run_dir import RunDir
+from llada_sft.training.log.metrics_csv import read_metrics
+from tests.distributed.ranks import run_on_ranks
+from tests.distributed.test_training import CONFIG, SMALL
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_llada"
+WORKERS = "tests.distributed.zero_workers"
+TRAIN_EACH = "tests.distributed.training_workers:train_each"
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Six steps with a validation in the middle, every parameter partitioned."""
+    demo = tmp_path_factory.mktemp("demo")
+    write_demo(demo)
+    return [
+        *SMALL,
+        f"model.path={demo / 'tokenizer'}",
+        f"data.train={demo / 'data/train'}",
+        f"data.validation={demo / 'data/heldout'}",
+        "train.max_steps=6",
+        "train.validate_every_steps=3",
+        "train.validation_max_rows=8",
+        "deepspeed.stage3_param_persistence_threshold=0",
+    ]
+
+
+def numbers(run: Path) -> list[tuple[str, ...]]:
+    """Losses, norms and validation losses of all steps, every digit as it was written."""
+    rows = read_metrics(RunDir(run).metrics)
+    return [(row["loss"], row["gradient_norm"], row["validation_loss"]) for row in rows]
+
+
+def same(one: list[tuple[str, ...]], other: list[tuple[str, ...]], close: float) -> bool:
+    """Whether all numbers of two runs are relatively as close."""
+    values = [[float(text or 0) for row in rows for text in row] for rows in (one, other)]
+    return values[0] == pytest.approx(values[1], rel=close)
+
+
+def train_each(runs: dict[Path, list[str]], world_size: int = 2) -> None:
+    """Train these runs, one after the other in the same processes."""
+    run_on_ranks(
+        TRAIN_EACH, world_size, 200,
+        config_file=CONFIG, runs=[(str(run), overrides) for run, overrides in runs.items()],
+    )  # fmt: skip
+
+
+def test_the_gradients_of_blocks_that_are_leaves_are_those_without_zero() -> None:
+    """Bit for bit: hooks for each module would add up a tensor's gradients in another order."""
+    ranks = run_on_ranks(f"{WORKERS}:leaves_without_zero", 1, 200, model_dir=str(GOLDEN))
+    assert ranks == [{"plain": [], "recomputed": []}]
+
+
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_blocks_that_are_leaves_train_the_same(
+    precision: str, close: float, overrides: list[str], tmp_path: Path
+) -> None:
+    given = [*overrides, f"train.precision={precision}"]
+    recompute = "model.activation_checkpointing"
+    runs = {
+        tmp_path / "leaves": [*given, f"{recompute}=false"],
+        tmp_path / "recomputed": [*given, f"{recompute}=true"],
+        tmp_path / "modules": [*given, f"{recompute}=true", "deepspeed.leaf_blocks=false"],
+    }
+    train_each(runs)
+    leaves, recomputed, modules = map(numbers, runs)
+    assert len(leaves) == 8
+    assert recomputed == leaves
+    assert same(modules, leaves, close)
+
+
+def test_an_optimizer_on_the_cpu_trains_the_same(overrides: list[str], tmp_path: Path) -> None:
+    offload = [*overrides, "deepspeed.offload_optimizer=cpu", "slurm.cpus_per_rank=2"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    train_each({here: overrides, there: offload})
+    assert same(numbers(there), numbers(here), 1e-6)
