@@ -75,6 +75,7 @@ _SHARES = "the shares of everything trained so far move to it"
 _LENGTH = "the learning rate continues as if the training had had this length from its first step"
 _BATCH = "the global batch changes; the learning rate continues from where it is"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
+_QUANTIZED = "steps before and after are of another precision"
 
 RULES: Mapping[str, Rule] = {
     "run.name": Rule("fixed", "it is the name of the run directory", "rename the directory"),
@@ -115,7 +116,9 @@ RULES: Mapping[str, Rule] = {
     **_stated(_LAST_BITS, "deepspeed", "offload_optimizer", "offload_param", "reduce_bucket_size"),
     **_free("deepspeed", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
     **_free("deepspeed", "stage3_max_live_parameters", "timeout_min"),
+    **_free("deepspeed", "zero_hpz_partition_size"),
     **_stated(_LAST_BITS, "deepspeed", "leaf_blocks"),
+    **_stated(_QUANTIZED, "deepspeed", "zero_quantized_weights", "zero_quantized_gradients"),
     **_free("slurm", "nodes", "ranks_per_node", "gpus_per_node", "cpus_per_rank"),
     **_free("slurm", "mem_gb_per_node", "time_min", "partition", "account", "qos", "constraint"),
     **_free("slurm", "exclude", "signal_lead_s", "elastic", "node_failure_restarts"),

@@ -362,6 +362,14 @@ class DeepSpeedConfig(Section):
     # Gather the weights of a block at once instead of one matrix after the other: fewer hooks and
     # collectives, gradients as without ZeRO; the weights of a whole block are in memory together.
     leaf_blocks: bool = True
+    # hpZ: neighbouring ranks, as many as this (those of a node), keep a second copy of the weights
+    # between them; until the next step they gather that one, without traffic between nodes. It is
+    # 2 bytes × parameters / this on each rank. 1 = off; the number of ranks is a multiple of it.
+    zero_hpz_partition_size: PositiveInt = 1
+    # Weights (qwZ) and gradients (qgZ) travel as 8-bit and 4-bit integers: less traffic, and a loss
+    # of precision that is not measured. CUDA only; DeepSpeed compiles the kernels with nvcc.
+    zero_quantized_weights: bool = False
+    zero_quantized_gradients: bool = False
     # A collective that takes longer than this is an error. It is never less than the watchdog needs
     # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
     timeout_min: Minutes | None = None
@@ -494,6 +502,18 @@ class Config(Section):
                 "data.max_length: must be at most model.size.max_sequence_length, "
                 f"{size.max_sequence_length}, got {self.data.max_length}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _second_slices_divide_the_ranks(self) -> "Config":
+        size, per_node = self.deepspeed.zero_hpz_partition_size, self.slurm.ranks_per_node
+        for world_size in (nodes * per_node for nodes in self.slurm.node_range):
+            # On fewer ranks, DeepSpeed takes all of them.
+            if world_size > size and world_size % size:
+                raise ValueError(
+                    "deepspeed.zero_hpz_partition_size: must divide the number of ranks,"
+                    f" got {size} for {world_size} ranks; take slurm.ranks_per_node, {per_node}"
+                )
         return self
 
     @model_validator(mode="after")

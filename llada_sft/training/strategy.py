@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from llada_sft.config.schema import DeepSpeedConfig
-from llada_sft.errors import CheckpointError
+from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model import safe_load
+from llada_sft.model.partition import drop_second_slices
 from llada_sft.placement import Placement
 from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG
 from llada_sft.training.checkpoint.shard_writer import ShardWriter
@@ -90,6 +91,9 @@ def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str,
         "stage3_prefetch_bucket_size": config.stage3_prefetch_bucket_size,
         "stage3_param_persistence_threshold": config.stage3_param_persistence_threshold,
         "stage3_max_live_parameters": config.stage3_max_live_parameters,
+        "zero_hpz_partition_size": config.zero_hpz_partition_size,
+        "zero_quantized_weights": config.zero_quantized_weights,
+        "zero_quantized_gradients": config.zero_quantized_gradients,
     }
     for name, device in (
         ("offload_optimizer", config.offload_optimizer),
@@ -127,6 +131,19 @@ def _fetch_blocks_whole(model: nn.Module) -> None:
 
 def _no_split(module: nn.Module) -> Iterable[str]:
     return getattr(module, "_no_split_modules", None) or ()
+
+
+def require_quantization(config: DeepSpeedConfig, device: torch.device) -> None:
+    """Check that what is quantized can be: DeepSpeed has kernels for CUDA only.
+
+    Raises:
+        ConfigError: This rank computes on the CPU.
+    """
+    for name in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if getattr(config, name) and device.type != "cuda":
+            raise ConfigError(
+                f"deepspeed.{name}: needs CUDA, and this rank computes on the CPU; set it to false"
+            )
 
 
 class Zero3Strategy(DeepSpeedStrategy):
@@ -244,6 +261,8 @@ class Zero3Strategy(DeepSpeedStrategy):
         repair = OptimizerRepair(self.deepspeed_engine.optimizer.optimizer)
         state = super().load_checkpoint(checkpoint_path)
         repair.apply()
+        # DeepSpeed does so for what is trained alone: frozen parameters would stay as they were.
+        drop_second_slices(self.deepspeed_engine.module)
         return state
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

@@ -46,7 +46,7 @@ from llada_sft.training.noising import NoiseSource
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.plan import Basis, Schedule
-from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
+from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
 
 Outcome = Literal["finished", "stopped"]
 
@@ -68,6 +68,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     """
     quiet_libraries()
     device = choose_device(config.train.accelerator, placement.local_rank)
+    require_quantization(config.deepspeed, device)
     torch.set_num_threads(config.train.threads_per_rank)
     init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
     consensus = Consensus()

@@ -1,11 +1,17 @@
 """ZeRO's settings change how the work is divided, and not what is trained: 2 gloo ranks."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from llada_sft.config import load_config
 from llada_sft.demo.data import write_demo
+from llada_sft.model.export import export_checkpoint, network_tensors
+from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
+from llada_sft.training.build_network import resolve_network
 from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_training import CONFIG, SMALL
@@ -31,6 +37,18 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "train.validation_max_rows=8",
         "deepspeed.stage3_param_persistence_threshold=0",
     ]
+
+
+@pytest.fixture(scope="module")
+def pretrained(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The same with a network that is read from files, not drawn at random."""
+    network = resolve_network(load_config(CONFIG, overrides).model)
+    model_dir = tmp_path_factory.mktemp("model") / "model"
+    tokenizer = Path(load_config(CONFIG, overrides).model.path)
+    tensors = network_tensors(build_model(network, seed=3))
+    export_checkpoint(tensors, network, tokenizer, model_dir, torch.float32)
+    read = [f"model.path={model_dir}", "model.init=pretrained", "model.size=null"]
+    return [*(each for each in overrides if not each.startswith("model.")), *read]
 
 
 def numbers(run: Path) -> list[tuple[str, ...]]:
@@ -82,3 +100,46 @@ def test_an_optimizer_on_the_cpu_trains_the_same(overrides: list[str], tmp_path:
     here, there = tmp_path / "here", tmp_path / "there"
     train_each({here: overrides, there: offload})
     assert same(numbers(there), numbers(here), 1e-6)
+
+
+HPZ = "deepspeed.zero_hpz_partition_size=2"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_hpz_trains_the_same_from_the_first_step(
+    frozen: bool, pretrained: list[str], tmp_path: Path
+) -> None:
+    """From files, and again from a checkpoint; each run in fresh processes."""
+
+    def train(run: Path, *more: str, stop_at: int = 0) -> list[tuple[str, ...]]:
+        run_on_ranks(
+            f"{WORKERS}:trained", 2, 120,
+            config_file=CONFIG, folder=str(run), overrides=[*pretrained, *more],
+            frozen=frozen, stop_at=stop_at,
+        )  # fmt: skip
+        return numbers(run)
+
+    plain = train(tmp_path / "plain")
+    assert len(plain) == 8
+    assert train(tmp_path / "hpz", HPZ) == plain
+    run = tmp_path / "stopped"
+    assert len(train(run, HPZ, stop_at=3)) < 6
+    assert train(run, HPZ) == plain
+
+
+def test_hpz_loads_a_checkpoint_of_another_number_of_ranks(
+    pretrained: list[str], tmp_path: Path
+) -> None:
+    run, same_run = tmp_path / "run", tmp_path / "same"
+    arguments = {"config_file": CONFIG, "frozen": False}
+    run_on_ranks(
+        f"{WORKERS}:trained", 1, 120, folder=str(run), overrides=pretrained, stop_at=3, **arguments
+    )
+    shutil.copytree(run, same_run, symlinks=True)
+    for folder, more in ((run, []), (same_run, [HPZ])):
+        run_on_ranks(
+            f"{WORKERS}:trained", 2, 120,
+            folder=str(folder), overrides=[*pretrained, *more], stop_at=0, **arguments,
+        )  # fmt: skip
+    assert len(numbers(run)) == 8
+    assert numbers(same_run) == numbers(run)

@@ -636,3 +636,14 @@ def test_a_character_that_no_path_can_have_is_refused() -> None:
     assert problems_of('run: {name: a, root: "a\\0b"}\nmodel: {path: m}\ndata: {train: d}\n') == (
         "a.yaml:1: run.root: must not contain the character NUL, which no path or command can have"
     )
+
+
+def test_second_slices_divide_the_ranks() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+    more = "slurm: {nodes: 3, ranks_per_node: 4}\n"
+    for fits in (1, 4, 6, 12, 16):
+        load(f"{text}{more}deepspeed: {{zero_hpz_partition_size: {fits}}}\n")
+    assert problems_of(f"{text}{more}deepspeed: {{zero_hpz_partition_size: 8}}\n") == (
+        "a.yaml:1: deepspeed.zero_hpz_partition_size: must divide the number of ranks,"
+        " got 8 for 12 ranks; take slurm.ranks_per_node, 4"
+    )

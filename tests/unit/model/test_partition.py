@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llada_sft.model.partition import full_shape, is_partitioned, owned_slice
+from llada_sft.model.partition import drop_second_slices, full_shape, is_partitioned, owned_slice
 from tests.unit.model.slices import partitioned
 
 
@@ -42,3 +42,12 @@ def test_the_padding_behind_a_parameter_becomes_zero(
     assert parameter.ds_tensor.tolist() == held
     owned.values.fill_(5.0)
     assert parameter.ds_tensor.tolist() == [5 if one else 0 for one in held]
+
+
+def test_a_second_slice_is_dropped_by_who_writes_the_first() -> None:
+    for write in (owned_slice, lambda written: drop_second_slices(nn.ParameterList([written]))):
+        parameter: Any = partitioned((2, 4), 1, 2, memory=7.0)
+        parameter.ds_secondary_tensor = torch.ones(8)
+        write(parameter)
+        assert parameter.ds_secondary_tensor is None
+    drop_second_slices(nn.Linear(2, 2))

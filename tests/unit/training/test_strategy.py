@@ -1,6 +1,7 @@
 """What DeepSpeed is told: its configuration, the ends of global batches, what a save writes."""
 
 import math
+import re
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.errors import ConfigError
 from llada_sft.model import LLaDAConfig, LLaDAModelLM
 from llada_sft.placement import Placement
-from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
+from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
 
 PLACEMENT = Placement(0, 1, 0, 0, "127.0.0.1", 29500)
 
@@ -206,3 +208,28 @@ def test_blocks_are_leaves_where_all_is_trained(monkeypatch: pytest.MonkeyPatch)
     frozen = network()
     next(frozen.parameters()).requires_grad = False
     assert leaves_of(monkeypatch, frozen, True) == 0
+
+
+@pytest.mark.parametrize("name", ["zero_quantized_weights", "zero_quantized_gradients"])
+def test_what_is_quantized_needs_cuda(name: str) -> None:
+    config = DeepSpeedConfig.model_validate({name: True})
+    require_quantization(config, torch.device("cuda"))
+    require_quantization(DeepSpeedConfig(), torch.device("cpu"))
+    line = f"deepspeed.{name}: needs CUDA, and this rank computes on the CPU; set it to false"
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+        require_quantization(config, torch.device("cpu"))
+    assert deepspeed_config(config, 1.0)["zero_optimization"][name] is True
+
+
+def test_second_slices_of_frozen_parameters_are_dropped_after_loading(
+    strategy: Zero3Strategy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = torch.nn.Parameter(torch.zeros(0), requires_grad=False)
+    vars(frozen).update(ds_id=0, ds_secondary_tensor=torch.ones(2))
+    module = torch.nn.ParameterList([frozen])
+    optimizer = SimpleNamespace(optimizer=torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]))
+    engine = SimpleNamespace(module=module, optimizer=optimizer)
+    monkeypatch.setattr(Zero3Strategy, "deepspeed_engine", engine)
+    monkeypatch.setattr(DeepSpeedStrategy, "load_checkpoint", lambda self, path: {"loops": path})
+    assert strategy.load_checkpoint("here") == {"loops": "here"}
+    assert vars(frozen)["ds_secondary_tensor"] is None
