@@ -124,6 +124,7 @@ class LLaDAModel(nn.Module):
         super().__init__()
         self.head_dim: int = config.head_dim
         self.rope_theta: float = config.rope_theta
+        self.compiled = False
         # Of each block.
         self.checkpointing: Sequence[Checkpointing] = ["none"] * config.n_layers
         self.transformer = nn.ModuleDict(
@@ -153,7 +154,7 @@ class LLaDAModel(nn.Module):
         how = plan_attention(attention_mask, sequences, x.device, x.dtype)
         blocks = self.transformer["blocks"].children()
         for block, checkpointing in zip(blocks, self.checkpointing, strict=True):
-            x = run_block(block, checkpointing, x, rotary, how)
+            x = run_block(block, checkpointing, self.compiled, x, rotary, how)
         if positions is not None:
             x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
         x = self.transformer["ln_f"](x)
@@ -229,6 +230,7 @@ class LLaDAModelLM(PreTrainedModel):  # type: ignore[misc]
 
     def compile_blocks(self) -> None:
         """Compile the parts of each block."""
+        self.model.compiled = True
         for block in self.model.transformer["blocks"].children():
             cast(Block, block).compile_parts()
 

@@ -74,7 +74,17 @@ def train_each(runs: dict[Path, list[str]], world_size: int = 2) -> None:
 def test_the_gradients_of_blocks_that_are_leaves_are_those_without_zero() -> None:
     """Bit for bit: hooks for each module would add up a tensor's gradients in another order."""
     ranks = run_on_ranks(f"{WORKERS}:leaves_without_zero", 1, 200, model_dir=str(GOLDEN))
-    assert ranks == [{"plain": [], "recomputed": []}]
+    assert ranks == [{"none": [], "selective": [], "full": []}]
+
+
+def test_compiled_blocks_have_the_same_gradients_and_keep_no_gathered_weight() -> None:
+    """A weight that the compiled function saved would stay whole until the backward pass."""
+    # Of one rank the gathered weight is its slice, which is always there.
+    for found in run_on_ranks(f"{WORKERS}:compiled_leaves", 2, 280, model_dir=str(GOLDEN)):
+        assert found.keys() == {"none", "selective", "full"}
+        for kind in found.values():
+            assert kind["error"] < 1e-5
+            assert kind["alive"] == [0]
 
 
 @pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-5), ("bf16", 2e-2)])

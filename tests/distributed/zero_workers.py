@@ -7,10 +7,13 @@ import deepspeed
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
-from llada_sft.model import LLaDAConfig, build_model
+from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
+from llada_sft.model.activations import Checkpointing
+from llada_sft.model.llada import Block
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network
 from llada_sft.training.host import Host
@@ -26,27 +29,77 @@ def leaves_without_zero(model_dir: str) -> dict[str, list[str]]:
     """Name the gradients of blocks that are leaves that differ from those without ZeRO."""
     join_group()
     found = {}
-    for kind, recompute in (("plain", False), ("recomputed", True)):
-        whole = build_model(Path(model_dir))
-        whole.set_activation_checkpointing(recompute)
-        torch.autograd.backward(some_loss(whole, IDS, POSITIONS))
-        with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
-            model = build_model(Path(model_dir))
-        model.set_activation_checkpointing(recompute)
-        deepspeed.utils.set_z3_leaf_modules(model, ["Block"])
-        gradients = _gradients(model)
+    kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    for kind in kinds:
+        expected = _gradients_without_zero(model_dir, kind)
+        gradients = _gradients(_leaves(model_dir, kind))
         found[kind] = [
-            name
-            for name, parameter in whole.named_parameters()
-            if not torch.equal(gradients[name], parameter.grad)
+            name for name in expected if not torch.equal(gradients[name], expected[name])
         ]
     return found
 
 
-def _gradients(model: nn.Module) -> dict[str, Tensor]:
+def compiled_leaves(model_dir: str) -> dict[str, dict[str, Any]]:
+    """Compare gradients of compiled leaves with those without ZeRO, and look for saved weights.
+
+    Returns:
+        For each way of checkpointing the largest relative error of a gradient, and how many tensors
+        of gathered weights are still in memory after the forward pass.
+    """
+    join_group()
+    found = {}
+    kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    for kind in kinds:
+        expected = _gradients_without_zero(model_dir, kind)
+        model = _leaves(model_dir, kind)
+        model.compile_blocks()
+        alive: list[int] = []
+        gradients = _gradients(model, alive)
+        errors = [
+            float((gradients[name] - value).norm() / value.norm())
+            for name, value in expected.items()
+        ]
+        found[kind] = {"error": max(errors), "alive": alive}
+    return found
+
+
+def _gradients_without_zero(model_dir: str, kind: Checkpointing) -> dict[str, Tensor]:
+    whole = build_model(Path(model_dir))
+    whole.set_activation_checkpointing(kind)
+    torch.autograd.backward(some_loss(whole, IDS, POSITIONS))
+    return {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
+
+
+def _leaves(model_dir: str, kind: Checkpointing) -> LLaDAModelLM:
+    with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
+        model = build_model(Path(model_dir))
+    model.set_activation_checkpointing(kind)
+    deepspeed.utils.set_z3_leaf_modules(model, ["Block"])
+    return model
+
+
+def _gradients(model: nn.Module, alive: list[int] | None = None) -> dict[str, Tensor]:
+    """Return all gradients; count weights of blocks that outlive the forward pass in `alive`."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=DEEPSPEED)[0]
-    engine.backward(some_loss(engine, IDS, POSITIONS))
+    gathered: list[StorageWeakRef] = []
+
+    def remember(block: nn.Module, inputs: object) -> None:
+        gathered.extend(StorageWeakRef(p.data.untyped_storage()) for p in block.parameters())
+
+    # After DeepSpeed's own hook, which gathers.
+    hooks = [
+        block.register_forward_pre_hook(remember)
+        for block in model.modules()
+        if isinstance(block, Block)
+    ]
+    loss = some_loss(engine, IDS, POSITIONS)
+    assert gathered
+    if alive is not None:
+        alive.append(sum(not weights.expired() for weights in gathered))
+    for hook in hooks:
+        hook.remove()
+    engine.backward(loss)
     return {
         name: deepspeed.utils.safe_get_full_grad(parameter)
         for name, parameter in model.named_parameters()
