@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
 from llada_sft.config.schema import Config
@@ -40,6 +40,7 @@ from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.log_interval import share_of
 from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.log.step_journal import StepJournal
+from llada_sft.training.log.tensorboard import TensorBoardLog
 from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import NoiseSource
@@ -290,7 +291,7 @@ def build_loggers(
         loggers.append(MetricsCsv(run.metrics, first_step, columns, host.require_owner))
     if config.log.tensorboard:
         loggers.append(
-            TensorBoardLogger(run.logs, name="tensorboard", version="", purge_step=first_step + 1)
+            TensorBoardLog(run.logs, name="tensorboard", version="", purge_step=first_step + 1)
         )
     if config.log.wandb_project and placement.rank == 0:
 

@@ -1,6 +1,7 @@
 """What runs on each rank; it knows neither launch/ nor attempt/.
 
 main.py            from SLURM's variables to the training
+lean_imports.py    leaves out what the libraries import for nothing
 signals.py         a signal sets a flag
 stopping.py        why SLURM signalled, and whether rank 0 requeues the job
 journal_writer.py  what rank 0 writes into the journal

@@ -22,6 +22,7 @@ from llada_sft.cluster.owner import ownership
 from llada_sft.cluster.owner.ownership import Ownership
 from llada_sft.cluster.rank.abort import Leaving, exit_in_time
 from llada_sft.cluster.rank.journal_writer import RankJournal
+from llada_sft.cluster.rank.lean_imports import lean_imports
 from llada_sft.cluster.rank.shown import say_mistake
 from llada_sft.cluster.rank.signals import StopRequest
 from llada_sft.cluster.rank.stopping import RankJob, after_stop
@@ -218,9 +219,10 @@ def _train(config: Config, rank: _Rank, journal: RankJournal) -> str:
 
     # The imports create millions of objects that stay: a garbage collection takes a second.
     gc.disable()
-    from llada_sft.training.host import Host
-    from llada_sft.training.ranks import leave_ranks
-    from llada_sft.training.trainer import train
+    with lean_imports():
+        from llada_sft.training.host import Host
+        from llada_sft.training.ranks import leave_ranks
+        from llada_sft.training.trainer import train
 
     gc.freeze()
     gc.enable()
