@@ -351,10 +351,22 @@ class TrainConfig(Section):
 
 
 class DeepSpeedConfig(Section):
-    """ZeRO-3's own knobs, by DeepSpeed's names."""
+    """ZeRO's own knobs, by DeepSpeed's names."""
 
+    # What the ranks divide between them (docs/zero.md): 1 = the optimizer's states; 2 = gradients,
+    # too; 3 = weights, too. Keys that name stage3, leaf_blocks and those of hpZ, qwZ, qgZ and
+    # offloading are for 3.
+    stage: Literal[1, 2, 3] = 3
     offload_optimizer: Literal["none", "cpu"] = "none"
     offload_param: Literal["none", "cpu"] = "none"
+    # Reduce gradients while the backward pass continues.
+    overlap_comm: bool = True
+    # Copy gradients into one buffer before they are reduced.
+    contiguous_gradients: bool = True
+    # What gradients are sent in; they are summed over micro-batches in fp32 either way. bf16 halves
+    # the traffic, and is less precise (docs/zero.md).
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    # Elements that are reduced together.
     reduce_bucket_size: Annotated[Elements, Field(ge=1)] = 200_000_000
     stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
     stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
@@ -373,6 +385,22 @@ class DeepSpeedConfig(Section):
     # A collective that takes longer than this is an error. It is never less than the watchdog needs
     # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
     timeout_min: Minutes | None = None
+
+    @model_validator(mode="after")
+    def _of_stage_3(self) -> "DeepSpeedConfig":
+        for name in _OF_STAGE_3 if self.stage < 3 else ():
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: needs stage: 3, got {value!r} at stage {self.stage}")
+        return self
+
+
+_OF_STAGE_3 = (
+    "offload_optimizer",
+    "offload_param",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_gradients",
+)
 
 
 class SlurmConfig(Section):

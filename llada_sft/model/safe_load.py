@@ -30,8 +30,10 @@ def allowed_types() -> list[Any]:
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, ZeroStageEnum, (_zero_stage, "builtins.getattr")]
+    # Which part of a group is a parameter's, two numbers: in files of stages 1 and 2.
+    return [LossScaler, ZeroStageEnum, fragment_address, (_zero_stage, "builtins.getattr")]
 
 
 def _zero_stage(*arguments: Any) -> Any:

@@ -9,13 +9,17 @@ goes through the engine by itself, because DeepSpeed's accumulation counts calls
 
 import argparse
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import deepspeed
 import torch
+from deepspeed.runtime.constants import BFLOAT16
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
@@ -82,11 +86,11 @@ class RankEnvironment(ClusterEnvironment):
 
 
 def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str, Any]:
-    """Render DeepSpeed's own configuration: ZeRO-3, gradients summed and reduced in fp32."""
+    """Render DeepSpeed's own configuration: ZeRO, gradients summed in fp32."""
     zero: dict[str, Any] = {
-        "stage": 3,
-        "contiguous_gradients": True,
-        "overlap_comm": True,
+        "stage": config.stage,
+        "contiguous_gradients": config.contiguous_gradients,
+        "overlap_comm": config.overlap_comm,
         "reduce_bucket_size": config.reduce_bucket_size,
         "stage3_prefetch_bucket_size": config.stage3_prefetch_bucket_size,
         "stage3_param_persistence_threshold": config.stage3_param_persistence_threshold,
@@ -108,7 +112,7 @@ def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str,
         "zero_force_ds_cpu_optimizer": False,
         "gradient_clipping": gradient_clip,
         "train_micro_batch_size_per_gpu": 1,
-        "communication_data_type": "fp32",
+        "communication_data_type": config.reduce_dtype,
         "data_types": {"grad_accum_dtype": "fp32"},
         # Silence the engine's own numbers, which would be printed between ours.
         "steps_per_print": None,
@@ -127,6 +131,26 @@ def _fetch_blocks_whole(model: nn.Module) -> None:
         return
     whole = {name for module in model.modules() for name in _no_split(module)}
     deepspeed.utils.set_z3_leaf_modules(model, sorted(whole))
+
+
+@contextmanager
+def _one_kind_of_optimizer() -> Iterator[None]:
+    """Let DeepSpeed take its ZeRO optimizer for stage 1 in bf16 with fp32 sums, as for stage 2.
+
+    By itself it takes another class, `BF16_Optimizer`, with other files in a checkpoint, which the
+    same class writes in fp32 and at stage 2. The method is private; tests train at each stage.
+    """
+    choose = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def chosen(engine: DeepSpeedEngine, basic_optimizer: Any) -> Any:
+        kind = choose(engine, basic_optimizer)
+        return ZERO_OPTIMIZATION if kind == BFLOAT16 else kind
+
+    DeepSpeedEngine._do_optimizer_sanity_check = chosen
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
 def _no_split(module: nn.Module) -> Iterable[str]:
@@ -185,6 +209,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         )
         self._device, self._load_universal = device, load_universal
         self._optimizer_threads, self._leaf_blocks = optimizer_threads, leaf_blocks
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.shard_writer = ShardWriter()
 
     @property
@@ -201,21 +226,39 @@ class Zero3Strategy(DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Let parameters be born partitioned (stage 3), or whole where they are trained."""
+        if self.zero_stage_3:
+            with super().model_sharded_context():
+                yield
+            return
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)
+        try:
+            with self._device:
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         # Same as the parent, except that the CPU has no device index: the local rank replaces it.
-        if self._leaf_blocks:
+        if self._leaf_blocks and self.zero_stage_3:
             _fetch_blocks_whole(model)
-        engine, zero_optimizer, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.local_rank),
-            config=self.config,
-            model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            dist_init_required=False,
-        )
+        with _one_kind_of_optimizer():
+            engine, zero_optimizer, _, _ = deepspeed.initialize(
+                args=argparse.Namespace(device_rank=self.local_rank),
+                config=self.config,
+                model=model,
+                model_parameters=[p for p in model.parameters() if p.requires_grad],
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                dist_init_required=False,
+            )
+        # Stages 1 and 2 look for NaN and infinity in fp16 only, unless they are told.
+        zero_optimizer.check_grad_overflow = True
         engine.checkpoint_engine = self.shard_writer
         # Otherwise rank 0 would copy two DeepSpeed scripts into each checkpoint, which must not
         # hold code. The method is private.

@@ -89,7 +89,9 @@ def spoiled_run(
             self._add(trainer)
 
         def _add(self, trainer: Any) -> None:
-            whole = json.dumps(_whole_state(trainer.strategy.deepspeed_engine))
+            engine = trainer.strategy.deepspeed_engine
+            state = _whole_state if trainer.strategy.zero_stage_3 else _own_state
+            whole = json.dumps(state(engine))
             seen["states"].append(hashlib.sha256(whole.encode()).hexdigest())
 
     def note(entry: Mapping[str, object]) -> None:
@@ -110,6 +112,15 @@ def spoiled_run(
         except LladaSftError as error:
             seen["error"] = [type(error).__name__, str(error)]
     return seen
+
+
+def _own_state(engine: Any) -> list[Any]:
+    """Weights, moments and step counts of this rank at stage 1 or 2."""
+    zero = engine.optimizer
+    moments = [list(state.values()) for state in zero.optimizer.state.values()]
+    return [
+        tensor.tolist() for tensor in [*zero.single_partition_of_fp32_groups, *sum(moments, [])]
+    ]
 
 
 def spoiled_runs(config_file: str, runs: list[tuple[str, list[str], str, int]]) -> list[Any]:

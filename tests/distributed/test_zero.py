@@ -8,10 +8,12 @@ import torch
 
 from llada_sft.config import load_config
 from llada_sft.demo.data import write_demo
-from llada_sft.model.export import export_checkpoint, network_tensors
+from llada_sft.model.export import export_checkpoint, network_tensors, zero3_tensors
 from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import resolve_network
+from llada_sft.training.checkpoint.folder import newest_checkpoint
+from llada_sft.training.checkpoint.verify import Share, examine
 from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_training import CONFIG, SMALL
@@ -105,6 +107,26 @@ def test_blocks_that_are_leaves_train_the_same(
     assert same(modules, leaves, close)
 
 
+def test_how_gradients_are_reduced_changes_roundings_alone(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    runs = {
+        tmp_path / "fp32": overrides,
+        tmp_path / "plain": [
+            *overrides,
+            "deepspeed.overlap_comm=false",
+            "deepspeed.contiguous_gradients=false",
+            "deepspeed.reduce_bucket_size=1000",
+        ],
+        tmp_path / "bf16": [*overrides, "deepspeed.reduce_dtype=bf16"],
+    }
+    train_each(runs)
+    fp32, plain, bf16 = map(numbers, runs)
+    assert same(plain, fp32, 1e-5)
+    assert same(bf16, fp32, 2e-2)
+    assert not same(bf16, fp32, 1e-5)
+
+
 def test_an_optimizer_on_the_cpu_trains_the_same(overrides: list[str], tmp_path: Path) -> None:
     offload = [*overrides, "deepspeed.offload_optimizer=cpu", "slurm.cpus_per_rank=2"]
     here, there = tmp_path / "here", tmp_path / "there"
@@ -153,3 +175,58 @@ def test_hpz_loads_a_checkpoint_of_another_number_of_ranks(
         )  # fmt: skip
     assert len(numbers(run)) == 8
     assert numbers(same_run) == numbers(run)
+
+
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_all_stages_train_the_same(
+    precision: str, close: float, overrides: list[str], tmp_path: Path
+) -> None:
+    given = [*overrides, f"train.precision={precision}"]
+    runs = {tmp_path / str(stage): [*given, f"deepspeed.stage={stage}"] for stage in (1, 2, 3)}
+    train_each(runs)
+    one, two, three = map(numbers, runs)
+    assert len(three) == 8
+    assert same(one, three, close)
+    assert same(two, three, close)
+
+
+def exported(run: Path) -> list[float]:
+    """All weights of the newest checkpoint, as an export takes them."""
+    newest = newest_checkpoint(RunDir(run).checkpoints)
+    assert newest is not None
+    assert examine(newest, Share(0, 1), {}) == []
+    tensors = zero3_tensors(newest)
+    return torch.cat([tensors[name].read().flatten() for name in sorted(tensors)]).tolist()
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (1, "bf16"), (2, "bf16")])
+def test_stages_1_and_2_resume_bit_for_bit(
+    stage: int, precision: str, overrides: list[str], tmp_path: Path
+) -> None:
+    run_on_ranks(
+        "tests.distributed.training_workers:interrupted_runs", 2, 200,
+        folder=str(tmp_path), config_file=CONFIG, stops=[3],
+        overrides=[*overrides, f"deepspeed.stage={stage}", f"train.precision={precision}"],
+    )  # fmt: skip
+    whole = numbers(tmp_path / "whole")
+    assert len(whole) == 8
+    assert numbers(tmp_path / "stopped_3") == whole
+    assert exported(tmp_path / "stopped_3") == exported(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_all_stages_resume_on_another_number_of_ranks(
+    before: int, after: int, overrides: list[str], tmp_path: Path
+) -> None:
+    for stage in (1, 2, 3):
+        for world_size, stop_at in ((before, 3), (after, 0)):
+            run_on_ranks(
+                f"{WORKERS}:trained", world_size, 120,
+                config_file=CONFIG, folder=str(tmp_path / str(stage)),
+                overrides=[*overrides, f"deepspeed.stage={stage}"], frozen=False, stop_at=stop_at,
+            )  # fmt: skip
+    one, two, three = (tmp_path / str(stage) for stage in (1, 2, 3))
+    assert len(numbers(three)) == 8
+    for run in (one, two):
+        assert same(numbers(run), numbers(three), 1e-5)
+        assert exported(run) == pytest.approx(exported(three), abs=1e-5)

@@ -171,7 +171,7 @@ def _whole_state(engine: Any) -> list[float]:
     for parameter in engine.module.parameters():
         parts.append(safe_get_full_fp32_param(parameter))
         for moment in ("exp_avg", "exp_avg_sq"):
-            empty = torch.zeros(parameter.ds_shape)
+            empty = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
             parts.append(safe_get_full_optimizer_state(parameter, moment) if has_state else empty)
     counts = [float(state["step"]) for state in zero.optimizer.state.values()]
     parts.append(torch.tensor(counts if has_state else [0.0] * len(zero.optimizer.param_groups)))

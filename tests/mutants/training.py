@@ -231,7 +231,7 @@ MUTANTS = (
         "training/strategy.py",
         "training/test_strategy.py",
         (
-            '"communication_data_type": "fp32"',
+            '"communication_data_type": config.reduce_dtype',
             '"communication_data_type": "bf16"',
             "gradients are sent in bf16",
         ),
@@ -262,8 +262,8 @@ MUTANTS = (
             "damage is taken for code, and code for damage",
         ),
         (
-            "int(of_rank[1]) % self.world_size == self.rank",
-            "int(of_rank[1]) == self.rank",
+            "int(of_rank[1] or 0) % self.world_size == self.rank",
+            "int(of_rank[1] or 0) == self.rank",
             "fewer ranks examine only their own files",
         ),
         (

@@ -18,7 +18,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,8 @@ def finish_partial(
     if unknown := sorted(there - records.keys()):
         raise OSError(errno.EIO, f"no rank has written {', '.join(unknown)}")
     atomic.write_synced(partial / MANIFEST, sealed(manifest, records))
-    if not is_complete(partial) or _num_shards(partial) != 2 * manifest["world_size"]:
+    due = shards_due((path.name for path in _shards(partial)), manifest["world_size"])
+    if not is_complete(partial) or _num_shards(partial) != due:
         raise OSError(errno.EIO, "not every rank's files are there")
     # The ranks have synced their shards; this syncs the other files, and all names.
     for path in (*partial.iterdir(), partial):
@@ -236,10 +237,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def shards_due(names: Iterable[str], world_size: int) -> int:
+    """Return how many files of DeepSpeed's a checkpoint has.
+
+    At stage 3 they are two of each rank, one of the model and one of the optimizer. At stages 1 and
+    2 there is one of the whole model, `mp_rank_00_model_states.pt`, and the optimizer's.
+    """
+    whole = any(Path(name).name.startswith("mp_rank_") for name in names)
+    return world_size + 1 if whole else 2 * world_size
+
+
 def _num_shards(checkpoint: Path) -> int:
-    """Count DeepSpeed's files: two of each rank, one of the model and one of the optimizer."""
+    return len(_shards(checkpoint))
+
+
+def _shards(checkpoint: Path) -> list[Path]:
     # In bf16 the optimizer's name starts with bf16_.
-    return len(list((checkpoint / DEEPSPEED_TAG).glob("*zero_pp_rank_*_states.pt")))
+    return list((checkpoint / DEEPSPEED_TAG).glob("*mp_rank_*_states.pt"))
 
 
 def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:

@@ -57,7 +57,8 @@ def _convert(source: str, out: str, workers: int) -> None:
             num_merge_workers=workers,
             keep_temp_folder=False,
             strict=True,
-            inject_missing_state=False,
+            # At stages 1 and 2 the converter asks for a version of its own that nobody writes.
+            inject_missing_state=True,
         )
     )
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from llada_sft.model.safe_load import load_data, what_is_held
 from llada_sft.training.checkpoint.checksums import record_of_file
 from llada_sft.training.checkpoint.data_state import DATA_STATE, read_data_state
-from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG
+from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG, shards_due
 from llada_sft.training.checkpoint.manifest import (
     MANIFEST,
     ManifestError,
@@ -32,7 +32,8 @@ from llada_sft.training.checkpoint.manifest import (
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
-_OF_RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(model|optim)_states\.pt$")
+# At stages 1 and 2 the model's file is that of all ranks, and has no number of a rank.
+_OF_RANK = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_\d+_(model|optim)_states\.pt$")
 _MOST_NAMED = 3
 _THREADS = 8
 
@@ -59,7 +60,7 @@ class Share(NamedTuple):
     def has(self, name: str) -> bool:
         """Return whether this rank examines a file; every rank reads the small common files."""
         of_rank = _OF_RANK.search(name)
-        return of_rank is None or int(of_rank[1]) % self.world_size == self.rank
+        return of_rank is None or int(of_rank[1] or 0) % self.world_size == self.rank
 
 
 def examine(
@@ -220,8 +221,14 @@ def _difference(there: Shapes, here: Shapes) -> str:
 
 def _look_at_optimizer(state: Any, part: _Part) -> Defect | None:
     zero = state["optimizer_state_dict"]
-    if (ranks := zero["partition_count"]) != part.world_size:
+    # At stages 1 and 2 there is a number for each group of parameters.
+    counts = zero["partition_count"]
+    ranks = max(counts) if isinstance(counts, list) else counts
+    if ranks != part.world_size:
         return Defect("damaged", f"was written by {ranks} ranks, the others by {part.world_size}")
+    if isinstance(counts, list):
+        # Groups are cut as a whole: which weights a rank has is in the shapes of the model's file.
+        return None
     held = sum(flat.numel() for flat in zero["fp32_flat_groups"])
     # Each rank holds an equal slice of each parameter, the last ones padded.
     due = sum(ceil(prod(shape) / part.world_size) for shape in part.network.values())
@@ -239,7 +246,7 @@ def _whole(checkpoint: Path, manifest: Mapping[str, Any]) -> Iterator[Defect]:
         if not (checkpoint / name).exists():
             yield Defect("damaged", f"{name} is gone")
     shards = [name for name in names if _OF_RANK.search(name)]
-    if len(shards) != 2 * manifest["world_size"] or DATA_STATE not in names:
+    if len(shards) != shards_due(shards, manifest["world_size"]) or DATA_STATE not in names:
         yield Defect("damaged", f"{MANIFEST} does not name two files of each rank")
     for path in sorted((checkpoint / DEEPSPEED_TAG).glob("*.pt")):
         if (name := f"{DEEPSPEED_TAG}/{path.name}") not in names:

@@ -647,3 +647,21 @@ def test_second_slices_divide_the_ranks() -> None:
         "a.yaml:1: deepspeed.zero_hpz_partition_size: must divide the number of ranks,"
         " got 8 for 12 ranks; take slurm.ranks_per_node, 4"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("offload_optimizer", "cpu", "'cpu'"),
+        ("offload_param", "cpu", "'cpu'"),
+        ("zero_hpz_partition_size", "2", "2"),
+        ("zero_quantized_weights", "true", "True"),
+        ("zero_quantized_gradients", "true", "True"),
+    ],
+)
+def test_keys_of_stage_3(key: str, value: str, shown: str) -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+    load(f"{text}deepspeed: {{{key}: {value}}}\n")
+    assert problems_of(f"{text}deepspeed: {{stage: 2, {key}: {value}}}\n") == (
+        f"a.yaml:4: deepspeed: {key}: needs stage: 3, got {shown} at stage 2"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.training.checkpoint.checksums import FileRecord
@@ -20,6 +21,7 @@ from llada_sft.training.checkpoint.shard_writer import ShardWriter
 NETWORK = {"wte.weight": (20, 32), "block.q.weight": (32, 33), "ln.weight": (31,)}
 STATE = DataState(1, {"a.jsonl": FilePosition(3, 2)}, {"a.jsonl": "11"})
 MODEL = "checkpoint/zero_pp_rank_{}_mp_rank_00_model_states.pt"
+WHOLE_MODEL = "checkpoint/mp_rank_00_model_states.pt"
 OPTIMIZER = "checkpoint/zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 
@@ -29,14 +31,17 @@ def write_checkpoint(
     world_size: int = 2,
     keep: int = 9,
     network: Mapping[str, tuple[int, ...]] = NETWORK,
+    stage: int = 3,
     **more: Any,
 ) -> Path:
     """Write a checkpoint of random weights; `more` goes into the first rank's optimizer file."""
     partial, writer = create_partial(folder, step), ShardWriter()
     writer.makedirs(str(partial / "checkpoint"))
     for rank in range(world_size):
-        writer.save(model_state(world_size, network), str(partial / MODEL.format(rank)))
-        state = optimizer_state(world_size, network) | (more if rank == 0 else {})
+        if stage == 3 or rank == 0:
+            name = MODEL.format(rank) if stage == 3 else WHOLE_MODEL
+            writer.save(model_state(world_size, network), str(partial / name))
+        state = optimizer_state(world_size, network, stage) | (more if rank == 0 else {})
         writer.save(state, str(partial / OPTIMIZER.format(rank)))
     writer.save_text("checkpoint", partial / "latest")
     assert writer.error is None
@@ -56,8 +61,18 @@ def model_state(world_size: int, network: Mapping[str, tuple[int, ...]]) -> dict
     }
 
 
-def optimizer_state(world_size: int, network: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def optimizer_state(
+    world_size: int, network: Mapping[str, tuple[int, ...]], stage: int = 3
+) -> dict[str, Any]:
     held = sum(ceil(prod(shape) / world_size) for shape in network.values())
+    if stage < 3:
+        groups = {
+            "zero_stage": ZeroStageEnum(stage),
+            "partition_count": [world_size, world_size],
+            "single_partition_of_fp32_groups": [torch.randn(held), torch.randn(3)],
+            "param_slice_mappings": [OrderedDict({"wte.weight": fragment_address(held, 0)})],
+        }
+        return {"optimizer_state_dict": groups}
     return {
         "optimizer_state_dict": {
             "zero_stage": ZeroStageEnum.weights,

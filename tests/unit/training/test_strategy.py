@@ -85,6 +85,16 @@ def test_the_sizes_of_zero3_are_those_of_the_config() -> None:
     assert not zero.keys() & {"offload_optimizer", "offload_param"}
 
 
+def test_how_gradients_are_reduced() -> None:
+    given = {"overlap_comm": False, "contiguous_gradients": False, "reduce_dtype": "bf16"}
+    config = deepspeed_config(DeepSpeedConfig.model_validate(given), 1.0)
+    zero = config["zero_optimization"]
+    assert (zero["overlap_comm"], zero["contiguous_gradients"]) == (False, False)
+    assert config["communication_data_type"] == "bf16"
+    # Over micro-batches they are summed in fp32 all the same.
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
 @pytest.mark.parametrize("part", ["offload_optimizer", "offload_param"])
 def test_what_is_offloaded(part: str) -> None:
     config = DeepSpeedConfig.model_validate({part: "cpu"})
@@ -182,14 +192,21 @@ class Engines:
 
     def __call__(self, model: torch.nn.Module, **more: Any) -> tuple[Any, ...]:
         self.leaves = deepspeed.utils.get_z3_leaf_modules(model)
-        return SimpleNamespace(), None, None, None
+        return SimpleNamespace(), SimpleNamespace(), None, None
 
 
-def leaves_of(monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, leaf_blocks: bool) -> int:
+def leaves_of(
+    monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, leaf_blocks: bool, stage: int = 3
+) -> int:
     engines = Engines()
     monkeypatch.setattr(deepspeed, "initialize", engines)
     made = Zero3Strategy(
-        {}, PLACEMENT, torch.device("cpu"), "bf16", timedelta(minutes=1), leaf_blocks=leaf_blocks
+        {"zero_optimization": {"stage": stage}},
+        PLACEMENT,
+        torch.device("cpu"),
+        "bf16",
+        timedelta(minutes=1),
+        leaf_blocks=leaf_blocks,
     )
     made._setup_model_and_optimizer(model, None)
     return len(engines.leaves)
@@ -205,6 +222,7 @@ def test_blocks_are_leaves_where_all_is_trained(monkeypatch: pytest.MonkeyPatch)
 
     assert leaves_of(monkeypatch, network(), True) == 3
     assert leaves_of(monkeypatch, network(), False) == 0
+    assert leaves_of(monkeypatch, network(), True, stage=2) == 0
     frozen = network()
     next(frozen.parameters()).requires_grad = False
     assert leaves_of(monkeypatch, frozen, True) == 0

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from llada_sft.training.checkpoint.folder import shards_due
 from llada_sft.training.checkpoint.verify import Defect, Share, examine, summary
 from tests.unit.training.checkpoint_files import (
     MODEL,
     NETWORK,
     OPTIMIZER,
+    WHOLE_MODEL,
     as_of_older_version,
     damage,
     model_state,
@@ -276,3 +278,30 @@ def test_too_little_memory_is_no_fault_of_the_checkpoint(
 def test_many_findings_are_counted() -> None:
     found = [Defect("damaged", f"{name} is gone") for name in "aabcde"]
     assert summary(found) == "a is gone; b is gone; c is gone; and 2 more"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stages_1_and_2_have_one_model_and_an_optimizer_of_each_rank(
+    stage: int, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path, 4, world_size=3, stage=stage)
+    assert texts(checkpoint) == []
+    # The model's file is examined once.
+    assert [Share(rank, 3).has(WHOLE_MODEL) for rank in range(3)] == [True, False, False]
+    other = {"wte.weight": (20, 31)}
+    (defect,) = examine(checkpoint, Share(0, 3), other)
+    assert (defect.kind, "is of another network" in defect.text) == ("network", True)
+    shutil.copy(checkpoint / WHOLE_MODEL, tmp_path / "kept.pt")
+    (checkpoint / WHOLE_MODEL).unlink()
+    assert texts(checkpoint) == [f"{WHOLE_MODEL} is gone"]
+    shutil.copy(tmp_path / "kept.pt", checkpoint / WHOLE_MODEL)
+    torch.save(optimizer_state(2, NETWORK, stage), checkpoint / OPTIMIZER.format(1))
+    reseal(checkpoint)
+    assert texts(checkpoint) == [f"{OPTIMIZER.format(1)} was written by 2 ranks, the others by 3"]
+
+
+def test_the_files_that_a_stage_has() -> None:
+    names = [OPTIMIZER.format(rank) for rank in range(3)]
+    assert shards_due([*names, WHOLE_MODEL], 3) == 4
+    # A whole model that was not written is not missed silently.
+    assert shards_due(names, 3) == 6
