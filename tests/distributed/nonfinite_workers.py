@@ -117,10 +117,9 @@ def spoiled_run(
 def _own_state(engine: Any) -> list[Any]:
     """Weights, moments and step counts of this rank at stage 1 or 2."""
     zero = engine.optimizer
-    moments = [list(state.values()) for state in zero.optimizer.state.values()]
-    return [
-        tensor.tolist() for tensor in [*zero.single_partition_of_fp32_groups, *sum(moments, [])]
-    ]
+    states = list(zero.optimizer.state.values())
+    moments = [tensor for state in states for tensor in state.values()]
+    return [tensor.tolist() for tensor in [*zero.single_partition_of_fp32_groups, *moments]]
 
 
 def spoiled_runs(config_file: str, runs: list[tuple[str, list[str], str, int]]) -> list[Any]:

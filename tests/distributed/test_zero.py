@@ -230,3 +230,17 @@ def test_all_stages_resume_on_another_number_of_ranks(
     for run in (one, two):
         assert same(numbers(run), numbers(three), 1e-5)
         assert exported(run) == pytest.approx(exported(three), abs=1e-5)
+
+
+def test_stage_1_reduces_once_per_step(overrides: list[str], tmp_path: Path) -> None:
+    """In bf16, where the sums are kept in fp32 next to the gradients."""
+    given = [*overrides, "train.precision=bf16", "train.max_steps=2", "data.validation=null"]
+    given += ["train.accumulate_grad_batches=3"]
+    runs = {str(stage): [*given, f"deepspeed.stage={stage}"] for stage in (1, 2)}
+    ranks = run_on_ranks(
+        f"{WORKERS}:reductions", 2, 120, folder=str(tmp_path), config_file=CONFIG, runs=runs
+    )
+    for rank in ranks:
+        each = rank["1"][2]
+        assert each > 10_000
+        assert rank == {"1": [0, 0, each, 0, 0, each], "2": [each] * 6}

@@ -6,6 +6,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -17,6 +18,7 @@ from llada_sft.model.llada import Block
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network
 from llada_sft.training.host import Host
+from llada_sft.training.strategy import Zero3Strategy
 from llada_sft.training.trainer import train
 from tests.distributed.loading_workers import DEEPSPEED, join_group, some_loss
 from tests.distributed.training_workers import placement
@@ -130,3 +132,29 @@ def trained(
             patch.setattr(LLaDAConfig, "parameter_shapes", lambda self: {})
         config = load_config(config_file, overrides)
         train(config, RunDir(Path(folder)), placement(), Host(stop))
+
+
+def reductions(folder: str, config_file: str, runs: dict[str, list[str]]) -> dict[str, list[int]]:
+    """Train; return how many elements each micro-batch sent to be reduced at stages 1 and 2."""
+    sent: list[int] = []
+
+    def average(self: DeepSpeedZeroOptimizer, tensor: Tensor, *more: Any) -> None:
+        sent[-1] += tensor.numel()
+        _average(self, tensor, *more)
+
+    def accumulate(self: Zero3Strategy, loss: Tensor, last: bool) -> None:
+        sent.append(0)
+        _accumulate(self, loss, last)
+
+    seen = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeepSpeedZeroOptimizer, "average_tensor", average)
+        patch.setattr(Zero3Strategy, "accumulate", accumulate)
+        for name, overrides in runs.items():
+            config = load_config(config_file, overrides)
+            train(config, RunDir(Path(folder) / name), placement(), Host(lambda: False))
+            seen[name], sent[:] = list(sent), []
+    return seen
+
+
+_average, _accumulate = DeepSpeedZeroOptimizer.average_tensor, Zero3Strategy.accumulate
