@@ -78,3 +78,19 @@ def test_check_and_the_tokenizer_alone_see_the_same_tokens(tmp_path: Path) -> No
     ]
     assert len({line["tokens"] for line in lines.values()}) == 1
     assert all(line["reached"] in ("yes", "NO") for line in list(lines.values())[2:])
+
+
+@pytest.mark.slow
+def test_host_counts_the_gathers_of_each_loop(tmp_path: Path) -> None:
+    sizes = ("--layers", "3", "--repeats", "1", "--megaparameters", "1")
+    found = measured("host", tmp_path / "out.json", *sizes)
+    assert found["packages"]["deepspeed"]
+    lines = {(line["loop"], line["recompute"]): line["gathers"] for line in found["hooks"]}
+    assert list(lines) == [
+        (loop, recompute) for recompute in (False, True) for loop in ("bare", "modules", "blocks")
+    ]
+    for recompute in (False, True):
+        assert lines["bare", recompute] == 0
+        # Nine weights of a block, or the block itself.
+        assert lines["modules", recompute] > lines["blocks", recompute] >= 3
+    assert [line["AdamW"] for line in found["optimizer"]] == ["not fused", "fused"]
