@@ -37,6 +37,8 @@ class Report:
         steps_left, epoch_steps: The rank's steps after this one in the epoch, and its steps of a
             whole epoch (`LocalStep`).
         estimated: 1 if these depend on a sample.
+        writes_ended: The rank's parts of checkpoints whose writing in the background has ended,
+            well or not, since the attempt started.
         by_source: What each source contributed to the step, in the unit that the sources share;
             empty with one dataset. It has the same length on all ranks.
     """
@@ -58,6 +60,7 @@ class Report:
     steps_left: int = 0
     epoch_steps: int = 0
     estimated: int = 0
+    writes_ended: int = 0
     by_source: tuple[int, ...] = ()
 
     def numbers(self) -> list[int]:

@@ -37,6 +37,7 @@ class StepFeed(Iterable[StepBatch]):
         pulse: Called with what this rank starts to do.
         schedule: Gives each step its learning rate.
         max_steps: Optimizer steps after which the training ends, if its rows do not end it before.
+        writes_ended: Returns how many of this rank's writes in the background have ended.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class StepFeed(Iterable[StepBatch]):
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         schedule: Schedule | None = None,
         max_steps: int | None = None,
+        writes_ended: Callable[[], int] = lambda: 0,
     ) -> None:
         self._schedule, self._max_steps = schedule, max_steps
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
@@ -63,6 +65,9 @@ class StepFeed(Iterable[StepBatch]):
         self._moved: Positions = {}
         # True, on every rank alike, once any rank was signalled to stop.
         self.stop_agreed = False
+        self._writes_ended = writes_ended
+        # Of all ranks together.
+        self.writes_ended = 0
 
     def __iter__(self) -> Iterator[StepBatch]:
         local_steps = iter(self._local_steps)
@@ -74,6 +79,7 @@ class StepFeed(Iterable[StepBatch]):
             counts = self._agree(local)
             self._begin("step")
             self.stop_agreed |= counts.stop > 0
+            self.writes_ended = counts.writes_ended
             if counts.examples:
                 yield self._batch(local, counts)
                 self._step += 1
@@ -142,6 +148,7 @@ class StepFeed(Iterable[StepBatch]):
                 steps_left=local.steps_left,
                 epoch_steps=local.epoch_steps,
                 estimated=int(local.estimated),
+                writes_ended=self._writes_ended(),
                 by_source=local.by_source,
             )
         )

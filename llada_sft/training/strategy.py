@@ -270,11 +270,15 @@ class Zero3Strategy(DeepSpeedStrategy):
     ) -> None:
         """Write this rank's shards; afterwards `shard_writer.error` is None if all were written.
 
+        With the storage option `background` they are copied now, and written later
+        (`shard_writer.ended`).
+
         Same as the parent, except that DeepSpeed's `latest` file is written after its barrier: if
         writing it failed earlier, the other ranks would wait in that barrier forever.
         """
         states = ("state_dict", "optimizer_states")
-        self.shard_writer.begin()
+        background = bool((storage_options or {}).get("background"))
+        self.shard_writer.begin(background)
         self.deepspeed_engine.save_checkpoint(
             filepath,
             client_state={key: value for key, value in checkpoint.items() if key not in states},

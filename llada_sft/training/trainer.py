@@ -115,6 +115,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         pulse=host.pulse,
         schedule=schedule,
         max_steps=max_steps,
+        writes_ended=lambda: saver.writes_ended,
     )
     nonfinite = NonFiniteSteps(
         config.train.on_nonfinite,

@@ -17,7 +17,7 @@ MUTANTS = (
             "a stop at the very last step is no end",
         ),
         (
-            '== "go_on" and not last)',
+            '== "go_on" and not begun.last)',
             '== "go_on")',
             "a run whose last checkpoint failed counts as finished",
         ),
@@ -246,7 +246,11 @@ MUTANTS = (
             "every micro-batch is a step",
         ),
         ("save_latest=False", "save_latest=True", "a failed write leaves the others in a barrier"),
-        ("self.shard_writer.begin()", "pass", "the error of a checkpoint spoils the next"),
+        (
+            "self.shard_writer.begin(background)",
+            "pass",
+            "the error of a checkpoint spoils the next",
+        ),
     ),
     *of_file(
         "training/checkpoint/verify.py",

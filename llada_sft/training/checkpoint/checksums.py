@@ -15,6 +15,8 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 # Bytes of one read: large enough for a network file system.
 _BUFFER_BYTES = 16 << 20
+# Bytes of one write: what counts as progress.
+_PIECE_BYTES = 64 << 20
 # Fewer bytes than this are hashed faster in this thread than in another one.
 _HASHED_AT_ONCE = 1 << 20
 
@@ -39,24 +41,34 @@ class HashingFile:
     Args:
         file: Takes the bytes.
         hasher: A pool of one thread.
+        advanced: Called with the number of bytes of each piece that was written.
     """
 
-    def __init__(self, file: IO[bytes], hasher: Executor) -> None:
-        self._file, self._hasher = file, hasher
+    def __init__(
+        self,
+        file: IO[bytes],
+        hasher: Executor,
+        advanced: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        self._file, self._hasher, self._advanced = file, hasher, advanced
         self._hash, self._size = xxh3_128(), 0
 
     def write(self, data: bytes) -> int:
-        num_bytes = memoryview(data).nbytes
-        self._size += num_bytes
-        if num_bytes < _HASHED_AT_ONCE:
-            self._hash.update(data)
-            return self._file.write(data)
-        hashed = self._hasher.submit(self._hash.update, data)
+        whole = memoryview(data).cast("B")
+        self._size += whole.nbytes
+        if whole.nbytes < _HASHED_AT_ONCE:
+            self._hash.update(whole)
+            self._file.write(whole)
+            self._advanced(whole.nbytes)
+            return whole.nbytes
+        hashed = self._hasher.submit(self._hash.update, whole)
         try:
-            return self._file.write(data)
+            for start in range(0, whole.nbytes, _PIECE_BYTES):
+                self._advanced(self._file.write(whole[start : start + _PIECE_BYTES]))
         finally:
             # torch frees the memory as soon as this returns.
             hashed.result()
+        return whole.nbytes
 
     def flush(self) -> None:
         self._file.flush()

@@ -6,6 +6,10 @@ wait for it there. So nothing raises while DeepSpeed saves: the first error is k
 `ShardWriter.error`, nothing more is written, and `callbacks/checkpoint_saver.py` reads the error
 when DeepSpeed is done.
 
+In the background, the state of a shard is copied at the call (`host_copies.py`), and one thread
+writes the copies in their order. What is known of the save (`error`, `written`) is complete once
+it has ended.
+
 The checksum of a file is taken from the bytes that torch writes, so that no file is read again.
 
 torch.save leaves its bytes in the page cache. Each rank syncs its own files (fsync); a file system
@@ -14,8 +18,9 @@ that writes late also reports only then that it is full.
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,6 +31,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from llada_sft import atomic
 from llada_sft.model.safe_load import load_data
 from llada_sft.training.checkpoint.checksums import FileRecord, HashingFile
+from llada_sft.training.checkpoint.host_copies import HostCopies, tensors_of
 
 # Names in the errors of torch's zip writer after a short write; they do not always give the cause.
 _CUT_SHORT = ("inline_container.cc", "PytorchStreamWriter")
@@ -37,18 +43,44 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
     Attributes:
         error: Why this rank's shards could not be written; None if they were.
         num_bytes: Bytes of this rank's tensors, written or not.
+        progress: Bytes that were written so far.
+        seconds: How long the writing took so far.
         written: Size and checksum of each file that was written.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self._copies, self._background = HostCopies(), False
+        self._thread: ThreadPoolExecutor | None = None
+        self._writes: list[Future[None]] = []
         self.begin()
 
-    def begin(self) -> None:
-        """Forget the checkpoint before."""
+    def begin(self, background: bool = False) -> None:
+        """Forget the checkpoint before, which has ended.
+
+        Args:
+            background: Whether `save` copies what it is given, and returns before it is written.
+        """
+        assert self.ended(), "the checkpoint before is still being written"
+        self._copies.release()
+        self._background, self._writes = background, []
+        if background and self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         self.error: OSError | None = None
-        self.num_bytes = 0
+        self.num_bytes = self.progress = 0
+        self.seconds = 0.0
         self.written: dict[Path, FileRecord] = {}
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Wait at most this long for the writing; return whether it is over, failed or not.
+
+        Raises:
+            Exception: The writing has ended by a defect that is not the disk's.
+        """
+        done, still = wait(self._writes, seconds, FIRST_EXCEPTION)
+        for write in done:
+            write.result()
+        return not still
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         with self._kept():
@@ -56,16 +88,18 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
 
     def save(self, state_dict: Mapping[str, Any], path: str) -> None:
         self.num_bytes += tensor_bytes(state_dict)
-        with self._kept():
-            if self.error is None:
-                self.written[Path(path)] = write_shard(state_dict, Path(path))
+        if self._background and self.error is None:
+            state_dict = self._copies.copied(state_dict)
+        self._do(lambda: write_shard(state_dict, Path(path), self._advanced), Path(path))
 
     def save_text(self, text: str, path: Path) -> None:
         """Write a small file next to the shards."""
-        with self._kept():
-            if self.error is None:
-                path.write_text(text)
-                self.written[path] = FileRecord.of(text.encode())
+
+        def write() -> FileRecord:
+            path.write_text(text)
+            return FileRecord.of(text.encode())
+
+        self._do(write, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_data(Path(path), map_location)
@@ -73,6 +107,24 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
     def records(self, checkpoint: Path) -> dict[str, FileRecord]:
         """Return size and checksum of what was written, by the path within the checkpoint."""
         return {str(path.relative_to(checkpoint)): record for path, record in self.written.items()}
+
+    def _do(self, write: Callable[[], FileRecord], path: Path) -> None:
+        """Write a file now, or after those before it."""
+
+        def run() -> None:
+            began = time.monotonic()
+            with self._kept():
+                if self.error is None:
+                    self.written[path] = write()
+            self.seconds += time.monotonic() - began
+
+        if self._background and self._thread is not None:
+            self._writes.append(self._thread.submit(run))
+        else:
+            run()
+
+    def _advanced(self, num_bytes: int) -> None:
+        self.progress += num_bytes
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -85,11 +137,19 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
             self.error = self.error or failed_write
 
 
-def write_shard(state: object, path: Path) -> FileRecord:
-    """Write a torch file, wait until it is on the disk, and return its size and checksum."""
+def write_shard(
+    state: object, path: Path, advanced: Callable[[int], None] = lambda num_bytes: None
+) -> FileRecord:
+    """Write a torch file, wait until it is on the disk, and return its size and checksum.
+
+    Args:
+        state: What torch.save takes.
+        path: The file.
+        advanced: Called with the number of bytes of each piece that was written.
+    """
     # A file of Python's: torch's own does not say why it cannot be written.
     with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
-        hashing = HashingFile(file, hasher)
+        hashing = HashingFile(file, hasher, advanced)
         torch.save(state, cast(IO[bytes], hashing))
         atomic.sync_file(file)
     return hashing.record
@@ -112,11 +172,5 @@ def write_error(error: BaseException) -> OSError | None:
 
 
 def tensor_bytes(state: object) -> int:
-    """Count the bytes of all tensors in nested dicts, lists and tuples."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, Mapping):
-        return sum(map(tensor_bytes, state.values()))
-    if isinstance(state, list | tuple):
-        return sum(map(tensor_bytes, state))
-    return 0
+    """Count the bytes of all tensors in nested mappings, lists and tuples."""
+    return sum(tensor.nbytes for tensor in tensors_of(state))

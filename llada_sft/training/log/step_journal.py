@@ -36,6 +36,8 @@ class StepJournal:
         # The longest way from one step to the next since the last checkpoint; with a validation
         # in between, if there was one: a signal has to wait for that as well.
         self._longest_s = 0.0
+        # How long the training waited where the checkpoint that is being written began.
+        self._begin_s = 0.0
 
     def resumed(self, step: int) -> None:
         """Record the step that the attempt resumes from."""
@@ -60,11 +62,31 @@ class StepJournal:
         if self._rank == 0:
             self._host.stop_agreed(step, signals, _in_words(ranks, len(of_ranks)))
 
-    def checkpoint_saved(self, step: int, num_bytes: int, total_steps: int | None = None) -> None:
-        """Record a checkpoint: all that happened since the step ended."""
+    def checkpoint_begun(self) -> None:
+        """Measure the wait at a step whose checkpoint is written in the background from here on."""
         assert self._last_end is not None
         now = time.monotonic()
-        seconds, step_seconds = round(now - self._last_end, 3), round(self._longest_s, 3)
+        self._begin_s, self._last_end = now - self._last_end, now
+
+    def checkpoint_saved(
+        self, step: int, num_bytes: int, total_steps: int | None = None, write_s: float = 0.0
+    ) -> None:
+        """Record a complete checkpoint.
+
+        Its seconds are all that happened since the step ended. Of one that was begun before, they
+        are what it took by itself: without the steps in between.
+
+        Args:
+            step: Its step.
+            num_bytes: Of all its shards.
+            total_steps: Of the whole training, as far as it is known.
+            write_s: Seconds that this rank's writing in the background took.
+        """
+        assert self._last_end is not None
+        now = time.monotonic()
+        whole = self._begin_s + write_s + now - self._last_end
+        seconds, step_seconds = round(whole, 3), round(self._longest_s, 3)
+        self._begin_s = 0.0
         if self._rank == 0:
             self._host.checkpoint_saved(
                 SavedCheckpoint(step, seconds, step_seconds, num_bytes, total_steps)

@@ -3,13 +3,15 @@
 import errno
 import os
 import pickle
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llada_sft.training.checkpoint import shard_writer
-from llada_sft.training.checkpoint.checksums import record_of_file
+from llada_sft.training.checkpoint.checksums import FileRecord, record_of_file
 from llada_sft.training.checkpoint.shard_writer import (
     ShardWriter,
     tensor_bytes,
@@ -43,7 +45,7 @@ def test_the_first_error_is_kept_and_no_more_is_written(
 ) -> None:
     writer, tried = ShardWriter(), []
 
-    def full(state: object, path: Path) -> None:
+    def full(state: object, path: Path, advanced: object) -> None:
         tried.append(path.name)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
@@ -73,7 +75,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_to_keep(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_made_later_does_not_hide_the_first_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(state: object, path: Path) -> None:
+    def full(state: object, path: Path, advanced: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     writer = ShardWriter()
@@ -86,7 +88,7 @@ def test_a_folder_that_cannot_be_made_later_does_not_hide_the_first_error(
 
 
 def test_a_defect_is_none_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def defect(state: object, path: Path) -> None:
+    def defect(state: object, path: Path, advanced: object) -> None:
         raise RuntimeError("a tensor of the wrong shape")
 
     monkeypatch.setattr(shard_writer, "write_shard", defect)
@@ -115,6 +117,60 @@ def test_what_would_run_code_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError):
         ShardWriter().load(str(tmp_path / "one.pt"))
     assert not (tmp_path / "ran").exists()
+
+
+def test_in_the_background_what_is_written_is_what_was_there_at_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, write = threading.Event(), shard_writer.write_shard
+
+    def slowed(*given: Any) -> FileRecord:
+        assert go_on.wait(60)
+        return write(*given)
+
+    state = {"module": {"a": torch.arange(10.0)}, "steps": [1, {"two": 2}]}
+    expected = write(state, tmp_path / "expected.pt")
+    monkeypatch.setattr(shard_writer, "write_shard", slowed)
+    writer = ShardWriter()
+    writer.begin(background=True)
+    writer.save(state, str(tmp_path / "one.pt"))
+    writer.save_text("text", tmp_path / "latest")
+    state["module"]["a"].fill_(7)
+    state["steps"][1]["two"] = 3
+    assert not writer.ended(0.01)
+    assert not (tmp_path / "latest").exists()
+    with pytest.raises(AssertionError, match="still being written"):
+        writer.begin()
+    go_on.set()
+    assert writer.ended(60)
+    assert writer.records(tmp_path) == {"one.pt": expected, "latest": FileRecord.of(b"text")}
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "expected.pt").read_bytes()
+    assert writer.progress == expected.size and writer.seconds > 0
+    writer.begin()
+    assert (writer.progress, writer.seconds, writer.records(tmp_path)) == (0, 0.0, {})
+
+
+def test_in_the_background_the_first_error_is_kept_and_a_defect_is_raised_where_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([OSError(errno.ENOSPC, "No space left on device"), RuntimeError("shape")])
+
+    def failing(*given: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(shard_writer, "write_shard", failing)
+    writer = ShardWriter()
+    writer.begin(background=True)
+    writer.save(STATE, str(tmp_path / "one.pt"))
+    assert writer.ended(60)
+    assert writer.error is not None and writer.error.errno == errno.ENOSPC
+    writer.save(STATE, str(tmp_path / "two.pt"))
+    assert writer.ended(60)
+    assert writer.num_bytes == 2 * 46
+    writer.begin(background=True)
+    writer.save(STATE, str(tmp_path / "one.pt"))
+    with pytest.raises(RuntimeError, match="shape"):
+        writer.ended(60)
 
 
 def test_torch_says_why_on_a_full_device() -> None:
