@@ -338,8 +338,7 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = 2
     # Copy a checkpoint's bytes to host memory and write them while the training goes on; false
     # lets the training wait for the disk. The last checkpoint and that of a stop are waited for.
-    # Needs host memory for the shards of all ranks of a node: 12 bytes for each of their parameters
-    # (16 with bf16 weights, see docs).
+    # The copies stay in host memory: all bytes of a checkpoint, divided by the nodes.
     async_checkpoints: bool = True
     # A checkpoint cannot be written (the disk is full): the previous one is intact, and the run
     # stops, or continues to the next checkpoint.

@@ -15,6 +15,8 @@ __all__ = ["demo"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 WORKERS = "tests.distributed.saving_workers"
 TIMEOUT_S = 280
+# The disk fills up as soon as there is a checkpoint: in the background, none knows at which step.
+SYNC = "train.async_checkpoints=false"
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(
     small_disk: Path, tmp_path: Path, overrides: list[str]
 ) -> None:
     run = small_disk / "run"
-    arguments = {"config_file": CONFIG, "overrides": overrides}
+    arguments = {"config_file": CONFIG, "overrides": [*overrides, SYNC]}
     ranks = run_on_ranks(
         f"{WORKERS}:on_a_disk_that_fills_up", 2, TIMEOUT_S, folder=str(run), **arguments
     )
@@ -85,7 +87,7 @@ def test_a_run_told_to_stop_does_so_though_its_disk_is_full(
     run = small_disk / "run"
     ranks = run_on_ranks(
         f"{WORKERS}:on_a_disk_that_fills_up", 2, TIMEOUT_S,
-        folder=str(run), config_file=CONFIG, overrides=overrides, told_to_stop=True,
+        folder=str(run), config_file=CONFIG, overrides=[*overrides, SYNC], told_to_stop=True,
     )  # fmt: skip
     assert [rank["outcome"] for rank in ranks] == ["stopped", "stopped"]
     assert ranks[0]["there"] == ["latest", "step_2"]
@@ -99,7 +101,7 @@ def test_a_full_disk_is_passed_over_but_for_the_last_checkpoint(
     small_disk: Path, overrides: list[str]
 ) -> None:
     run = small_disk / "run"
-    go_on = [*overrides, "train.on_failed_save=go_on"]
+    go_on = [*overrides, SYNC, "train.on_failed_save=go_on"]
     ranks = run_on_ranks(
         f"{WORKERS}:on_a_disk_that_fills_up", 2, TIMEOUT_S,
         folder=str(run), config_file=CONFIG, overrides=go_on,

@@ -277,6 +277,20 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/checkpoint/host_copies.py",
+        "training/checkpoint/test_host_copies.py",
+        (
+            "return copy.deepcopy(state, memo)",
+            "return state",
+            "what is written is not what was there at the step",
+        ),
+        (
+            "        self._lent.append(buffer)",
+            "        pass",
+            "the memory of copies is taken anew at each save",
+        ),
+    ),
+    *of_file(
         "training/checkpoint/shard_writer.py",
         "training/checkpoint/test_shard_writer.py",
         (

@@ -144,6 +144,12 @@ class CheckpointSaver(pl.Callback):
         elif background:
             self._begun, self._num_begun = begun, self._num_begun + 1
             self._journal.checkpoint_begun()
+            if self._num_begun == 1 and trainer.is_global_zero:
+                copied = begun.writer.num_bytes / 1e9
+                print(
+                    f"checkpoints are copied: {copied:.3g} GB of host memory for each rank",
+                    flush=True,
+                )
         else:
             self._settle(trainer, begun, *self._finish(trainer, begun))
         self._pulse("step", step)

@@ -27,7 +27,7 @@ from llada_sft.training.checkpoint.folder import (
     universal_path,
 )
 from llada_sft.training.checkpoint.manifest import ManifestError, read_manifest
-from llada_sft.training.checkpoint.universal import Conversion
+from llada_sft.training.checkpoint.universal import Conversion, ShownProgress
 from llada_sft.training.checkpoint.verify import (
     Defect,
     Shapes,
@@ -263,20 +263,27 @@ def _convert(
         LladaSftError: The conversion failed; ranks other than 0 raise PeerFailedError.
     """
     conversion = Conversion(checkpoint) if placement.rank == 0 else None
+    shown = ShownProgress(conversion)
+    before = None
     try:
         while True:
             ended = conversion is not None and conversion.ended(_POLL_S)
             error = conversion.error() if conversion is not None and ended else None
-            states: Any = consensus.gather((ended, error is not None, stop_requested()))
-            pulse()
-            ended, failed, _ = states[0]
+            states: Any = consensus.gather(
+                (ended, error is not None, stop_requested(), shown.progress())
+            )
+            ended, failed, _, progress = states[0]
+            # A conversion may take as long as it likes, but one that stands still is a hang.
+            if progress is None or progress != before:
+                pulse()
+            before = progress
             if error is not None:
                 raise error
             if failed:
                 raise PeerFailedError(f"{checkpoint}: rank 0 could not convert it; see its line")
             if ended:
                 return True
-            if any(stop for *_, stop in states):
+            if any(stop for _, _, stop, _ in states):
                 if conversion is not None:
                     conversion.cancel()
                 return False

@@ -16,6 +16,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from llada_sft.errors import CheckpointError, SaveError
 from llada_sft.training.checkpoint.folder import DEEPSPEED_TAG, remove, room_for, universal_path
 
 _MAX_WORKERS = 8
+# How often rank 0 prints how far the conversion is.
+_SHOW_S = 30.0
 # SLURM sends these signals to every process of the step; only the ranks may act on them.
 _OF_THE_JOB = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -76,6 +80,25 @@ class Conversion:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+    def progress(self) -> int | None:
+        """Count the bytes that the process and its workers have read and written so far.
+
+        Returns:
+            None if the system does not say. It may go down where a worker ends.
+        """
+        counts = list(filter(None, map(_bytes_moved, _processes_of(self._process.pid))))
+        return sum(counts) if counts else None
+
+    @property
+    def total(self) -> int:
+        """About the bytes that the whole conversion reads and writes.
+
+        Each state of the optimizer is read, written as slices, read again, and written as whole
+        tensors; the rest is copied.
+        """
+        sizes = [(path.name, path.stat().st_size) for path in self._shards()]
+        return sum(size * (4 if "_optim_" in name else 2) for name, size in sizes)
 
     def cancel(self) -> None:
         """Kill the process and its workers and remove what they wrote, unless the process ended."""
@@ -135,6 +158,54 @@ class Conversion:
 
     def _shards(self) -> list[Path]:
         return sorted((self._checkpoint / DEEPSPEED_TAG).glob("*_states.pt"))
+
+
+class ShownProgress:
+    """Says now and then how far a conversion is; rank 0 alone has one.
+
+    Args:
+        conversion: None on other ranks.
+    """
+
+    def __init__(self, conversion: Conversion | None) -> None:
+        self._conversion, self._began = conversion, time.monotonic()
+        self._last, self._most = self._began, 0
+
+    def progress(self) -> int | None:
+        """Return what the conversion has moved, and print it if that is due."""
+        if self._conversion is None:
+            return None
+        moved = self._conversion.progress()
+        self._most = max(self._most, moved or 0)
+        now = time.monotonic()
+        if moved is not None and now - self._last >= _SHOW_S:
+            self._last = now
+            total = max(self._conversion.total, self._most)
+            print(
+                f"converting it: {self._most / 1e9:.1f} of about {total / 1e9:.1f} GB read and"
+                f" written after {now - self._began:.0f} s",
+                flush=True,
+            )
+        return moved
+
+
+def _processes_of(group: int) -> Iterator[int]:
+    """Yield the processes of a group."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        # It may have ended meanwhile.
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[2]) == group:
+                yield int(stat.parent.name)
+
+
+def _bytes_moved(process: int) -> int | None:
+    """Return the bytes that a process, and its children that have ended, read and wrote."""
+    try:
+        lines = Path(f"/proc/{process}/io").read_text().splitlines()
+    except OSError:
+        return None
+    counts = dict(line.split(": ") for line in lines)
+    return int(counts["rchar"]) + int(counts["wchar"])
 
 
 class OptimizerRepair:

@@ -21,6 +21,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.is_over, self.progress, self.seconds = False, 0, 2.5
+        self.num_bytes = 12_300_000_000
 
     def ended(self, seconds: float = 0.0) -> bool:
         self.is_over = self.is_over or seconds > 0
@@ -173,6 +174,17 @@ def test_a_failed_save_does_not_keep_a_run_from_stopping(tmp_path: Path) -> None
     saver, trainer, said = end_of_step(tmp_path, 7, stop=True, errors=[FULL])
     assert said == [("signal", 7), ("warning", 7)]
     assert saver.stopped and trainer.should_stop
+
+
+def test_the_host_memory_is_told_once_by_one_rank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for zero in (True, False):
+        saver, _ = make_saver(tmp_path)
+        for step in (10, 20):
+            end_step(saver, make_trainer(step, is_global_zero=zero))
+    line = "checkpoints are copied: 12.3 GB of host memory for each rank\n"
+    assert capsys.readouterr().out == line
 
 
 def test_a_checkpoint_is_complete_where_all_ranks_have_reported_its_writing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import llada_sft.training.checkpoint.resume as resume_module
+import llada_sft.training.checkpoint.universal as universal
 from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.errors import CheckpointError, PeerFailedError, SupersededError
 from llada_sft.training.checkpoint.data_state import DataState
@@ -258,6 +260,11 @@ class FakeConversion:
     def error(self) -> Exception | None:
         return self.result
 
+    total = 4_000_000_000
+
+    def progress(self) -> int | None:
+        return self.polls * 500_000_000
+
     def cancel(self) -> None:
         self.cancelled = True
 
@@ -284,6 +291,41 @@ def test_other_ranks_wait_for_the_conversion_and_say_that_they_live(
     assert (len(made), made[0].polls, made[0].cancelled) == (1, 5, False)
     # Both ranks at each of five polls, besides what they examined.
     assert seen.pulses >= 2 * 5
+
+
+def test_a_conversion_shows_how_far_it_is(
+    tmp_path: Path,
+    converted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(universal, "_SHOW_S", 0.0)
+    resume(tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "about" in line]
+    assert [re.sub(r"\d+ s$", "S", line) for line in lines] == [
+        f"converting it: {moved} of about 4.0 GB read and written after S"
+        for moved in (0.5, 1.0, 1.5, 2.0, 2.5)
+    ]
+
+
+@pytest.mark.parametrize(("stands", "pulses"), [(True, 1), (False, 5)])
+def test_a_conversion_that_stands_still_is_no_sign_of_life(
+    tmp_path: Path, converted: Path, monkeypatch: pytest.MonkeyPatch, stands: bool, pulses: int
+) -> None:
+    """The watchdog then ends it, as any hang; for what advances it waits as long as it takes."""
+    before = resume(tmp_path).pulses - 2 * 5
+    made.clear()
+    if stands:
+        monkeypatch.setattr(FakeConversion, "progress", lambda self: 7)
+    assert resume(tmp_path).pulses - before == 2 * pulses
+
+
+def test_a_system_that_does_not_say_what_is_moved(
+    tmp_path: Path, converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeConversion, "progress", lambda self: None)
+    assert steps(resume(tmp_path)) == {4}
+    assert made[0].polls == 5
 
 
 @pytest.mark.parametrize("told", [0, 1])

@@ -62,6 +62,28 @@ def test_the_time_of_checkpoints_and_steps(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+def test_the_time_of_a_checkpoint_that_was_written_while_steps_were_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal, recorded = make_journal()
+    # Begun for 3 seconds after a step of 10, written for 20 during two steps of 12, completed in 1;
+    # then a step of 5 and a checkpoint of its own.
+    times = iter([100, 110, 113, 125, 137, 138, 143, 145])
+    monkeypatch.setattr(step_journal.time, "monotonic", lambda: next(times))
+    journal.step_ended()
+    journal.step_ended()
+    journal.checkpoint_begun()
+    journal.step_ended()
+    journal.step_ended()
+    journal.checkpoint_saved(2, num_bytes=10, write_s=20)
+    journal.step_ended()
+    journal.checkpoint_saved(5, num_bytes=10)
+    assert recorded == [
+        SavedCheckpoint(step=2, seconds=24, step_seconds=12, num_bytes=10),
+        SavedCheckpoint(step=5, seconds=2, step_seconds=5, num_bytes=10),
+    ]
+
+
 @pytest.mark.parametrize(
     ("own", "others", "signals", "whom"),
     [
