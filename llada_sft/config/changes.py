@@ -74,6 +74,7 @@ _FILES = "files are compared with the checkpoint's by name and content"
 _SHARES = "the shares of everything trained so far move to it"
 _LENGTH = "the learning rate continues as if the training had had this length from its first step"
 _BATCH = "the global batch changes; the learning rate continues from where it is"
+_GROUPS = "other examples share a micro-batch; tails of eos_tail: batch_max have other lengths"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
 _QUANTIZED = "steps before and after are of another precision"
 
@@ -101,6 +102,7 @@ RULES: Mapping[str, Rule] = {
     **_stated(_EXAMPLES, "data", "max_length", "on_too_long", "eos_after_cut", "eos_tail"),
     **_stated(_EXAMPLES, "data", "roles", "ignore_fields", "special_tokens_in_text"),
     **_stated(_BATCH, "data", "max_tokens"),
+    **_stated(_GROUPS, "data", "group_by_length"),
     **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
     **_free("data", "prefetch_steps"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "normalization", "eps"),

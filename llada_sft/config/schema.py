@@ -226,7 +226,10 @@ class DataConfig(Section):
     # Packed only: the most tokens of a micro-batch; at least max_length. It may be more than the
     # model's max_sequence_length, which limits max_length: positions start again with each example.
     max_tokens: PositiveInt | None = None
-    # Packed only: examples read ahead, of which the one that fits best comes next.
+    # Padded only: examples of similar length share a micro-batch, the longest micro-batch of a step
+    # comes first (docs/data.md). With eos_tail: batch_max the learned tails become shorter.
+    group_by_length: bool = False
+    # Packed, or grouped by length: examples read ahead, to choose from.
     pack_buffer: PositiveInt = 32
     # Files that changed or are gone since the checkpoint: refuse ends the run and names them;
     # restart_file reads a changed file's epoch again and skips a missing file, with a warning.
@@ -277,6 +280,8 @@ class DataConfig(Section):
             if self.max_tokens is not None:
                 raise ValueError("max_tokens is for batching: packed; remove it, or set that")
             return self
+        if self.group_by_length:
+            raise ValueError("group_by_length is for batching: padded; remove it, or set that")
         if self.max_tokens is None:
             raise ValueError("batching: packed needs max_tokens, the tokens of a micro-batch")
         if self.max_tokens < self.max_length:

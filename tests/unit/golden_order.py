@@ -43,6 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "packed": {"batching": "packed", "max_tokens": 128},
     "packed, a short look-ahead": {"batching": "packed", "max_tokens": 64, "pack_buffer": 4},
     "a growing tail": {"eos_tail": "batch_max"},
+    "of similar length": {"eos_tail": "batch_max", "group_by_length": True, "pack_buffer": 8},
     "mixed by examples": {"mix": "examples"},
     "mixed by tokens, packed": {"mix": "tokens", "batching": "packed", "max_tokens": 96},
 }
@@ -112,7 +113,7 @@ def main() -> None:
 
     with (
         tempfile.TemporaryDirectory() as name,
-        patch("llada_sft.data.examples.encode.load_tokenizer"),
+        patch("llada_sft.data.examples.encode.load_tokenizer", lambda *_: None),
     ):
         folder = Path(name)
         write_files(folder)

@@ -39,6 +39,17 @@ def test_data_has_a_line_for_each_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_grouping_fills_micro_batches_and_sorting_lets_ranks_meet(tmp_path: Path) -> None:
+    found = measured("packing", tmp_path / "out.json", "--rows", "400", "--ranks", "4")
+    for line, grouped in zip(found["padded"][::4], found["padded"][3::4], strict=True):
+        assert (line["buffer"], grouped["buffer"]) == ("in order", "256")
+        assert grouped["fill"] > line["fill"]
+        assert grouped["useful, 16 accumulated"] > 1.3 * grouped["useful, 1 accumulated"]
+    assert len(found["packed"]) == 2 * 3 * 3
+    assert all(0.9 < line["balance, 4 ranks"] < 1 for line in found["packed"])
+
+
+@pytest.mark.slow
 def test_data_start_with_many_shards_and_ranks(tmp_path: Path) -> None:
     sizes = ("--files", "4096", "--ranks", "256", "--index-mb", "4")
     found = measured("data_start", tmp_path / "out.json", *sizes)

@@ -1,8 +1,11 @@
-"""Which examples share a micro-batch: in the order of reading, or packed by length.
+"""Which examples share a micro-batch: in the order of reading, packed, or of similar length.
 
 `packs` reads a few examples ahead. The one that waited longest opens a micro-batch; then, as long
 as one fits, the longest that does comes next, and another is read in its place. So short examples
 wait for the ends of micro-batches, and hardly any room is left there.
+
+`of_similar_length` reads ahead, too, for padded micro-batches: those nearest in length join the one
+that waited longest. No example waits for ever, for each micro-batch takes the oldest.
 
 Examples that wait were read, but are not trained: they belong to the position of a step
 (`position.with_waiting`), and are the first to be read when a run resumes from it. Whatever groups
@@ -26,7 +29,12 @@ def micro_batches(
 ) -> Iterator[UnmaskedBatch]:
     """Divide examples into micro-batches, by the config's `batching`."""
     if config.batching == "padded":
-        return (pad(group, pad_token_id) for group in in_order(waiting, new, micro_batch_size))
+        groups = (
+            of_similar_length(waiting, new, micro_batch_size, config.pack_buffer)
+            if config.group_by_length
+            else in_order(waiting, new, micro_batch_size)
+        )
+        return (pad(group, pad_token_id) for group in groups)
     assert config.max_tokens is not None
     return map(pack, packs(waiting, new, config.max_tokens, config.pack_buffer))
 
@@ -38,6 +46,42 @@ def in_order(
     examples = chain((waiting.pop(0) for _ in range(len(waiting))), new)
     while group := list(islice(examples, micro_batch_size)):
         yield group
+
+
+def of_similar_length(
+    waiting: list[Example], new: Iterator[Example], micro_batch_size: int, num_waiting: int
+) -> Iterator[list[Example]]:
+    """Yield groups of `micro_batch_size` examples that need little padding.
+
+    What comes out depends on `waiting` and `new` alone, and at each yield `waiting` is what goes
+    into the groups to come before any other example of `new`.
+
+    Args:
+        waiting: Examples that were read before, in that order. It is changed in place.
+        new: The examples that follow.
+        micro_batch_size: Examples of a group; the last one may have fewer.
+        num_waiting: Examples to choose a group from, at least `micro_batch_size`.
+    """
+    num_waiting = max(num_waiting, micro_batch_size)
+    while True:
+        waiting.extend(islice(new, max(0, num_waiting - len(waiting))))
+        if not waiting:
+            return
+        lengths = [len(example.input_ids) for example in waiting]
+        # Sorting is stable: of equally near ones, those that waited longer.
+        nearest = sorted(range(len(waiting)), key=lambda one: abs(lengths[one] - lengths[0]))
+        chosen = set(nearest[:micro_batch_size])
+        group = [example for one, example in enumerate(waiting) if one in chosen]
+        waiting[:] = [example for one, example in enumerate(waiting) if one not in chosen]
+        yield group
+
+
+def longest_first(batches: Sequence[UnmaskedBatch]) -> tuple[UnmaskedBatch, ...]:
+    """Sort the micro-batches of a step, so that those that ranks run together are of similar size.
+
+    Under ZeRO-3 the ranks wait for one another in each micro-batch.
+    """
+    return tuple(sorted(batches, key=lambda batch: -batch.input_ids.size))
 
 
 def packs(

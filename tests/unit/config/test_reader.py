@@ -408,6 +408,10 @@ def test_the_eos_tail_leaves_room() -> None:
             "batching: packed has no padding that eos_tail: batch_max could turn into EOS; "
             "set eos_tail to a number",
         ),
+        (
+            "batching: packed, max_tokens: 8192, eos_tail: 1, group_by_length: true",
+            "group_by_length is for batching: padded; remove it, or set that",
+        ),
         ("max_tokens: 8192", "max_tokens is for batching: packed; remove it, or set that"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Packs: full, nothing lost, and the same ones again from the position of every step."""
+"""Packs and groups of similar length: full, nothing lost, the same again from every position."""
 
 import json
 import tempfile
@@ -16,9 +16,9 @@ from llada_sft.data.examples.encode import Example, build_encoder
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources, list_validation
-from llada_sft.data.steps.collate import pack
+from llada_sft.data.steps.collate import pack, pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
-from llada_sft.data.steps.packing import in_order, packs
+from llada_sft.data.steps.packing import in_order, longest_first, of_similar_length, packs
 from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from tests.unit.data.batches import examples_of
@@ -36,6 +36,10 @@ def process_data(record, tokenizer, max_length):
         for n in record["lengths"]
     ]
 """
+# For `write`'s config: padded micro-batches.
+PADDED = {"batching": "padded", "max_tokens": None}
+GROUPED = PADDED | {"group_by_length": True, "eos_tail": "batch_max"}
+WAYS: dict[str, dict[str, object]] = {"packed": {}, "padded": PADDED, "grouped": GROUPED}
 # One packed micro-batch: (id, part, tokens) of each example.
 Seen = list[tuple[int, int, int]]
 
@@ -91,6 +95,51 @@ def test_each_example_is_in_one_pack_and_no_pack_has_room(
         lines += [one.line for one in group]
         assert len(waiting) == min(num_waiting, len(lengths) - len(lines))
     assert sorted(lines) == list(range(len(lengths)))
+
+
+def test_similar_lengths_by_hand() -> None:
+    """The first to come opens; the nearest of the three behind it joins, the earlier of two."""
+    new = iter([example(n) for n in (5, 9, 7, 3, 8, 1, 9)])
+    # Of 9, 7 and 3 behind 5, 7 and 3 are equally near. Then 9 opens before 3, 8 and 1.
+    assert lengths_of(of_similar_length([], new, 2, 4)) == [[5, 7], [9, 8], [3, 1], [9]]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), max_size=60),
+    size=st.integers(1, 5),
+    num_waiting=st.integers(1, 9),
+)
+def test_each_example_is_in_one_group_and_the_oldest_in_the_next(
+    lengths: list[int], size: int, num_waiting: int
+) -> None:
+    waiting: list[Example] = []
+    new = iter([example(length, line) for line, length in enumerate(lengths)])
+    groups, oldest = [], 0
+    for group in of_similar_length(waiting, new, size, num_waiting):
+        groups.append([one.line for one in group])
+        assert groups[-1][0] == oldest
+        rest = set(range(len(lengths))) - {line for done in groups for line in done}
+        oldest = min(rest, default=-1)
+        far = max(abs(len(one.input_ids) - len(group[0].input_ids)) for one in group)
+        assert all(abs(len(one.input_ids) - len(group[0].input_ids)) >= far for one in waiting)
+        assert len(waiting) <= max(num_waiting, size) - len(group)
+    assert sorted(line for group in groups for line in group) == list(range(len(lengths)))
+    assert all(len(group) == size for group in groups[:-1])
+
+
+@pytest.mark.parametrize(("size", "least"), [(2, 0.95), (8, 0.65)])
+def test_similar_lengths_leave_less_padding(size: int, least: float) -> None:
+    random = np.random.default_rng(0)
+    drawn = random.lognormal(np.log(764) - 0.5, 1.0, 4000).clip(8, 4096).astype(int)
+    groups = lengths_of(of_similar_length([], map(example, drawn.tolist()), size, 32))
+    assert drawn.sum() / sum(max(group) * len(group) for group in groups) >= least
+
+
+def test_the_longest_micro_batch_comes_first() -> None:
+    batches = [pad([example(n, line=n)], 0) for n in (2, 9, 4)]
+    batches.append(pad([example(9, line=1)], 0))
+    keys = [batch.keys[0].line for batch in longest_first(batches)]
+    assert keys == [9, 1, 4, 2]
 
 
 @pytest.mark.parametrize("max_tokens", [4096, 8192, 16384])
@@ -176,20 +225,28 @@ FILES = st.lists(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
 @given(files=FILES, accumulate=st.integers(1, 3), shuffle=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_going_on_from_every_step_gives_the_same_packs(
-    files: list[list[list[int]]], accumulate: int, shuffle: bool
+def test_going_on_from_every_step_gives_the_same_groups(
+    size: int, files: list[list[list[int]]], accumulate: int, shuffle: bool
 ) -> None:
+    """Packed (`size` 1), or padded in groups of similar length."""
     with tempfile.TemporaryDirectory() as folder:
-        config = write(Path(folder), files).model_copy(update={"shuffle": shuffle})
-        steps = list(dataset(config, accumulate, epochs=2))
+        update = {"shuffle": shuffle} | (GROUPED if size > 1 else {})
+        config = write(Path(folder), files).model_copy(update=update)
+        steps = list(dataset(config, accumulate, 2, micro_batch_size=size))
         for epoch in (0, 1):
             assert each([one for one in steps if one.epoch == epoch]) == expected(files)
         for number, step in enumerate(steps):
             assert len(step.micro_batches) == accumulate
-            assert all(batch.num_tokens <= MAX_TOKENS for batch in step.micro_batches)
-            resumed = dataset(config, accumulate, 2, step.epoch, step.positions)
+            if size == 1:
+                assert all(batch.num_tokens <= MAX_TOKENS for batch in step.micro_batches)
+            sizes = [batch.input_ids.size for batch in step.micro_batches]
+            assert size == 1 or sizes == sorted(sizes, reverse=True)
+            resumed = dataset(
+                config, accumulate, 2, step.epoch, step.positions, micro_batch_size=size
+            )
             rest = [one for one in resumed if one.num_examples]
             wanted = [one for one in steps[number + 1 :] if one.num_examples]
             assert [(one.epoch, seen(one), one.positions) for one in rest] == [
@@ -202,28 +259,31 @@ def test_going_on_from_every_step_gives_the_same_packs(
     before=st.integers(1, 3),
     after=st.integers(1, 4),
     stop=st.integers(0, 6),
-    then=st.sampled_from(["packed", "padded"]),
+    first=st.sampled_from(["packed", "grouped"]),
+    then=st.sampled_from(["packed", "padded", "grouped"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_another_number_of_ranks_delivers_the_rest_once(
-    files: list[list[list[int]]], before: int, after: int, stop: int, then: str
+    files: list[list[list[int]]], before: int, after: int, stop: int, first: str, then: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = write(Path(folder), files)
+        whole = write(Path(folder), files)
+        config = whole.model_copy(update=WAYS[first])
         # Fewer files than ranks are refused elsewhere.
         before, after = min(before, len(files)), min(after, len(files))
         trained: list[LocalStep] = []
         positions: Positions = {}
         for rank in range(before):
-            source = dataset(config, place=(rank, before))
+            source = dataset(config, place=(rank, before), micro_batch_size=2)
             positions |= source.start_positions()
             steps = [one for one in source if one.num_examples][:stop]
             trained += steps
             positions |= steps[-1].positions if steps else {}
-        if then == "padded":
-            config = config.model_copy(update={"batching": "padded", "max_tokens": None})
+        config = whole.model_copy(update=WAYS[then])
         for rank in range(after):
-            trained += dataset(config, 2, positions=positions, place=(rank, after))
+            trained += dataset(
+                config, 2, positions=positions, place=(rank, after), micro_batch_size=3
+            )
     assert each(trained) == expected(files)
 
 
@@ -237,6 +297,17 @@ def test_what_waits_is_in_the_position(tmp_path: Path) -> None:
     resumed = list(dataset(config, positions=first.positions))
     assert [seen(one) for one in resumed[:2]] == [[[(1, 0, 2), (2, 0, 9)]], [[(3, 0, 7)]]]
     assert resumed[-1].positions == {"0.jsonl": FilePosition(4, 0)}
+
+
+def test_what_waits_for_its_like_is_in_the_position(tmp_path: Path) -> None:
+    config = write(tmp_path, [[[5], [2, 6], [9], [7]]])
+    config = config.model_copy(update={"shuffle": False} | GROUPED)
+    first = next(iter(dataset(config, micro_batch_size=2)))
+    assert seen(first) == [[(0, 0, 5), (1, 1, 6)]]
+    # One of the three that were read waits; the rest of the rows are not read.
+    assert first.positions == {"0.jsonl": FilePosition(2, 0, (Pending(0, 3, 0),))}
+    resumed = list(dataset(config, positions=first.positions, micro_batch_size=2))
+    assert [seen(one) for one in resumed[:2]] == [[[(1, 0, 2), (3, 0, 7)]], [[(2, 0, 9)]]]
 
 
 def test_the_steps_of_an_epoch_are_estimated_from_tokens(tmp_path: Path) -> None:
