@@ -7,7 +7,8 @@ for simulated ranks. Under ZeRO-3 all ranks wait for one another in each micro-b
 micro-batch is counted in tokens: `useful` is the share of real tokens in (ranks x the largest
 micro-batch of any rank), summed over micro-batches. For packs, the cost has the quadratic part of
 attention, too: `balance` is the mean cost over the largest cost of any rank, the mean of all
-micro-batches; a rank that waits for no other would have 1.
+micro-batches; ranks that never wait would have 1. `sorted`: each rank has sorted the 4 or 16
+micro-batches of its steps (`data.costliest_first`).
 """
 
 import argparse
@@ -24,15 +25,12 @@ import report
 from numpy.typing import NDArray
 
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.steps.collate import UnmaskedBatch, pad
-from llada_sft.data.steps.packing import in_order, longest_first, of_similar_length, packs
+from llada_sft.data.steps.collate import EQUAL_TOKENS, UnmaskedBatch, pad
+from llada_sft.data.steps.packing import costliest_first, in_order, of_similar_length, packs
 
 LENGTHS = ((372, 1024), (764, 4096))
 BUFFERS = (32, 64, 256)
 PACKED = (4096, 8192, 16384)
-# Tokens at which attention costs as much as the matrices of LLaDA-8B's blocks:
-# 12 · layers · d · L² = 6 · P · L, with 32 layers, d = 4096 and P = 6.98e9.
-EQUAL_TOKENS = 26_600
 Line = dict[str, Any]
 
 
@@ -58,7 +56,7 @@ def steps(batches: list[UnmaskedBatch], accumulate: int, sort: bool) -> Iterator
     """Yield the micro-batches of whole steps in the order of the training."""
     for start in range(0, len(batches) - accumulate + 1, accumulate):
         step = tuple(batches[start : start + accumulate])
-        yield from longest_first(step) if sort else step
+        yield from costliest_first(step) if sort else step
 
 
 def useful(ranks: list[list[UnmaskedBatch]]) -> float:
@@ -97,6 +95,18 @@ def costs(rows: list[Example], max_tokens: int, buffer: int) -> NDArray[np.float
     return np.array([(of + of**2 / EQUAL_TOKENS).sum() for of in lengths][:-1])
 
 
+def balance(table: NDArray[np.float64]) -> Line:
+    """Work out the balance of [ranks, micro-batches], in order and with sorted steps."""
+    ranks, num = table.shape
+    found: Line = {f"{ranks} ranks": float((table.mean(0) / table.max(0)).mean())}
+    for accumulate in (4, 16):
+        whole = table[:, : num // accumulate * accumulate].reshape(ranks, -1, accumulate)
+        ordered = np.sort(whole, axis=2)
+        value = (ordered.mean(0) / ordered.max(0)).mean()
+        found[f"{ranks}, sorted {accumulate}"] = float(value)
+    return found
+
+
 def measure_packed(count: int, ranks: int) -> list[Line]:
     lines: list[Line] = []
     for mean, longest in LENGTHS:
@@ -109,8 +119,7 @@ def measure_packed(count: int, ranks: int) -> list[Line]:
                 line: Line = {"mean": mean, "longest": longest, "max_tokens": max_tokens}
                 line |= {"buffer": buffer, "spread %": float(100 * table.std() / table.mean())}
                 for some in sorted({min(8, ranks), ranks}):
-                    part = table[:some]
-                    line[f"balance, {some} ranks"] = float((part.mean(0) / part.max(0)).mean())
+                    line |= balance(table[:some])
                 lines.append(line)
     return lines
 

@@ -31,8 +31,8 @@ class RankEpoch:
     """What one rank does in the first epoch.
 
     Attributes:
-        rows, examples, steps, tokens: Of the rank; tokens without padding. A row counts as often
-            as it is read.
+        rows, examples, steps, tokens: Of the rank; tokens without what is added to rows. A row
+            counts as often as it is read.
         positions: All tokens that its own steps run on.
         response_tokens: Those of all answers, tails included.
         eos_tokens: Those of the tails.

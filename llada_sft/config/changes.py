@@ -75,6 +75,7 @@ _SHARES = "the shares of everything trained so far move to it"
 _LENGTH = "the learning rate continues as if the training had had this length from its first step"
 _BATCH = "the global batch changes; the learning rate continues from where it is"
 _GROUPS = "other examples share a micro-batch; tails of eos_tail: batch_max have other lengths"
+_NOISE = "examples of a step have another order, and so other noise"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
 _QUANTIZED = "steps before and after are of another precision"
 
@@ -103,6 +104,7 @@ RULES: Mapping[str, Rule] = {
     **_stated(_EXAMPLES, "data", "roles", "ignore_fields", "special_tokens_in_text"),
     **_stated(_BATCH, "data", "max_tokens"),
     **_stated(_GROUPS, "data", "group_by_length"),
+    **_stated(_NOISE, "data", "costliest_first"),
     **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
     **_free("data", "prefetch_steps"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "normalization", "eps"),

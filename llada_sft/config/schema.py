@@ -226,9 +226,12 @@ class DataConfig(Section):
     # Packed only: the most tokens of a micro-batch; at least max_length. It may be more than the
     # model's max_sequence_length, which limits max_length: positions start again with each example.
     max_tokens: PositiveInt | None = None
-    # Padded only: examples of similar length share a micro-batch, the longest micro-batch of a step
-    # comes first (docs/data.md). With eos_tail: batch_max the learned tails become shorter.
+    # Padded only: examples of similar length share a micro-batch (docs/data.md). It includes
+    # costliest_first. With eos_tail: batch_max the learned tails become shorter.
     group_by_length: bool = False
+    # The micro-batches of a step from the one with the most work to the one with the least, so that
+    # ranks, which wait for one another in each, run equal ones together.
+    costliest_first: bool = False
     # Packed, or grouped by length: examples read ahead, to choose from.
     pack_buffer: PositiveInt = 32
     # Files that changed or are gone since the checkpoint: refuse ends the run and names them;
@@ -246,6 +249,11 @@ class DataConfig(Section):
     def fixed_eos_tail(self) -> int:
         """EOS tokens that each response has whatever the micro-batch: the tail of validation."""
         return shortest_tail(self.eos_tail)
+
+    @property
+    def sorts_steps(self) -> bool:
+        """Whether the micro-batches of a step are sorted by their work."""
+        return self.group_by_length or self.costliest_first
 
     @property
     def train_paths(self) -> list[str]:

@@ -24,7 +24,7 @@ class Report:
     Attributes:
         examples: Examples of the step.
         response_tokens: Tokens of their responses, EOS tail included.
-        tokens: All their tokens but padding.
+        tokens: Tokens of the examples, without what was added to their rows.
         all_tokens: All tokens the network runs on, padding and empty micro-batches included.
         has_rows: This rank may have more rows in this epoch.
         stop: This rank was signalled to stop.

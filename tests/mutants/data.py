@@ -325,7 +325,7 @@ MUTANTS = (
         ("longest = max(", "longest = min(", "the shortest example is packed first"),
         ("waiting.pop(0) for _", "waiting.pop() for _", "examples that wait are used backwards"),
         ("lengths[one] - lengths[0]", "lengths[one] - lengths[-1]", "the oldest example waits"),
-        ("-batch.input_ids.size", "batch.input_ids.size", "the shortest micro-batch is first"),
+        ("-batch.work", "batch.work", "the shortest micro-batch is first"),
     ),
     *of_file(
         "data/rows/position.py",

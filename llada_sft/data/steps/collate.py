@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.rows.position import ExampleKey
 
+# The length at which the attention of an example costs as much as the matrices: 6 · P = 12 · layers
+# · width · L, with P parameters in the blocks. This is LLaDA-8B's (P = 6.98e9, 32 layers of width
+# 4096). It only weighs micro-batches against each other.
+EQUAL_TOKENS = 26_600
+
 
 @dataclass(frozen=True)
 class UnmaskedBatch:
@@ -52,8 +57,16 @@ class UnmaskedBatch:
 
     @property
     def num_tokens(self) -> int:
-        real = self.attention_mask
-        return int(self.input_ids.size if real is None else real.sum())
+        """Tokens of the examples, without what was added to their rows, be it learned or not."""
+        return sum(self.lengths)
+
+    @property
+    def work(self) -> int:
+        """What the network does for it: L + L² / EQUAL_TOKENS for each row or packed example of L
+        tokens, times EQUAL_TOKENS.
+        """
+        widths = [span.stop - span.start for span in self.spans]
+        return sum(width * (EQUAL_TOKENS + width) for width in widths)
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> UnmaskedBatch:

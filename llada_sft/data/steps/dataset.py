@@ -24,7 +24,7 @@ from llada_sft.data.steps.collate import UnmaskedBatch, pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.mixture import MixedRows, SourceRows
 from llada_sft.data.steps.one_epoch import EpochRows
-from llada_sft.data.steps.packing import longest_first, micro_batches
+from llada_sft.data.steps.packing import costliest_first, micro_batches
 from llada_sft.data.steps.yields import RowsLeft, RowYield, StepEstimate, sample_yield
 
 
@@ -231,8 +231,8 @@ class StepDataset(Iterable[LocalStep]):
         estimate: StepEstimate,
     ) -> LocalStep:
         missing = self._size.accumulate_grad_batches - len(batches)
-        if self._config.group_by_length:
-            batches = longest_first(batches)
+        if self._config.sorts_steps:
+            batches = costliest_first(batches)
         return LocalStep(
             batches + (pad([], self._ids.eos_token_id),) * missing,
             rows.epoch,

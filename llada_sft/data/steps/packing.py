@@ -76,12 +76,13 @@ def of_similar_length(
         yield group
 
 
-def longest_first(batches: Sequence[UnmaskedBatch]) -> tuple[UnmaskedBatch, ...]:
-    """Sort the micro-batches of a step, so that those that ranks run together are of similar size.
+def costliest_first(batches: Sequence[UnmaskedBatch]) -> tuple[UnmaskedBatch, ...]:
+    """Sort the micro-batches of a step, so that those that ranks run together cost about the same.
 
-    Under ZeRO-3 the ranks wait for one another in each micro-batch.
+    Under ZeRO-3 the ranks wait for one another in each micro-batch. A rank does not see the
+    micro-batches of the others, but the k-th of each rank are alike if all have sorted theirs.
     """
-    return tuple(sorted(batches, key=lambda batch: -batch.input_ids.size))
+    return tuple(sorted(batches, key=lambda batch: -batch.work))
 
 
 def packs(

@@ -36,7 +36,8 @@ def test_a_growing_tail_is_response() -> None:
         [0, 1, 1, 1, 1, 1],
     ]
     assert batch.attention_mask is None
-    assert batch.num_tokens == 18
+    # Those of the examples alone.
+    assert batch.num_tokens == 3 + 6 + 2
 
 
 def test_a_fixed_tail_is_padded_and_hidden() -> None:

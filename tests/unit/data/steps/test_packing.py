@@ -16,9 +16,9 @@ from llada_sft.data.examples.encode import Example, build_encoder
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources, list_validation
-from llada_sft.data.steps.collate import pack, pad
+from llada_sft.data.steps.collate import EQUAL_TOKENS, pack, pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
-from llada_sft.data.steps.packing import in_order, longest_first, of_similar_length, packs
+from llada_sft.data.steps.packing import costliest_first, in_order, of_similar_length, packs
 from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from tests.unit.data.batches import examples_of
@@ -136,9 +136,14 @@ def test_similar_lengths_leave_less_padding(size: int, least: float) -> None:
 
 
 def test_the_longest_micro_batch_comes_first() -> None:
+    assert pad([example(3), example(2)], 0).work == 2 * 3 * (EQUAL_TOKENS + 3)
+    # Of as many tokens, but in shorter examples.
+    packed = [pack([example(3), example(3)]), pack([example(6)])]
+    assert costliest_first(packed) == (packed[1], packed[0])
+    assert packed[0].work == 2 * 3 * (EQUAL_TOKENS + 3)
     batches = [pad([example(n, line=n)], 0) for n in (2, 9, 4)]
     batches.append(pad([example(9, line=1)], 0))
-    keys = [batch.keys[0].line for batch in longest_first(batches)]
+    keys = [batch.keys[0].line for batch in costliest_first(batches)]
     assert keys == [9, 1, 4, 2]
 
 
@@ -233,7 +238,7 @@ def test_going_on_from_every_step_gives_the_same_groups(
 ) -> None:
     """Packed (`size` 1), or padded in groups of similar length."""
     with tempfile.TemporaryDirectory() as folder:
-        update = {"shuffle": shuffle} | (GROUPED if size > 1 else {})
+        update = {"shuffle": shuffle, "costliest_first": True} | (GROUPED if size > 1 else {})
         config = write(Path(folder), files).model_copy(update=update)
         steps = list(dataset(config, accumulate, 2, micro_batch_size=size))
         for epoch in (0, 1):
@@ -242,8 +247,8 @@ def test_going_on_from_every_step_gives_the_same_groups(
             assert len(step.micro_batches) == accumulate
             if size == 1:
                 assert all(batch.num_tokens <= MAX_TOKENS for batch in step.micro_batches)
-            sizes = [batch.input_ids.size for batch in step.micro_batches]
-            assert size == 1 or sizes == sorted(sizes, reverse=True)
+            work = [batch.work for batch in step.micro_batches]
+            assert work == sorted(work, reverse=True)
             resumed = dataset(
                 config, accumulate, 2, step.epoch, step.positions, micro_batch_size=size
             )
