@@ -6,6 +6,7 @@
     activations.py     what the backward pass keeps of a block, and what it computes again
     configuration.py   the config of a network; settings.py: config.json, checked without torch
     loading.py         a model directory -> a network; initialization.py: random weights
+    flops.py           the operations that a training needs, and a GPU makes
     partition.py       the part of each parameter that a rank keeps under ZeRO-3
     index.py           where the tensors of a model directory are
     safe_load.py       torch's files, without running code from them

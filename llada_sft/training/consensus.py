@@ -15,11 +15,13 @@ from torch import Tensor
 
 from llada_sft.errors import PeerFailedError
 
+# The numbers of a report of which the ranks' largest counts, not their sum.
+_LARGEST = ("steps_left", "epoch_steps", "most_work", "gpu_bytes", "resident_bytes")
+
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank reports, or all ranks together: sums, but the maximum of `steps_left` and of
-    `epoch_steps`.
+    """What one rank reports, or all ranks together: sums, but the maxima that `_LARGEST` names.
 
     Attributes:
         examples: Examples of the step.
@@ -39,6 +41,11 @@ class Report:
         estimated: 1 if these depend on a sample.
         writes_ended: The rank's parts of checkpoints whose writing in the background has ended,
             well or not, since the attempt started.
+        squares: The sum of the squares of the examples' lengths.
+        work, most_work: What the network does for the rank's step (`UnmaskedBatch.work`): the sum
+            of the ranks, and the most of one.
+        gpu_bytes, resident_bytes: The most memory that the rank had: tensors on its GPU (0 without
+            one), and its process.
         by_source: What each source contributed to the step, in the unit that the sources share;
             empty with one dataset. It has the same length on all ranks.
     """
@@ -61,6 +68,11 @@ class Report:
     epoch_steps: int = 0
     estimated: int = 0
     writes_ended: int = 0
+    squares: int = 0
+    work: int = 0
+    most_work: int = 0
+    gpu_bytes: int = 0
+    resident_bytes: int = 0
     by_source: tuple[int, ...] = ()
 
     def numbers(self) -> list[int]:
@@ -79,7 +91,7 @@ class Report:
     def together(ranks: Tensor) -> "Report":
         """Combine the `numbers` of all ranks, int64 [ranks, numbers], into one report."""
         summed, largest = (Report.of(row.tolist()) for row in (ranks.sum(0), ranks.amax(0)))
-        return replace(summed, steps_left=largest.steps_left, epoch_steps=largest.epoch_steps)
+        return replace(summed, **{name: getattr(largest, name) for name in _LARGEST})
 
 
 class Consensus:

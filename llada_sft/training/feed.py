@@ -18,6 +18,7 @@ from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.errors import LladaSftError
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.host import Phase
+from llada_sft.training.log.efficiency import peak_memory
 from llada_sft.training.noising import NoiseSource, StepBatch
 from llada_sft.training.schedule.plan import Schedule
 
@@ -130,6 +131,7 @@ class StepFeed(Iterable[StepBatch]):
 
     def _agree(self, local: LocalStep) -> Report:
         self._begin("agreement")
+        gpu_bytes, resident_bytes = peak_memory()
         return self._consensus.agree(
             Report(
                 examples=local.num_examples,
@@ -149,6 +151,11 @@ class StepFeed(Iterable[StepBatch]):
                 epoch_steps=local.epoch_steps,
                 estimated=int(local.estimated),
                 writes_ended=self._writes_ended(),
+                squares=local.num_squares,
+                work=local.work,
+                most_work=local.work,
+                gpu_bytes=gpu_bytes,
+                resident_bytes=resident_bytes,
                 by_source=local.by_source,
             )
         )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
 from llada_sft.training.host import Phase
+from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.log_interval import Interval
 from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.noising import MicroBatch, StepBatch
@@ -49,6 +51,7 @@ class DiffusionModule(pl.LightningModule):
             its gradient is not finite: its number, the rank's micro-batches, the loss of each, and
             whether the step is the last of the training.
         pulse: Called with the phase that this rank enters, and the step.
+        efficiency: What MFU is worked out from.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class DiffusionModule(pl.LightningModule):
             [int, list[MicroBatch], list[Tensor], bool], None
         ] = lambda *step: None,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
+        efficiency: Efficiency | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -70,7 +74,8 @@ class DiffusionModule(pl.LightningModule):
         self._log_every_n_steps = log_every_n_steps
         self._validation_batches = validation_batches
         self._validation_loss = torch.zeros(())
-        self._sources, self._interval = sources, Interval(sources)
+        self._new_interval = partial(Interval, sources, efficiency)
+        self._interval = self._new_interval()
         self._report_skipped_step = report_skipped_step
         self._pulse, self._skipped_steps = pulse, 0
         # The last logged metrics, for the progress bar.
@@ -181,7 +186,7 @@ class DiffusionModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         # Building the network and reading the checkpoint do not count in the first interval.
-        self._interval = Interval(self._sources)
+        self._interval = self._new_interval()
 
     def on_validation_epoch_start(self) -> None:
         self._pulse("validation", self.global_step)

@@ -36,6 +36,7 @@ from llada_sft.training.checkpoint.resume import Resume, find_resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
+from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.log_interval import share_of
 from llada_sft.training.log.metrics_csv import MetricsCsv
@@ -145,6 +146,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         sources=dataset.mixed_sources,
         report_skipped_step=nonfinite.report_skipped_step,
         pulse=host.pulse,
+        efficiency=Efficiency.of(network_config, device, config.train.precision),
     )
     trainer = build_trainer(
         config,

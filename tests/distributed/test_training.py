@@ -449,6 +449,11 @@ def test_bad_rows_are_counted_and_quarantined(demo: Path, tmp_path: Path) -> Non
         assert 0 < int(row["tokens"]) < int(row["all_tokens"])
         assert float(row["fill"]) == int(row["tokens"]) / int(row["all_tokens"])
         assert 0 <= float(row["data_wait"]) <= 1
+        assert 0.5 <= float(row["balance"]) <= 1
+        assert float(row["all_tokens_per_s"]) > float(row["tokens_per_s"])
+        assert float(row["resident_gb"]) > 0.1
+        # Not known of a CPU.
+        assert (row["mfu"], row["gpu_gb"]) == ("", "")
     found = [json.loads(run.rank_quarantine(rank).read_text()) for rank in (0, 1)]
     assert [(one["file"], one["line"], one["reason"]) for one in found] == [
         (str(train / "shard_0.jsonl"), 1, "bad_record"),

@@ -135,6 +135,8 @@ MUTANTS = (
         "training/log/log_interval.py",
         "training/log/test_log_interval.py",
         ("/ 1e6 / world_size", "/ 1e6", "the share of waiting grows with the ranks"),
+        ("seconds / world_size / self", "seconds / self", "MFU grows with the ranks"),
+        ("self._work / world_size", "self._work", "balance grows with the ranks"),
         (
             "self._start += time.monotonic() - self._paused_at",
             "pass",
@@ -395,7 +397,7 @@ MUTANTS = (
         "training/consensus.py",
         "training/test_consensus.py",
         (
-            "steps_left=largest.steps_left, ",
+            '"steps_left", ',
             "",
             "the ranks' ways to the end are added up",
         ),

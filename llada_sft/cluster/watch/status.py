@@ -6,7 +6,7 @@ shows what the others say.
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +28,12 @@ SHOWN_FAILURE_LINES = 50
 # among them.
 HEADER_BYTES = 64 << 10
 METRICS_BYTES = 1 << 20
+# The numbers that the line of progress shows besides the losses.
+_SPEEDS = {
+    "tokens_per_s": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
+    "gpu_gb": "{:.1f} GB",
+}
 # What one line says, without a traceback.
 Row = tuple[str, str]
 
@@ -124,7 +130,7 @@ def newest_step(run: RunDir) -> int:
 
 
 def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
-    """Return the last step, of how many, and the last value of each loss from the metrics file.
+    """Return the last step, of how many, with the last losses and speed from the metrics file.
 
     Raises:
         OSError: It cannot be read.
@@ -148,7 +154,16 @@ def last_metrics(run: RunDir, total_steps: int | None = None) -> str:
     step = last.get("step", "0")
     # What was known at the last checkpoint may be an estimate, and too low by now.
     known = total_steps is not None and int(step) <= total_steps
-    return ", ".join([f"step {step} of {total_steps}" if known else f"step {step}", *losses])
+    shown_step = f"step {step} of {total_steps}" if known else f"step {step}"
+    return ", ".join([shown_step, *losses, *_speeds(last)])
+
+
+def _speeds(last: Mapping[str, str]) -> Iterator[str]:
+    """Yield the numbers of the run's speed and memory that the file has."""
+    for name, form in _SPEEDS.items():
+        # Not every value is a number: the file may be damaged.
+        with suppress(KeyError, ValueError):
+            yield form.format(float(last[name]))
 
 
 def _csv_rows(content: bytes) -> Iterator[list[str]]:

@@ -57,6 +57,15 @@ class LocalStep:
         return sum(batch.num_tokens for batch in self.micro_batches if batch.keys)
 
     @property
+    def num_squares(self) -> int:
+        """The sum of the squares of the examples' lengths."""
+        return sum(length**2 for batch in self.micro_batches for length in batch.lengths)
+
+    @property
+    def work(self) -> int:
+        return sum(batch.work for batch in self.micro_batches)
+
+    @property
     def num_positions(self) -> int:
         """All tokens that the network runs on, padding and empty micro-batches among them."""
         return sum(int(batch.input_ids.size) for batch in self.micro_batches)

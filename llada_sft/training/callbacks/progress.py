@@ -1,4 +1,4 @@
-"""Loss, tokens per second and time left: a bar on a terminal, plain lines in a log file."""
+"""Loss, speed, memory and time left: a bar on a terminal, plain lines in a log file."""
 
 import sys
 import time
@@ -67,7 +67,10 @@ def _numbers(metrics: dict[str, float]) -> str:
     if "loss" not in metrics:
         return ""
     bad = f"  {metrics['bad_rows']:,} bad rows" if metrics.get("bad_rows") else ""
-    return f"loss {metrics['loss']:.4f}  {metrics['tokens_per_s']:,.0f} tokens/s{bad}"
+    mfu = f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
+    memory = f"  {metrics['gpu_gb']:.1f} GB" if "gpu_gb" in metrics else ""
+    speed = f"{metrics['tokens_per_s']:,.0f} tokens/s{mfu}{memory}"
+    return f"loss {metrics['loss']:.4f}  {speed}{bad}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,9 +1,10 @@
-"""The logged numbers that cover the steps since the previous line: rows, tokens, waiting."""
+"""The logged numbers that cover the steps since the previous line: rows, tokens, speed, waiting."""
 
 import time
 from collections.abc import Sequence
 
 from llada_sft.training.consensus import Report
+from llada_sft.training.log.efficiency import Efficiency
 
 
 def share_of(source: str) -> str:
@@ -19,14 +20,16 @@ class Interval:
 
     Args:
         sources: Names of the mixed sources.
+        efficiency: What MFU is worked out from; None leaves it out.
     """
 
-    def __init__(self, sources: Sequence[str] = ()) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sequence[str] = (), efficiency: Efficiency | None = None) -> None:
+        self._sources, self._efficiency = sources, efficiency
         self._by_source = [0] * len(sources)
         self._start = time.monotonic()
         self._paused_at = self._start
-        self._tokens = self._all_tokens = 0
+        self._tokens = self._all_tokens = self._work = self._most_work = 0
+        self._operations = 0.0
         # The counts of rows and of waiting grow from step to step.
         self._before = self._last = Report()
 
@@ -34,6 +37,10 @@ class Interval:
         """Add the counts of the global batch of one step."""
         self._tokens += counts.tokens
         self._all_tokens += counts.all_tokens
+        self._work += counts.work
+        self._most_work += counts.most_work
+        if self._efficiency is not None:
+            self._operations += self._efficiency.needed(counts)
         self._by_source = [
             sum(pair) for pair in zip(self._by_source, counts.by_source, strict=True)
         ]
@@ -52,6 +59,7 @@ class Interval:
         waited_s = (last.wait_us - before.wait_us) / 1e6 / world_size
         metrics = {
             "tokens_per_s": self._tokens / seconds,
+            "all_tokens_per_s": self._all_tokens / seconds,
             "tokens": self._tokens,
             "all_tokens": self._all_tokens,
             # Real tokens among all that the network ran on.
@@ -63,10 +71,20 @@ class Interval:
             # Data is fetched one step ahead: a part may belong to the previous interval.
             "data_wait": min(waited_s / seconds, 1.0),
             "epoch_progress": last.rows_done / max(last.epoch_rows, 1),
+            # The mean work of the ranks, over that of the one that has the most in each step.
+            "balance": self._work / world_size / self._most_work if self._most_work else 1.0,
+            "resident_gb": last.resident_bytes / 1e9,
         }
+        # What is not known has no number.
+        if last.gpu_bytes:
+            metrics["gpu_gb"] = last.gpu_bytes / 1e9
+        if self._efficiency is not None and self._efficiency.peak is not None:
+            metrics["mfu"] = self._operations / seconds / world_size / self._efficiency.peak
         of_all = max(sum(self._by_source), 1)
         for name, given in zip(self._sources, self._by_source, strict=True):
             metrics[share_of(name)] = given / of_all
         self._by_source = [0] * len(self._sources)
-        self._start, self._tokens, self._all_tokens, self._before = now, 0, 0, last
+        self._start, self._before = now, last
+        self._tokens = self._all_tokens = self._work = self._most_work = 0
+        self._operations = 0.0
         return metrics

@@ -41,6 +41,11 @@ COLUMNS = (
     "data_wait",
     "epoch_progress",
     "skipped_steps",
+    "all_tokens_per_s",
+    "mfu",
+    "balance",
+    "gpu_gb",
+    "resident_gb",
 )
 
 

@@ -43,8 +43,8 @@ def test_reports_are_summed_field_by_field(monkeypatch: pytest.MonkeyPatch) -> N
     others = [100 * number for number in numbers.numbers()]
     together = consensus(monkeypatch, [others]).agree(numbers)
     expected = {name: 101 * (1 + number) for number, name in enumerate(names)}
-    # The longest way to the end is that of all.
-    for name in ("steps_left", "epoch_steps"):
+    # The longest way to the end is that of all, and the rank with the most of it counts.
+    for name in ("steps_left", "epoch_steps", "most_work", "gpu_bytes", "resident_bytes"):
         expected[name] = 100 * (1 + names.index(name))
     assert together == Report(**expected, by_source=(5050, 6060))
 

@@ -101,6 +101,18 @@ def test_status_says_how_many_steps_there_are(run: RunDir, told: list[Any], show
     assert lines[6] == f"progress     {shown}, loss 4.5"
 
 
+def test_status_says_how_fast_the_run_is(run: RunDir) -> None:
+    run.metrics.write_text(
+        "step,loss,tokens_per_s,mfu,gpu_gb\n10,4.5,9000.7,0.4321,60.04\n20,4.25,12345.6,?,\n"
+    )
+    lines = status.status_lines(status.find_run("runs/a"))
+    # A number that cannot be read is left out.
+    assert lines[6] == "progress     step 20, loss 4.25, 12,346 tokens/s, 60.0 GB"
+    run.metrics.write_text("step,loss,tokens_per_s,mfu\n10,4.5,9000.7,0.4321\n")
+    lines = status.status_lines(status.find_run("runs/a"))
+    assert lines[6] == "progress     step 10, loss 4.5, 9,001 tokens/s, MFU 43.2%"
+
+
 def test_status_names_damaged_checkpoints(run: RunDir) -> None:
     for name in ("step_20", "step_30.damaged", "step_40.damaged.2"):
         (run.checkpoints / name).mkdir(parents=True)

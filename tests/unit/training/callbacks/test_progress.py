@@ -82,6 +82,15 @@ def test_bad_rows_are_seen_at_once(clock: Clock, capsys: pytest.CaptureFixture[s
     assert "  12,346 tokens/s  1,200 bad rows  " in capsys.readouterr().out
 
 
+def test_a_gpu_has_its_numbers(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "mfu", 0.4123)
+    monkeypatch.setitem(METRICS, "gpu_gb", 61.26)
+    run(clock, range(1, 11), 20)
+    assert "  12,346 tokens/s  MFU 41.2%  61.3 GB  " in capsys.readouterr().out
+
+
 def test_a_resumed_run_counts_time_from_where_it_began(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,13 @@
 """The numbers of the log that cover several steps."""
 
+from dataclasses import replace
+
 import pytest
 
+from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.training.consensus import Report
 from llada_sft.training.log import log_interval
+from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.log_interval import Interval
 
 
@@ -20,11 +24,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 FIRST = Report(
     tokens=60, all_tokens=80, rows=8, bad=1, left_out=2, too_long=3, wait_us=2_000_000,
-    rows_done=8, epoch_rows=40,
+    rows_done=8, epoch_rows=40, work=90, most_work=50, resident_bytes=3 * 10**9,
 )  # fmt: skip
 SECOND = Report(
     tokens=30, all_tokens=40, rows=16, bad=1, left_out=3, too_long=7, wait_us=4_000_000,
-    rows_done=15, epoch_rows=40,
+    rows_done=15, epoch_rows=40, work=30, most_work=25, resident_bytes=4 * 10**9,
 )  # fmt: skip
 
 
@@ -35,6 +39,7 @@ def test_rows_and_waits_grow_while_tokens_are_of_each_step(clock: Clock) -> None
     clock.now += 10
     assert one.close(world_size=2) == {
         "tokens_per_s": 9.0,
+        "all_tokens_per_s": 12.0,
         "tokens": 90,
         "all_tokens": 120,
         "fill": 0.75,
@@ -45,7 +50,26 @@ def test_rows_and_waits_grow_while_tokens_are_of_each_step(clock: Clock) -> None
         # Two ranks waited four seconds together, of ten each.
         "data_wait": 0.2,
         "epoch_progress": 0.375,
+        # Two ranks have 60 each; the busiest ones have 75.
+        "balance": 0.8,
+        "resident_gb": 4.0,
     }
+
+
+def test_what_a_gpu_does_is_logged_where_it_is_known(clock: Clock) -> None:
+    sizes = LLaDAConfig(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+    efficiency = Efficiency(sizes, peak=1000.0)
+    one, counts = Interval((), efficiency), replace(FIRST, gpu_bytes=2 * 10**9, squares=100)
+    for seconds in (10, 5):
+        one.add(counts)
+        one.add(counts)
+        clock.now += seconds
+        metrics = one.close(world_size=2)
+        assert metrics["mfu"] == 2 * efficiency.needed(counts) / seconds / 2 / 1000
+        assert metrics["gpu_gb"] == 2.0
+    unknown = Interval((), Efficiency(sizes, peak=None))
+    unknown.add(FIRST)
+    assert not {"mfu", "gpu_gb"} & unknown.close(1).keys()
 
 
 def test_an_interval_begins_where_the_one_before_ended(clock: Clock) -> None:
@@ -59,6 +83,8 @@ def test_an_interval_begins_where_the_one_before_ended(clock: Clock) -> None:
     assert (second["tokens_per_s"], second["tokens"], second["fill"]) == (6.0, 30, 0.75)
     assert (second["rows"], second["bad_rows"], second["too_long"]) == (8, 0, 4)
     assert (second["data_wait"], second["left_out_rows"]) == (0.4, 1)
+    assert second["balance"] == 1.2
+    assert one.close(1)["balance"] == 1.0
 
 
 def test_validation_takes_no_time_of_an_interval(clock: Clock) -> None:

@@ -1,0 +1,50 @@
+"""How well a training uses its machines: model FLOP/s utilization (MFU) and peak memory."""
+
+import resource
+from dataclasses import dataclass
+
+import torch
+
+from llada_sft.model.flops import needed_operations, peak_rate
+from llada_sft.model.settings import Sizes
+from llada_sft.training.consensus import Report
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What MFU is worked out from.
+
+    Attributes:
+        sizes: Of the network.
+        peak: Operations per second of a rank's device; None if they are not known: then there is
+            no MFU.
+    """
+
+    sizes: Sizes
+    peak: float | None
+
+    @staticmethod
+    def of(sizes: Sizes, device: torch.device, precision: str) -> "Efficiency":
+        """Look the device up: a known GPU that trains in bf16."""
+        known = device.type == "cuda" and precision == "bf16"
+        return Efficiency(sizes, peak_rate(torch.cuda.get_device_name(device)) if known else None)
+
+    def needed(self, counts: Report) -> float:
+        """Return the operations that a step needs, on all ranks.
+
+        Half of the response tokens count as masked, which is what the noise masks on average.
+        """
+        masked = counts.response_tokens / 2
+        return needed_operations(self.sizes, counts.tokens, counts.squares, masked)
+
+
+def peak_memory() -> tuple[int, int]:
+    """Return the bytes that this process had at most: of tensors on its GPU, and resident.
+
+    The first is 0 without a GPU.
+    """
+    # Asking would start CUDA in a training on CPU.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpu = torch.cuda.max_memory_allocated() if started else 0
+    # Linux counts in KiB.
+    return gpu, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,46 @@
+"""Operations by hand, and the rates of GPUs by the names that CUDA gives them."""
+
+import pytest
+
+from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.flops import needed_operations, peak_rate
+
+
+def test_operations_of_a_small_network_by_hand() -> None:
+    sizes = LLaDAConfig(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+    # A block: four matrices of 4 x 4, three of 4 x 8, two norms of 4.
+    blocks = 2 * (4 * 16 + 3 * 32 + 2 * 4)
+    # Examples of 3 and 5 tokens, 2 of them masked.
+    found = needed_operations(sizes, tokens=8, squares=9 + 25, masked=2)
+    assert found == 6 * blocks * 8 + 12 * 2 * 4 * 34 + 6 * 10 * 4 * 2
+
+
+def test_attention_of_the_8b_costs_as_much_as_its_matrices_at_26600_tokens() -> None:
+    """The number by which micro-batches are weighed against each other."""
+    from llada_sft.data.steps.collate import EQUAL_TOKENS
+
+    sizes, length = LLaDAConfig(), EQUAL_TOKENS
+    matrices = needed_operations(sizes, length, 0, 0)
+    attention = needed_operations(sizes, 0, length**2, 0)
+    assert attention / matrices == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA H20", None),
+        ("NVIDIA GB200", None),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)
+def test_rates_of_known_gpus(name: str, rate: float | None) -> None:
+    assert peak_rate(name) == rate
