@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from llada_sft.config.schema import Config
 
+# Tokens of a micro-batch below which a GPU waits, at about 10,000 tokens/s of an 8B network (docs/
+# data.md): for Python, and for the parameters that ZeRO-3 sends between nodes.
+_HOST_BOUND, _NETWORK_BOUND = 4_000, 10_000
+
 
 @dataclass(frozen=True)
 class RowCount:
@@ -76,13 +80,34 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
         max_tokens = config.data.max_tokens
         lines += [f"global batch     at most {batch:,} tokens = {max_tokens:,} micro × {factors}"]
     else:
-        max_tokens = batch * config.data.max_length
+        micro, longest = train.micro_batch_size, config.data.max_length
         lines += [
-            f"global batch     {batch:,} examples = {train.micro_batch_size} micro × {factors}",
-            f"tokens per step  at most {max_tokens:,} = {batch:,} × {config.data.max_length:,}",
+            f"global batch     {batch:,} examples = {micro} micro × {factors}",
+            f"tokens per step  at most {batch * longest:,} = {batch:,} × {longest:,}",
+            f"a micro-batch    at most {micro * longest:,} tokens = {micro} × {longest:,}",
         ]
-    lines += _elastic(config) + _timeout(config)
+    lines += _small_micro_batch(config) + _elastic(config) + _timeout(config)
     return lines if num_rows is None else lines + _length(config, num_rows)
+
+
+def _small_micro_batch(config: Config) -> list[str]:
+    """Warn of micro-batches on GPUs in which there is less to compute than to wait for."""
+    data, slurm = config.data, config.slurm
+    if config.train.accelerator == "cpu" or slurm.gpus_per_node == 0:
+        return []
+    tokens = data.max_tokens or config.train.micro_batch_size * data.max_length
+    of_nodes = slurm.node_range[-1] > 1
+    least, bound = (
+        (_NETWORK_BOUND, "ZeRO-3's traffic between nodes")
+        if of_nodes and tokens >= _HOST_BOUND
+        else (_HOST_BOUND, "the host, not the GPU")
+    )
+    if tokens >= least:
+        return []
+    return [
+        f"warning          a micro-batch has at most {tokens:,} tokens: below about {least:,} the"
+        f" step is bound by {bound} (docs/data.md)"
+    ]
 
 
 def _timeout(config: Config) -> list[str]:

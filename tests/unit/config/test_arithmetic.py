@@ -5,6 +5,9 @@ import pytest
 from llada_sft.config import Config
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, on_nodes, steps_of
 
+NODES = "the step is bound by ZeRO-3's traffic between nodes (docs/data.md)"
+HOST = "the step is bound by the host, not the GPU (docs/data.md)"
+
 
 def config(**train: int) -> Config:
     return Config.model_validate(
@@ -23,12 +26,14 @@ def test_without_the_files() -> None:
         "world size       32 = 4 nodes × 8 ranks",
         "global batch     256 examples = 2 micro × 4 accumulated × 32 ranks",
         "tokens per step  at most 1,048,576 = 256 × 4,096",
+        "a micro-batch    at most 8,192 tokens = 2 × 4,096",
+        f"warning          a micro-batch has at most 8,192 tokens: below about 10,000 {NODES}",
     ]
 
 
 def test_with_the_files() -> None:
     rows = RowCount(total=4_500_000, busiest_rank=140_630, estimated=True)
-    assert batch_arithmetic(config(max_steps=100), rows)[3:] == [
+    assert batch_arithmetic(config(max_steps=100), rows)[5:] == [
         "rows per epoch   ≈ 4,500,000",
         "steps per epoch  ≈ 17,579, if each of the busiest rank's ≈ 140,630 rows makes one example",
         "steps in all     ≈ 52,737 = 3 epochs × 17,579",
@@ -42,6 +47,7 @@ def test_packed() -> None:
     rows = RowCount(total=4_500_000, busiest_rank=140_630, estimated=True)
     assert batch_arithmetic(Config.model_validate(packed), rows)[1:] == [
         "global batch     at most 1,048,576 tokens = 8,192 micro × 4 accumulated × 32 ranks",
+        f"warning          a micro-batch has at most 8,192 tokens: below about 10,000 {NODES}",
         "rows per epoch   ≈ 4,500,000",
         "steps per epoch  depends on token counts; estimated when training starts",
         "                 stops after 100 (train.max_steps)",
@@ -55,7 +61,7 @@ def test_sources() -> None:
         "code             500 rows × 1 epochs",
         "steps in all     75, if each of the busiest rank's 600 rows makes one example",
     ]
-    assert batch_arithmetic(config(), rows)[3:] == expected
+    assert batch_arithmetic(config(), rows)[5:] == expected
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,39 @@ def test_a_warm_up_that_is_as_long_as_the_training(train: dict[str, int], steps:
         f"warning          optim.warmup_steps, 50, is not below the {steps} steps of the training:"
         " optim.lr is not reached, or never kept"
     )
-    assert [line for line in lines if line.startswith("warning")] == ([warning] if steps else [])
+    found = [line for line in lines if "warmup_steps" in line]
+    assert found == ([warning] if steps else [])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "elastic", "max_length", "more", "warning"),
+    [
+        (4, None, 5000, {}, None),
+        (4, None, 4999, {}, f"9,998 tokens: below about 10,000 {NODES}"),
+        (4, None, 2000, {}, f"4,000 tokens: below about 10,000 {NODES}"),
+        (4, None, 1999, {}, f"3,998 tokens: below about 4,000 {HOST}"),
+        (1, None, 4999, {}, None),
+        (1, None, 2000, {}, None),
+        (1, None, 1999, {}, f"3,998 tokens: below about 4,000 {HOST}"),
+        (1, (1, 2), 2000, {}, f"4,000 tokens: below about 10,000 {NODES}"),
+        (4, None, 1999, {"slurm": {"gpus_per_node": 0}}, None),
+        (4, None, 1999, {"train": {"accelerator": "cpu"}}, None),
+    ],
+)
+def test_a_micro_batch_with_little_to_compute(
+    nodes: int,
+    elastic: tuple[int, int] | None,
+    max_length: int,
+    more: dict[str, dict[str, object]],
+    warning: str | None,
+) -> None:
+    fields = config().model_dump()
+    fields["slurm"] |= {"nodes": nodes, "elastic": elastic} | more.get("slurm", {})
+    fields["train"] |= more.get("train", {})
+    fields["data"]["max_length"] = max_length
+    lines = batch_arithmetic(Config.model_validate(fields))
+    expected = [] if warning is None else [f"warning          a micro-batch has at most {warning}"]
+    assert [line for line in lines if line.startswith("warning")] == expected
 
 
 def test_a_last_step_that_is_not_full_counts() -> None:

@@ -90,11 +90,12 @@ def test_the_config_is_printed_with_its_arithmetic(call: Call, project: Path) ->
     (project / "printed.yaml").write_text(out)
     printed = load_config("printed.yaml")
     assert (printed.train.epochs, printed.model.path) == (20, f"{project}/model")
-    assert out.splitlines()[-7:] == [
+    assert out.splitlines()[-8:] == [
         "# records          raw, no known format (7 of the first 7 rows)",
         "# world size       2 = 1 nodes × 2 ranks",
         "# global batch     2 examples = 1 micro × 1 accumulated × 2 ranks",
         "# tokens per step  at most 8,192 = 2 × 4,096",
+        "# a micro-batch    at most 4,096 tokens = 1 × 4,096",
         "# rows per epoch   7",
         "# steps per epoch  4, if each of the busiest rank's 4 rows makes one example",
         "# steps in all     80 = 20 epochs × 4",
