@@ -12,6 +12,7 @@ runs/<name>/
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), step_N.damaged/ (found
                     damaged by a resume), latest
   logs/             metrics.csv, TensorBoard, rank_N.log of a local run
+  profile/          rank_0_steps_N_to_M.json: a trace for chrome://tracing (with train.profile)
   quarantine/       rank_N.jsonl: the bad rows of a rank, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
   wandb_id.txt      the run at Weights & Biases, the same for all attempts (with log.wandb_project)
@@ -74,6 +75,10 @@ class RunDir:
     @property
     def slurm(self) -> Path:
         return self.path / "slurm"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def checkpoints(self) -> Path:

@@ -55,6 +55,8 @@ NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
+# A trace takes megabytes for each step.
+MOST_PROFILED_STEPS = 100
 # How long the watchdog needs for its reports, with room for a busy machine.
 _WATCHDOG_REPORTS_S = 120
 
@@ -365,6 +367,19 @@ class TrainConfig(Section):
     hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
     # Additional seconds for the start, a checkpoint and a validation.
     hang_grace_s: Annotated[Seconds, Field(ge=0)] = 1800
+    # [10, 12]: rank 0 records what steps 10 to 12 spend their time on, and writes it to profile/ in
+    # the run directory, for chrome://tracing or ui.perfetto.dev; null = no steps.
+    profile: tuple[PositiveInt, PositiveInt] | None = None
+
+    @model_validator(mode="after")
+    def _profile_of_few_steps(self) -> "TrainConfig":
+        first, last = self.profile or (1, 1)
+        if not 0 <= last - first < MOST_PROFILED_STEPS:
+            raise ValueError(
+                f"profile: must be [first, last] of at most {MOST_PROFILED_STEPS} steps, "
+                f"got [{first}, {last}]"
+            )
+        return self
 
 
 class DeepSpeedConfig(Section):

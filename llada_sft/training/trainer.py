@@ -27,6 +27,7 @@ from llada_sft.training.build_data import build_dataset, build_validation
 from llada_sft.training.build_network import build_network, resolve_network, token_ids
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
 from llada_sft.training.callbacks.leave_on_exception import LeaveOnException
+from llada_sft.training.callbacks.profile import Profile
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
@@ -166,6 +167,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             saver,
             Progress(config.log.every_n_steps),
             row_summary,
+            Profile(config.train.profile, run.profile, host.require_owner),
         ],
         load_universal=resume.universal,
     )

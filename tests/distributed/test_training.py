@@ -461,6 +461,24 @@ def test_bad_rows_are_counted_and_quarantined(demo: Path, tmp_path: Path) -> Non
     ]
 
 
+def test_a_profile_of_two_steps_is_written(demo: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run_on_ranks(
+        f"{WORKERS}:train_each", 1, 120, config_file=CONFIG,
+        runs=[(str(tmp_path), [
+            *with_data(demo, write_shards(tmp_path / "shards", [12])),
+            "data.validation=null",
+            "train.max_steps=4",
+            "train.profile=[2, 3]",
+        ])],
+    )  # fmt: skip
+    (trace,) = run.profile.iterdir()
+    assert trace.name == "rank_0_steps_2_to_3.json"
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    # Forward and backward.
+    assert {"aten::mm", "AddBackward0"} <= names
+
+
 def test_bf16_sums_and_reduces_gradients_in_fp32(demo: Path, tmp_path: Path) -> None:
     bf16 = ["train.precision=bf16", "train.max_steps=2", "data.validation=null"]
     ranks = run_on_ranks(

@@ -2,6 +2,7 @@
 
 checkpoint_saver.py    saves checkpoints, and stops the run where the ranks agreed to
 progress.py            loss, tokens per second and time left
+profile.py             a trace of a few steps
 row_summary.py         what became of the rows, at the end of each epoch
 signals.py             keeps the job's signals out of Lightning's hands
 leave_on_exception.py  a rank leaves before Lightning cleans up after an error

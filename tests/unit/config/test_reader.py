@@ -432,6 +432,21 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ("[12, 10]", "train: profile: must be [first, last] of at most 100 steps, got [12, 10]"),
+        ("[1, 101]", "train: profile: must be [first, last] of at most 100 steps, got [1, 101]"),
+        ("[0, 5]", "train.profile.0: must be at least 1, got 0"),
+        ("[5]", "train.profile.1: missing; the list is too short"),
+    ],
+)
+def test_steps_to_profile(steps: str, problem: str) -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+    assert problems_of(text + f"train: {{profile: {steps}}}\n") == f"a.yaml:4: {problem}"
+    assert load(text + "train: {profile: [5, 104]}\n").train.profile == (5, 104)
+
+
+@pytest.mark.parametrize(
     ("slurm", "accumulate", "problem"),
     [
         (
