@@ -418,6 +418,11 @@ class DeepSpeedConfig(Section):
     # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
     timeout_min: Minutes | None = None
 
+    @property
+    def hooks_inside_blocks(self) -> bool:
+        """Whether each module of a block gathers its own weights."""
+        return self.stage == 3 and not self.leaf_blocks
+
     @model_validator(mode="after")
     def _of_stage_3(self) -> "DeepSpeedConfig":
         for name in _OF_STAGE_3 if self.stage < 3 else ():
@@ -561,6 +566,14 @@ class Config(Section):
             raise ValueError(
                 "data.max_length: must be at most model.size.max_sequence_length, "
                 f"{size.max_sequence_length}, got {self.data.max_length}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_have_no_hooks_inside(self) -> "Config":
+        if self.model.compile == "on" and self.deepspeed.hooks_inside_blocks:
+            raise ValueError(
+                "model.compile: on needs deepspeed.leaf_blocks: true; set that, or compile: off"
             )
         return self
 

@@ -40,25 +40,35 @@ def resolve_network(config: ModelConfig) -> LLaDAConfig:
     )
 
 
-def build_network(config: ModelConfig, network: LLaDAConfig, seed: int) -> LLaDAModelLM:
+def build_network(
+    config: ModelConfig, network: LLaDAConfig, seed: int, compiled: bool = False
+) -> LLaDAModelLM:
     """Build the network and fill it; under ZeRO-3 it is born partitioned.
 
     Args:
         config: The model section.
         network: What `resolve_network` returned.
         seed: Seed of the random weights.
+        compiled: Whether its blocks are compiled.
     """
     model = build_model(network if config.size else Path(config.path), seed)
     model.set_activation_checkpointing(config.activation_checkpointing)
-    if compiles(config):
+    if compiled:
         model.compile_blocks()
     return model
 
 
-def compiles(config: ModelConfig) -> bool:
-    """Return whether blocks are compiled: `auto` means on CUDA, where Triton is there."""
+def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> bool:
+    """Return whether blocks are compiled; `auto` means on CUDA, where Triton is there.
+
+    Args:
+        config: The model section.
+        hooks_inside: Whether ZeRO-3 has hooks for the modules inside a block: they cannot be
+            compiled.
+        device: Where this rank computes.
+    """
     if config.compile == "auto":
-        return torch.cuda.is_available() and find_spec("triton") is not None
+        return device.type == "cuda" and find_spec("triton") is not None and not hooks_inside
     return config.compile == "on"
 
 

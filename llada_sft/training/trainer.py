@@ -24,7 +24,12 @@ from llada_sft.model.configuration import LLaDAConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_data import build_dataset, build_validation
-from llada_sft.training.build_network import build_network, resolve_network, token_ids
+from llada_sft.training.build_network import (
+    build_network,
+    compiles,
+    resolve_network,
+    token_ids,
+)
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
 from llada_sft.training.callbacks.leave_on_exception import LeaveOnException
 from llada_sft.training.callbacks.profile import Profile
@@ -139,8 +144,12 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         skipped=lambda: nonfinite.skipped,
         require_owner=host.require_owner,
     )
+    compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device)
+    if compiled:
+        # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
+        torch.compiler.reset()
     module = DiffusionModule(
-        lambda: build_network(config.model, network_config, config.run.seed),
+        lambda: build_network(config.model, network_config, config.run.seed, compiled),
         config.optim,
         log_every_n_steps=config.log.every_n_steps,
         validation_batches=build_validation(config, network_config, placement, consensus),

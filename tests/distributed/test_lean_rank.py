@@ -13,6 +13,8 @@ from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.launch.ports import free_port
 from llada_sft.config import load_config
 from llada_sft.demo.data import write_demo
+from llada_sft.run_dir import RunDir
+from llada_sft.training.log.metrics_csv import read_metrics
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -67,3 +69,30 @@ def test_a_rank_makes_its_first_step_without_what_it_does_not_use(tmp_path: Path
     modules = set(json.loads(lines[0].partition(" ")[2]))
     assert {"deepspeed.runtime.zero.muon.original_muon", "tensorboard", "lightning"} <= modules
     assert not modules & UNUSED
+
+
+@pytest.mark.slow
+def test_a_rank_that_compiles_loads_the_compiler_and_trains_the_same(tmp_path: Path) -> None:
+    """Its import fails where parameters are partitioned when they are created."""
+    write_demo(tmp_path / "demo")
+    losses = []
+    for chosen in ("off", "on"):
+        overrides = {
+            "run.name": chosen,
+            "run.root": tmp_path,
+            "model.path": tmp_path / "demo/tokenizer",
+            "model.compile": chosen,
+            "data.train": tmp_path / "demo/data/train",
+            "data.validation": "null",
+            "train.max_steps": 2,
+            "slurm.ranks_per_node": 1,
+            "log.every_n_steps": 1,
+        }
+        launch = [sys.executable, "launch.py", "--config", "config/demo.yaml", "--local"]
+        launch += [f"{key}={value}" for key, value in overrides.items()]
+        done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows = read_metrics(RunDir(tmp_path / chosen).metrics)
+        losses.append([float(row["loss"]) for row in rows if row["loss"]])
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -657,6 +657,22 @@ def test_a_character_that_no_path_can_have_is_refused() -> None:
     )
 
 
+def test_compiled_blocks_have_no_hooks_inside() -> None:
+    text = "run: {name: a}\nmodel: {path: m, compile: on}\ndata: {train: d}\n"
+    for fits in ("leaf_blocks: true", "leaf_blocks: false, stage: 2"):
+        load(f"{text}deepspeed: {{{fits}}}\n")
+    assert problems_of(f"{text}deepspeed: {{leaf_blocks: false}}\n") == (
+        "a.yaml:1: model.compile: on needs deepspeed.leaf_blocks: true; set that, or compile: off"
+    )
+
+
+def test_checkpointing_was_once_true_or_false() -> None:
+    for value, name in (("true", "full"), ("false", "none"), ("selective", "selective")):
+        model = f"model: {{path: m, activation_checkpointing: {value}}}"
+        config = load(f"run: {{name: a}}\n{model}\ndata: {{train: d}}\n")
+        assert config.model.activation_checkpointing == name
+
+
 def test_second_slices_divide_the_ranks() -> None:
     text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
     more = "slurm: {nodes: 3, ranks_per_node: 4}\n"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,13 @@ from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, DataError
 from llada_sft.model import LLaDAConfig
-from llada_sft.training.build_network import build_network, resolve_network, token_ids
+from llada_sft.training import build_network as build_network_module
+from llada_sft.training.build_network import (
+    build_network,
+    compiles,
+    resolve_network,
+    token_ids,
+)
 from llada_sft.training.module import parameter_groups
 
 SIZE = ModelSize(d_model=16, n_layers=2, n_heads=2, mlp_hidden_size=24, max_sequence_length=32)
@@ -99,3 +105,25 @@ def test_a_partitioned_parameter_is_told_by_the_shape_that_it_had() -> None:
     decayed, kept = parameter_groups(network, weight_decay=0.3)
     assert decayed["params"] == [matrix]
     assert kept["params"] == [gain]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "hooks_inside", "device", "expected"),
+    [
+        ("on", False, "cpu", True),
+        ("off", False, "cuda", False),
+        ("auto", False, "cpu", False),
+        ("auto", True, "cuda", False),
+        ("auto", False, "cuda", True),
+    ],
+)
+def test_which_blocks_are_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: Literal["auto", "on", "off"],
+    hooks_inside: bool,
+    device: str,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(build_network_module, "find_spec", lambda name: name == "triton")
+    config = ModelConfig(path="m", compile=chosen)
+    assert compiles(config, hooks_inside, torch.device(device)) is expected
