@@ -7,10 +7,10 @@ modules  ZeRO-3 with hooks for each module: `deepspeed.leaf_blocks: false`
 blocks   ZeRO-3 with blocks as leaves: `deepspeed.leaf_blocks: true`
 
 The network is so narrow that nearly all time is the host's: what a GPU waits for if its kernels are
-done sooner. One rank, one thread, forward and backward pass of one micro-batch; the fastest of some
-repeats. `hooks_ms` is what a block takes more than in the bare loop without recomputation, or with
-it. `gathers` counts the calls that fetch partitioned weights; on one rank nothing is sent. Weights
-are released after each use and not fetched ahead, as in a network that is too large to be kept.
+done sooner. One rank, one thread, forward and backward pass of one micro-batch; CPU time, the least
+of some repeats. `hooks_ms` is what a block takes more than in the bare loop, which recomputes, too.
+`gathers` counts the calls that fetch partitioned weights; on one rank nothing is sent. Weights are
+released after each use and not fetched ahead, as in a network that is too large to be kept.
 
 AdamW: the step of one flat tensor as ZeRO keeps it, torch's loop over operations and its fused one.
 """
@@ -110,11 +110,12 @@ def counted_gathers() -> Iterator[list[int]]:
 
 
 def fastest(work: Callable[[], object], repeats: int) -> float:
+    """Return seconds of this process on its core, which other processes hardly change."""
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return min(times)
 
 

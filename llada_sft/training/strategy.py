@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-3 under Lightning: one strategy for CUDA (NCCL) and for CPU (gloo).
+"""DeepSpeed ZeRO under Lightning: one strategy for CUDA (NCCL) and for CPU (gloo).
 
 Lightning's own strategy refuses anything but CUDA. DeepSpeed does not: on CPU the same engine, the
 same partitioning and the same checkpoints run over gloo, so that all of it is tested without a GPU.
@@ -171,7 +171,7 @@ def require_quantization(config: DeepSpeedConfig, device: torch.device) -> None:
 
 
 class Zero3Strategy(DeepSpeedStrategy):
-    """ZeRO-3 on CUDA or CPU, driven micro-batch by micro-batch.
+    """ZeRO on CUDA or CPU, driven micro-batch by micro-batch; the config has the stage.
 
     Args:
         config: What `deepspeed_config` returns.
