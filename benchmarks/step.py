@@ -59,7 +59,6 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 PACKED = (2048, 4096, 8192, 16384)
 PACKED_ON_CPU = (2048, 4096, 8192)
-REPEAT = 3
 MB = 1e6
 MEASURED = ("real/s", "all/s", "ms", "MB", "floor %", "MFU %", "speed-up")
 Line = dict[str, Any]
@@ -175,7 +174,12 @@ class Floor:
 
 
 def measure(
-    rows: list[Example], config: LLaDAConfig, clock: Clock, dtype: torch.dtype, chosen: list[Way]
+    rows: list[Example],
+    config: LLaDAConfig,
+    clock: Clock,
+    dtype: torch.dtype,
+    chosen: list[Way],
+    repeat: int,
 ) -> Any:
     """Measure each way."""
     rate = gemm_rate(clock, dtype)
@@ -192,7 +196,7 @@ def measure(
             model.compile_blocks()
             compiled = True
         model.set_activation_checkpointing(way.checkpointing)
-        lines.append(measure_one(way, rows, config, model, clock, floor, rate))
+        lines.append(measure_one(way, rows, config, model, clock, floor, rate, repeat))
         print(lines[-1], file=sys.stderr)
     for line in lines:
         first = lines[0].get("real/s")
@@ -209,6 +213,7 @@ def measure_one(
     clock: Clock,
     floor: Floor,
     rate: float,
+    repeat: int,
 ) -> Line:
     """Measure one way."""
     group = [
@@ -224,7 +229,7 @@ def measure_one(
     try:
         way.run(model, batches[0])
         base = clock.memory()
-        seconds = statistics.median(clock.seconds(one_pass) for _ in range(REPEAT))
+        seconds = statistics.median(clock.seconds(one_pass) for _ in range(repeat))
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return line | dict.fromkeys(MEASURED, "out of memory")
@@ -329,6 +334,7 @@ def main() -> None:
     parser.add_argument("--ways", choices=("ours", "others"), default="ours")
     parser.add_argument("--compile", action="store_true", help="measure compiled blocks, too")
     parser.add_argument("--packed", type=int, nargs="*", help="tokens of packs")
+    parser.add_argument("--repeat", type=int, default=3, help="passes; the median counts")
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--product", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -343,7 +349,9 @@ def main() -> None:
     else:
         chosen = list(ways.ours_only(packed, asked.compile))
     measured = {"arguments": {k: str(v) for k, v in vars(asked).items()}}
-    measured |= report.surroundings(PACKAGES) | measure(rows, config, clock, dtype, chosen)
+    measured |= report.surroundings(PACKAGES) | measure(
+        rows, config, clock, dtype, chosen, asked.repeat
+    )
     report.print_table(measured["lines"])
     if clock.cuda:
         torch.cuda.empty_cache()

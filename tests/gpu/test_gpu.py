@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from llada_sft.demo.data import write_demo
 from llada_sft.diffusion.objective import diffusion_loss
-from llada_sft.model import load_model
+from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model, load_model
+from llada_sft.model.activations import Checkpointing
 from llada_sft.model.attention import Sequences
+from llada_sft.model.head import weighted_cross_entropy
+from llada_sft.training.noising import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -56,6 +60,108 @@ def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
         gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
     difference = torch.linalg.vector_norm(gradients[0] - gradients[1])
     assert difference < 5 * tolerance * torch.linalg.vector_norm(gradients[1])
+
+
+def packed_batch(lengths: tuple[int, ...]) -> MicroBatch:
+    """Make a micro-batch in host memory, as the feed does; every third token is masked."""
+    ids = torch.randint(0, 500, (1, sum(lengths)))
+    positions = torch.arange(0, sum(lengths), 3)
+    return MicroBatch(
+        ids,
+        attention_mask=None,
+        positions=positions,
+        targets=ids[0, positions],
+        coefficients=torch.full((len(positions),), 1 / sum(lengths)),
+        sequences=Sequences(lengths),
+    )
+
+
+def loss_of(model: LLaDAModelLM, batch: MicroBatch) -> Tensor:
+    loss: Tensor = model(
+        batch.noisy_ids,
+        positions=batch.positions,
+        sequences=batch.sequences,
+        targets=batch.targets,
+        coefficients=batch.coefficients,
+    ).loss
+    return loss
+
+
+def gradient(model: LLaDAModelLM, batch: MicroBatch) -> tuple[float, Tensor]:
+    model.zero_grad()
+    loss = loss_of(model, batch)
+    torch.autograd.backward(loss)
+    return loss.item(), torch.cat([p.grad.flatten().float() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_way_has_the_same_loss_and_gradients(
+    checkpointing: Checkpointing, compiled: bool
+) -> None:
+    """In bf16, against fp32 with everything kept: the kernel for variable lengths, Triton's."""
+    model = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda")
+    exact = load_model(GOLDEN, device="cuda")
+    exact.load_state_dict(model.state_dict())
+    model.set_activation_checkpointing(checkpointing)
+    if compiled:
+        model.compile_blocks()
+    for lengths in ((7, 1, 292), (300,), (3,) * 50):
+        batch = packed_batch(lengths).to(torch.device("cuda"))
+        expected, got = gradient(exact, batch), gradient(model, batch)
+        assert got[0] == pytest.approx(expected[0], rel=0.02)
+        difference = torch.linalg.vector_norm(got[1] - expected[1])
+        assert difference < 0.1 * torch.linalg.vector_norm(expected[1])
+
+
+def test_the_step_does_not_wait_for_the_device() -> None:
+    model = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda")
+    batch = packed_batch((7, 1, 292))
+    # What is allocated once.
+    gradient(model, batch.to(torch.device("cuda")))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.backward(loss_of(model, batch.to(torch.device("cuda"))))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_of_the_loss_is_bounded_by_its_pieces() -> None:
+    positions, width, vocabulary = 8192, 64, 32768
+    x = torch.randn(positions, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(vocabulary, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.zeros(positions, dtype=torch.int64, device="cuda")
+    coefficients = torch.ones(positions, device="cuda")
+    piece_bytes = 32 << 20
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss = weighted_cross_entropy(x, weight, targets, coefficients, piece_bytes)
+    torch.autograd.backward(loss)
+    # Logits in bf16, their logarithms in fp32, the slopes in bf16; and the weight's gradient.
+    gradients = 3 * weight.numel() * 4
+    assert torch.cuda.max_memory_allocated() - before < 3 * piece_bytes + gradients
+    assert positions * vocabulary * 4 > 10 * piece_bytes
+
+
+@pytest.mark.parametrize("head_dim", [40, 96])
+def test_odd_head_sizes(head_dim: int) -> None:
+    config = LLaDAConfig.from_size(
+        d_model=4 * head_dim,
+        n_layers=1,
+        n_heads=4,
+        mlp_hidden_size=64,
+        max_sequence_length=64,
+        vocab_size=512,
+        mask_token_id=510,
+        eos_token_id=505,
+        pad_token_id=505,
+    )
+    model = build_model(config).to("cuda", torch.bfloat16)
+    ids, lengths = torch.randint(0, 500, (1, 40), device="cuda"), (7, 1, 32)
+    together = model(ids, sequences=Sequences(lengths)).logits[0]
+    alone = torch.cat([model(part).logits[0] for part in ids.split(lengths, dim=1)])
+    assert torch.linalg.vector_norm(together - alone) < 0.02 * torch.linalg.vector_norm(alone)
 
 
 @pytest.mark.timeout(400)
