@@ -106,3 +106,18 @@ def test_host_counts_the_gathers_of_each_loop(tmp_path: Path) -> None:
         # Nine weights of a block, or the block itself.
         assert lines["modules", recompute] > lines["blocks", recompute] >= 3
     assert [line["AdamW"] for line in found["optimizer"]] == ["not fused", "fused"]
+
+
+@pytest.mark.slow
+def test_step_has_a_line_for_each_way(tmp_path: Path) -> None:
+    rows = "--rows 8 --mean-tokens 64 --most-tokens 256"
+    sizes = f"--preset tiny --layers 1 {rows} --repeat 1 --packed 512 --ways".split()
+    others = measured("step", tmp_path / "others.json", *sizes, "others")["lines"]
+    names = ["official, 8 rows", "official by length, 8 rows", "padded, 8 rows", "one EOS, 8 rows"]
+    assert [line["way"] for line in others] == [*names, "packed, 512 tokens"]
+    assert others[0]["speed-up"] == 1
+    # All compute the same rows; a pack has none that are not real.
+    assert others[0]["all/s"] > others[0]["real/s"]
+    assert others[-1]["all/s"] == others[-1]["real/s"]
+    ours = measured("step", tmp_path / "ours.json", *sizes, "ours")["lines"]
+    assert {line["way"].rpartition(", ")[2] for line in ours} == {"none", "selective", "full"}

@@ -247,12 +247,10 @@ def _encode_text(text: str, tokenizer: Any) -> EncodedRecord:
 def _joined(pieces: Sequence[Piece]) -> EncodedRecord:
     input_ids: list[int] = []
     response_mask: list[bool] = []
-    loss_weights: list[float] = []
     for ids, weight in pieces:
         input_ids += ids
         response_mask += [weight > 0] * len(ids)
-        loss_weights += [float(weight)] * len(ids)
     record: EncodedRecord = {"input_ids": input_ids, "response_mask": response_mask}
     if any(weight not in (0, 1) for _, weight in pieces):
-        record["loss_weights"] = loss_weights
+        record["loss_weights"] = [float(weight) for ids, weight in pieces for _ in ids]
     return record

@@ -89,6 +89,9 @@ def format_of(record: object, fields: Names) -> KnownFormat | None:
     formats' own names, then by those of other tools. Where `data.fields` names fields, it is a
     format that has these, and if none fits, the first whose fields the record has, of any type.
     """
+    if not fields and type(record) is dict and _has_messages(record):
+        # The first format is tried first; most rows are of it.
+        return "messages"
     if not isinstance(record, Mapping):
         return None
     possible = list(_possible_formats(fields))
@@ -198,6 +201,11 @@ def _fits(
     if record_format == "prompt_response":
         return all(isinstance(value, str) or _is_said(value, fields) for value in values)
     return all(isinstance(value, str) for value in values)
+
+
+def _has_messages(record: dict[str, Any]) -> bool:
+    """Return whether a record has the turns of its first format, by that format's own names."""
+    return _are_turns(record.get("messages"), ("role",), ("content",))
 
 
 def _are_turns(value: object, role: Sequence[str], content: Sequence[str]) -> bool:

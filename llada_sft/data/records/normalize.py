@@ -19,6 +19,7 @@ from llada_sft.keys import hashed
 
 # Beside what a record was read as, these would be taken for its conversation or text.
 _OF_OTHERS = {name for required in REQUIRED.values() for name in required}
+_OF_SYSTEM = {"system", "system_prompt"}
 
 
 def row_key(seed: int, epoch: int, file: str, line: int) -> int:
@@ -71,9 +72,10 @@ class RecordReader:
             others = {name: value for name, value in others.items() if name not in _OF_OTHERS}
             return others | ({"text": content} if isinstance(content, str) else vars(content))
         messages = choose_answers(content.turns, self.multi_turn, key, content.history)
-        # It is the first of the messages now.
-        system = names_in(record, record_format, self.rules.fields)["system"]
-        if system in ("system", "system_prompt"):
-            others.pop(system, None)
+        if not _OF_SYSTEM.isdisjoint(others):
+            # It is the first of the messages now.
+            system = names_in(record, record_format, self.rules.fields)["system"]
+            if system in _OF_SYSTEM:
+                others.pop(system, None)
         tools = {} if content.tools is None else {"tools": content.tools}
         return {**others, "messages": messages, **tools}

@@ -19,6 +19,8 @@ from llada_sft.errors import DataError
 
 # The label of a token that is not learned, as in PyTorch's cross-entropy.
 _CONTEXT = -100
+# What a turn of `messages` calls its role and its text, without `data.fields`.
+_TURN_NAMES = turn_names("messages", {})
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ def read_record(
     # Before what is missing: a pair has no response.
     if why_not := why_not_learned(record, set(rules.fields.values())):
         raise DataError(why_not)
+    if len(record) == 1 and record_format == "messages" in record and not rules.fields:
+        # Nothing but turns, as most rows are: each row of a training comes here twice.
+        return Conversation(read_turns(record["messages"], "messages", rules, *_TURN_NAMES))
     names = check_format(record, record_format, rules.fields)
     if record_format == "text":
         return _text(record, names["text"])

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -73,6 +75,33 @@ def test_a_record_is_read(
     assert read(record, record_format, {}) == expected
     assert repr(record) == before
     assert format_of(record, {}) == record_format
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        PAIR,
+        WITH_SYSTEM,
+        [said("human", "a"), said("gpt", "b")],
+        [{"prompt": "a", "response": "b"}],
+        [{"role": "user"}],
+        [{"role": "cook", "content": "a"}],
+        [],
+        "hello",
+        None,
+    ],
+)
+def test_a_record_of_turns_alone_is_read_like_one_with_other_fields(turns: Any) -> None:
+    def result(record: Mapping[str, Any]) -> object:
+        try:
+            return format_of(record, {}), read(record, "messages", {})
+        except DataError as error:
+            return str(error)
+
+    # The short way is for a dict of one field.
+    assert result({"messages": turns}) == result({"messages": turns, "id": 7})
+    alone = {"messages": turns}
+    assert format_of(alone, {}) == format_of(MappingProxyType(alone), {})
 
 
 def test_fields_may_have_other_names() -> None:
