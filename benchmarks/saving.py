@@ -85,7 +85,11 @@ def main() -> int:
     about = report.surroundings(PACKAGES)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         ranks = Ranks(options.ranks, make_rank, name, options.megabytes, options.tokens)
-        turns = [{kind: ranks.turn(kind) for kind in KINDS} for _ in range(options.repeats + 1)]
+        # Who comes first finds no blocks that were freed a moment ago: they take turns at that.
+        turns = [
+            {kind: ranks.turn(kind) for kind in KINDS[turn % 3 :] + KINDS[: turn % 3]}
+            for turn in range(options.repeats + 1)
+        ]
     rows = table(turns[1:], options.megabytes * options.ranks)
     report.print_table(rows)
     report.write(
