@@ -15,7 +15,7 @@ the longest row skip those that do not fit. "out of memory" is a result.
 real/s    tokens of the rows, without any that were added, per second
 floor %   the share of the time that the matrix products take by themselves: those of the network's
           layers on all positions of the way, and the head's where it runs, each timed at its shape
-          in the same run; attention's own products are not in it
+          with up to 2,048 positions in the same run; attention's own products are not in it
 MFU %     what the model needs, not what is computed: for a row of L tokens, M of them masked,
               6 · P · L + 12 · layers · d · L² + 6 · V · d · M
           operations, with P the parameters of the blocks; divided by the time and by the rate of
@@ -60,6 +60,8 @@ PRESETS: dict[str, dict[str, int]] = {
 PACKED = (2048, 4096, 8192, 16384)
 PACKED_ON_CPU = (2048, 4096, 8192)
 MB = 1e6
+# Positions at which matrix products are timed, at most.
+SAMPLED = 2048
 MEASURED = ("real/s", "all/s", "ms", "MB", "floor %", "MFU %", "speed-up")
 Line = dict[str, Any]
 
@@ -141,20 +143,21 @@ class Floor:
         self._config, self._clock, self._dtype = config, clock, dtype
 
     def seconds(self, batches: list[MicroBatch], full_head: bool) -> float:
-        """Time each product at its shape in the first micro-batch; it scales with the positions."""
+        """Time each product at up to 2,048 positions; it scales with them."""
         config, first = self._config, batches[0]
         width, kv_width = config.d_model, config.num_kv_heads * config.head_dim
         sizes = [(width, width)] * 2 + [(width, kv_width)] * 2
         sizes += [(width, config.mlp_size)] * 2 + [(config.mlp_size, width)]
         times: dict[tuple[int, int], float] = {}
-        positions = first.noisy_ids.numel()
+        positions = min(first.noisy_ids.numel(), SAMPLED)
         for size in set(sizes):
             times[size] = self._product(positions, *size)
         of_layers = config.n_layers * sum(times[size] for size in sizes)
         seconds = of_layers * sum(b.noisy_ids.numel() for b in batches) / positions
         in_head = [b.noisy_ids.numel() if full_head else len(b.positions) for b in batches]
-        of_head = self._product(in_head[0], width, config.num_embeddings)
-        return seconds + of_head * sum(in_head) / in_head[0]
+        sampled = min(in_head[0], SAMPLED)
+        of_head = self._product(sampled, width, config.num_embeddings)
+        return seconds + of_head * sum(in_head) / sampled
 
     def _product(self, positions: int, inputs: int, outputs: int) -> float:
         """Time x · Wᵀ, g · W and gᵀ · x of [positions, inputs] and [outputs, inputs]."""

@@ -116,6 +116,32 @@ def test_a_packed_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_pa
 
 
 @pytest.mark.timeout(300)
+def test_a_run_grouped_by_length_goes_on_bit_for_bit(demo: Path, tmp_path: Path) -> None:
+    train = write_shards(tmp_path / "shards", [28, 9, 5])
+    overrides = [
+        *with_data(demo, train),
+        "train.micro_batch_size=2",
+        "train.accumulate_grad_batches=2",
+        "data.group_by_length=true",
+        "data.pack_buffer=5",
+        "data.eos_tail=batch_max",
+        "data.validation=null",
+        "train.epochs=2",
+        "train.max_steps=9",
+        "train.checkpoint_every_steps=4",
+    ]
+    stops = [3]
+    results = run_on_ranks(
+        f"{WORKERS}:interrupted_runs", 2, 280,
+        folder=str(tmp_path), config_file=CONFIG, overrides=overrides, stops=stops,
+    )  # fmt: skip
+    assert results[0]["outcomes"] == ["finished", "stopped", "finished"]
+    whole = losses(tmp_path / "whole")
+    assert list(whole) == list(range(1, 10))
+    assert losses(tmp_path / "stopped_3") == whole
+
+
+@pytest.mark.timeout(300)
 def test_a_finished_run_does_nothing_more_unless_asked_for_more(demo: Path, tmp_path: Path) -> None:
     train = write_shards(tmp_path / "shards", [12, 9])
     # A constant rate: the schedule does not know how long the training will be.

@@ -62,6 +62,8 @@ def process_data(record, tokenizer, max_length):
 """
 LAUNCH = ["launch.py", "--config", "config/demo.yaml", "--local"]
 OVERRIDES = [
+    # Older versions do not know the names in the present config.
+    "model.activation_checkpointing=false",
     "train.max_steps=12",
     # Seven rows and a half.
     "train.checkpoint_every_steps=5",
@@ -168,6 +170,10 @@ def test_a_run_of_the_version_before_the_rooms_is_resumed(flat: Path) -> None:
     assert "resuming from" in third.stdout
     assert (stopped.code / "llada_sft/cluster/rank/main.py").exists()
     assert list(losses(whole.path)) == list(range(1, 17))
-    assert losses(stopped.path) == losses(whole.path)
+    # The present network rounds elsewhere: the last bits of what it trains differ.
+    expected = {
+        step: pytest.approx(float(loss), rel=1e-5) for step, loss in losses(whole.path).items()
+    }
+    assert {step: float(loss) for step, loss in losses(stopped.path).items()} == expected
     ended = [e for e in journal.read(stopped.journal) if e["event"] == "ended"]
     assert [e["cause"] for e in ended] == ["cancelled", "cancelled", "finished"]

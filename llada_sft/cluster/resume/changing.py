@@ -23,7 +23,7 @@ from llada_sft.cluster.resume.old_version import carry_over, read_old
 from llada_sft.config import Config, dump_config, load_config, resolve_paths, yaml12
 from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
 from llada_sft.config.reader import read_values
-from llada_sft.errors import LaunchError
+from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
 # A complete or damaged checkpoint; a checkpoint that is being written does not match.
@@ -114,9 +114,10 @@ def replace_config(run: RunDir, config: Config) -> None:
     """Write `config.yaml` in one move: a rank that starts now reads the old or the new one.
 
     The run's own code may be of an older version, which does not know keys that came later: those
-    that the file lacks stay out of it as long as they have their defaults.
+    that the file lacks stay out of it as long as they have their defaults. Values that stay are
+    written as they were: the older version may not know another way of writing them, either.
     """
-    known = read_values(run.config)
+    known, before = read_values(run.config), _as_it_was(run)
     data = config.model_dump(mode="json")
     for name in data:
         section, written = getattr(config, name), known.get(name)
@@ -125,8 +126,18 @@ def replace_config(run: RunDir, config: Config) -> None:
         for key, field in type(section).model_fields.items():
             if key not in written and getattr(section, key) == field.default:
                 del data[name][key]
+            elif before and key in written and before[name][key] == data[name][key]:
+                data[name][key] = written[key]
     with atomic.replacing(run.config) as partial:
         partial.write_text(yaml12.dump(data), encoding="utf-8")
+
+
+def _as_it_was(run: RunDir) -> dict[str, Any] | None:
+    """Return all values of `config.yaml`; None if it is of a version with other keys."""
+    try:
+        return load_config(run.config).model_dump(mode="json")
+    except ConfigError:
+        return None
 
 
 def take_setup(run: RunDir, setup: str | None) -> None:

@@ -26,3 +26,14 @@ def test_keys_that_the_run_s_code_does_not_know_stay_out(
     new = {"eos_after_cut"} if overrides == ["data.eos_after_cut=true"] else set()
     assert written["data"].keys() == {"train", "max_length"} | new
     assert written["optim"] == {"lr": 0.1 if overrides == ["optim.lr=0.1"] else 0.2}
+
+
+def test_values_that_stay_are_written_as_they_were(tmp_path: Path) -> None:
+    """An older version knows `true`, and not that it is called `full` now."""
+    run = RunDir(tmp_path)
+    text = "run: {name: a}\nmodel: {path: m, activation_checkpointing: true}\ndata: {train: d}\n"
+    run.config.write_text(text)
+    replace_config(run, load_config(run.config, ["run.seed=1"]))
+    assert read_values(run.config)["model"]["activation_checkpointing"] is True
+    replace_config(run, load_config(run.config, ["model.activation_checkpointing=selective"]))
+    assert read_values(run.config)["model"]["activation_checkpointing"] == "selective"
