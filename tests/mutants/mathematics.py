@@ -109,8 +109,8 @@ MUTANTS = (
         "model/activations.py",
         "model/test_activations.py",
         (
-            'if checkpointing == "none" or (compiled and checkpointing == "selective"):',
-            "if True:",
+            'kept = checkpointing == "none" or (compiled and checkpointing == "selective")',
+            "kept = True",
             "nothing is computed again",
         ),
     ),
