@@ -4,7 +4,7 @@
         [--ways ours|others] [--compile] [--profile FILE] [--product] [--out FILE]
 
 benchmarks/ways.py describes the ways that are compared: `ours`, each choice of activation
-checkpointing, or `others`, the recipes of others beside ours. `product` is the same rows through
+checkpointing, or `others`, the recipes of others next to ours. `product` is the same rows through
 launch.py (Lightning, ZeRO-3, AdamW, one rank): tokens per second of whole optimizer steps, from the
 run's metrics.csv.
 
@@ -39,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import chat_rows
-import numpy as np
 import report
 import torch
 import ways
@@ -47,6 +46,7 @@ from ways import Way
 
 from llada_sft.data.examples.encode import Example
 from llada_sft.model import LLaDAConfig, LLaDAModelLM
+from llada_sft.model.flops import needed_operations
 from llada_sft.training.noising import MicroBatch
 
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "triton")
@@ -124,16 +124,6 @@ def gemm_rate(clock: Clock, dtype: torch.dtype) -> float:
     for _ in range(3):
         a @ b
     return 2 * size**3 / statistics.median(clock.seconds(lambda: a @ b) for _ in range(10))
-
-
-def needed_operations(rows: list[Example], config: LLaDAConfig, num_masked: int) -> float:
-    """Count what the model needs for forward and backward; see the head of this file."""
-    shapes = config.parameter_shapes()
-    blocks = sum(int(np.prod(shape)) for name, shape in shapes.items() if ".blocks." in name)
-    lengths = np.array([len(row.input_ids) for row in rows], np.float64)
-    attention = 12.0 * config.n_layers * config.d_model * (lengths**2).sum()
-    head = 6.0 * config.num_embeddings * config.d_model * num_masked
-    return float(6.0 * blocks * lengths.sum() + attention + head)
 
 
 class Floor:
@@ -239,7 +229,8 @@ def measure_one(
     peak = clock.peak() - base
     least = floor.seconds(batches, way.run is ways.full_logits)
     real = sum(len(row.input_ids) for row in group)
-    needed = needed_operations(group, config, sum(len(batch.positions) for batch in batches))
+    squares = sum(len(row.input_ids) ** 2 for row in group)
+    needed = needed_operations(config, real, squares, sum(len(b.positions) for b in batches))
     return line | {
         "real/s": round(real / seconds),
         "all/s": round(sum(batch.noisy_ids.numel() for batch in batches) / seconds),

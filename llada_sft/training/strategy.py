@@ -257,7 +257,7 @@ class Zero3Strategy(DeepSpeedStrategy):
                 lr_scheduler=lr_scheduler,
                 dist_init_required=False,
             )
-        # Stages 1 and 2 look for NaN and infinity in fp16 only, unless they are told.
+        # Stages 1 and 2 look for NaN and infinity in fp16 only, unless this is set.
         zero_optimizer.check_grad_overflow = True
         engine.checkpoint_engine = self.shard_writer
         # Otherwise rank 0 would copy two DeepSpeed scripts into each checkpoint, which must not

@@ -289,7 +289,7 @@ MUTANTS = (
         (
             "        self._lent.append(buffer)",
             "        pass",
-            "the memory of copies is taken anew at each save",
+            "the memory of copies is taken again at each save",
         ),
     ),
     *of_file(
