@@ -1,6 +1,24 @@
-"""For all tests: a property holds or not, however busy the machine is."""
+"""For all tests: a property holds or not, however busy the machine is; /dev/null stays a device."""
 
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# The tests after which /dev/null was a file: as root, whoever moves a file there replaces it for
+# the whole machine.
+_replaced_null: list[str] = []
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    if not _replaced_null and not Path(os.devnull).is_char_device():
+        _replaced_null.append(nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for nodeid in _replaced_null:
+        terminalreporter.write_line(f"warning: {os.devnull} is no device any more, since {nodeid}")

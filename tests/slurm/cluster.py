@@ -1,7 +1,7 @@
 """A real SLURM of four nodes with two GPUs each on this machine, for the tests.
 
 One munged, one slurmctld and a slurmd per node, all from Debian's packages, run as root and need
-no systemd; the GPUs are names for /dev/null. Everything a cluster writes lies in one state
+no systemd; the GPUs are names for /dev/zero. Everything a cluster writes lies in one state
 directory under the temporary folder, one per checkout and purpose, so that two checkouts may run
 their tests at once. Only the logs and node1 … node4 in /etc/hosts stay after a stop.
 
@@ -224,8 +224,9 @@ class Cluster:
         self.state_dir.chmod(0o755)
         shutil.chown(self.state_dir / "munge", "munge", "munge")
         for index in range(GPUS_PER_NODE):
-            # Of plain files SLURM counts the GPUs but sets no CUDA_VISIBLE_DEVICES.
-            (self.state_dir / "gpus" / f"gpu{index}").symlink_to("/dev/null")
+            # Of plain files SLURM counts the GPUs but sets no CUDA_VISIBLE_DEVICES. Not /dev/null:
+            # a program that runs as root can replace that with a file by mistake.
+            (self.state_dir / "gpus" / f"gpu{index}").symlink_to("/dev/zero")
         gpus = f"File={self.state_dir}/gpus/gpu[0-{GPUS_PER_NODE - 1}]"
         gres = f"NodeName={','.join(NODES)} Name=gpu {gpus}\n"
         (self.state_dir / "gres.conf").write_text(gres)

@@ -172,7 +172,7 @@ def inject(target: Target, planned: Planned) -> str | None:
             _let_time_run_out(target)
         case Fault.PREEMPTION:
             where = f"--nodelist={target.node_of(planned.rank)}"
-            options = ("--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true")
+            options = ("--partition=high", "--exclusive", "--output=preempting.out", "--wrap=true")
             cluster.run(["sbatch", where, *options], cwd=cluster.state_dir)
         case Fault.REQUEUE:
             cluster.run(["scontrol", "requeue", job])

@@ -13,7 +13,7 @@ TIMEOUT_S = 60
 
 
 def test_sacct_knows_a_job_and_its_steps(accounting_cluster: Cluster, tmp_path: Path) -> None:
-    command = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=srun false"]
+    command = ["sbatch", "--parsable", "--output=out", "--wrap=srun false"]
     job = accounting_cluster.run(command, cwd=tmp_path).strip()
 
     def rows() -> list[str]:
