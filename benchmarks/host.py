@@ -35,7 +35,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import Tensor
 
 from llada_sft.cluster.launch.ports import free_port
-from llada_sft.model import LLaDAConfig, build_model
+from llada_sft.model import NetworkConfig, build_model
 
 PACKAGES = ("torch", "deepspeed", "llada-sft")
 IDS = torch.arange(16).view(1, 16)
@@ -52,7 +52,7 @@ CONFIG: dict[str, Any] = {
 
 
 def network(layers: int, recompute: bool) -> Any:
-    config = LLaDAConfig.from_size(
+    config = NetworkConfig.from_size(
         d_model=16,
         n_layers=layers,
         n_heads=2,

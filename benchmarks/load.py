@@ -26,9 +26,10 @@ import torch
 from safetensors.torch import save_file
 from together import Ranks, Turn, dd, forget
 
-from llada_sft.model.configuration import LLaDAConfig, read_config
-from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.configuration import NetworkConfig, read_config
+from llada_sft.model.families import llada
 from llada_sft.model.loading import load_weights
+from llada_sft.model.network import Network
 from llada_sft.model.safe_load import load_data
 from llada_sft.training.checkpoint.checksums import record_of_file
 from llada_sft.training.checkpoint.shard_writer import write_shard
@@ -64,14 +65,17 @@ def make_rank(rank: int, folder: str, megabytes: int) -> Turn:
     return turn
 
 
-def write_model(model_dir: Path, blocks: int) -> LLaDAModelLM:
+def write_model(model_dir: Path, blocks: int) -> Network:
     """Write a model directory of random weights, and return its network."""
     model_dir.mkdir()
     sizes = {"d_model": 1024, "n_heads": 8, "mlp_hidden_size": 4096, "n_layers": blocks}
-    config = LLaDAConfig(**sizes, vocab_size=64, eos_token_id=1, mask_token_id=2, pad_token_id=1)
-    config.architectures = ["LLaDAModelLM"]
+    config = NetworkConfig(
+        llada.FAMILY.config_json(
+            **sizes, vocab_size=64, eos_token_id=1, mask_token_id=2, pad_token_id=1
+        )
+    )
     config.save_pretrained(model_dir)
-    model = LLaDAModelLM(read_config(model_dir))
+    model = Network(read_config(model_dir))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()

@@ -46,7 +46,8 @@ import ways
 from ways import Way
 
 from llada_sft.data.examples.encode import Example
-from llada_sft.model import LLaDAConfig, LLaDAModelLM
+from llada_sft.model import Network, NetworkConfig
+from llada_sft.model.families import llada
 from llada_sft.model.flops import needed_operations
 from llada_sft.training.noising import MicroBatch
 
@@ -56,7 +57,7 @@ PRESETS: dict[str, dict[str, int]] = {
     "small": {"d_model": 512, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
     # As small, with LLaDA's vocabulary.
     "wide-head": {"d_model": 512, "n_heads": 8, "mlp_hidden_size": 1536},
-    "llada8b-width": {},  # The defaults of LLaDAConfig.
+    "llada8b-width": {},  # The 8B's.
 }
 PACKED = (2048, 4096, 8192, 16384)
 PACKED_ON_CPU = (2048, 4096, 8192)
@@ -67,13 +68,13 @@ MEASURED = ("real/s", "all/s", "ms", "MB", "floor %", "MFU %", "speed-up")
 Line = dict[str, Any]
 
 
-def network(config: LLaDAConfig, device: torch.device, dtype: torch.dtype) -> LLaDAModelLM:
+def network(config: NetworkConfig, device: torch.device, dtype: torch.dtype) -> Network:
     """Make a network with random weights, on its device from the start."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with device:
-            model = LLaDAModelLM(config)
+            model = Network(config)
     finally:
         torch.set_default_dtype(before)
     for parameter in model.parameters():
@@ -132,24 +133,24 @@ def gemm_rate(clock: Clock, dtype: torch.dtype) -> float:
 class Floor:
     """How long the matrix products of a way take by themselves."""
 
-    def __init__(self, config: LLaDAConfig, clock: Clock, dtype: torch.dtype) -> None:
+    def __init__(self, config: NetworkConfig, clock: Clock, dtype: torch.dtype) -> None:
         self._config, self._clock, self._dtype = config, clock, dtype
 
     def seconds(self, batches: list[MicroBatch], full_head: bool) -> float:
         """Time each product at up to 2,048 positions; it scales with them."""
-        config, first = self._config, batches[0]
-        width, kv_width = config.d_model, config.num_kv_heads * config.head_dim
+        network, first = self._config.architecture, batches[0]
+        width, kv_width = network.width, network.num_kv_heads * network.head_dim
         sizes = [(width, width)] * 2 + [(width, kv_width)] * 2
-        sizes += [(width, config.mlp_size)] * 2 + [(config.mlp_size, width)]
+        sizes += [(width, network.mlp_size)] * 2 + [(network.mlp_size, width)]
         times: dict[tuple[int, int], float] = {}
         positions = min(first.noisy_ids.numel(), SAMPLED)
         for size in set(sizes):
             times[size] = self._product(positions, *size)
-        of_layers = config.n_layers * sum(times[size] for size in sizes)
+        of_layers = network.num_layers * sum(times[size] for size in sizes)
         seconds = of_layers * sum(b.noisy_ids.numel() for b in batches) / positions
         in_head = [b.noisy_ids.numel() if full_head else len(b.positions) for b in batches]
         sampled = min(in_head[0], SAMPLED)
-        of_head = self._product(sampled, width, config.num_embeddings)
+        of_head = self._product(sampled, width, network.num_embeddings)
         return seconds + of_head * sum(in_head) / sampled
 
     def _product(self, positions: int, inputs: int, outputs: int) -> float:
@@ -171,7 +172,7 @@ class Floor:
 
 def measure(
     rows: list[Example],
-    config: LLaDAConfig,
+    config: NetworkConfig,
     clock: Clock,
     dtype: torch.dtype,
     chosen: list[Way],
@@ -204,8 +205,8 @@ def measure(
 def measure_one(
     way: Way,
     rows: list[Example],
-    config: LLaDAConfig,
-    model: LLaDAModelLM,
+    config: NetworkConfig,
+    model: Network,
     clock: Clock,
     floor: Floor,
     rate: float,
@@ -245,7 +246,7 @@ def measure_one(
 
 
 def profile(
-    rows: list[Example], config: LLaDAConfig, clock: Clock, dtype: torch.dtype, out: Path
+    rows: list[Example], config: NetworkConfig, clock: Clock, dtype: torch.dtype, out: Path
 ) -> None:
     """Write the operations of one packed micro-batch, the longest first."""
     model = network(config, clock.device, dtype)
@@ -262,7 +263,7 @@ def profile(
     out.write_text(table)
 
 
-def product(config: LLaDAConfig, clock: Clock, num_steps: int = 12) -> list[Line]:
+def product(config: NetworkConfig, clock: Clock, num_steps: int = 12) -> list[Line]:
     """Train a few steps through launch.py, packed to 16,384 tokens."""
     from safetensors.torch import save_file
 
@@ -338,7 +339,7 @@ def main() -> None:
     asked = parser.parse_args()
     clock = Clock(torch.device(asked.device))
     dtype = torch.bfloat16 if clock.cuda else torch.float32
-    config = LLaDAConfig(n_layers=asked.layers, **PRESETS[asked.preset])
+    config = NetworkConfig(llada.FAMILY.config_json(n_layers=asked.layers, **PRESETS[asked.preset]))
     rows = ways.examples(asked.rows, config.vocab_size, asked.mean_tokens, asked.most_tokens)
     packed = tuple(asked.packed or (PACKED if clock.cuda else PACKED_ON_CPU))
     if asked.ways == "others":

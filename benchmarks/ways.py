@@ -23,13 +23,13 @@ from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.packing import in_order, packs
 from llada_sft.diffusion.objective import masked_cross_entropy
-from llada_sft.model import LLaDAConfig, LLaDAModelLM
-from llada_sft.model.activations import Checkpointing
+from llada_sft.model import Network, NetworkConfig
+from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import MicroBatch, NoiseSource
 
 LOOK_AHEAD = 256
-Pass = Callable[[LLaDAModelLM, MicroBatch], None]
+Pass = Callable[[Network, MicroBatch], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Way:
     compiled: bool = False
 
 
-def ours(model: LLaDAModelLM, batch: MicroBatch) -> None:
+def ours(model: Network, batch: MicroBatch) -> None:
     """As the training module does it."""
     loss = model(
         batch.noisy_ids,
@@ -66,7 +66,7 @@ def ours(model: LLaDAModelLM, batch: MicroBatch) -> None:
     torch.autograd.backward(loss)
 
 
-def full_logits(model: LLaDAModelLM, batch: MicroBatch) -> None:
+def full_logits(model: Network, batch: MicroBatch) -> None:
     """As the official guidelines do it: logits of all positions first."""
     logits = model(batch.noisy_ids, attention_mask=batch.attention_mask).logits  # [B, L, V]
     masked = logits.flatten(0, 1)[batch.positions]  # [M, V]
@@ -137,7 +137,7 @@ def examples(count: int, vocab_size: int, mean: int, most: int) -> list[Example]
     return made
 
 
-def micro_batches(way: Way, rows: list[Example], config: LLaDAConfig) -> list[MicroBatch]:
+def micro_batches(way: Way, rows: list[Example], config: NetworkConfig) -> list[MicroBatch]:
     """Group and mask the rows as the training does; the whole of it counts as one step."""
     source = NoiseSource(ObjectiveConfig(), 0, config.vocab_size - 1, rank=0, world_size=1)
     step = LocalStep(tuple(way.group(rows, config.vocab_size - 2)), 0, {})

@@ -12,8 +12,8 @@ from llada_sft.data.examples.tokenizer import load_tokenizer
 from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.diffusion.generate import generate
 from llada_sft.errors import ConfigError
-from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import load_model
+from llada_sft.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SamplingSettings:
 
 
 def answer(
-    model: LLaDAModelLM, tokenizer: Any, prompts: Sequence[str], settings: SamplingSettings
+    model: Network, tokenizer: Any, prompts: Sequence[str], settings: SamplingSettings
 ) -> list[str]:
     """Answer each prompt, as one user turn; prompts of one length go through the model together.
 

@@ -14,8 +14,8 @@ from llada_sft.config import load_config
 from llada_sft.config.schema import Config
 from llada_sft.demo.data import write_demo
 from llada_sft.demo.evaluation import exact_match
-from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import load_model
+from llada_sft.model.network import Network
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network, resolve_network
 from llada_sft.training.log.metrics_csv import data_wait, read_metrics
@@ -23,7 +23,7 @@ from llada_sft.training.log.metrics_csv import data_wait, read_metrics
 CONFIG = Path("config/demo.yaml")
 
 
-def untrained_model(config: Config) -> LLaDAModelLM:
+def untrained_model(config: Config) -> Network:
     """Build the network as it is when training starts."""
     network = resolve_network(config.model)
     model = build_network(config.model, network, config.run.seed)

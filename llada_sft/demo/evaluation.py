@@ -5,14 +5,14 @@ from pathlib import Path
 
 from llada_sft.config.schema import Config
 from llada_sft.data.examples.tokenizer import load_tokenizer
-from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.network import Network
 from llada_sft.sampling import SamplingSettings, answer
 
 # The longest answer has five letters; one more position lets every answer end.
 SETTINGS = SamplingSettings(steps=6, gen_length=6, block_length=6)
 
 
-def exact_match(model: LLaDAModelLM, config: Config) -> tuple[float, list[tuple[str, str, str]]]:
+def exact_match(model: Network, config: Config) -> tuple[float, list[tuple[str, str, str]]]:
     """Answer all held-out prompts.
 
     Returns:

@@ -1,9 +1,7 @@
-"""The network: the official LLaDA architecture, its checkpoints in, our checkpoints out.
+"""The networks of the LLaDA family: their checkpoints in, our checkpoints out.
 
-    llada.py           the layers, under the official parameter names
-    attention.py       bidirectional attention with rotary positions
-    head.py            the head, and the loss of its logits piece by piece
-    activations.py     what the backward pass keeps of a block, and what it computes again
+    families/          which networks there are: config.json -> sizes, features, official names
+    network.py         the network that these ask for; layers/: what it is made of
     configuration.py   the config of a network; settings.py: config.json, checked without torch
     loading.py         a model directory -> a network; initialization.py: random weights
     flops.py           the operations that a training needs, and a GPU makes
@@ -20,15 +18,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llada_sft.model.configuration import LLaDAConfig
-    from llada_sft.model.llada import LLaDAModelLM
+    from llada_sft.model.configuration import NetworkConfig
     from llada_sft.model.loading import build_model, load_model
+    from llada_sft.model.network import Network
 
-__all__ = ["LLaDAConfig", "LLaDAModelLM", "build_model", "load_model"]
+__all__ = ["Network", "NetworkConfig", "build_model", "load_model"]
 
 _MODULES = {
-    "LLaDAConfig": "configuration",
-    "LLaDAModelLM": "llada",
+    "Network": "network",
+    "NetworkConfig": "configuration",
     "build_model": "loading",
     "load_model": "loading",
 }

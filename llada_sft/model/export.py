@@ -8,6 +8,7 @@ and only then renamed.
 
 import contextlib
 import copy
+import functools
 import json
 import pickle
 import shutil
@@ -23,9 +24,9 @@ from torch import Tensor
 
 from llada_sft.errors import CheckpointError
 from llada_sft.model import safe_load
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.index import INDEX_NAME, check_tensors, read_index, require_unused
-from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.network import Network
 
 # The LightningModule's attribute that holds the network.
 CHECKPOINT_PREFIX = "network."
@@ -54,7 +55,7 @@ class LazyTensor:
     read: Callable[[], Tensor]
 
 
-def network_tensors(model: LLaDAModelLM) -> dict[str, LazyTensor]:
+def network_tensors(model: Network) -> dict[str, LazyTensor]:
     """Return the parameters of a whole network in this process."""
     return {
         name: LazyTensor(tuple(parameter.shape), parameter.detach)
@@ -94,7 +95,7 @@ def zero3_tensors(checkpoint_dir: Path, tag: str = "checkpoint") -> dict[str, La
 
 def export_checkpoint(
     tensors: Mapping[str, LazyTensor],
-    config: LLaDAConfig,
+    config: NetworkConfig,
     tokenizer_dir: Path,
     out_dir: Path,
     dtype: torch.dtype = torch.bfloat16,
@@ -103,7 +104,7 @@ def export_checkpoint(
     """Write a model directory; one shard at a time is in memory.
 
     Args:
-        tensors: The network's parameters by their official names.
+        tensors: The network's parameters by their names.
         config: Of the network.
         tokenizer_dir: A model directory whose tokenizer, chat template and code files are copied.
         out_dir: Must not exist, or be empty.
@@ -117,12 +118,31 @@ def export_checkpoint(
     partial = out_dir.with_name(f"{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was interrupted
     partial.mkdir(parents=True)
-    _write_weights(tensors, partial, dtype, max_shard_size)
+    _write_weights(official_parts(tensors, config), partial, dtype, max_shard_size)
     _write_config(config, partial, dtype)
     _apply_umask(partial)
     _copy_files(tokenizer_dir, partial)
     _verify(config, partial)
     partial.rename(out_dir)
+
+
+def official_parts(
+    tensors: Mapping[str, LazyTensor], config: NetworkConfig
+) -> dict[str, LazyTensor]:
+    """Return the tensors of a model directory: what is stacked in training is taken apart."""
+    parts: dict[str, LazyTensor] = {}
+    for name, whole in tensors.items():
+        official = config.architecture.official_tensors(name, whole.shape)
+        if len(official) == 1:
+            parts[official[0][0]] = whole
+            continue
+        for number, (part, shape) in enumerate(official):
+            parts[part] = LazyTensor(shape, functools.partial(_nth, whole, number))
+    return parts
+
+
+def _nth(whole: LazyTensor, number: int) -> Tensor:
+    return whole.read()[number]
 
 
 def _write_weights(
@@ -144,7 +164,7 @@ def _write_weights(
         (out_dir / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_config(config: LLaDAConfig, out_dir: Path, dtype: torch.dtype) -> None:
+def _write_config(config: NetworkConfig, out_dir: Path, dtype: torch.dtype) -> None:
     exported = copy.deepcopy(config)
     exported.dtype = dtype
     (out_dir / "config.json").write_text(exported.to_json_string())
@@ -162,6 +182,6 @@ def _copy_files(source_dir: Path, out_dir: Path) -> None:
             shutil.copyfile(file, out_dir / file.name)
 
 
-def _verify(config: LLaDAConfig, out_dir: Path) -> None:
+def _verify(config: NetworkConfig, out_dir: Path) -> None:
     """Read back what was written; a checkpoint of another network is noticed here."""
-    check_tensors(config.parameter_shapes(), read_index(out_dir), out_dir)
+    check_tensors(config.architecture.tensor_shapes(), read_index(out_dir), out_dir)

@@ -7,7 +7,7 @@ activation checkpointing. The share that a training reaches of a GPU's rate is i
 import math
 import re
 
-from llada_sft.model.settings import Sizes
+from llada_sft.model.families.architecture import Architecture
 
 # Dense bf16, operations per second, from NVIDIA's data sheets (without sparsity). The first that
 # is found in the name that CUDA gives.
@@ -21,24 +21,35 @@ _PEAK_RATES = (
 )
 
 
-def needed_operations(sizes: Sizes, tokens: float, squares: float, masked: float) -> float:
+def needed_operations(network: Architecture, tokens: float, squares: float, masked: float) -> float:
     """Count the operations of forward and backward.
 
-    6 · P · Σ L + 12 · layers · width · Σ L² + 6 · V · width · M: each of the P parameters of the
-    blocks multiplies and adds once per token forward and twice backward; so do the scores and the
-    weighted values of attention, L² of each per example; the head of V rows runs at M tokens.
+    6 · P · Σ L + 12 · layers · H · D · Σ L² + 6 · V · C · M: each of the P parameters of the blocks
+    multiplies and adds once per token forward and twice backward; of E experts only those count
+    that compute a token. So do the scores and the weighted values of attention, with H heads of D
+    features, L² of each per example; the head of V rows and width C runs at M tokens.
 
     Args:
-        sizes: Of the network.
+        network: Its sizes.
         tokens: Σ L, the tokens of all examples.
         squares: Σ L², over the examples.
         masked: M, the masked tokens.
     """
-    shapes = sizes.parameter_shapes()
-    blocks = sum(math.prod(shape) for name, shape in shapes.items() if ".blocks." in name)
-    attention = 12 * sizes.n_layers * sizes.d_model * squares
-    head = 6 * sizes.num_embeddings * sizes.d_model * masked
-    return 6 * blocks * tokens + attention + head
+    attention = 12 * network.num_layers * network.num_heads * network.head_dim * squares
+    head = 6 * network.num_embeddings * network.width * masked
+    return 6 * _used_by_a_token(network) * tokens + attention + head
+
+
+def _used_by_a_token(network: Architecture) -> float:
+    """Return the parameters of the blocks that compute one token."""
+    names, used = network.names.of_block, 0.0
+    for layer in range(network.num_layers):
+        for name, shape in network.block_shapes(layer):
+            size = math.prod(shape)
+            if network.experts is not None and name.startswith(f"{names.experts}."):
+                size = size * network.experts.per_token // network.experts.num_experts
+            used += size
+    return used
 
 
 def peak_rate(device_name: str) -> float | None:

@@ -9,7 +9,7 @@ import math
 import torch
 
 from llada_sft.keys import hashed
-from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.network import Network
 from llada_sft.model.partition import OwnedSlice, full_shape, owned_slice
 
 CHUNK = 1 << 20
@@ -17,26 +17,23 @@ STD = 0.02
 
 
 @torch.no_grad()
-def initialize(model: LLaDAModelLM, seed: int) -> None:
+def initialize(model: Network, seed: int) -> None:
     """Fill a network, whole or partitioned, with random weights in place.
 
     Matrices are normal with std 0.02, those that write to the residual stream smaller by
-    sqrt(2 n_layers); norms are one.
+    sqrt(2 layers); norms are one, biases zero.
 
     Source: Radford et al., GPT-2 (2019), section 2.3.
     """
-    residual_std = STD / math.sqrt(2 * model.config.n_layers)
+    network = model.architecture
+    residual_std = STD / math.sqrt(2 * network.num_layers)
     for name, parameter in model.named_parameters():
         owned, shape = owned_slice(parameter), full_shape(parameter)
-        if len(shape) == 1:
-            owned.values.fill_(1.0)
+        if not network.decays(name):
+            owned.values.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
-        std = residual_std if _writes_to_residual(name) else STD
+        std = residual_std if network.writes_to_residual(name) else STD
         _fill_normal(owned, math.prod(shape), std, hashed("init", seed, name))
-
-
-def _writes_to_residual(name: str) -> bool:
-    return ".blocks." in name and name.endswith(("attn_out.weight", "ff_out.weight"))
 
 
 def _fill_normal(owned: OwnedSlice, numel: int, std: float, key: int) -> None:

@@ -11,7 +11,9 @@
 No code of the model directory is run, and no weight is left at a value that nobody chose.
 """
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,11 @@ import torch
 from torch import Tensor
 
 from llada_sft.errors import CheckpointError
-from llada_sft.model.configuration import LLaDAConfig, read_config
+from llada_sft.model.configuration import NetworkConfig, read_config
 from llada_sft.model.index import TensorSlot, check_tensors, read_index
 from llada_sft.model.initialization import initialize
-from llada_sft.model.llada import LLaDAModelLM
-from llada_sft.model.partition import full_shape, owned_slice
+from llada_sft.model.network import Network
+from llada_sft.model.partition import OwnedSlice, full_shape, owned_slice
 
 BUFFER_BYTES = 16 << 20
 _TORCH_DTYPES = {
@@ -49,7 +51,7 @@ class LoadReport:
 
 def load_model(
     path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> LLaDAModelLM:
+) -> Network:
     """Load a whole network into this process, in evaluation mode.
 
     Args:
@@ -64,14 +66,14 @@ def load_model(
     config = read_config(model_dir)
     config.dtype = dtype
     with torch.device("meta"):
-        model = LLaDAModelLM(config)
+        model = Network(config)
     model.to(dtype).to_empty(device=device)
     load_weights(model, model_dir)
     model.eval()
     return model
 
 
-def build_model(source: Path | LLaDAConfig, seed: int = 0) -> LLaDAModelLM:
+def build_model(source: Path | NetworkConfig, seed: int = 0) -> Network:
     """Build a network for training; inside `deepspeed.zero.Init` it is born partitioned.
 
     Args:
@@ -81,31 +83,49 @@ def build_model(source: Path | LLaDAConfig, seed: int = 0) -> LLaDAModelLM:
     Raises:
         CheckpointError: The directory is not such a checkpoint; the same on every rank.
     """
-    if isinstance(source, LLaDAConfig):
-        model = LLaDAModelLM(source)
+    if isinstance(source, NetworkConfig):
+        model = Network(source)
         initialize(model, seed)
         return model
-    model = LLaDAModelLM(read_config(source))
+    model = Network(read_config(source))
     load_weights(model, source)
     return model
 
 
 @torch.no_grad()
-def load_weights(model: LLaDAModelLM, model_dir: Path) -> LoadReport:
+def load_weights(model: Network, model_dir: Path) -> LoadReport:
     """Fill every parameter, or this rank's slice of it, from a model directory.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshapen; the network is untouched.
     """
     slots = read_index(model_dir)
-    shapes = {name: full_shape(parameter) for name, parameter in model.named_parameters()}
+    network = model.architecture
+    tensors = {
+        name: network.official_tensors(name, full_shape(parameter))
+        for name, parameter in model.named_parameters()
+    }
+    shapes = {name: shape for parts in tensors.values() for name, shape in parts}
     check_tensors(shapes, slots, model_dir)
     buffer = bytearray(BUFFER_BYTES)
     bytes_read = 0
     for name, parameter in model.named_parameters():
-        owned = owned_slice(parameter)
-        bytes_read += _read_elements(slots[name], owned.start, owned.values, buffer)
+        parts = [slots[official] for official, _ in tensors[name]]
+        bytes_read += _read_parts(parts, owned_slice(parameter), buffer)
     return LoadReport(num_tensors=len(slots), bytes_read=bytes_read)
+
+
+def _read_parts(parts: Sequence[TensorSlot], owned: OwnedSlice, buffer: bytearray) -> int:
+    """Read this process's part of tensors that follow one another; return the bytes read."""
+    bytes_read, first = 0, 0
+    for slot in parts:
+        after = first + math.prod(slot.shape)
+        start, end = max(owned.start, first), min(owned.start + len(owned.values), after)
+        if start < end:
+            values = owned.values[start - owned.start : end - owned.start]
+            bytes_read += _read_elements(slot, start - first, values, buffer)
+        first = after
+    return bytes_read
 
 
 def _read_elements(slot: TensorSlot, start: int, values: Tensor, buffer: bytearray) -> int:

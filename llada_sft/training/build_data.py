@@ -8,7 +8,7 @@ from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
 from llada_sft.data.steps.validation import validation_batches
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import token_ids
@@ -21,7 +21,7 @@ from llada_sft.training.noising import MicroBatch, validation_micro_batches
 
 def build_dataset(
     config: Config,
-    network_config: LLaDAConfig,
+    network_config: NetworkConfig,
     placement: Placement,
     resume: Resume,
     run: RunDir,
@@ -57,7 +57,7 @@ def build_dataset(
 
 
 def build_validation(
-    config: Config, network_config: LLaDAConfig, placement: Placement, consensus: Consensus
+    config: Config, network_config: NetworkConfig, placement: Placement, consensus: Consensus
 ) -> list[MicroBatch]:
     """Encode and mask this rank's validation rows once; the same number of batches everywhere."""
     if config.data.validation is None:

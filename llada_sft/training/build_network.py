@@ -8,13 +8,13 @@ import torch
 from llada_sft.config.schema import ModelConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.errors import DataError
-from llada_sft.model.configuration import LLaDAConfig, read_config
-from llada_sft.model.llada import LLaDAModelLM
+from llada_sft.model.configuration import NetworkConfig, read_config
 from llada_sft.model.loading import build_model
-from llada_sft.model.settings import require_eos
+from llada_sft.model.network import Network
+from llada_sft.model.settings import require_trainable
 
 
-def resolve_network(config: ModelConfig) -> LLaDAConfig:
+def resolve_network(config: ModelConfig) -> NetworkConfig:
     """Read the network's own config, or make one from `model.size` and the tokenizer.
 
     Raises:
@@ -23,7 +23,7 @@ def resolve_network(config: ModelConfig) -> LLaDAConfig:
     directory = Path(config.path)
     if config.size is None:
         network = read_config(directory)
-        require_eos(directory, network.eos_token_id)
+        require_trainable(directory, network.architecture)
         return network
     tokenizer = load_tokenizer(directory)
     if tokenizer.eos_token_id is None:
@@ -31,7 +31,7 @@ def resolve_network(config: ModelConfig) -> LLaDAConfig:
             f"{directory}: tokenizer has no EOS token; "
             "name it in tokenizer_config.json ('eos_token')"
         )
-    return LLaDAConfig.from_size(
+    return NetworkConfig.from_size(
         **config.size.model_dump(),
         vocab_size=len(tokenizer),
         mask_token_id=tokenizer.mask_token_id,
@@ -41,8 +41,8 @@ def resolve_network(config: ModelConfig) -> LLaDAConfig:
 
 
 def build_network(
-    config: ModelConfig, network: LLaDAConfig, seed: int, compiled: bool = False
-) -> LLaDAModelLM:
+    config: ModelConfig, network: NetworkConfig, seed: int, compiled: bool = False
+) -> Network:
     """Build the network and fill it; under ZeRO-3 it is born partitioned.
 
     Args:
@@ -72,7 +72,8 @@ def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> b
     return config.compile == "on"
 
 
-def token_ids(network: LLaDAConfig) -> TokenIds:
+def token_ids(network: NetworkConfig) -> TokenIds:
     """Return the sizes and token ids of a network that encoding the data needs."""
-    assert network.mask_token_id is not None and network.eos_token_id is not None
-    return TokenIds(network.vocab_size, network.eos_token_id, network.mask_token_id)
+    found = network.architecture
+    assert found.mask_token_id is not None and found.eos_token_id is not None
+    return TokenIds(found.vocab_size, found.eos_token_id, found.mask_token_id)

@@ -33,7 +33,7 @@ def export_run(run_dir: Path, out: Path, dtype: str | None, step: int | None) ->
     run = RunDir(run_dir)
     config = load_config(run.config)
     network = resolve_network(config.model)
-    checkpoint = _choose(run, step, network.parameter_shapes())
+    checkpoint = _choose(run, step, network.architecture.parameter_shapes())
     export_checkpoint(
         zero3_tensors(checkpoint),
         network,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
+from llada_sft.model.network import Network
 from llada_sft.training.host import Phase
 from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.log_interval import Interval
@@ -21,16 +22,12 @@ from llada_sft.training.nonfinite import poison_gradient
 from llada_sft.training.strategy import Zero3Strategy
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Decay matrices, not the gains of the norms.
-
-    A partitioned parameter no longer has its own shape; DeepSpeed keeps the shape in `ds_shape`.
-    """
+def parameter_groups(network: Network, weight_decay: float) -> list[dict[str, object]]:
+    """Decay the parameters that the member of the family says: matrices, not gains and biases."""
     matrices: list[nn.Parameter] = []
     gains: list[nn.Parameter] = []
-    for parameter in network.parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        (matrices if len(shape) > 1 else gains).append(parameter)
+    for name, parameter in network.named_parameters():
+        (matrices if network.architecture.decays(name) else gains).append(parameter)
     return [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": gains, "weight_decay": 0.0},
@@ -56,7 +53,7 @@ class DiffusionModule(pl.LightningModule):
 
     def __init__(
         self,
-        build_network: Callable[[], nn.Module],
+        build_network: Callable[[], Network],
         optim: OptimConfig,
         log_every_n_steps: int,
         validation_batches: list[MicroBatch],
@@ -80,7 +77,7 @@ class DiffusionModule(pl.LightningModule):
         self._pulse, self._skipped_steps = pulse, 0
         # The last logged metrics, for the progress bar.
         self.last_metrics: dict[str, float] = {}
-        self.network: nn.Module | None = None
+        self.network: Network | None = None
 
     @property
     def _zero3(self) -> Zero3Strategy:

@@ -32,7 +32,7 @@ from llada_sft.diffusion.noise import (
     step_shift,
 )
 from llada_sft.errors import DataError
-from llada_sft.model.attention import Sequences
+from llada_sft.model.layers.attention import Sequences
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.schedule.plan import Pace
 

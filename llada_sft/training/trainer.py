@@ -20,7 +20,7 @@ from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.errors import DataError
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_data import build_dataset, build_validation
@@ -85,7 +85,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     network_config = resolve_network(config.model)
     journal = StepJournal(host, consensus, placement.rank)
     max_steps = config.train.max_steps
-    shapes = network_config.parameter_shapes()
+    shapes = network_config.architecture.parameter_shapes()
     resume = find_resume(run, placement, consensus, host=host, network=shapes, max_steps=max_steps)
     host.pulse("start", resume.step)
     if resume.stopped:
@@ -156,7 +156,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         sources=dataset.mixed_sources,
         report_skipped_step=nonfinite.report_skipped_step,
         pulse=host.pulse,
-        efficiency=Efficiency.of(network_config, device, config.train.precision),
+        efficiency=Efficiency.of(network_config.architecture, device, config.train.precision),
     )
     trainer = build_trainer(
         config,
@@ -280,7 +280,7 @@ def build_schedule(
     )
 
 
-def build_noise(config: Config, network_config: LLaDAConfig, placement: Placement) -> NoiseSource:
+def build_noise(config: Config, network_config: NetworkConfig, placement: Placement) -> NoiseSource:
     return NoiseSource(
         config.objective,
         config.run.seed,

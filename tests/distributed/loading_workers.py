@@ -10,7 +10,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model, load_model
+from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.configuration import read_config
 from llada_sft.model.loading import load_weights
 
@@ -43,11 +43,11 @@ def born_partitioned(model_dir: str, bf16: bool) -> int:
     """Compare every slice with the whole tensor's; return the bytes that this rank read."""
     join_group()
     dtype = torch.bfloat16 if bf16 else torch.float32
-    whole, random = load_model(model_dir, dtype), build_model(LLaDAConfig.from_size(**SMALL), 5)
+    whole, random = load_model(model_dir, dtype), build_model(NetworkConfig.from_size(**SMALL), 5)
     with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED | {"bf16": {"enabled": bf16}}):
-        model = LLaDAModelLM(read_config(Path(model_dir)))
+        model = Network(read_config(Path(model_dir)))
         report = load_weights(model, Path(model_dir))
-        random_model = build_model(LLaDAConfig.from_size(**SMALL), 5)
+        random_model = build_model(NetworkConfig.from_size(**SMALL), 5)
     for name, parameter in model.named_parameters():
         assert_slice(name, parameter.ds_tensor, whole.get_parameter(name).detach())
     for name, parameter in random_model.named_parameters():
@@ -70,7 +70,7 @@ def memory_of_loading(model_dir: str) -> dict[str, int]:
     gc.collect()
     before = anonymous_bytes()
     with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
-        model = LLaDAModelLM(config)
+        model = Network(config)
         after_building = anonymous_bytes()
         report = load_weights(model, Path(model_dir))
     return {
@@ -84,7 +84,7 @@ def memory_of_loading(model_dir: str) -> dict[str, int]:
 
 def build_model_once() -> None:
     with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
-        build_model(LLaDAConfig.from_size(**SMALL))
+        build_model(NetworkConfig.from_size(**SMALL))
 
 
 def anonymous_bytes() -> int:

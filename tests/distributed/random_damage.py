@@ -68,7 +68,7 @@ def play(whole: RunDir, number: int, folder: Path) -> str:
     except CheckpointError as error:
         assert "--step 2" in str(error), f"{what}: {error}"
     assert not (run.path / "out").exists(), f"{what}: exported in part"
-    network = resolve_network(load_config(run.config).model).parameter_shapes()
+    network = resolve_network(load_config(run.config).model).architecture.parameter_shapes()
     with contextlib.redirect_stdout(io.StringIO()):
         seen = resume(run.path, network=network)
     for outcome in seen.outcomes.values():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_sft.model import LLaDAConfig, load_model
+from llada_sft.model import NetworkConfig, load_model
 from llada_sft.model.configuration import read_config
 from llada_sft.model.export import export_checkpoint, network_tensors, zero3_tensors
 from llada_sft.model.index import read_index
@@ -43,7 +43,7 @@ def test_a_step_with_recomputation_and_the_export_of_its_checkpoint(tmp_path: Pa
 @pytest.fixture(scope="session")
 def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 240 MB of fp32, in three shards."""
-    config = LLaDAConfig.from_size(
+    config = NetworkConfig.from_size(
         d_model=1024,
         n_layers=4,
         n_heads=8,

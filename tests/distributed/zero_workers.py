@@ -12,9 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
-from llada_sft.model.activations import Checkpointing
-from llada_sft.model.llada import Block
+from llada_sft.model import Network, build_model
+from llada_sft.model.families.architecture import Architecture
+from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.network import Block
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network
 from llada_sft.training.host import Host
@@ -72,7 +73,7 @@ def _gradients_without_zero(model_dir: str, kind: Checkpointing) -> dict[str, Te
     return {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
 
 
-def _leaves(model_dir: str, kind: Checkpointing) -> LLaDAModelLM:
+def _leaves(model_dir: str, kind: Checkpointing) -> Network:
     with deepspeed.zero.Init(config_dict_or_path=DEEPSPEED):
         model = build_model(Path(model_dir))
     model.set_activation_checkpointing(kind)
@@ -121,7 +122,7 @@ def trained(
 
     def build(*given: Any) -> nn.Module:
         network = build_network(*given)
-        for parameter in network.model.transformer["blocks"].parameters():
+        for parameter in [p for block in network.blocks() for p in block.parameters()]:
             parameter.requires_grad = not frozen
         return network
 
@@ -129,7 +130,7 @@ def trained(
         patch.setattr(trainer_module, "build_network", build)
         if frozen:
             # Verification before a resume would miss the frozen weights.
-            patch.setattr(LLaDAConfig, "parameter_shapes", lambda self: {})
+            patch.setattr(Architecture, "parameter_shapes", lambda self: {})
         config = load_config(config_file, overrides)
         train(config, RunDir(Path(folder)), placement(), Host(stop))
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from llada_sft.demo.data import write_demo
 from llada_sft.diffusion.objective import diffusion_loss
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model, load_model
-from llada_sft.model.activations import Checkpointing
-from llada_sft.model.attention import Sequences
-from llada_sft.model.head import weighted_cross_entropy
+from llada_sft.model import Network, NetworkConfig, build_model, load_model
+from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.head import weighted_cross_entropy
 from llada_sft.training.noising import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
@@ -76,7 +76,7 @@ def packed_batch(lengths: tuple[int, ...]) -> MicroBatch:
     )
 
 
-def loss_of(model: LLaDAModelLM, batch: MicroBatch) -> Tensor:
+def loss_of(model: Network, batch: MicroBatch) -> Tensor:
     loss: Tensor = model(
         batch.noisy_ids,
         positions=batch.positions,
@@ -87,7 +87,7 @@ def loss_of(model: LLaDAModelLM, batch: MicroBatch) -> Tensor:
     return loss
 
 
-def gradient(model: LLaDAModelLM, batch: MicroBatch) -> tuple[float, Tensor]:
+def gradient(model: Network, batch: MicroBatch) -> tuple[float, Tensor]:
     model.zero_grad()
     loss = loss_of(model, batch)
     torch.autograd.backward(loss)
@@ -146,7 +146,7 @@ def test_memory_of_the_loss_is_bounded_by_its_pieces() -> None:
 
 @pytest.mark.parametrize("head_dim", [40, 96])
 def test_odd_head_sizes(head_dim: int) -> None:
-    config = LLaDAConfig.from_size(
+    config = NetworkConfig.from_size(
         d_model=4 * head_dim,
         n_layers=1,
         n_heads=4,

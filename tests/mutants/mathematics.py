@@ -59,12 +59,12 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "model/attention.py",
+        "model/layers/attention.py",
         "model/test_half_precision.py",
         ("cos, sin = rotary\n", "cos, sin = rotary.to(x.dtype)\n", "the rotation is in bf16"),
     ),
     *of_file(
-        "model/attention.py",
+        "model/layers/attention.py",
         "model/test_parity.py",
         (
             "torch.cat([-second, first], dim=-1)",
@@ -73,7 +73,7 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "model/attention.py",
+        "model/layers/attention.py",
         "model/test_packed.py",
         (
             "ends = F.pad(sums, (1, 0))",
@@ -87,7 +87,7 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "model/head.py",
+        "model/layers/head.py",
         "model/test_head.py",
         (
             "slopes.new_full((), -1.0)",
@@ -106,7 +106,7 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "model/activations.py",
+        "model/layers/activations.py",
         "model/test_activations.py",
         (
             'kept = checkpointing == "none" or (compiled and checkpointing == "selective")',
@@ -123,15 +123,19 @@ MUTANTS = (
             "random weights depend on the number of ranks",
         ),
         ("hashed(key, low)", "key", "all chunks of a parameter have the same noise"),
-        ("owned.values.fill_(1.0)", "owned.values.fill_(0.0)", "the gains of norms begin at zero"),
         (
-            "residual_std if _writes",
-            "STD if _writes",
+            '0.0 if name.endswith(".bias") else 1.0',
+            "0.0",
+            "the gains of norms begin at zero",
+        ),
+        (
+            "residual_std if network",
+            "STD if network",
             "what writes to the residual stream is as large as the rest",
         ),
     ),
     *of_file(
-        "model/llada.py",
+        "model/layers/basic.py",
         "model/test_half_precision.py",
         (
             "self.weight * normalised.to(x.dtype)",

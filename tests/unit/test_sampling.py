@@ -9,7 +9,7 @@ from llada_sft import sampling
 from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.diffusion.generate import generate
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
+from llada_sft.model import Network, NetworkConfig, build_model
 from llada_sft.sampling import SamplingSettings, answer
 
 PROMPTS = ["reverse abcd", "reverse ab", "reverse efgh", "a", "reverse cd"]
@@ -22,8 +22,8 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Any) -> LLaDAModelLM:
-    config = LLaDAConfig.from_size(
+def model(tokenizer: Any) -> Network:
+    config = NetworkConfig.from_size(
         d_model=16,
         n_layers=1,
         n_heads=2,
@@ -43,7 +43,7 @@ def model(tokenizer: Any) -> LLaDAModelLM:
     return model.eval()
 
 
-def test_answers_come_in_the_order_of_their_prompts(model: LLaDAModelLM, tokenizer: Any) -> None:
+def test_answers_come_in_the_order_of_their_prompts(model: Network, tokenizer: Any) -> None:
     together = answer(model, tokenizer, PROMPTS, SETTINGS)
     alone = [answer(model, tokenizer, [prompt], SETTINGS)[0] for prompt in PROMPTS]
     assert together == alone
@@ -51,7 +51,7 @@ def test_answers_come_in_the_order_of_their_prompts(model: LLaDAModelLM, tokeniz
     assert answer(model, tokenizer, PROMPTS[::-1], SETTINGS) == together[::-1]
 
 
-def test_an_answer_is_what_the_sampler_says(model: LLaDAModelLM, tokenizer: Any) -> None:
+def test_an_answer_is_what_the_sampler_says(model: Network, tokenizer: Any) -> None:
     ids = encode_prompt([{"role": "user", "content": "reverse abcd"}], tokenizer)
     output = generate(
         model,
@@ -66,7 +66,7 @@ def test_an_answer_is_what_the_sampler_says(model: LLaDAModelLM, tokenizer: Any)
     assert answer(model, tokenizer, ["reverse abcd"], SETTINGS) == [expected]
 
 
-def test_no_prompts_have_no_answers(model: LLaDAModelLM, tokenizer: Any) -> None:
+def test_no_prompts_have_no_answers(model: Network, tokenizer: Any) -> None:
     assert answer(model, tokenizer, [], SETTINGS) == []
 
 
@@ -80,7 +80,7 @@ def test_no_prompts_have_no_answers(model: LLaDAModelLM, tokenizer: Any) -> None
     ],
 )
 def test_an_answer_ends_at_the_first_eos(
-    model: LLaDAModelLM,
+    model: Network,
     tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
     said: list[str],

@@ -112,7 +112,7 @@ def _setup_script(config: Config) -> Iterator[str]:
 def _checkpoint(config: Config) -> Iterator[str]:
     """Check what loading checks: the keys of config.json, the names and shapes of all tensors."""
     from llada_sft.model.index import check_tensors, read_index
-    from llada_sft.model.settings import read_settings, require_eos, sizes_of
+    from llada_sft.model.settings import architecture_of, read_settings, require_trainable
 
     if config.model.init == "random":
         return
@@ -122,18 +122,18 @@ def _checkpoint(config: Config) -> Iterator[str]:
     except LladaSftError as error:
         yield str(error)
         return
-    longest = settings["max_sequence_length"]
-    if config.data.max_length > longest:
+    network = architecture_of(settings)
+    if config.data.max_length > network.max_length:
         yield (
-            f"data.max_length: must be at most max_sequence_length of {model / 'config.json'},"
-            f" {longest}, got {config.data.max_length}"
+            f"data.max_length: must be at most the context of {model / 'config.json'},"
+            f" {network.max_length}, got {config.data.max_length}"
         )
     try:
-        require_eos(model, settings.get("eos_token_id"))
+        require_trainable(model, network)
     except LladaSftError as error:
         yield str(error)
     try:
-        check_tensors(sizes_of(settings).parameter_shapes(), read_index(model), model)
+        check_tensors(network.tensor_shapes(), read_index(model), model)
     except LladaSftError as error:
         yield str(error)
 

@@ -6,6 +6,7 @@ the contents of the shards and the shapes of all tensors when they start.
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,6 @@ from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.run_dir import RunDir
 
 _DATA_STATE = "data_state.json"
-# Keys of config.json: the sizes of the network, and the meaning of the token ids.
-_SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "mlp_ratio")
-_VOCABULARY = ("vocab_size", "embedding_size", "mask_token_id", "eos_token_id")
 
 
 def require(run: RunDir, before: Config, after: Config, changes: Sequence[Change]) -> None:
@@ -67,15 +65,34 @@ def _files_of_the_checkpoint(run: RunDir) -> list[str]:
 
 
 def _sizes(before: Config, after: Config) -> Iterator[str]:
-    old, new = (_read_json(Path(config.model.path) / "config.json") for config in (before, after))
-    if not old or not new:
+    from llada_sft.model.settings import read_settings
+
+    try:
+        old, new = (read_settings(Path(config.model.path)) for config in (before, after))
+    except LladaSftError:
+        # Preflight reports the problem of the new one; without the old one nothing is known.
         return
-    for key in (*_SIZES, *_VOCABULARY):
-        if old.get(key) != new.get(key):
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and _is_a_size(key, old, new):
             yield (
                 f"model.path: {after.model.path}/config.json: {key} is {new.get(key)!r}, and"
                 f" {old.get(key)!r} in the model of the run: it must be the same model"
             )
+
+
+def _is_a_size(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether a key of config.json is one of a size, or of the meaning of a token id."""
+    from llada_sft.model.families import family_of
+    from llada_sft.model.settings import architecture_of
+
+    changed = {**old, key: new.get(key)}
+    family = family_of(changed)
+    if family is None or any(family.problems(changed)):
+        return True
+    # These may be changed: the weights keep their shapes.
+    free: dict[str, Any] = {"max_length": 0, "norm_eps": 0.0, "rope_theta": 0.0}
+    before, after = (replace(architecture_of(values), **free) for values in (old, changed))
+    return before != after
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from llada_sft.model.families.architecture import Architecture
 from llada_sft.model.flops import needed_operations, peak_rate
-from llada_sft.model.settings import Sizes
 from llada_sft.training.consensus import Report
 
 
@@ -15,19 +15,19 @@ class Efficiency:
     """What MFU is worked out from.
 
     Attributes:
-        sizes: Of the network.
+        network: Its sizes.
         peak: Operations per second of a rank's device; None if they are not known: then there is
             no MFU.
     """
 
-    sizes: Sizes
+    network: Architecture
     peak: float | None
 
     @staticmethod
-    def of(sizes: Sizes, device: torch.device, precision: str) -> "Efficiency":
+    def of(network: Architecture, device: torch.device, precision: str) -> "Efficiency":
         """Look the device up: a known GPU that trains in bf16."""
         known = device.type == "cuda" and precision == "bf16"
-        return Efficiency(sizes, peak_rate(torch.cuda.get_device_name(device)) if known else None)
+        return Efficiency(network, peak_rate(torch.cuda.get_device_name(device)) if known else None)
 
     def needed(self, counts: Report) -> float:
         """Return the operations that a step needs, on all ranks.
@@ -35,7 +35,7 @@ class Efficiency:
         Half of the response tokens count as masked, which is what the noise masks on average.
         """
         masked = counts.response_tokens / 2
-        return needed_operations(self.sizes, counts.tokens, counts.squares, masked)
+        return needed_operations(self.network, counts.tokens, counts.squares, masked)
 
 
 def peak_memory() -> tuple[int, int]:

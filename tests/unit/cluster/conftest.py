@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.model.settings import sizes_of
+from llada_sft.model.settings import architecture_of
 
 CONFIG = """\
 run: {name: a}
@@ -51,7 +51,7 @@ def write_project(folder: Path) -> None:
     (folder / "setup.sh").write_text("export FROM_SETUP=1\n")
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text(json.dumps(MODEL))
-    write_weights(folder / "model/model.safetensors", sizes_of(MODEL).parameter_shapes())
+    write_weights(folder / "model/model.safetensors", architecture_of(MODEL).tensor_shapes())
     (folder / "model/tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 7}]}))
     (folder / "a.yaml").write_text(CONFIG)
 

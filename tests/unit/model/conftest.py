@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, load_model
+from llada_sft.model import Network, NetworkConfig, load_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_llada"
 
@@ -31,14 +31,14 @@ def golden_config() -> dict[str, Any]:
 
 
 @pytest.fixture
-def golden() -> LLaDAModelLM:
+def golden() -> Network:
     return load_model(GOLDEN)
 
 
 @pytest.fixture
-def small_config() -> LLaDAConfig:
+def small_config() -> NetworkConfig:
     """Two layers whose parameters do not divide evenly by 3."""
-    return LLaDAConfig.from_size(
+    return NetworkConfig.from_size(
         d_model=32,
         n_layers=2,
         n_heads=4,

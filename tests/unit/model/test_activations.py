@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llada_sft.model import LLaDAConfig, build_model
-from llada_sft.model.activations import Checkpointing
+from llada_sft.model import NetworkConfig, build_model
+from llada_sft.model.layers.activations import Checkpointing
 
 BLOCKS = 2
 # Matrix products of a block's forward pass, but the last: its result is needed for nothing.
@@ -27,7 +27,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def operations(config: LLaDAConfig, checkpointing: Checkpointing) -> Counter[str]:
+def operations(config: NetworkConfig, checkpointing: Checkpointing) -> Counter[str]:
     model = build_model(config)
     model.set_activation_checkpointing(checkpointing)
     with Operations() as seen:
@@ -41,9 +41,9 @@ def operations(config: LLaDAConfig, checkpointing: Checkpointing) -> Counter[str
     [("none", 0, 0), ("selective", 0, BLOCKS), ("full", PRODUCTS * BLOCKS, BLOCKS)],
 )
 def test_what_is_computed_again(
-    small_config: LLaDAConfig, checkpointing: Checkpointing, products: int, activations: int
+    small_config: NetworkConfig, checkpointing: Checkpointing, products: int, activations: int
 ) -> None:
-    assert small_config.n_layers == BLOCKS
+    assert small_config.architecture.num_layers == BLOCKS
     kept = operations(small_config, "none")
     found = operations(small_config, checkpointing)
     assert found["aten::mm"] == kept["aten::mm"] + products
@@ -53,7 +53,7 @@ def test_what_is_computed_again(
     assert found[attention] == BLOCKS * (2 if checkpointing == "full" else 1)
 
 
-def test_without_gradients_nothing_is_prepared_for_them(small_config: LLaDAConfig) -> None:
+def test_without_gradients_nothing_is_prepared_for_them(small_config: NetworkConfig) -> None:
     model = build_model(small_config)
     model.set_activation_checkpointing("full")
     with torch.no_grad(), Operations() as seen:

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from llada_sft.model import LLaDAConfig, build_model
-from llada_sft.model.attention import Sequences
+from llada_sft.model import NetworkConfig, build_model
+from llada_sft.model.layers.attention import Sequences
 
 
 @pytest.mark.slow
 # Of torch's compiler itself; elsewhere warnings are errors.
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_blocks_have_the_same_loss_and_gradients(small_config: LLaDAConfig) -> None:
+def test_compiled_blocks_have_the_same_loss_and_gradients(small_config: NetworkConfig) -> None:
     model = build_model(small_config)
     packs = [(7, 1, 12), (3,) * 9, (40,), (2, 2)]
 

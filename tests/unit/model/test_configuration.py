@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from llada_sft.errors import CheckpointError
-from llada_sft.model.configuration import LLaDAConfig, read_config
-from llada_sft.model.llada import LLaDAModelLM
-from llada_sft.model.settings import read_settings, sizes_of
+from llada_sft.model.configuration import NetworkConfig, read_config
+from llada_sft.model.families import llada
+from llada_sft.model.network import Network
+from llada_sft.model.settings import architecture_of, read_settings
 
 
 def write(directory: Path, values: dict[str, Any]) -> Path:
@@ -40,7 +41,7 @@ def test_unknown_keys_survive_too(golden_config: dict[str, Any], tmp_path: Path)
 
 
 def test_a_config_from_sizes_has_the_official_keys(
-    small_config: LLaDAConfig, golden_config: dict[str, Any]
+    small_config: NetworkConfig, golden_config: dict[str, Any]
 ) -> None:
     values = json.loads(small_config.to_json_string())
     assert values.keys() == golden_config.keys()
@@ -77,7 +78,6 @@ def test_what_is_not_implemented_is_refused_all_at_once(
         ("rope", False),
         ("rope_full_precision", False),
         ("scale_logits", True),
-        ("weight_tying", True),
     ],
 )
 def test_each_refused_value(
@@ -150,17 +150,18 @@ def test_shapes_are_those_of_the_network(
     write(tmp_path, golden_config | more)
     config = read_config(tmp_path)
     with torch.device("meta"):
-        network = LLaDAModelLM(config)
+        network = Network(config)
     shapes = {name: tuple(one.shape) for name, one in network.named_parameters()}
-    assert list(config.parameter_shapes().items()) == list(shapes.items())
-    assert list(sizes_of(read_settings(tmp_path)).parameter_shapes().items()) == list(
-        shapes.items()
-    )
+    described = architecture_of(read_settings(tmp_path))
+    assert list(described.parameter_shapes().items()) == list(shapes.items())
 
 
 def test_another_architecture(tmp_path: Path) -> None:
     file = write(tmp_path, {"model_type": "llama"}) / "config.json"
-    assert refusal(tmp_path) == [f"{file}: model_type: expected 'llada', got 'llama'"]
+    assert refusal(tmp_path) == [
+        f"{file}: model_type: no network that is implemented here (LLaDA, Dream), got 'llama', "
+        "architectures None"
+    ]
 
 
 def test_no_config(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_damaged_config(tmp_path: Path) -> None:
     ("n_kv_heads", "multi_query", "expected"), [(None, None, 4), (None, True, 1), (2, None, 2)]
 )
 def test_key_value_heads(n_kv_heads: int | None, multi_query: bool | None, expected: int) -> None:
-    config = LLaDAConfig(
+    values = llada.FAMILY.config_json(
         n_heads=4, d_model=32, n_kv_heads=n_kv_heads, multi_query_attention=multi_query
     )
-    assert config.num_kv_heads == expected
+    assert architecture_of(values).num_kv_heads == expected

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from llada_sft.errors import CheckpointError
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model, load_model
+from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.export import LazyTensor, export_checkpoint, network_tensors, zero3_tensors
 from llada_sft.model.index import read_index
 
 
 def test_round_trip(
-    golden: LLaDAModelLM, golden_dir: Path, golden_config: dict[str, Any], tmp_path: Path
+    golden: Network, golden_dir: Path, golden_config: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "exports" / "run-1"
     export_checkpoint(
@@ -38,7 +38,7 @@ def test_round_trip(
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
 def test_modes_are_those_of_the_umask(
-    golden: LLaDAModelLM, golden_dir: Path, tmp_path: Path, umask: int
+    golden: Network, golden_dir: Path, tmp_path: Path, umask: int
 ) -> None:
     before = os.umask(umask)
     try:
@@ -50,9 +50,7 @@ def test_modes_are_those_of_the_umask(
         assert path.stat().st_mode & 0o777 == expected & ~umask, path
 
 
-def test_the_index_is_the_official_kind(
-    golden: LLaDAModelLM, golden_dir: Path, tmp_path: Path
-) -> None:
+def test_the_index_is_the_official_kind(golden: Network, golden_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export_checkpoint(
         network_tensors(golden),
@@ -69,7 +67,7 @@ def test_the_index_is_the_official_kind(
     assert golden.config.dtype == torch.float32
 
 
-def test_the_tokenizer_and_the_code_go_along(small_config: LLaDAConfig, tmp_path: Path) -> None:
+def test_the_tokenizer_and_the_code_go_along(small_config: NetworkConfig, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja", "modeling_llada.py", "README.md"):
@@ -85,7 +83,7 @@ def test_the_tokenizer_and_the_code_go_along(small_config: LLaDAConfig, tmp_path
     ]
 
 
-def test_one_shard_at_a_time(small_config: LLaDAConfig, tmp_path: Path) -> None:
+def test_one_shard_at_a_time(small_config: NetworkConfig, tmp_path: Path) -> None:
     """A tensor is asked for only after the shard before it is on the disk."""
     model = build_model(small_config)
     out = tmp_path / "out"
@@ -104,7 +102,7 @@ def test_one_shard_at_a_time(small_config: LLaDAConfig, tmp_path: Path) -> None:
     assert files_seen[-1] == len(list(out.glob("*.safetensors"))) - 1
 
 
-def test_nothing_is_overwritten(small_config: LLaDAConfig, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(small_config: NetworkConfig, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("")
     with pytest.raises(CheckpointError) as error:
         export_checkpoint({}, small_config, tmp_path, tmp_path)
@@ -115,7 +113,7 @@ def test_nothing_is_overwritten(small_config: LLaDAConfig, tmp_path: Path) -> No
     assert str(error.value) == f"{out}: {tmp_path}/precious is a file; choose another directory"
 
 
-def test_an_incomplete_network_is_not_exported(small_config: LLaDAConfig, tmp_path: Path) -> None:
+def test_an_incomplete_network_is_not_exported(small_config: NetworkConfig, tmp_path: Path) -> None:
     tensors = network_tensors(build_model(small_config))
     del tensors["model.transformer.ln_f.weight"]
     with pytest.raises(CheckpointError, match=r"ln_f\.weight: missing"):
@@ -123,7 +121,7 @@ def test_an_incomplete_network_is_not_exported(small_config: LLaDAConfig, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_an_interrupted_export_is_done_again(small_config: LLaDAConfig, tmp_path: Path) -> None:
+def test_an_interrupted_export_is_done_again(small_config: NetworkConfig, tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "model-00001-of-00009.safetensors").write_text("half")
     model = build_model(small_config)

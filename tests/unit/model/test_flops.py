@@ -2,12 +2,15 @@
 
 import pytest
 
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.families import llada
 from llada_sft.model.flops import needed_operations, peak_rate
 
 
 def test_operations_of_a_small_network_by_hand() -> None:
-    sizes = LLaDAConfig(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+    sizes = NetworkConfig(
+        llada.FAMILY.config_json(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+    ).architecture
     # A block: four matrices of 4 x 4, three of 4 x 8, two norms of 4.
     blocks = 2 * (4 * 16 + 3 * 32 + 2 * 4)
     # Examples of 3 and 5 tokens, 2 of them masked.
@@ -19,7 +22,7 @@ def test_attention_of_the_8b_costs_as_much_as_its_matrices_at_26600_tokens() -> 
     """The number by which micro-batches are weighed against each other."""
     from llada_sft.data.steps.collate import EQUAL_TOKENS
 
-    sizes, length = LLaDAConfig(), EQUAL_TOKENS
+    sizes, length = NetworkConfig().architecture, EQUAL_TOKENS
     matrices = needed_operations(sizes, length, 0, 0)
     attention = needed_operations(sizes, 0, length**2, 0)
     assert attention / matrices == pytest.approx(1, abs=0.01)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from llada_sft.model.attention import rotary_table, rotate
-from llada_sft.model.llada import RMSNorm
+from llada_sft.model.layers.attention import rotary_table, rotate
+from llada_sft.model.network import RMSNorm
 
 BF16 = torch.bfloat16
 

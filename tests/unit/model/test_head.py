@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_sft.diffusion.objective import masked_cross_entropy
-from llada_sft.model import LLaDAConfig, build_model
-from llada_sft.model.head import Head, weighted_cross_entropy
+from llada_sft.model import NetworkConfig, build_model
+from llada_sft.model.layers.head import Head, weighted_cross_entropy
 
 WIDTH, VOCABULARY, POSITIONS = 16, 101, 37
 ROW_BYTES = 4 * VOCABULARY
@@ -115,7 +115,7 @@ def test_no_tensor_is_larger_than_a_piece_however_many_positions_are_masked() ->
     assert piece_bytes <= seen.num_bytes < 2 * piece_bytes
 
 
-def test_the_network_returns_the_loss_in_place_of_logits(small_config: LLaDAConfig) -> None:
+def test_the_network_returns_the_loss_in_place_of_logits(small_config: NetworkConfig) -> None:
     model = build_model(small_config)
     ids = torch.randint(0, 99, (2, 9))
     positions, targets = torch.tensor([1, 4, 17]), torch.tensor([5, 6, 7])

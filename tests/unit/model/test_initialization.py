@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model, initialization
+from llada_sft.model import Network, NetworkConfig, build_model, initialization
 from llada_sft.model.initialization import initialize
 from tests.unit.model.slices import partitioned
 
@@ -19,9 +19,9 @@ def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(initialization, "CHUNK", 100)
 
 
-def slices_of(config: LLaDAConfig, rank: int, world_size: int) -> dict[str, Tensor]:
+def slices_of(config: NetworkConfig, rank: int, world_size: int) -> dict[str, Tensor]:
     """Initialise a network whose parameters are cut up, and return what one rank holds."""
-    model = LLaDAModelLM(config)
+    model = Network(config)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             cut = partitioned(tuple(parameter.shape), rank, world_size, memory=math.nan)
@@ -32,7 +32,7 @@ def slices_of(config: LLaDAConfig, rank: int, world_size: int) -> dict[str, Tens
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_weights_do_not_depend_on_the_number_of_ranks(
-    small_config: LLaDAConfig, world_size: int
+    small_config: NetworkConfig, world_size: int
 ) -> None:
     whole = dict(build_model(small_config, SEED).named_parameters())
     ranks = [slices_of(small_config, rank, world_size) for rank in range(world_size)]
@@ -42,14 +42,14 @@ def test_weights_do_not_depend_on_the_number_of_ranks(
         assert not together[parameter.numel() :].any()
 
 
-def test_each_chunk_has_noise_of_its_own(small_config: LLaDAConfig) -> None:
+def test_each_chunk_has_noise_of_its_own(small_config: NetworkConfig) -> None:
     wte = build_model(small_config, SEED).get_parameter("model.transformer.wte.weight")
     chunks = wte.detach().flatten()[:3200].view(-1, 100)
     assert len({tuple(chunk.tolist()) for chunk in chunks}) == 32
 
 
 def test_gains_are_one_and_what_writes_to_the_residual_stream_is_smaller(
-    small_config: LLaDAConfig,
+    small_config: NetworkConfig,
 ) -> None:
     for name, parameter in build_model(small_config, SEED).named_parameters():
         if parameter.dim() == 1:

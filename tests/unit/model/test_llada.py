@@ -4,24 +4,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
-from llada_sft.model.activations import Checkpointing
+from llada_sft.model import Network, NetworkConfig, build_model
+from llada_sft.model.layers.activations import Checkpointing
 
 
-def gradients(model: LLaDAModelLM, ids: Tensor) -> dict[str, Tensor]:
+def gradients(model: Network, ids: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     torch.autograd.backward(model(ids).logits.float().logsumexp(-1).sum())
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_head_at_chosen_positions(golden: LLaDAModelLM, expected: dict[str, Tensor]) -> None:
+def test_head_at_chosen_positions(golden: Network, expected: dict[str, Tensor]) -> None:
     ids = expected["input_ids"]
     positions = torch.tensor([0, 3, 41, 79, 119])
     chosen = golden(ids, positions=positions).logits
     torch.testing.assert_close(chosen, golden(ids).logits.flatten(0, 1)[positions])
 
 
-def test_no_positions_is_an_empty_result_with_gradients(golden: LLaDAModelLM) -> None:
+def test_no_positions_is_an_empty_result_with_gradients(golden: Network) -> None:
     logits = golden(torch.zeros(1, 4).long(), positions=torch.zeros(0).long()).logits
     assert logits.shape == (0, 512)
     torch.autograd.backward(logits.sum())
@@ -30,7 +30,7 @@ def test_no_positions_is_an_empty_result_with_gradients(golden: LLaDAModelLM) ->
 
 @pytest.mark.parametrize("checkpointing", ["selective", "full", ("none", "selective", "full")])
 def test_activation_checkpointing_gives_the_same_gradients(
-    golden: LLaDAModelLM,
+    golden: Network,
     expected: dict[str, Tensor],
     checkpointing: Checkpointing | tuple[Checkpointing, ...],
 ) -> None:
@@ -43,7 +43,7 @@ def test_activation_checkpointing_gives_the_same_gradients(
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
 def test_padding_changes_nothing_at_real_tokens(
-    golden: LLaDAModelLM, expected: dict[str, Tensor], dtype: torch.dtype
+    golden: Network, expected: dict[str, Tensor], dtype: torch.dtype
 ) -> None:
     ids = expected["input_ids"].clone()
     ids[0, 25:] = 505
@@ -54,17 +54,15 @@ def test_padding_changes_nothing_at_real_tokens(
     torch.testing.assert_close(logits[1:], golden(ids[1:]).logits, atol=2e-5, rtol=0)
 
 
-def test_attention_looks_in_both_directions(golden: LLaDAModelLM) -> None:
+def test_attention_looks_in_both_directions(golden: Network) -> None:
     ids = torch.arange(8)[None]
     changed = ids.clone()
     changed[0, -1] = 77
     assert not torch.allclose(golden(ids).logits[0, 0], golden(changed).logits[0, 0])
 
 
-def test_grouped_heads_equal_repeated_ones(small_config: LLaDAConfig) -> None:
-    small_config.n_kv_heads = 2
-    grouped = build_model(small_config)
-    small_config.n_kv_heads = 4
+def test_grouped_heads_equal_repeated_ones(small_config: NetworkConfig) -> None:
+    grouped = build_model(small_config.changed(n_kv_heads=2))
     full = build_model(small_config)
     state = grouped.state_dict()
     for name in [n for n in state if n.endswith(("k_proj.weight", "v_proj.weight"))]:
@@ -75,12 +73,12 @@ def test_grouped_heads_equal_repeated_ones(small_config: LLaDAConfig) -> None:
     torch.testing.assert_close(grouped(ids).logits, full(ids).logits)
 
 
-def test_padding_of_the_vocabulary_has_logits_too(small_config: LLaDAConfig) -> None:
-    small_config.embedding_size = 128
-    assert build_model(small_config)(torch.arange(4)[None]).logits.shape == (1, 4, 128)
+def test_padding_of_the_vocabulary_has_logits_too(small_config: NetworkConfig) -> None:
+    padded = small_config.changed(embedding_size=128)
+    assert build_model(padded)(torch.arange(4)[None]).logits.shape == (1, 4, 128)
 
 
-def test_random_weights_depend_on_seed_and_name(small_config: LLaDAConfig) -> None:
+def test_random_weights_depend_on_seed_and_name(small_config: NetworkConfig) -> None:
     model, again = build_model(small_config, seed=3), build_model(small_config, seed=3)
     other = build_model(small_config, seed=4)
     for (name, a), b, c in zip(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, attention
-from llada_sft.model.activations import Checkpointing
-from llada_sft.model.attention import Sequences
+from llada_sft.model import Network, NetworkConfig
+from llada_sft.model.layers import attention
+from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.attention import Sequences
 
 LENGTHS = (7, 1, 12)
 META = torch.device("meta")
@@ -24,7 +25,7 @@ def kernel_of_shapes(q: Tensor, k: Tensor, v: Tensor, *bounds: object) -> Tensor
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_forward_and_backward_read_no_value(
-    small_config: LLaDAConfig,
+    small_config: NetworkConfig,
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     checkpointing: Checkpointing,
@@ -33,7 +34,7 @@ def test_forward_and_backward_read_no_value(
     monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel_of_shapes)
     with META:
-        model = LLaDAModelLM(small_config).to(dtype)
+        model = Network(small_config).to(dtype)
     model.set_activation_checkpointing(checkpointing)
     sequences = Sequences(LENGTHS)
     sequences.ends, sequences.places = sequences.ends.to(META), sequences.places.to(META)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, attention, build_model
-from llada_sft.model.activations import Checkpointing
-from llada_sft.model.attention import Sequences
+from llada_sft.model import Network, NetworkConfig, build_model
+from llada_sft.model.layers import attention
+from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.attention import Sequences
 
 LENGTHS = (7, 1, 12)
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(attention, "varlen_attn", varlen_on_cpu)
 
 
-def gradients(model: LLaDAModelLM, logits: Tensor) -> Tensor:
+def gradients(model: Network, logits: Tensor) -> Tensor:
     model.zero_grad()
     torch.autograd.backward(logits.logsumexp(-1).square().sum())
     return torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None])
@@ -52,7 +53,7 @@ def gradients(model: LLaDAModelLM, logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_a_row_of_sequences_equals_each_alone(
-    small_config: LLaDAConfig, kv_heads: int, checkpointing: Checkpointing
+    small_config: NetworkConfig, kv_heads: int, checkpointing: Checkpointing
 ) -> None:
     small_config.n_kv_heads = kv_heads
     model = build_model(small_config)
@@ -64,7 +65,7 @@ def test_a_row_of_sequences_equals_each_alone(
     torch.testing.assert_close(gradients(model, together), gradients(model, alone))
 
 
-def test_neighbours_do_not_matter(small_config: LLaDAConfig) -> None:
+def test_neighbours_do_not_matter(small_config: NetworkConfig) -> None:
     model = build_model(small_config)
     ids = ids_of(LENGTHS)
     changed = ids.clone()
@@ -75,7 +76,7 @@ def test_neighbours_do_not_matter(small_config: LLaDAConfig) -> None:
     assert not torch.allclose(*in_one_sequence)
 
 
-def test_chosen_positions_count_through_the_row(small_config: LLaDAConfig) -> None:
+def test_chosen_positions_count_through_the_row(small_config: NetworkConfig) -> None:
     model, positions = build_model(small_config), torch.tensor([0, 7, 19])
     ids = ids_of(LENGTHS)
     chosen = model(ids, positions=positions, sequences=Sequences(LENGTHS)).logits
@@ -106,7 +107,7 @@ def test_places_and_plan(lengths: list[int]) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    small_config: LLaDAConfig, shape: tuple[int, int], masked: bool, message: str
+    small_config: NetworkConfig, shape: tuple[int, int], masked: bool, message: str
 ) -> None:
     ids = torch.zeros(shape, dtype=torch.int64)
     mask = torch.ones_like(ids) if masked else None

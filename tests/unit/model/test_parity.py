@@ -10,19 +10,19 @@ from torch import Tensor
 
 from llada_sft.diffusion.generate import generate
 from llada_sft.diffusion.objective import diffusion_loss
-from llada_sft.model import LLaDAModelLM, load_model
+from llada_sft.model import Network, load_model
 
 CASES = json.loads(
     (Path(__file__).parents[2] / "golden" / "tiny_llada" / "generate.json").read_text()
 )
 
 
-def test_logits(golden: LLaDAModelLM, expected: dict[str, Tensor]) -> None:
+def test_logits(golden: Network, expected: dict[str, Tensor]) -> None:
     logits = golden(expected["input_ids"]).logits
     torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=0)
 
 
-def sft_loss(model: LLaDAModelLM, expected: dict[str, Tensor]) -> Tensor:
+def sft_loss(model: Network, expected: dict[str, Tensor]) -> Tensor:
     ids = expected["input_ids"]
     num_examples, length = ids.shape
     return diffusion_loss(
@@ -35,11 +35,11 @@ def sft_loss(model: LLaDAModelLM, expected: dict[str, Tensor]) -> Tensor:
     )
 
 
-def test_loss(golden: LLaDAModelLM, expected: dict[str, Tensor]) -> None:
+def test_loss(golden: Network, expected: dict[str, Tensor]) -> None:
     assert sft_loss(golden, expected).item() == pytest.approx(expected["sft_loss"].item(), rel=1e-6)
 
 
-def test_gradients(golden: LLaDAModelLM, expected: dict[str, Tensor]) -> None:
+def test_gradients(golden: Network, expected: dict[str, Tensor]) -> None:
     torch.autograd.backward(sft_loss(golden, expected))
     gradients = {name: p.grad for name, p in golden.named_parameters() if p.grad is not None}
     assert {f"grad.{name}" for name in gradients} == {k for k in expected if k.startswith("grad.")}

@@ -12,8 +12,8 @@ from torch import Tensor
 from llada_sft.errors import CheckpointError
 from llada_sft.model import loading
 from llada_sft.model.index import read_index
-from llada_sft.model.llada import LLaDAModelLM
 from llada_sft.model.loading import load_model, load_weights
+from llada_sft.model.network import Network
 
 SECOND = "model-00002-of-00002.safetensors"
 NORM = "model.transformer.ln_f.weight"
@@ -63,7 +63,7 @@ def test_tensors_larger_than_the_buffer(golden_dir: Path, monkeypatch: pytest.Mo
     assert all(torch.equal(p, official[name]) for name, p in model.named_parameters())
 
 
-def test_report(golden: LLaDAModelLM, golden_dir: Path) -> None:
+def test_report(golden: Network, golden_dir: Path) -> None:
     report = load_weights(golden, golden_dir)
     assert report.num_tensors == 30
     assert report.bytes_read == sum(slot.num_bytes for slot in read_index(golden_dir).values())

@@ -1,18 +1,16 @@
 """The network that a config asks for, and what of it is decayed."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
 
 from llada_sft.config.schema import ModelConfig, ModelSize
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, DataError
-from llada_sft.model import LLaDAConfig
+from llada_sft.model import NetworkConfig
 from llada_sft.training import build_network as build_network_module
 from llada_sft.training.build_network import (
     build_network,
@@ -32,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def random_network(directory: Path, **more: Any) -> tuple[ModelConfig, LLaDAConfig]:
+def random_network(directory: Path, **more: Any) -> tuple[ModelConfig, NetworkConfig]:
     config = ModelConfig(path=str(directory), init="random", size=SIZE, **more)
     return config, resolve_network(config)
 
@@ -42,7 +40,8 @@ def test_a_random_network_takes_its_ids_from_the_tokenizer(directory: Path) -> N
     vocabulary = make_tokenizer().get_vocab()
     eos, mask = vocabulary["<|endoftext|>"], vocabulary["<|mdm_mask|>"]
     assert token_ids(network) == TokenIds(len(vocabulary), eos, mask)
-    assert (network.d_model, network.n_layers, network.max_sequence_length) == (16, 2, 32)
+    found = network.architecture
+    assert (found.width, found.num_layers, found.max_length) == (16, 2, 32)
 
 
 def test_a_tokenizer_without_eos(directory: Path) -> None:
@@ -58,8 +57,7 @@ def test_a_tokenizer_without_eos(directory: Path) -> None:
 
 def test_a_checkpoint_without_eos(directory: Path) -> None:
     _, network = random_network(directory)
-    network.eos_token_id = None
-    network.save_pretrained(directory)
+    network.changed(eos_token_id=None).save_pretrained(directory)
     with pytest.raises(CheckpointError) as caught:
         resolve_network(ModelConfig(path=str(directory)))
     expected = f"{directory}/config.json: eos_token_id: must be given, got null"
@@ -71,7 +69,7 @@ def test_a_pretrained_network_is_described_by_its_own_config(directory: Path) ->
     network.save_pretrained(directory)
     found = resolve_network(ModelConfig(path=str(directory)))
     assert token_ids(found) == token_ids(network)
-    assert found.d_model == 16
+    assert found.architecture.width == 16
 
 
 def test_weights_depend_on_the_seed_alone(directory: Path) -> None:
@@ -96,15 +94,6 @@ def test_matrices_are_decayed_and_gains_are_not(directory: Path) -> None:
     assert groups[0] | groups[1] == set(names.values())
     assert groups[0] & groups[1] == set()
     assert {name.split(".")[-2] for name in groups[1]} == {"attn_norm", "ff_norm", "ln_f"}
-
-
-def test_a_partitioned_parameter_is_told_by_the_shape_that_it_had() -> None:
-    matrix, gain = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
-    matrix.ds_shape, gain.ds_shape = torch.Size([4, 3]), torch.Size([4])  # type: ignore[attr-defined]
-    network: Any = SimpleNamespace(parameters=lambda: iter([gain, matrix]))
-    decayed, kept = parameter_groups(network, weight_decay=0.3)
-    assert decayed["params"] == [matrix]
-    assert kept["params"] == [gain]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunDir(tmp_path_factory.mktemp("run"))
     overrides = [f"model.path={GOLDEN}", "model.size=null", "model.init=pretrained"]
     run.config.write_text(dump_config(load_config(ROOT / "config/demo.yaml", overrides)))
-    network = read_config(GOLDEN).parameter_shapes()
+    network = read_config(GOLDEN).architecture.parameter_shapes()
     for step in (2, 4):
         write_checkpoint(run.checkpoints, step, network=network)
     return run.path
@@ -52,7 +52,7 @@ def test_a_whole_one_is_exported(run: RunDir, tmp_path: Path) -> None:
     assert export_run(run.path, tmp_path / "a", None, None).name == "step_4"
     assert export_run(run.path, tmp_path / "b", "fp32", 2).name == "step_2"
     shapes = {name: slot.shape for name, slot in read_index(tmp_path / "b").items()}
-    assert shapes == read_config(GOLDEN).parameter_shapes()
+    assert shapes == read_config(GOLDEN).architecture.parameter_shapes()
 
 
 @pytest.mark.parametrize("seed", range(CASES))
@@ -103,7 +103,7 @@ def test_code_is_not_run(run: RunDir, tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     checkpoint = run.checkpoints / "step_4"
-    network = read_config(GOLDEN).parameter_shapes()
+    network = read_config(GOLDEN).architecture.parameter_shapes()
     write_checkpoint(run.checkpoints, 4, network=network)
     state = torch.load(checkpoint / OPTIMIZER.format(0), weights_only=False)
     torch.save({**state, "more": Hostile()}, checkpoint / OPTIMIZER.format(0))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from llada_sft.config.schema import OptimConfig
 from llada_sft.data.steps.local_step import LocalStep, StepSize
+from llada_sft.model import Network, NetworkConfig
+from llada_sft.model.families import llada
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.module import DiffusionModule
@@ -146,6 +148,7 @@ def test_the_watchdog_hears_of_every_micro_batch() -> None:
 
 def test_the_optimizer_is_fused() -> None:
     module = Module()
-    module.network = torch.nn.Linear(2, 2)
+    sizes = {"d_model": 8, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 8, "vocab_size": 8}
+    module.network = Network(NetworkConfig(llada.FAMILY.config_json(**sizes)))
     groups = module.configure_optimizers().param_groups
     assert [group["fused"] for group in groups] == [True, True]

@@ -12,7 +12,7 @@ from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.diffusion.objective import masked_cross_entropy
-from llada_sft.model import LLaDAConfig, LLaDAModelLM, build_model
+from llada_sft.model import Network, NetworkConfig, build_model
 from llada_sft.training.consensus import Report
 from llada_sft.training.noising import MicroBatch, NoiseSource
 
@@ -20,9 +20,9 @@ EOS, MASK = 99, 100
 
 
 @pytest.fixture(scope="module")
-def model() -> LLaDAModelLM:
+def model() -> Network:
     size = {"d_model": 32, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 72}
-    config = LLaDAConfig.from_size(
+    config = NetworkConfig.from_size(
         **size,
         max_sequence_length=64,
         vocab_size=101,
@@ -59,7 +59,7 @@ def drawn(batches: list[UnmaskedBatch], **objective: Any) -> list[MicroBatch]:
     return noise.micro_batches(step, counts, step=5)
 
 
-def loss_and_gradient(model: LLaDAModelLM, batches: list[MicroBatch]) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(model: Network, batches: list[MicroBatch]) -> tuple[Tensor, Tensor]:
     model.zero_grad()
     total = torch.zeros(())
     for batch in batches:
@@ -81,7 +81,7 @@ def relative(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("masking", ["exact", "bernoulli"])
 @pytest.mark.parametrize("t_sampling", ["low_discrepancy", "independent"])
 def test_packed_and_padded_have_the_same_loss_and_gradients(
-    model: LLaDAModelLM, normalization: str, masking: str, t_sampling: str
+    model: Network, normalization: str, masking: str, t_sampling: str
 ) -> None:
     objective = {"normalization": normalization, "masking": masking, "t_sampling": t_sampling}
     padded = drawn([pad(EXAMPLES[:3], EOS), pad(EXAMPLES[3:], EOS)], **objective)

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from llada_sft.config.schema import DeepSpeedConfig
 from llada_sft.errors import ConfigError
-from llada_sft.model import LLaDAConfig, LLaDAModelLM
+from llada_sft.model import Network, NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
 
@@ -217,7 +217,7 @@ def test_blocks_are_leaves_where_all_is_trained(monkeypatch: pytest.MonkeyPatch)
     special = {"mask_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 
     def network() -> torch.nn.Module:
-        made = LLaDAModelLM(LLaDAConfig.from_size(**sizes, max_sequence_length=8, **special))
+        made = Network(NetworkConfig.from_size(**sizes, max_sequence_length=8, **special))
         return torch.nn.ModuleDict({"network": made})
 
     assert leaves_of(monkeypatch, network(), True) == 3

@@ -7,7 +7,8 @@ import pytest
 
 from llada_sft.config.schema import Config
 from llada_sft.diffusion.objective import masked_cross_entropy
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.families import llada
 from llada_sft.placement import Placement
 from llada_sft.training.build_data import build_validation
 from llada_sft.training.consensus import Consensus
@@ -20,7 +21,9 @@ def process_data(record, tokenizer, max_length):
     ids = record["ids"]
     return {"input_ids": ids, "response_mask": [n >= 2 for n in range(len(ids))]}
 """
-NETWORK = LLaDAConfig(vocab_size=VOCAB, eos_token_id=EOS, mask_token_id=MASK)
+NETWORK = NetworkConfig(
+    llada.FAMILY.config_json(vocab_size=VOCAB, eos_token_id=EOS, mask_token_id=MASK)
+)
 
 
 def config_of(folder: Path, micro_batch_size: int, eos_tail: object) -> Config:

@@ -11,7 +11,7 @@ from llada_sft.cluster.launch.launcher import count_rows_of_run
 from llada_sft.cluster.launch.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
-from llada_sft.model.settings import sizes_of
+from llada_sft.model.settings import architecture_of
 from tests.unit.cluster.conftest import MODEL, write_weights
 
 SIZE = "model.size={d_model: 8, n_layers: 1, n_heads: 2, mlp_hidden_size: 8}"
@@ -54,7 +54,8 @@ BROKEN = {
     ),
     "no settings": (
         ("model/config.json", "{}"),
-        "model/config.json: model_type: expected 'llada', got None",
+        "model/config.json: model_type: no network that is implemented here (LLaDA, Dream), "
+        "got None, architectures None",
     ),
     "no JSON": (
         ("model/tokenizer.json", "{\n  x"),
@@ -82,7 +83,7 @@ BROKEN = {
     ),
     "examples longer than the network": (
         ("model/config.json", json.dumps(MODEL | {"max_sequence_length": 2048})),
-        "data.max_length: must be at most max_sequence_length of model/config.json, 2048, got 4096",
+        "data.max_length: must be at most the context of model/config.json, 2048, got 4096",
     ),
     "weights of another format": (
         ("model/model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
@@ -150,7 +151,7 @@ def test_a_mask_token_of_the_vocabulary_counts(project: Path, tokenizer: str) ->
 def test_stray_and_missing_tensors(
     project: Path, file: str, change: dict[str, tuple[int, ...] | None], problem: str
 ) -> None:
-    shapes = sizes_of(MODEL).parameter_shapes() if file == "model.safetensors" else {}
+    shapes = architecture_of(MODEL).tensor_shapes() if file == "model.safetensors" else {}
     wanted = {name: shape for name, shape in (shapes | change).items() if shape is not None}
     write_weights(project / "model" / file, wanted)
     assert problems(project) == [f"model: {problem}"]

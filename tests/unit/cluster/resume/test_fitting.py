@@ -62,13 +62,13 @@ def test_another_model_is_named_key_by_key(run: RunDir, project: Path) -> None:
     assert again(run, "model.path=model") == 0
     path = project / "other/config.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"n_layers": 99, "mask_token_id": 8}))
+    path.write_text(json.dumps(content | {"n_layers": 99, "mask_token_id": 5}))
     before = run.config.read_text()
     with pytest.raises(ConfigError) as caught:
         again(run, "model.path=other")
     assert [line.split(" is ")[0] for line in str(caught.value).splitlines()] == [
-        f"model.path: {project}/other/config.json: n_layers",
         f"model.path: {project}/other/config.json: mask_token_id",
+        f"model.path: {project}/other/config.json: n_layers",
     ]
     assert run.config.read_text() == before
 

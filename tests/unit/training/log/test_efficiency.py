@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.families import llada
 from llada_sft.model.flops import needed_operations
 from llada_sft.training.consensus import Report
 from llada_sft.training.log.efficiency import Efficiency, peak_memory
 
-SIZES = LLaDAConfig(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+SIZES = NetworkConfig(
+    llada.FAMILY.config_json(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+).architecture
 
 
 def test_half_of_the_response_counts_as_masked() -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from llada_sft.model.configuration import LLaDAConfig
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.families import llada
 from llada_sft.training.consensus import Report
 from llada_sft.training.log import log_interval
 from llada_sft.training.log.efficiency import Efficiency
@@ -57,7 +58,9 @@ def test_rows_and_waits_grow_while_tokens_are_of_each_step(clock: Clock) -> None
 
 
 def test_what_a_gpu_does_is_logged_where_it_is_known(clock: Clock) -> None:
-    sizes = LLaDAConfig(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+    sizes = NetworkConfig(
+        llada.FAMILY.config_json(d_model=4, n_layers=2, n_heads=2, mlp_hidden_size=8, vocab_size=10)
+    ).architecture
     efficiency = Efficiency(sizes, peak=1000.0)
     one, counts = Interval((), efficiency), replace(FIRST, gpu_bytes=2 * 10**9, squares=100)
     for seconds in (10, 5):

@@ -6,7 +6,7 @@ the kernel for sequences of variable length keeps examples apart, elsewhere each
 of its own. No mask of L × L is ever made.
 
 Shapes: B rows, H query heads, K key and value heads (H is a multiple of K), L positions,
-D features of a head, N sequences of a row.
+D features of a head, R of them rotated, N sequences of a row.
 """
 
 from collections.abc import Sequence
@@ -75,35 +75,39 @@ def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def rotary_table(positions: Tensor, head_dim: int, theta: float) -> Tensor:
-    """Return the cosines and sines of positions [L], [2, L, 1, D] fp32.
+def rotary_table(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
+    """Return the cosines and sines of positions [..., L], [2, ..., L, 1, R] fp32.
 
     Computed again in each forward pass rather than kept in a buffer: the official checkpoints have
     none, and a buffer would be cast to bf16 together with the weights.
 
     Source: Su et al., RoFormer (arXiv 2104.09864), eq. 15.
     """
-    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = torch.outer(positions.float(), 1.0 / theta ** (steps / head_dim))  # [L, D/2]
-    angles = torch.cat([angles, angles], dim=-1)  # [L, D]
-    return torch.stack([angles.cos(), angles.sin()])[:, :, None]
+    steps = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = 1.0 / theta ** (steps / rotary_dim)
+    angles = positions.float()[..., None] * frequencies  # [..., L, R/2]
+    angles = torch.cat([angles, angles], dim=-1)  # [..., L, R]
+    return torch.stack([angles.cos(), angles.sin()])[..., None, :]
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     """Turn queries or keys by their positions, in fp32 whatever their dtype.
 
-    The halves of a head are rotated against each other (feature i with i + D/2), as in GPT-NeoX
-    and unlike the paper's neighbouring pairs.
+    The halves of the first R features of a head are rotated against each other (feature i with
+    i + R/2), as in GPT-NeoX and unlike the paper's neighbouring pairs; the other D - R stay.
 
     Args:
         x: [B, L, H, D] floating.
-        rotary: [2, L, 1, D] fp32, from `rotary_table`.
+        rotary: [2, L, 1, R] or [2, B, L, 1, R] fp32, from `rotary_table`.
     """
     cos, sin = rotary
-    full = x.float()
+    rotary_dim = cos.shape[-1]
+    full = x[..., :rotary_dim].float()
     first, second = full.chunk(2, dim=-1)
     rotated: Tensor = full * cos + torch.cat([-second, first], dim=-1) * sin
-    return rotated.to(x.dtype)
+    if rotary_dim == x.shape[-1]:
+        return rotated.to(x.dtype)
+    return torch.cat([rotated.to(x.dtype), x[..., rotary_dim:]], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:

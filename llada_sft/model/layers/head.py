@@ -15,20 +15,17 @@ piece.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from llada_sft.model.layers.basic import Embedding, Linear
 
 # Bytes of a piece's logits, in fp32: about 1,000 positions of LLaDA's vocabulary.
 PIECE_BYTES = 512 << 20
 
 
-class Head(nn.Linear):
+class Head(Linear):
     """The matrix from hidden states to logits; called with targets, it returns the loss."""
-
-    def __init__(self, width: int, num_embeddings: int) -> None:
-        super().__init__(width, num_embeddings, bias=False)
-
-    def reset_parameters(self) -> None:
-        """Skip torch's initialisation: the values are whatever memory held until it is filled."""
 
     def forward(
         self, x: Tensor, targets: Tensor | None = None, coefficients: Tensor | None = None
@@ -40,10 +37,37 @@ class Head(nn.Linear):
             targets: [M] int64.
             coefficients: [M] fp32.
         """
-        if targets is None:
+        return _logits_or_loss(x, self.weight, targets, coefficients)
+
+
+class TiedEmbedding(Embedding):
+    """The embedding of a network whose head has the same weight.
+
+    Both uses call this one module: ZeRO-3 gathers the weight for each, and its gradient is the sum.
+    """
+
+    def forward(
+        self, x: Tensor, targets: Tensor | None = None, coefficients: Tensor | None = None
+    ) -> Tensor:
+        """Look tokens up, or be the head for hidden states.
+
+        Args:
+            x: [..., L] int64, or what `Head` takes.
+            targets: [M] int64.
+            coefficients: [M] fp32.
+        """
+        if not x.is_floating_point():
             return super().forward(x)
-        assert coefficients is not None
-        return weighted_cross_entropy(x, self.weight, targets, coefficients)
+        return _logits_or_loss(x, self.weight, targets, coefficients)
+
+
+def _logits_or_loss(
+    x: Tensor, weight: Tensor, targets: Tensor | None, coefficients: Tensor | None
+) -> Tensor:
+    if targets is None:
+        return F.linear(x, weight)
+    assert coefficients is not None
+    return weighted_cross_entropy(x, weight, targets, coefficients)
 
 
 def weighted_cross_entropy(

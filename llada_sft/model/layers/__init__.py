@@ -1,0 +1,8 @@
+"""What networks are made of.
+
+basic.py         matrices, embeddings and norms whose values are not drawn
+attention.py     bidirectional attention with rotary positions
+head.py          the head, and the loss of its logits piece by piece
+block.py         attention and MLP around the residual stream
+activations.py   what the backward pass keeps of a block, and what it computes again
+"""

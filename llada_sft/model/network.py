@@ -1,0 +1,151 @@
+"""The network: blocks without the causal mask, under the official parameter names.
+
+    embedding -> blocks -> norm -> head
+
+`Architecture` says which member of the family it is. Every weight belongs to a module that is
+*called*, the head included: ZeRO-3 gathers it for the call.
+
+Shapes: B rows, L positions, C width of the residual stream, V rows of the head, M chosen
+positions.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.layers.activations import Checkpointing, run_block
+from llada_sft.model.layers.attention import Sequences, plan_attention, rotary_table
+from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
+from llada_sft.model.layers.block import Block
+from llada_sft.model.layers.head import Head, TiedEmbedding
+
+
+class Network(PreTrainedModel):  # type: ignore[misc]
+    """A mask predictor.
+
+    A `PreTrainedModel` for what others find by it (its config, PEFT's adapters); nothing of
+    transformers' loading is used.
+    """
+
+    config_class = NetworkConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        self.architecture = network = config.architecture
+        self.compiled = False
+        # Of each block.
+        self.checkpointing: Sequence[Checkpointing] = ["none"] * network.num_layers
+        names, size = network.names, (network.num_embeddings, network.width)
+        kind = TiedEmbedding if network.tied else Embedding
+        add_module(self, names.embedding, kind(*size, padding_idx=network.pad_row))
+        blocks = (Block(network, layer) for layer in range(network.num_layers))
+        add_module(self, names.blocks, nn.ModuleList(blocks))
+        add_module(self, names.final_norm, RMSNorm(network.width, network.norm_eps))
+        if not network.tied:
+            add_module(self, names.head, Head(network.width, network.num_embeddings))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        sequences: Sequences | None = None,
+        targets: Tensor | None = None,
+        coefficients: Tensor | None = None,
+    ) -> MaskedLMOutput:
+        """Predict the token at every position, or at chosen ones; or return the loss of it.
+
+        Position i predicts token i. The head has V rows, padding of the vocabulary included, as in
+        the official code.
+
+        Args:
+            input_ids: [B, L] int64.
+            attention_mask: [B, L] bool or integer, non-zero at real tokens; None: all are real.
+            positions: [M] int64, indices into the flattened B·L positions at which the head runs.
+                Training passes the masked ones: the logits are most of the memory.
+            sequences: Those that fill one row together (B is 1): each is computed as if it were
+                alone. None: each row is one sequence.
+            targets: [M] int64, the tokens at `positions`.
+            coefficients: [M] fp32, what the cross-entropy of each is multiplied by.
+
+        Returns:
+            `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype. With `targets`
+            only `.loss`, the sum over the positions, fp32: logits then exist piece by piece.
+        """
+        real = None if attention_mask is None else attention_mask.bool()
+        if sequences is not None:
+            wanted, got = [1, sum(sequences.lengths)], list(input_ids.shape)
+            if got != wanted or attention_mask is not None:
+                raise ValueError(
+                    f"sequences: input_ids must be {wanted}, without a mask, got {got}"
+                )
+        network, names = self.architecture, self.architecture.names
+        x = self.get_input_embeddings()(input_ids)  # [B, L, C]
+        places = self._places(x, real, sequences)
+        rotary = rotary_table(places, network.rotary_dim, network.rope_theta)
+        how = plan_attention(real, sequences, x.device, x.dtype)
+        for block, checkpointing in zip(self.blocks(), self.checkpointing, strict=True):
+            x = run_block(block, checkpointing, self.compiled, x, rotary, how)
+        if network.shifted:
+            x = _shifted(x, places)
+        if positions is not None:
+            x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
+        x = self.get_submodule(names.final_norm)(x)
+        out = self.get_output_embeddings()(x, targets, coefficients)
+        return MaskedLMOutput(logits=out) if targets is None else MaskedLMOutput(loss=out)
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks in their order."""
+        children = self.get_submodule(self.architecture.names.blocks).children()
+        return [cast(Block, block) for block in children]
+
+    def set_activation_checkpointing(
+        self, checkpointing: Checkpointing | Sequence[Checkpointing]
+    ) -> None:
+        """Choose what is kept for the backward pass: of all blocks, or of each."""
+        if isinstance(checkpointing, str):
+            self.checkpointing = [checkpointing] * self.architecture.num_layers
+        else:
+            assert len(checkpointing) == self.architecture.num_layers
+            self.checkpointing = checkpointing
+
+    def compile_blocks(self) -> None:
+        """Compile the parts of each block."""
+        self.compiled = True
+        for block in self.blocks():
+            block.compile_parts()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return cast(nn.Module, self.get_submodule(self.architecture.names.embedding))
+
+    def get_output_embeddings(self) -> nn.Module:
+        names = self.architecture.names
+        head = names.embedding if self.architecture.tied else names.head
+        return cast(nn.Module, self.get_submodule(head))
+
+    def _places(self, x: Tensor, real: Tensor | None, sequences: Sequences | None) -> Tensor:
+        """Return the position of each token in its sequence, [L] or [B, L]."""
+        if sequences is not None:
+            return sequences.places.to(x.device)
+        if real is not None and self.architecture.counts_real:
+            return (real.cumsum(1) - 1).masked_fill(~real, 1)
+        return torch.arange(x.shape[1], device=x.device)
+
+
+def _shifted(x: Tensor, places: Tensor) -> Tensor:
+    """Move what predicts the next token to the token's position.
+
+    The first of a sequence has nothing before it and stays.
+    """
+    before = torch.arange(x.shape[1], device=x.device) - (places > 0).long()  # [L] or [B, L]
+    before = before.clamp(min=0).expand(x.shape[:2])
+    return x.gather(1, before[..., None].expand_as(x))
