@@ -117,9 +117,16 @@ def updates(
 
 
 def update(
-    folder: str, config_file: str, overrides: list[str], first: int = 0, last: int = 3
+    folder: str,
+    config_file: str,
+    overrides: list[str],
+    first: int = 0,
+    last: int = 3,
+    examples: int = 4,
 ) -> dict[str, list[float]]:
-    """Make steps first to last of one example per micro-batch, from a checkpoint if there is one.
+    """Make steps first to last of some examples, from a checkpoint if there is one.
+
+    Each micro-batch has one example.
 
     Returns:
         Before and after these steps, and whole: the weights, both moments of Adam, and its step
@@ -134,7 +141,7 @@ def update(
     resume = find_resume(run, place, consensus)
     assert resume.step == first
     network = resolve_network(config.model)
-    accumulate = 4 // place.world_size
+    accumulate = examples // place.world_size
     steps = [
         _local_step(step, place.rank, place.world_size, accumulate) for step in range(first, last)
     ]
