@@ -6,45 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from llada_sft.data.examples.tokenizer import load_tokenizer
 from llada_sft.demo.data import write_demo
-from llada_sft.model import NetworkConfig, build_model, load_model
+from llada_sft.model import load_model
 from llada_sft.model.configuration import read_config
-from llada_sft.model.export import export_checkpoint, network_tensors, zero3_tensors
-from llada_sft.model.families import dream, llada
+from llada_sft.model.export import export_checkpoint, zero3_tensors
 from llada_sft.model.index import read_index
 from llada_sft.run_dir import RunDir
 from llada_sft.training.checkpoint.folder import newest_checkpoint
+from tests.distributed.members import write_member
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_training import CONFIG, SMALL, distance, states, write_shards
 from tests.distributed.training_workers import losses
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
-MEMBERS = {
-    "tied": (
-        llada.FAMILY,
-        {
-            "d_model": 32,
-            "n_layers": 2,
-            "n_heads": 4,
-            "n_kv_heads": 2,
-            "mlp_hidden_size": 48,
-            "max_sequence_length": 64,
-            "weight_tying": True,
-        },
-    ),
-    "dream": (
-        dream.FAMILY,
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 48,
-            "max_position_embeddings": 64,
-        },
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +28,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=MEMBERS, scope="module")
+@pytest.fixture(params=["tied", "dream"], scope="module")
 def member(
     request: pytest.FixtureRequest, demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A model directory of the member, with random weights and the demo's tokenizer."""
-    family, sizes = MEMBERS[request.param]
-    tokenizer = load_tokenizer(demo / "tokenizer")
-    ids = {
-        "vocab_size": len(tokenizer),
-        "mask_token_id": tokenizer.mask_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.eos_token_id,
-    }
-    network = build_model(NetworkConfig(family.config_json(**sizes, **ids)), seed=3)
     out = tmp_path_factory.mktemp("model") / request.param
-    tensors = network_tensors(network)
-    export_checkpoint(tensors, network.config, demo / "tokenizer", out, torch.float32)
-    return out
+    return write_member(request.param, demo / "tokenizer", out)
 
 
 def of_member(member: Path, train: Path) -> list[str]:
