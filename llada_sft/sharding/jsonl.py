@@ -22,11 +22,11 @@ from llada_sft.errors import DataError
 from llada_sft.sharding.blocks import (
     BLOCK_BYTES,
     RowBlock,
+    SpecialBytes,
     Text,
     block_of,
     file_position,
     refuse_utf16,
-    special_bytes,
 )
 from llada_sft.sharding.findings import Findings
 
@@ -57,6 +57,7 @@ class _Reader:
         self._path, self._file, self._findings = path, file, findings
         # What was given last is still in use while the next is read.
         self._buffer, self._other = bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)
+        self._special = SpecialBytes()
         self._line, self._byte = 1, 0
         self._is_all = False
 
@@ -115,7 +116,10 @@ class _Reader:
         """Find the rows of the whole lines, and skip all other lines."""
         start = self._check_beginning(num_bytes) if self._byte == 0 else 0
         data = np.frombuffer(self._buffer, np.uint8)
-        ends, keep = _find_rows(data, start, num_bytes)
+        # Groups of eight: the last may be longer than the text.
+        places = self._special.find(data[: -(-num_bytes // 8) * 8])
+        places = places[places.searchsorted(start) : places.searchsorted(num_bytes)]
+        ends, keep = _find_rows(data, start, places)
         text = memoryview(self._buffer)[:num_bytes]
         written: dict[int, Text] = {}
         for number in map(int, np.flatnonzero(~keep)):
@@ -194,20 +198,18 @@ def _other_json(buffer: bytearray, start: int, stop: int, is_all: bool) -> tuple
 
 
 def _find_rows(
-    data: NDArray[np.uint8], start: int, stop: int
+    data: NDArray[np.uint8], start: int, places: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Find where lines end, and which of them surely are rows: `{...}`, without control bytes.
 
     Args:
-        data: uint8 [a multiple of 8].
+        data: uint8 [bytes].
         start: Where the first line starts.
-        stop: Where the last one ends.
+        places: Where special bytes are; the last one ends the last line.
 
     Returns:
         int64 [lines], where each ends, its newline included; bool [lines].
     """
-    places = special_bytes(data[: -(-stop // 8) * 8])
-    places = places[places.searchsorted(start) : places.searchsorted(stop)]
     is_end = data[places] == _LINE_END
     ends, others = places[is_end], places[~is_end]
     starts = np.concatenate(([start], ends[:-1] + 1))

@@ -8,6 +8,7 @@ much is still to come, and each shard has rows from the start to the end of the 
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from heapq import heapreplace
 from pathlib import Path
@@ -75,8 +76,9 @@ class ShardFiles:
             with suppress(OSError):
                 os.close(descriptor)
 
-    def write(self, shard: int, rows: Text) -> None:
-        """Add rows to a shard."""
+    def write(self, shard: int, pieces: Sequence[Text]) -> None:
+        """Add pieces of rows to a shard."""
+        rows = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self._compress is None:
             self._put(shard, rows)
             return
@@ -102,12 +104,12 @@ class ShardFiles:
             self._waiting[shard].clear()
 
     def _put(self, shard: int, data: Text) -> None:
-        # Not `writing`: there are many small pieces at first.
+        written = 0
         try:
-            written = os.write(self._descriptors[shard], data)
             while written < len(data):
                 # A full disk takes a part, and says why it does not take the rest.
-                written += os.write(self._descriptors[shard], data[written:])
+                part = data[written : written + _MAX_PIECE_BYTES]
+                written += os.write(self._descriptors[shard], part)
         except OSError as error:
             raise cannot_be_written(self._paths[shard], error) from None
 
@@ -137,6 +139,8 @@ class Dealer:
             DataError: They cannot be written.
         """
         text, ends, heap = block.text, block.ends, self._heap
+        # Pieces are small at first: those of a shard are written together.
+        pieces: dict[int, list[Text]] = {}
         row = start = 0
         while row < len(ends):
             size, shard = heap[0]
@@ -144,9 +148,11 @@ class Dealer:
             # At least one row.
             row = max(row + 1, int(ends.searchsorted(most, side="right")))
             end = int(ends[row - 1])
-            self._files.write(shard, text[start:end])
+            pieces.setdefault(shard, []).append(text[start:end])
             heapreplace(heap, (size + end - start, shard))
             start = end
+        for shard, of_shard in pieces.items():
+            self._files.write(shard, of_shard)
         self.num_rows += len(ends)
 
 

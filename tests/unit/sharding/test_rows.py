@@ -3,11 +3,13 @@
 import gzip
 import io
 import json
+import re
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
@@ -18,7 +20,7 @@ from pyarrow import parquet
 from llada_sft.data.rows import bad_row
 from llada_sft.data.rows.bad_row import BadRow
 from llada_sft.errors import DataError
-from llada_sft.sharding import Made, csv_rows, jsonl, make_shards
+from llada_sft.sharding import Made, blocks, csv_rows, jsonl, make_shards
 from llada_sft.sharding.findings import Findings
 from tests.unit.sharding.sharding import FORMATS, bad_rows_in, records, rows_in, texts_in
 
@@ -105,6 +107,31 @@ def test_plain_rows_as_if_read_one_by_one(
     ]
     assert pieces == kept
     assert [(row.number, row.byte) for row in bad] == left_out
+
+
+SPECIAL = re.compile(rb"[\0-\x1f]|NaN|Infinity|\\u[dD]")
+WORDS = st.sampled_from(
+    [b"NaN", b"Infinity", b"\\ud83d", b"\\uDE00", b"\\n", b"N", b"I", b"\xc3\xa9"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@example([b"\\u"], 8)
+@given(st.lists(st.one_of(WORDS, st.binary(max_size=9)), max_size=40), st.sampled_from([8, 24]))
+def test_no_special_byte_is_missed(words: list[bytes], piece_bytes: int) -> None:
+    text = b"".join(words)
+    text += b" " * (-len(text) % 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_PIECE_BYTES", piece_bytes)
+        found = set(blocks.SpecialBytes().find(np.frombuffer(text, np.uint8)).tolist())
+    assert found >= {match.start() for match in SPECIAL.finditer(text)}
+    assert found <= {place for place, byte in enumerate(text) if byte < 32 or byte in b"NI\\"}
+
+
+def test_few_bytes_of_text_are_looked_at_closely() -> None:
+    text = rb"The quick brown fox said \"no\" in 1984; Ian, \n\tand others of the New Town. " * 100
+    data = np.frombuffer(text[: len(text) // 8 * 8], np.uint8)
+    assert len(blocks.SpecialBytes().find(data)) < len(data) / 25
 
 
 def test_plain_rows_that_are_left_out(tmp_path: Path) -> None:
