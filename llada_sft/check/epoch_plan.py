@@ -15,7 +15,7 @@ from llada_sft.check.reading import Rows, Worker
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Encoded, Example
 from llada_sft.data.examples.quarantine import BadRowError, Reason
-from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.row_counts import GOOD_ROW
 from llada_sft.data.rows.position import ExampleKey
 from llada_sft.data.rows.row import Row
 from llada_sft.data.sources import Source
@@ -116,7 +116,7 @@ class _Lengths:
             self.example(rows, index, row.file, row.line, index - start)
             for index in range(start, end)
         ]
-        return Encoded(examples, RowCounts(rows=1))
+        return Encoded(examples, GOOD_ROW)
 
     def answer(self, key: ExampleKey) -> int:
         """Count the response tokens of an example without its tail."""

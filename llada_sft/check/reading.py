@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from llada_sft.check.rendering import Shown, show, texts_not_given_back
 from llada_sft.config.schema import DataConfig
 from llada_sft.data.examples.encode import Encoder, Example, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError
-from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.row_counts import GOOD_ROW, RowCounts
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.records.normalize import RecordReader
 from llada_sft.data.rows.bad_row import SHOWN, BadRow
@@ -24,10 +25,7 @@ from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import NamedShard
-from llada_sft.keys import digest
 
-# Of nearly all rows; adding such counts up one by one would take as long as to read the rows.
-_GOOD = RowCounts(rows=1)
 # Of a chunk, rows whose texts are decoded again.
 _DECODED_ROWS = 4
 
@@ -222,7 +220,7 @@ class _Gathered:
 
     def add(self, row: Row, encoder: Encoder) -> list[Example]:
         """Encode a row and keep what is to be kept of it."""
-        record = _hash(row.text.strip() or row.where.encode())
+        record = xxh3_64_intdigest(row.text.strip() or row.where.encode())
         examples: list[Example] = []
         bad = False
         try:
@@ -234,15 +232,15 @@ class _Gathered:
                 self.first_bad.append(error.bad_row)
         else:
             examples = encoded.examples
-            if encoded.counts == _GOOD:
+            if encoded.counts is GOOD_ROW:
                 self.good += 1
             else:
                 self.others += encoded.counts
         columns = self.columns
         columns["lines"].append(row.line)
         columns["records"].append(record)
-        ids = b"".join(example.input_ids.tobytes() for example in examples)
-        columns["ids"].append(_hash(ids) if examples else record)
+        ids = b"".join(example.input_ids.data for example in examples)
+        columns["ids"].append(xxh3_64_intdigest(ids) if examples else record)
         columns["bad"].append(bad)
         columns["num_examples"].append(len(examples))
         for example in examples:
@@ -257,7 +255,3 @@ class _Gathered:
 
     def rows(self) -> Rows:
         return Rows(**{name: np.array(self.columns[name], kind) for name, kind in _TYPES.items()})
-
-
-def _hash(content: bytes) -> int:
-    return int.from_bytes(digest(content, 8), "little")

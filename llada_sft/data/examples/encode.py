@@ -15,7 +15,7 @@ from llada_sft.data.examples.hook import HookFunction, describe_exception, load_
 from llada_sft.data.examples.hook_output import check_item
 from llada_sft.data.examples.parse import parse_row
 from llada_sft.data.examples.quarantine import BadRowError
-from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.row_counts import GOOD_ROW, RowCounts
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.data.records.chat_tokens import ChatLayout, set_layout
 from llada_sft.data.records.formats import RecordRules
@@ -126,7 +126,8 @@ class Encoder:
             BadRowError: The row or what the hook made of it cannot be used; names file and line.
         """
         record, key = parse_row(row), row_key(self.seed, epoch, row.file, row.line)
-        counts = RowCounts(rows=1, unread=self._unread(record))
+        unread = self._unread(record)
+        counts = replace(GOOD_ROW, unread=dict.fromkeys(unread, 1)) if unread else GOOD_ROW
         try:
             record = self._read(row, record, key)
             counts = self._notice(record, counts)
@@ -153,9 +154,9 @@ class Encoder:
             )
         return Encoded(examples, counts)
 
-    def _unread(self, record: object) -> dict[str, int]:
+    def _unread(self, record: object) -> set[str]:
         known = () if self.layout is None else self.layout.template().words
-        return dict.fromkeys(self.reader.unread(record, known), 1)
+        return self.reader.unread(record, known)
 
     def _read(self, row: Row, record: object, key: int) -> object:
         try:

@@ -1,7 +1,6 @@
 """What a hook may return: each list of an example is checked and becomes an array."""
 
 import math
-from array import array
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -14,6 +13,7 @@ from llada_sft.errors import DataError
 _REQUIRED = {"input_ids", "response_mask"}
 _ALLOWED = _REQUIRED | {"noisy_ids", "loss_weights"}
 _TRUTH = bool | int | np.bool_ | np.integer
+_TRUTH_BYTES = b"\0\1"
 
 
 def check_item(
@@ -43,14 +43,16 @@ def check_item(
             "return 'input_ids' and 'response_mask', and 'noisy_ids' or 'loss_weights' if you like"
         )
     fields = {key: _check_list(key, item[key], vocab_size) for key in sorted(keys)}
-    lengths = {key: len(values) for key, values in fields.items()}
-    if len(set(lengths.values())) > 1:
+    ids, mask = fields["input_ids"], fields["response_mask"]
+    if any(len(values) != len(ids) for values in fields.values()):
+        lengths = {key: len(values) for key, values in fields.items()}
         raise DataError(f"hook returned lists of different lengths: {lengths}")
-    if not fields["response_mask"].any():
+    # Of so few values, numpy counts much faster than it makes `any` of them.
+    if not np.count_nonzero(mask):
         raise DataError("hook returned no response token; 'response_mask' is false everywhere")
     if mask_token_id is not None:
-        learned = fields["input_ids"][fields["response_mask"]]
-        if (learned == mask_token_id).any():
+        is_mask_token = ids == mask_token_id
+        if np.count_nonzero(is_mask_token) and np.count_nonzero(is_mask_token & mask):
             raise DataError(
                 f"the mask token (id {mask_token_id}) is in the response: it stands for hidden"
                 " tokens and cannot be learned"
@@ -66,13 +68,13 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
     # The usual case, at the speed of C; what is wrong with a list, the loops below say.
     with suppress(TypeError, ValueError, OverflowError):
         if key == "response_mask":
-            mask = np.frombuffer(bytes(values), np.uint8)
-            if mask.max(initial=0) <= 1:
-                return mask.view(np.bool_)
-        elif set(map(type, values)) == {int}:
-            ids = np.frombuffer(array("q", values), np.int64)
+            truth = bytes(values)
+            if not truth.translate(None, _TRUTH_BYTES):
+                return np.frombuffer(truth, np.bool_)
+        elif list(map(type, values)).count(int) == len(values):
+            ids = np.fromiter(values, np.int64, len(values))
             # A negative id is a large number without its sign.
-            if ids.view(np.uint64).max() < vocab_size:
+            if not np.count_nonzero(ids.view(np.uint64) >= vocab_size):
                 return ids
     if key == "response_mask":
         if not all(isinstance(value, _TRUTH) and value in (0, 1) for value in values):

@@ -320,7 +320,7 @@ class _StepPositions:
         for file in self._waited - moved.keys():
             moved[file] = self._rows.position(file)
         self._waited = {example.file for example in self._waiting}
-        return with_waiting(moved, [example.key for example in self._waiting])
+        return with_waiting(moved, self._waiting)
 
 
 def _encode_again(row: Row, epoch: int, encode: Encode, quarantine: Quarantine) -> list[Example]:

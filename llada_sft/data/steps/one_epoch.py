@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from llada_sft.data.examples.encode import Encode, Example
 from llada_sft.data.examples.quarantine import BadRowError, Quarantine
-from llada_sft.data.examples.row_counts import RowCounts
+from llada_sft.data.examples.row_counts import GOOD_ROW, RowCounts
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.data.rows.stream import RowStream
@@ -32,7 +32,7 @@ class EpochRows:
         self._moved = set(positions)
         self.rows_done = sum(position.row for position in positions.values())
         self._given_parts = sum(position.part for position in positions.values())
-        self._counts = RowCounts()
+        self._good, self._others = 0, RowCounts()
         # Different rows of the run so far: from the second epoch on, all.
         self._read = stream.num_rows if epoch > 0 else self.rows_done
 
@@ -44,7 +44,8 @@ class EpochRows:
                 is_last = part + 1 == len(examples)
                 self._move(row.file, done.after_row() if is_last else done._replace(part=part + 1))
                 yield examples[part]
-            self._move(row.file, done.after_row())
+            if done.part >= len(examples):
+                self._move(row.file, done.after_row())
             self._read += self.epoch == 0
             self._quarantine.judge(self._read)
         self._quarantine.judge(self._read, end_of_epoch=True)
@@ -77,17 +78,21 @@ class EpochRows:
 
     def take_counts(self) -> RowCounts:
         """Return what was counted since the last call."""
-        counts, self._counts = self._counts, RowCounts()
+        counts = self._others + RowCounts(rows=self._good)
+        self._good, self._others = 0, RowCounts()
         return counts
 
     def _examples_of(self, row: Row, done: FilePosition) -> list[Example]:
         try:
             encoded = self._encode(row, self.epoch)
         except BadRowError as error:
-            self._counts += RowCounts(rows=1, bad={error.reason: 1})
+            self._others += RowCounts(rows=1, bad={error.reason: 1})
             self._quarantine.add(error, self.epoch, done.row)
             return []
         # A row that was started before a checkpoint was counted then.
         if done.part == 0:
-            self._counts += encoded.counts
+            if encoded.counts is GOOD_ROW:
+                self._good += 1
+            else:
+                self._others += encoded.counts
         return encoded.examples

@@ -101,8 +101,11 @@ def packs(
         num_waiting: Examples to read ahead.
     """
 
+    lengths = [len(example.input_ids) for example in waiting]
+
     def refill() -> None:
         waiting.extend(islice(new, max(0, num_waiting - len(waiting))))
+        lengths.extend(len(example.input_ids) for example in waiting[len(lengths) :])
 
     refill()
     while waiting:
@@ -111,14 +114,13 @@ def packs(
         chosen: int | None = 0
         while chosen is not None:
             group.append(waiting.pop(chosen))
-            room -= len(group[-1].input_ids)
+            room -= lengths.pop(chosen)
             refill()
-            chosen = _longest_that_fits(waiting, room)
+            chosen = _longest_that_fits(lengths, room)
         yield group
 
 
-def _longest_that_fits(waiting: Sequence[Example], room: int) -> int | None:
+def _longest_that_fits(lengths: Sequence[int], room: int) -> int | None:
     """Return which example it is; of equally long ones the one that waited longer."""
-    lengths = [len(example.input_ids) for example in waiting]
-    longest = max((length for length in lengths if length <= room), default=None)
+    longest = max([length for length in lengths if length <= room], default=None)
     return None if longest is None else lengths.index(longest)

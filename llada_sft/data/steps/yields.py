@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple
 
 from llada_sft.data.examples.encode import Encode
@@ -75,18 +74,24 @@ class StepEstimate:
             left: The rows of each source.
             waiting: Examples that were read, but are not trained.
         """
-        sources = list(zip(self.yields, left, strict=True))
+        # Whole numbers, of a common unit: each step of a training asks, and fractions are slow.
+        # Of each source the examples that follow, times its `rows`.
         examples = [
-            max(Fraction(0), Fraction(each.examples * of.rows, each.rows) - of.given_examples)
-            for each, of in sources
+            max(0, each.examples * of.rows - of.given_examples * each.rows)
+            for each, of in zip(self.yields, left, strict=True)
         ]
         if self.tokens_per_step is None:
-            return math.ceil((sum(examples) + waiting) / self.examples_per_step)
-        tokens = sum(
-            count * each.tokens / each.examples
+            unit = math.lcm(*(each.rows for each in self.yields))
+            num_examples = waiting * unit + sum(
+                count * (unit // each.rows)
+                for count, each in zip(examples, self.yields, strict=True)
+            )
+            return -(-num_examples // (self.examples_per_step * unit))
+        all_examples = sum(each.examples for each in self.yields)
+        unit = math.lcm(all_examples, *(each.rows * each.examples for each in self.yields))
+        mean = sum(each.tokens for each in self.yields) * (unit // all_examples)
+        tokens = waiting * mean + sum(
+            count * each.tokens * (unit // (each.rows * each.examples))
             for count, each in zip(examples, self.yields, strict=True)
         )
-        mean = Fraction(
-            sum(each.tokens for each in self.yields), sum(each.examples for each in self.yields)
-        )
-        return math.ceil((tokens + waiting * mean) / self.tokens_per_step)
+        return -(-tokens // (self.tokens_per_step * unit))

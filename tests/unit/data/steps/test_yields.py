@@ -1,5 +1,7 @@
 """Steps of rows, estimated from a sample: the sample itself, and the arithmetic by hand."""
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,29 @@ def test_a_rank_knows_when_no_example_follows(tmp_path: Path, rows: list[int]) -
             len(own) > 0
         )
     assert all(step.steps_left == 0 for step in steps if step.end_of_epoch)
+
+
+COUNTS = st.integers(1, 600)
+SOURCES = st.lists(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS, st.integers(0, 40)), min_size=1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SOURCES.filter(lambda sources: len(sources) < 5), st.integers(0, 64), COUNTS)
+def test_whole_numbers_give_what_fractions_give(
+    sources: list[tuple[int, int, int, int, int]], waiting: int, per_step: int
+) -> None:
+    yields = tuple(RowYield(*source[:3]) for source in sources)
+    left = [RowsLeft(*source[3:]) for source in sources]
+    examples = [
+        max(Fraction(0), Fraction(each.examples, each.rows) * of.rows - of.given_examples)
+        for each, of in zip(yields, left, strict=True)
+    ]
+    padded = StepEstimate(yields, per_step).steps(left, waiting)
+    assert padded == math.ceil((sum(examples) + waiting) / per_step)
+    mean = Fraction(sum(each.tokens for each in yields), sum(each.examples for each in yields))
+    tokens = sum(
+        count * Fraction(each.tokens, each.examples)
+        for count, each in zip(examples, yields, strict=True)
+    )
+    packed = StepEstimate(yields, 1, tokens_per_step=per_step).steps(left, waiting)
+    assert packed == math.ceil((tokens + waiting * mean) / per_step)
