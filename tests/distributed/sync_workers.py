@@ -36,11 +36,11 @@ _OF_COUNTING = ("__torch_dispatch__", "counted")
 _COPIES = ("cpu", "numpy", "tolist")
 
 
-class Reads(TorchDispatchMode):
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the calls that would wait for a GPU, by the file and function that make them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(
@@ -74,7 +74,7 @@ def _by_booleans(args: tuple[Any, ...]) -> bool:
 
 
 def caller(frame: FrameType | None) -> str:
-    """Return file and function of the innermost frame that is neither torch's nor the counting's."""
+    """Return file and function of the innermost frame that is not torch's or the counting's."""
     while frame is not None:
         path, function = Path(frame.f_code.co_filename), frame.f_code.co_name
         _, installed, within = str(path).partition("/site-packages/")
@@ -102,7 +102,7 @@ def reads_of_planted() -> dict[str, int]:
     with reads.counting():
         planted_reads(values)
         doubled = values * 2
-        doubled.register_hook(planted_hook)
+        doubled.register_hook(planted_hook)  # type: ignore[no-untyped-call]
         torch.autograd.backward(doubled.sum())
         torch.where(values > 1, values, 0.0).clamp(max=2.0)[torch.tensor([0, 1])].sum()
     return dict(reads.seen)
@@ -112,7 +112,7 @@ def planted_reads(values: Tensor) -> None:
     bool(values[0] > 1), float(values[1]), int(values[2]), values[3].item()
     values.tolist(), values.cpu(), values.detach().numpy()
     values[values > 1], values.masked_select(values > 1), torch.equal(values, values)
-    values.unique(), torch.nonzero(values)
+    torch.unique(values), torch.nonzero(values)
 
 
 def planted_hook(gradient: Tensor) -> None:
