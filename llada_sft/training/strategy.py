@@ -153,6 +153,11 @@ def _one_kind_of_optimizer() -> Iterator[None]:
         DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
+def _copies_loaded(config: dict[str, Any], device: torch.device) -> bool:
+    """Whether DeepSpeed copies what it loads: an optimizer on the CPU would keep it."""
+    return device.type == "cuda" and "offload_optimizer" not in config.get("zero_optimization", {})
+
+
 def _no_split(module: nn.Module) -> Iterable[str]:
     return getattr(module, "_no_split_modules", None) or ()
 
@@ -210,7 +215,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         self._device, self._load_universal = device, load_universal
         self._optimizer_threads, self._leaf_blocks = optimizer_threads, leaf_blocks
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.shard_writer = ShardWriter()
+        self.shard_writer = ShardWriter(maps_files=_copies_loaded(config, device))
 
     @property
     def root_device(self) -> torch.device:

@@ -70,6 +70,7 @@ def test_ranks_resume_from_what_is_whole(trained: RunDir, tmp_path: Path) -> Non
     last = {name: f"checkpoints/step_4/{name.format(1)}" for name in (MODEL, OPTIMIZER)}
     cases: dict[str, Callable[[Path], object]] = {
         "whole": lambda run: None,
+        "mapped": lambda run: None,
         "damaged": lambda run: flip(run / last[OPTIMIZER]),
         "older": lambda run: as_of_older_version(run / "checkpoints/step_4"),
         "hostile_model": lambda run: add_hostile(run / last[MODEL], ran),
@@ -85,7 +86,7 @@ def test_ranks_resume_from_what_is_whole(trained: RunDir, tmp_path: Path) -> Non
         f"{WORKERS}:resumed_each", 2, TIMEOUT_S, folder=str(tmp_path), names=list(cases)
     )
     seen = ranks[0]
-    for name in ("whole", "older", "damaged"):
+    for name in ("whole", "mapped", "older", "damaged"):
         assert seen[name]["outcome"] == ranks[1][name]["outcome"] == "finished", seen[name]
     assert seen["whole"]["damaged"] == seen["older"]["damaged"] == []
     (line,) = seen["damaged"]["damaged"]
@@ -94,6 +95,7 @@ def test_ranks_resume_from_what_is_whole(trained: RunDir, tmp_path: Path) -> Non
     assert "step_4.damaged" in seen["damaged"]["there"]
     # The same way on, from further back.
     assert losses(tmp_path / "damaged") == losses(tmp_path / "whole") == losses(trained.path)
+    assert losses(tmp_path / "mapped") == losses(trained.path)
     assert len(losses(trained.path)) == 6
     for name in ("hostile_model", "hostile_optimizer"):
         for rank in ranks:

@@ -40,6 +40,11 @@ _CUT_SHORT = ("inline_container.cc", "PytorchStreamWriter")
 class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
     """DeepSpeed's reader and writer of torch files; keeps the first error of a save for later.
 
+    Args:
+        maps_files: Whether what is loaded is mapped, not read. It has just been read for its
+            checksum, so that it is in the page cache: it is neither read again nor copied. Only
+            for tensors that are soon copied to a GPU: they would keep the file open.
+
     Attributes:
         error: Why this rank's shards could not be written; None if they were.
         num_bytes: Bytes of this rank's tensors, written or not.
@@ -48,8 +53,9 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
         written: Size and checksum of each file that was written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, maps_files: bool = False) -> None:
         super().__init__()
+        self._maps_files = maps_files
         self._copies, self._background = HostCopies(), False
         self._thread: ThreadPoolExecutor | None = None
         self._writes: list[Future[None]] = []
@@ -102,7 +108,7 @@ class ShardWriter(TorchCheckpointEngine):  # type: ignore[misc]
         self._do(write, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        return load_data(Path(path), map_location)
+        return load_data(Path(path), map_location, mmap=self._maps_files)
 
     def records(self, checkpoint: Path) -> dict[str, FileRecord]:
         """Return size and checksum of what was written, by the path within the checkpoint."""

@@ -6,6 +6,9 @@
 3. Each torch file is opened without running code: it must belong to this number of ranks, and to
    this network.
 
+What was read for its checksum is in the page cache, from which a GPU's rank loads it
+(`shard_writer.py`): the disk is read once.
+
 A damaged checkpoint is skipped and renamed. A checkpoint that cannot be read now may be readable
 later, and is only skipped. A checkpoint that holds code was made by a person, and is refused.
 """

@@ -5,13 +5,14 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import pytest
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
+import llada_sft.training.strategy as strategy_module
 from llada_sft.config.schema import DeepSpeedConfig
 from llada_sft.errors import ConfigError
 from llada_sft.model import Network, NetworkConfig
@@ -182,6 +183,21 @@ def test_the_threads_of_the_optimizers_step(
     finally:
         torch.set_num_threads(before)
     assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("device", "offload", "maps"),
+    [("cuda", "none", True), ("cuda", "cpu", False), ("cpu", "none", False)],
+)
+def test_an_optimizer_on_the_cpu_keeps_no_checkpoint_open(
+    device: str, offload: Literal["none", "cpu"], maps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each tensor is copied there: it may be mapped from the file."""
+    made: list[bool] = []
+    monkeypatch.setattr(strategy_module, "ShardWriter", lambda maps_files: made.append(maps_files))
+    config = deepspeed_config(DeepSpeedConfig(offload_optimizer=offload), gradient_clip=1.0)
+    Zero3Strategy(config, PLACEMENT, torch.device(device, 0), "bf16", timedelta(minutes=1))
+    assert made == [maps]
 
 
 class Engines:

@@ -204,3 +204,27 @@ def test_other_errors() -> None:
 
 def test_bytes_of_nothing() -> None:
     assert tensor_bytes({"a": None, "b": 3, "c": ("x",)}) == 0
+
+
+def test_a_mapped_file_is_not_read_until_its_tensors_are(tmp_path: Path) -> None:
+    path, tensor = tmp_path / "one.pt", torch.arange(1_000_000.0)
+    size = write_shard({"a": tensor}, path).size
+    num_read = {}
+    for maps_files in (False, True):
+        before = bytes_read()
+        state = ShardWriter(maps_files).load(str(path), "cpu")
+        num_read[maps_files] = bytes_read() - before
+        assert torch.equal(state["a"], tensor)
+        # What is loaded is this process's own: the file stays as it was written.
+        state["a"].zero_()
+    assert num_read[False] > size > 10 * num_read[True] > 0
+    assert torch.equal(torch.load(path)["a"], tensor)
+
+
+def bytes_read() -> int:
+    """What this process has read by system calls, from the page cache or a disk."""
+    for line in Path("/proc/self/io").read_text().splitlines():
+        name, _, value = line.partition(": ")
+        if name == "rchar":
+            return int(value)
+    raise AssertionError("the kernel does not count what is read")
