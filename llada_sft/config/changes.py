@@ -91,7 +91,7 @@ RULES: Mapping[str, Rule] = {
         "path",
     ),
     **_trained("the checkpoint's weights belong to this network", "model", "init", "size"),
-    **_free("model", "activation_checkpointing", "compile"),
+    **_free("model", "activation_checkpointing", "activation_gb", "compile"),
     **_stated(_FILES, "data", "train", "train.path"),
     **_trained("the checkpoint's positions belong to these sources", "data", "train.name"),
     **_stated(_SHARES, "data", "train.weight", "mix_by"),

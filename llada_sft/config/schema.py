@@ -113,10 +113,12 @@ class ModelConfig(Section):
     size: ModelSize | None = None
     # What the backward pass computes again instead of keeping it: full = each block, for a third
     # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
-    # true and false mean full and none.
+    # auto = what activation_gb has room for, block by block. true and false mean full and none.
     activation_checkpointing: Annotated[
-        Literal["none", "selective", "full"], BeforeValidator(_by_name)
+        Literal["none", "selective", "full", "auto"], BeforeValidator(_by_name)
     ] = "full"
+    # With auto: GB (10^9 bytes) of a rank's memory for what the blocks keep of a micro-batch.
+    activation_gb: PositiveFloat | None = None
     # Compile what is before and after attention in each block: its elementwise operations are fused
     # (docs/performance.md). auto = on CUDA, where Triton is there.
     compile: Literal["auto", "on", "off"] = "auto"
@@ -127,6 +129,15 @@ class ModelConfig(Section):
             raise ValueError("init: random needs model.size")
         if self.init == "pretrained" and self.size is not None:
             raise ValueError("size is read from the checkpoint; remove it, or set init: random")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_goes_with_auto(self) -> "ModelConfig":
+        automatic = self.activation_checkpointing == "auto"
+        if automatic and self.activation_gb is None:
+            raise ValueError("activation_checkpointing: auto needs model.activation_gb")
+        if not automatic and self.activation_gb is not None:
+            raise ValueError("activation_gb needs model.activation_checkpointing: auto")
         return self
 
 

@@ -1,14 +1,17 @@
 """The config's `model` section -> the network that is trained."""
 
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from llada_sft.config.schema import ModelConfig
+from llada_sft.config.schema import Config, ModelConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.errors import DataError
 from llada_sft.model.configuration import NetworkConfig, read_config
+from llada_sft.model.layers.activations import Checkpointing, most_kept, within_budget
 from llada_sft.model.loading import build_model
 from llada_sft.model.network import Network
 from llada_sft.model.settings import require_trainable
@@ -41,7 +44,11 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
 
 
 def build_network(
-    config: ModelConfig, network: NetworkConfig, seed: int, compiled: bool = False
+    config: ModelConfig,
+    network: NetworkConfig,
+    seed: int,
+    compiled: bool = False,
+    checkpointing: Sequence[Checkpointing] | None = None,
 ) -> Network:
     """Build the network and fill it; under ZeRO-3 it is born partitioned.
 
@@ -50,12 +57,60 @@ def build_network(
         network: What `resolve_network` returned.
         seed: Seed of the random weights.
         compiled: Whether its blocks are compiled.
+        checkpointing: What `checkpointing_of` chose; None keeps as little as possible.
     """
     model = build_model(network if config.size else Path(config.path), seed)
-    model.set_activation_checkpointing(config.activation_checkpointing)
+    model.set_activation_checkpointing(checkpointing or "full")
     if compiled:
         model.compile_blocks()
     return model
+
+
+def checkpointing_of(config: Config, network: NetworkConfig, compiled: bool) -> list[Checkpointing]:
+    """Return what is kept of each block for its backward pass: the same on every rank.
+
+    It follows from the config alone: the micro-batches of a run have at most so many tokens.
+    """
+    model = config.model
+    if model.activation_checkpointing != "auto":
+        return [model.activation_checkpointing] * network.architecture.num_layers
+    assert model.activation_gb is not None
+    return within_budget(
+        network.architecture,
+        most_tokens(config),
+        _element_bytes(config),
+        1e9 * model.activation_gb,
+        compiled,
+    )
+
+
+def checkpointing_line(
+    config: Config, network: NetworkConfig, kinds: Sequence[Checkpointing]
+) -> str | None:
+    """Return the line about what `auto` has chosen; None without `auto`."""
+    model = config.model
+    if model.activation_checkpointing != "auto":
+        return None
+    tokens = most_tokens(config)
+    kept = tokens * most_kept(network.architecture, kinds, _element_bytes(config)) / 1e9
+    blocks = ", ".join(f"{number} {kind}" for kind, number in Counter(kinds).items())
+    line = (
+        f"model.activation_checkpointing: auto: blocks: {blocks}; they keep at most {kept:.3g} GB"
+        f" of a micro-batch of {tokens:,} tokens (model.activation_gb: {model.activation_gb:g})"
+    )
+    assert model.activation_gb is not None
+    if kept > model.activation_gb:
+        return f"{line}; more than is given: there is nothing more to compute again"
+    return line
+
+
+def most_tokens(config: Config) -> int:
+    """Return the most tokens that a micro-batch can have."""
+    return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+
+
+def _element_bytes(config: Config) -> int:
+    return 2 if config.train.precision == "bf16" else 4
 
 
 def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> bool:

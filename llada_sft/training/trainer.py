@@ -26,6 +26,8 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training.build_data import build_dataset, build_validation
 from llada_sft.training.build_network import (
     build_network,
+    checkpointing_line,
+    checkpointing_of,
     compiles,
     resolve_network,
     token_ids,
@@ -148,8 +150,14 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     if compiled:
         # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
         torch.compiler.reset()
+    checkpointing = checkpointing_of(config, network_config, compiled)
+    line = checkpointing_line(config, network_config, checkpointing)
+    if placement.rank == 0 and line is not None:
+        print(line, flush=True)
     module = DiffusionModule(
-        lambda: build_network(config.model, network_config, config.run.seed, compiled),
+        lambda: build_network(
+            config.model, network_config, config.run.seed, compiled, checkpointing
+        ),
         config.optim,
         log_every_n_steps=config.log.every_n_steps,
         validation_batches=build_validation(config, network_config, placement, consensus),

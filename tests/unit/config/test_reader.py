@@ -673,6 +673,19 @@ def test_checkpointing_was_once_true_or_false() -> None:
         assert config.model.activation_checkpointing == name
 
 
+def test_a_budget_of_activations_goes_with_auto() -> None:
+    text = "run: {{name: a}}\nmodel: {{path: m, {0}}}\ndata: {{train: d}}\n"
+    config = load(text.format("activation_checkpointing: auto, activation_gb: 12.5"))
+    assert config.model.activation_gb == 12.5
+    where = "a.yaml:2: model: "
+    assert problems_of(text.format("activation_checkpointing: auto")) == (
+        f"{where}activation_checkpointing: auto needs model.activation_gb"
+    )
+    assert problems_of(text.format("activation_gb: 3")) == (
+        f"{where}activation_gb needs model.activation_checkpointing: auto"
+    )
+
+
 def test_second_slices_divide_the_ranks() -> None:
     text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
     more = "slurm: {nodes: 3, ranks_per_node: 4}\n"

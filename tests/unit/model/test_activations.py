@@ -4,11 +4,18 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_sft.model import NetworkConfig, build_model
-from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.families import llada
+from llada_sft.model.layers.activations import (
+    Checkpointing,
+    kept_bytes,
+    most_kept,
+    within_budget,
+)
 
 BLOCKS = 2
 # Matrix products of a block's forward pass, but the last: its result is needed for nothing.
@@ -59,3 +66,80 @@ def test_without_gradients_nothing_is_prepared_for_them(small_config: NetworkCon
     with torch.no_grad(), Operations() as seen:
         assert not model(torch.arange(20)[None]).logits.requires_grad
     assert seen.counts["aten::silu"] == BLOCKS
+
+
+class Results(TorchDispatchMode):
+    """Remembers the storages that operations return, but for those of weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        results = function(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, Tensor):
+                storage = result.untyped_storage()
+                if storage._cdata not in self._weights:
+                    self.sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return results
+
+    @property
+    def alive(self) -> int:
+        return sum(size for storage, size in self.sizes.values() if not storage.expired())
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_the_bytes_that_a_block_keeps(
+    checkpointing: Checkpointing, dtype: torch.dtype, kv_heads: int
+) -> None:
+    """By counting what is in memory between a forward and a backward pass, of 3 and 2 blocks."""
+    num_tokens, kept, config = 64, [], NetworkConfig()
+    for blocks in (3, 2):
+        values = llada.FAMILY.config_json(
+            d_model=64, n_heads=4, n_kv_heads=kv_heads, mlp_hidden_size=144, n_layers=blocks,
+            vocab_size=32, eos_token_id=1, mask_token_id=2, pad_token_id=1,
+        )  # fmt: skip
+        config = NetworkConfig(values)
+        model = build_model(config).to(dtype)
+        model.set_activation_checkpointing(checkpointing)
+        with Results(model) as results:
+            loss = model(torch.arange(num_tokens)[None] % 32).logits.sum()
+            kept.append(results.alive)
+        assert loss.requires_grad
+    expected = kept_bytes(config.architecture, dtype.itemsize)[checkpointing]
+    assert (kept[0] - kept[1]) / num_tokens == pytest.approx(expected, rel=0.02)
+
+
+LLADA_8B = NetworkConfig().architecture
+
+
+@pytest.mark.parametrize(
+    ("budget", "compiled", "expected"),
+    [
+        (200e9, False, {"none": 32}),
+        (90e9, False, {"none": 20, "selective": 12}),
+        (40e9, False, {"selective": 20, "full": 12}),
+        (40e9, True, {"none": 10, "full": 22}),
+        (1e9, False, {"full": 32}),
+    ],
+)
+def test_a_budget_decides_block_by_block(
+    budget: float, compiled: bool, expected: dict[str, int]
+) -> None:
+    kinds = within_budget(LLADA_8B, 16_384, 2, budget, compiled)
+    assert Counter(kinds) == expected
+    assert len(kinds) == 32
+    used = 16_384 * most_kept(LLADA_8B, kinds, 2)
+    if kinds != ["full"] * 32:
+        assert used <= budget
+    if kinds != ["none"] * 32 and budget > 1e9:
+        # One block more would be too much.
+        steps = ["full", "none"] if compiled else ["full", "selective", "none"]
+        least = next(kind for kind in steps if kind in kinds)
+        more = list(kinds)
+        more[more.index(least)] = steps[steps.index(least) + 1]
+        assert 16_384 * most_kept(LLADA_8B, more, 2) > budget

@@ -6,14 +6,17 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from llada_sft.config.schema import ModelConfig, ModelSize
+from llada_sft.config.schema import Config, ModelConfig, ModelSize
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, DataError
 from llada_sft.model import NetworkConfig
+from llada_sft.model.layers.activations import kept_bytes
 from llada_sft.training import build_network as build_network_module
 from llada_sft.training.build_network import (
     build_network,
+    checkpointing_line,
+    checkpointing_of,
     compiles,
     resolve_network,
     token_ids,
@@ -79,6 +82,44 @@ def test_weights_depend_on_the_seed_alone(directory: Path) -> None:
     other = [torch.equal(states[0][name], states[2][name]) for name in states[0]]
     assert all(same)
     assert not all(other)
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens"),
+    [
+        ({"data": {"batching": "packed", "max_tokens": 64, "eos_tail": 1}}, 64),
+        ({"train": {"micro_batch_size": 3}}, 96),
+    ],
+)
+def test_a_budget_chooses_for_each_block(
+    directory: Path, batch: dict[str, dict[str, Any]], tokens: int
+) -> None:
+    def config(kind: str, gb: float | None = None) -> Config:
+        model = {"path": str(directory), **RANDOM, "activation_checkpointing": kind}
+        data = {"train": "d", "max_length": 32, **batch.get("data", {})}
+        sections = {"run": {"name": "a"}, "model": model | {"activation_gb": gb}, "data": data}
+        train = {"precision": "fp32", **batch.get("train", {})}
+        return Config.model_validate({**sections, "train": train})
+
+    network = resolve_network(config("none").model)
+    assert checkpointing_of(config("selective"), network, False) == ["selective"] * 2
+    assert checkpointing_line(config("selective"), network, ["selective"] * 2) is None
+    assert checkpointing_of(config("auto", 1.0), network, False) == ["none"] * 2
+    # Of each token: one block selective, one full, and one that is computed again.
+    kept = sum(kept_bytes(network.architecture, 4).values())
+    enough = config("auto", tokens * kept / 1e9)
+    kinds = checkpointing_of(enough, network, False)
+    assert kinds == ["selective", "full"]
+    model = build_network(enough.model, network, 0, checkpointing=kinds)
+    assert model.checkpointing == kinds
+    line = checkpointing_line(enough, network, kinds) or ""
+    assert "auto: blocks: 1 selective, 1 full; they keep at most" in line
+    assert f"a micro-batch of {tokens} tokens" in line
+    little = config("auto", 1e-9)
+    kinds = checkpointing_of(little, network, False)
+    assert kinds == ["full"] * 2
+    line = checkpointing_line(little, network, kinds) or ""
+    assert line.endswith("more than is given: there is nothing more to compute again")
 
 
 def test_matrices_are_decayed_and_gains_are_not(directory: Path) -> None:
