@@ -41,6 +41,7 @@ bench: $(VENV)/dev
 	  --most-tokens 1024 --ways others --compile --repeat 1 --out $(RESULTS)/cpu/step.json
 	$(BIN)/python benchmarks/host.py --out $(RESULTS)/cpu/host.json
 	$(BIN)/python benchmarks/packing.py --out $(RESULTS)/cpu/packing.json
+	$(BIN)/python benchmarks/head.py --out $(RESULTS)/cpu/head.json
 
 # With the Python that has the GPU's torch, which need not be that of .venv: make bench-gpu GPU=python3
 GPU ?= $(BIN)/python

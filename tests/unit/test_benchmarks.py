@@ -121,3 +121,11 @@ def test_step_has_a_line_for_each_way(tmp_path: Path) -> None:
     assert others[-1]["all/s"] == others[-1]["real/s"]
     ours = measured("step", tmp_path / "ours.json", *sizes, "ours")["lines"]
     assert {line["way"].rpartition(", ")[2] for line in ours} == {"none", "selective", "full"}
+
+
+@pytest.mark.slow
+def test_head_compares_both_ways(tmp_path: Path) -> None:
+    sizes = ("--positions", "64", "--vocabulary", "20000", "--width", "32", "--repeats", "1")
+    found = measured("head", tmp_path / "out.json", *sizes)
+    assert [row["way"] for row in found["heads"]] == ["pieces", "full logits"]
+    assert all(row["s"] > 0 and row["peak_gb"] > 0 for row in found["heads"])
