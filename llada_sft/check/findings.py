@@ -131,7 +131,7 @@ def _too_long(survey: Survey) -> Iterator[Finding]:
         yield _problem("all_too_long", f"{message}; raise it")
     elif share > TOO_LONG_WARNING:
         yield _warning("too_long", message)
-    elif counts.clipped and data.on_too_long == "clip_response" and not data.eos_after_cut:
+    elif counts.clipped and data.on_too_long != "clip_prompt" and not data.eos_after_cut:
         yield _warning("cut_answers", f"{message}; no EOS follows them (data.eos_after_cut)")
 
 

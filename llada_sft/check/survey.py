@@ -171,7 +171,7 @@ def _epoch(request: Request, train: "_Reading", workers: Workers[Worker]) -> lis
     ranks = range(request.ranks)
     if any(len(source.shards) < len(ranks) for source in train.sources):
         return []
-    config = request.config
+    config = request.config.in_examples
     size = StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches)
     dealt = [[source.of_rank(rank, len(ranks)) for source in train.sources] for rank in ranks]
     if train.counts.rows < sum(train.num_rows):

@@ -29,7 +29,8 @@ class RowCount:
 
 def steps_of(config: Config, num_rows: int) -> int:
     """Count the steps in which a rank reads `num_rows` rows; padded batches only."""
-    rows_per_step = config.train.micro_batch_size * config.train.accumulate_grad_batches
+    micro = config.in_examples.train.micro_batch_size
+    rows_per_step = micro * config.train.accumulate_grad_batches
     return -(-num_rows // rows_per_step)
 
 
@@ -81,13 +82,26 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
         lines += [f"global batch     at most {batch:,} tokens = {max_tokens:,} micro × {factors}"]
     else:
         micro, longest = train.micro_batch_size, config.data.max_length
+        draws = config.objective.draws
+        rows = batch * draws
+        halves = "" if draws == 1 else f" ÷ {draws} draws"
         lines += [
-            f"global batch     {batch:,} examples = {micro} micro × {factors}",
-            f"tokens per step  at most {batch * longest:,} = {batch:,} × {longest:,}",
+            f"global batch     {batch:,} examples = {micro} micro{halves} × {factors}",
+            f"tokens per step  at most {rows * longest:,} = {rows:,} × {longest:,}",
             f"a micro-batch    at most {micro * longest:,} tokens = {micro} × {longest:,}",
         ]
-    lines += _small_micro_batch(config) + _elastic(config) + _timeout(config)
+    lines += _pairs(config) + _small_micro_batch(config) + _elastic(config) + _timeout(config)
     return lines if num_rows is None else lines + _length(config, num_rows)
+
+
+def _pairs(config: Config) -> list[str]:
+    """Say what is counted once, and what twice."""
+    if config.objective.pairs == "none":
+        return []
+    return [
+        "pairs            each example is twice in its micro-batch (objective.pairs): one example"
+        " of the batch and of the epoch, two rows or twice its tokens of the micro-batch"
+    ]
 
 
 def _small_micro_batch(config: Config) -> list[str]:

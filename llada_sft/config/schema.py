@@ -220,8 +220,13 @@ class DataConfig(Section):
     hook: NonEmptyStr = "utils/process_data.py"
     # Tokens of prompt and response together.
     max_length: PositiveInt = 4096
-    # An example longer than max_length: skip it, or cut its prompt or its response.
-    on_too_long: Literal["skip", "clip_prompt", "clip_response"] = "clip_response"
+    # An example longer than max_length: skip it, or cut its prompt or its response. split = a
+    # document (all of it is learned) becomes several examples, which together are all of it; the
+    # response of any other example is cut.
+    on_too_long: Literal["skip", "clip_prompt", "clip_response", "split"] = "clip_response"
+    # With split: the share of pieces that have a random length, 1 to max_length, drawn again each
+    # epoch; the next piece continues there. LLaDA's pre-training: 0.01.
+    random_length: Fraction = 0.0
     # Whether a response that was cut is followed by EOS, as if it ended there.
     eos_after_cut: bool = False
     # A row that cannot be used is written to quarantine/ in the run directory; more than this share
@@ -286,6 +291,15 @@ class DataConfig(Section):
         return fields
 
     @model_validator(mode="after")
+    def _random_pieces_of_documents(self) -> "DataConfig":
+        if self.random_length and self.on_too_long != "split":
+            raise ValueError(
+                "random_length is for pieces of documents: set on_too_long: split, got"
+                f" {self.on_too_long}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tail_leaves_room(self) -> "DataConfig":
         tail = self.fixed_eos_tail
         if tail >= self.max_length:
@@ -324,10 +338,26 @@ class ObjectiveConfig(Section):
     masking: Literal["exact", "bernoulli"] = "exact"
     # low_discrepancy: t spread evenly over the global batch; independent: one draw per sequence.
     t_sampling: Literal["low_discrepancy", "independent"] = "low_discrepancy"
+    # antithetic: each example twice in its micro-batch, with l tokens masked and with the last
+    # L + 1 - l of the same permutation (bernoulli: with t and 1 - t); its loss is the mean. It
+    # counts one example, and two rows of train.micro_batch_size (or of data.max_tokens).
+    pairs: Literal["none", "antithetic"] = "none"
+    # importance: levels with a larger loss are drawn more often, and count less in proportion;
+    # what is drawn how often is fitted to the losses while training (docs/recipes.md).
+    t_density: Literal["uniform", "importance"] = "uniform"
+    # The weight of a second loss, which makes right predictions more certain, so that a sampler may
+    # write more tokens at once: the mean entropy at masked positions that are predicted right. With
+    # it the objective is no longer a bound of the likelihood. 0 = none.
+    confidence_weight: NonNegativeFloat = 0.0
     # answer: each answer counts 1/length; token: each response token counts the same.
     normalization: Literal["answer", "token"] = "answer"
     # p = (1 - eps) t + eps, for bernoulli.
     eps: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+
+    @property
+    def draws(self) -> int:
+        """How many masks are drawn of each example: rows of a micro-batch that it fills."""
+        return 2 if self.pairs == "antithetic" else 1
 
 
 class OptimConfig(Section):
@@ -549,10 +579,29 @@ class Config(Section):
     def global_batch_size(self) -> int:
         """Examples of one optimizer step, over all ranks and accumulated micro-batches.
 
-        With `data.batching: packed` it is the largest possible number of tokens.
+        With `data.batching: packed` it is the largest possible number of tokens, of both twins with
+        `objective.pairs`.
         """
-        micro = self.data.max_tokens or self.train.micro_batch_size
+        micro = self.data.max_tokens or self.in_examples.train.micro_batch_size
         return self.world_size * micro * self.train.accumulate_grad_batches
+
+    @property
+    def in_examples(self) -> "Config":
+        """The config with micro-batches measured in examples read, not in rows that are computed.
+
+        They differ with `objective.pairs`.
+        """
+        draws = self.objective.draws
+        if draws == 1:
+            return self
+        size, tokens = self.train.micro_batch_size, self.data.max_tokens
+        train = {} if tokens else {"micro_batch_size": size // draws}
+        data = {"max_tokens": tokens // draws} if tokens else {}
+        sections = {
+            "train": self.train.model_copy(update=train),
+            "data": self.data.model_copy(update=data),
+        }
+        return self.model_copy(update=sections)
 
     @property
     def global_batch_unit(self) -> Literal["examples", "tokens"]:
@@ -566,6 +615,24 @@ class Config(Section):
             raise ValueError(
                 "train.micro_batch_size: must stay 1 with data.batching: packed, whose "
                 f"micro-batches are measured in data.max_tokens, got {size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _twins_fit_a_micro_batch(self) -> "Config":
+        if self.objective.pairs == "none":
+            return self
+        size, data = self.train.micro_batch_size, self.data
+        if data.max_tokens is None and size % 2:
+            raise ValueError(
+                "objective.pairs: antithetic has each example in two rows of a micro-batch:"
+                f" train.micro_batch_size must be even, got {size}"
+            )
+        if data.max_tokens is not None and data.max_tokens < 2 * data.max_length:
+            raise ValueError(
+                "objective.pairs: antithetic has each example twice in a micro-batch:"
+                f" data.max_tokens must be at least twice data.max_length, got {data.max_tokens}"
+                f" for {data.max_length}"
             )
         return self
 

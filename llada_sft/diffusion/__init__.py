@@ -1,6 +1,7 @@
 """The mathematics of masked diffusion: tensors and numbers, nothing of configs, files or ranks.
 
 noise.py       which tokens are masked, and the weight of each
+levels.py      how often each noise level is drawn
 objective.py   the training loss
 likelihood.py  bounds on the likelihood
 generate.py    the sampler

@@ -9,6 +9,10 @@ example index, with one keyed random shift for each step. Each u is uniform on [
 requires, but the levels of one global batch are spread evenly, which removes most of the variance
 of the batch's loss.
 
+`draw_twins` draws two masks for one example, which hide what the other shows. The loss of a mask is
+higher where more is masked, and differs with the tokens that are masked; the mean of the twins
+differs much less.
+
 Shapes: L positions of one example, prompt and response together; Lr of them are the response.
 """
 
@@ -19,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llada_sft.diffusion.levels import LevelDensity
 from llada_sft.keys import hashed
 
 Masking = Literal["exact", "bernoulli"]
@@ -37,12 +42,18 @@ class Noise:
         masked: [L] bool, true where the input is replaced by the mask token.
         t: The noise level: the fraction of the response that is masked (`exact`), or the time that
             was drawn (`bernoulli`).
-        weight: What the cross-entropy of each masked position is multiplied by.
+        weight: What the cross-entropy of each masked position is multiplied by, `importance`
+            included.
+        level: The level that was drawn, in [0, 1): the uniform number, or what a density has made
+            of it.
+        importance: 1 / the density of the draw; 1 for uniform levels.
     """
 
     masked: Tensor
     t: float
     weight: float
+    level: float = 0.0
+    importance: float = 1.0
 
 
 def noise_key(seed: int, epoch: int, file: str, row: int, part: int = 0) -> int:
@@ -82,12 +93,20 @@ def low_discrepancy(shift: float, index: int) -> float:
 
 
 def draw_noise(
-    response_mask: Tensor, u: float, key: int, masking: Masking, eps: float = 1e-3
+    response_mask: Tensor,
+    u: float,
+    key: int,
+    masking: Masking,
+    eps: float = 1e-3,
+    density: LevelDensity | None = None,
 ) -> Noise:
     """Mask a random part of the response; the prompt is never masked.
 
-    `exact`: l = 1 + floor(u Lr) tokens, a uniformly random subset, each with weight Lr / l.
-    `bernoulli`: each token with probability p = (1 - eps) u + eps and weight 1 / p.
+    `exact`: l = 1 + floor(v Lr) tokens, a uniformly random subset, each with weight Lr / l.
+    `bernoulli`: each token with probability p = (1 - eps) v + eps and weight 1 / p.
+
+    The level v is u itself, or with a density its quantile; then the weight is divided by how much
+    more likely the draw is than with u (`exact`: that l; `bernoulli`: that v).
 
     Args:
         response_mask: [L] bool, true at the tokens of the response.
@@ -95,34 +114,108 @@ def draw_noise(
         key: The example's key (`noise_key`); it decides which tokens are masked.
         masking: One of the two estimators above; they have the same expectation up to eps.
         eps: Smallest masking probability of `bernoulli`.
+        density: What levels are drawn from; None: from [0, 1) uniformly.
 
     Source: LLaDA (arXiv 2502.09992), eq. 14 for `exact`; algorithm 2 and the official
     GUIDELINES.md for `bernoulli`.
     """
+    return _draw(response_mask, u, key, masking, eps, density, twins=1)[0]
+
+
+def draw_twins(
+    response_mask: Tensor,
+    u: float,
+    key: int,
+    masking: Masking,
+    eps: float = 1e-3,
+    density: LevelDensity | None = None,
+) -> tuple[Noise, Noise]:
+    """Draw two masks of one example; the first is that of `draw_noise`, and the loss is their mean.
+
+    `exact`: of one permutation, the first masks its first l tokens, the second its last Lr + 1 - l.
+    Lr + 1 - l is uniform on 1 ... Lr as l is, and the last tokens of a random permutation are a
+    random subset: the second is as much the official draw as the first. Together they mask every
+    token, and exactly one of them twice. (A plain complement would mask Lr - l tokens, 0 to Lr - 1:
+    an empty mask has no loss, and the mean would be too low.)
+    `bernoulli`: where the first masks the tokens with U < p(v), the second masks those with
+    1 - U < p(1 - v). 1 - U and 1 - v are uniform as U and v are, and independent of each other. As
+    p(v) + p(1 - v) = 1 + eps, they mask every token, and a share eps of them twice.
+
+    With a density, the two are one draw of level v: both have its importance.
+    """
+    first, second = _draw(response_mask, u, key, masking, eps, density, twins=2)
+    return first, second
+
+
+def _draw(
+    response_mask: Tensor,
+    u: float,
+    key: int,
+    masking: Masking,
+    eps: float,
+    density: LevelDensity | None,
+    twins: int,
+) -> list[Noise]:
+    """Draw the first twin, or both."""
     response = response_mask.nonzero().squeeze(1)
     if len(response) == 0:
         raise ValueError("an example without response tokens has no loss and cannot be masked")
     generator = torch.Generator().manual_seed(key)
+    level = u if density is None else density.level(u)
+    length = len(response_mask)
     if masking == "exact":
-        return _mask_exactly(response, len(response_mask), u, generator)
-    return _mask_each(response, len(response_mask), u, eps, generator)
+        return _mask_exactly(response, length, level, generator, density, twins)
+    return _mask_each(response, length, level, eps, generator, density, twins)
 
 
-def _mask_exactly(response: Tensor, length: int, u: float, generator: torch.Generator) -> Noise:
+def _mask_exactly(
+    response: Tensor,
+    length: int,
+    level: float,
+    generator: torch.Generator,
+    density: LevelDensity | None,
+    twins: int,
+) -> list[Noise]:
     num_response = len(response)
-    num_masked = 1 + math.floor(u * num_response)
-    chosen = torch.randperm(num_response, generator=generator)[:num_masked]
-    masked = _true_at(response[chosen], length)
-    return Noise(masked, t=num_masked / num_response, weight=num_response / num_masked)
+    num_masked = min(1 + math.floor(level * num_response), num_response)
+    importance = 1.0
+    if density is not None:
+        chance = density.chance((num_masked - 1) / num_response, num_masked / num_response)
+        importance = 1 / (num_response * chance)
+    order = response[torch.randperm(num_response, generator=generator)]
+    # They share the token at num_masked - 1.
+    parts = (order[:num_masked], order[num_masked - 1 :])
+    return [
+        Noise(
+            masked=_true_at(part, length),
+            t=len(part) / num_response,
+            weight=importance * num_response / len(part),
+            level=level,
+            importance=importance,
+        )
+        for part in parts[:twins]
+    ]
 
 
 def _mask_each(
-    response: Tensor, length: int, t: float, eps: float, generator: torch.Generator
-) -> Noise:
-    p = (1 - eps) * t + eps
+    response: Tensor,
+    length: int,
+    level: float,
+    eps: float,
+    generator: torch.Generator,
+    density: LevelDensity | None,
+    twins: int,
+) -> list[Noise]:
+    importance = 1.0 if density is None else 1 / density.at(level)
     # Drawn in double: a 24-bit uniform would add its own granularity to small p.
-    chosen = torch.rand(len(response), generator=generator, dtype=torch.float64) < p
-    return Noise(_true_at(response[chosen], length), t=t, weight=1 / p)
+    uniform = torch.rand(len(response), generator=generator, dtype=torch.float64)
+    draws = ((level, uniform), (1 - level, 1 - uniform))
+    noises = []
+    for t, numbers in draws[:twins]:
+        p = (1 - eps) * t + eps
+        masked = _true_at(response[numbers < p], length)
+        noises.append(Noise(masked, t, importance / p, level, importance))
+    return noises
 
 
 def _true_at(positions: Tensor, length: int) -> Tensor:

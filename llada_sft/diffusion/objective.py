@@ -65,3 +65,30 @@ def diffusion_loss(
         input_ids[masked],  # [M]
         coefficients.float().expand(masked.shape)[masked],  # [M]
     )
+
+
+def confidence_loss(
+    logits: Tensor, targets: Tensor, rows: Tensor, coefficients: Tensor, temperature: float = 0.5
+) -> Tensor:
+    """Return Σ_rows coefficient · mean entropy of the predictions that are right, in fp32.
+
+    It makes right predictions more certain, so that a sampler may write more of them at once. This
+    is another objective, added to the likelihood's: its minimum is not the distribution of the
+    data. A prediction is right where the largest logit is the target's; a row without right ones
+    adds nothing.
+
+    Args:
+        logits: [M, V] floating, the head's output at the masked positions.
+        targets: [M] int64.
+        rows: [M] int64, which row each position belongs to.
+        coefficients: [M] fp32, what the entropy of each is multiplied by.
+        temperature: Of the softmax whose entropy is taken.
+
+    Source: dParallel (arXiv 2509.26488), certainty-forcing loss; there the mean is over the right
+    positions of a micro-batch.
+    """
+    right = (logits.argmax(-1) == targets).float()
+    counts = torch.bincount(rows, right).clamp(min=1)
+    log_q = (logits.float() / temperature).log_softmax(-1)
+    entropies = -(log_q.exp() * log_q).sum(-1)  # [M]
+    return (coefficients * right / counts[rows] * entropies).sum()

@@ -22,7 +22,7 @@ from llada_sft.model.layers.activations import Checkpointing, run_block
 from llada_sft.model.layers.attention import Sequences, plan_attention, rotary_table
 from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
 from llada_sft.model.layers.block import Block
-from llada_sft.model.layers.head import Head, TiedEmbedding
+from llada_sft.model.layers.head import Head, LossTerms, TiedEmbedding
 
 
 class Network(PreTrainedModel):  # type: ignore[misc]
@@ -60,7 +60,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         positions: Tensor | None = None,
         sequences: Sequences | None = None,
         targets: Tensor | None = None,
-        coefficients: Tensor | None = None,
+        coefficients: Tensor | LossTerms | None = None,
     ) -> MaskedLMOutput:
         """Predict the token at every position, or at chosen ones; or return the loss of it.
 
@@ -75,7 +75,8 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             sequences: Those that fill one row together (B is 1): each is computed as if it were
                 alone. None: each row is one sequence.
             targets: [M] int64, the tokens at `positions`.
-            coefficients: [M] fp32, what the cross-entropy of each is multiplied by.
+            coefficients: [M] fp32, what the cross-entropy of each is multiplied by; or these and
+                more of the loss.
 
         Returns:
             `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype. With `targets`

@@ -28,6 +28,7 @@ def build_dataset(
     consensus: Consensus,
 ) -> StepDataset:
     """Index this rank's shards and find their positions."""
+    config = config.in_examples
     sources = [
         settle_format(source, config.data.cache_dir, placement, consensus)
         for source in list_sources(config.data, config.train.epochs)
@@ -67,7 +68,11 @@ def build_validation(
         list_validation(config.data), config.data.cache_dir, placement, consensus
     )
     data = config.data.model_copy(
-        update={"format": source.format, "eos_tail": config.data.fixed_eos_tail}
+        update={
+            "format": source.format,
+            "eos_tail": config.data.fixed_eos_tail,
+            "random_length": 0.0,
+        }
     )
     batches = validation_batches(
         data,

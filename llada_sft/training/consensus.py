@@ -7,6 +7,7 @@ wait for a collective that another rank skips.
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class Report:
             one), and its process.
         by_source: What each source contributed to the step, in the unit that the sources share;
             empty with one dataset. It has the same length on all ranks.
+        by_level: What an earlier step says of the losses by noise level (`LevelLosses`); empty
+            where levels are drawn uniformly.
     """
 
     examples: int = 0
@@ -74,23 +77,23 @@ class Report:
     gpu_bytes: int = 0
     resident_bytes: int = 0
     by_source: tuple[int, ...] = ()
+    by_level: tuple[int, ...] = ()
 
     def numbers(self) -> list[int]:
-        """Return all counts in one list, those of the sources last."""
-        *single, by_source = astuple(self)
-        return [*single, *by_source]
+        """Return all counts in one list, those of the sources and of the levels last."""
+        *single, by_source, by_level = astuple(self)
+        return [*single, *by_source, *by_level]
 
-    @staticmethod
-    def of(numbers: Iterable[int]) -> "Report":
-        """Return the report that such a list describes."""
+    def like(self, numbers: Iterable[int]) -> "Report":
+        """Return the report that such a list describes, with as many sources and levels as here."""
         values = iter(numbers)
-        single: dict[str, Any] = {field.name: next(values) for field in fields(Report)[:-1]}
-        return Report(**single, by_source=tuple(values))
+        single: dict[str, Any] = {field.name: next(values) for field in fields(Report)[:-2]}
+        by_source = tuple(islice(values, len(self.by_source)))
+        return Report(**single, by_source=by_source, by_level=tuple(values))
 
-    @staticmethod
-    def together(ranks: Tensor) -> "Report":
-        """Combine the `numbers` of all ranks, int64 [ranks, numbers], into one report."""
-        summed, largest = (Report.of(row.tolist()) for row in (ranks.sum(0), ranks.amax(0)))
+    def together(self, ranks: Tensor) -> "Report":
+        """Combine the `numbers` of all ranks, int64 [ranks, numbers], this one's among them."""
+        summed, largest = (self.like(row.tolist()) for row in (ranks.sum(0), ranks.amax(0)))
         return replace(summed, **{name: getattr(largest, name) for name in _LARGEST})
 
 
@@ -109,7 +112,7 @@ class Consensus:
         numbers = torch.tensor(report.numbers(), dtype=torch.int64)
         ranks = [torch.empty_like(numbers) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(ranks, numbers, group=self._group)
-        summed = Report.together(torch.stack(ranks))
+        summed = report.together(torch.stack(ranks))
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         return summed

@@ -97,14 +97,17 @@ class StepFeed(Iterable[StepBatch]):
     def _batch(self, local: LocalStep, counts: Report) -> StepBatch:
         schedule, step = self._schedule, self._step
         positions, self._moved = self._moved, {}
+        micro_batches = self._noise.micro_batches(local, counts, step)
+        levels = self._noise.levels
         return StepBatch(
-            micro_batches=self._noise.micro_batches(local, counts, step),
+            micro_batches=micro_batches,
             counts=counts,
             epoch=local.epoch,
             positions=positions,
             rows=self._epoch_rows,
             pace=None if schedule is None else schedule.next(step, local.epoch, counts),
             yields=local.yields,
+            drawn_with=None if levels is None else levels.statistics,
         )
 
     def _next(self, local_steps: Iterator[LocalStep]) -> LocalStep | None:
@@ -114,7 +117,8 @@ class StepFeed(Iterable[StepBatch]):
             local = next(local_steps, None)
         except LladaSftError:
             # The others learn of it here instead of waiting for this rank.
-            self._consensus.agree(Report(failed=1, by_source=(0,) * self._num_sources))
+            by_source = (0,) * self._num_sources
+            self._consensus.agree(Report(failed=1, by_source=by_source, by_level=self._by_level()))
             raise
         self._waited_s += time.monotonic() - start
         if local is not None:
@@ -132,12 +136,14 @@ class StepFeed(Iterable[StepBatch]):
     def _agree(self, local: LocalStep) -> Report:
         self._begin("agreement")
         gpu_bytes, resident_bytes = peak_memory()
+        # The network runs on each example as often as its noise is drawn.
+        draws = self._noise.draws
         return self._consensus.agree(
             Report(
                 examples=local.num_examples,
                 response_tokens=local.num_response_tokens,
-                tokens=local.num_tokens,
-                all_tokens=local.num_positions,
+                tokens=draws * local.num_tokens,
+                all_tokens=draws * local.num_positions,
                 has_rows=int(not local.end_of_epoch),
                 stop=int(self._stop_requested()),
                 rows=self._rows.rows,
@@ -151,11 +157,16 @@ class StepFeed(Iterable[StepBatch]):
                 epoch_steps=local.epoch_steps,
                 estimated=int(local.estimated),
                 writes_ended=self._writes_ended(),
-                squares=local.num_squares,
-                work=local.work,
-                most_work=local.work,
+                squares=draws * local.num_squares,
+                work=draws * local.work,
+                most_work=draws * local.work,
                 gpu_bytes=gpu_bytes,
                 resident_bytes=resident_bytes,
                 by_source=local.by_source,
+                by_level=self._by_level(),
             )
         )
+
+    def _by_level(self) -> tuple[int, ...]:
+        levels = self._noise.levels
+        return () if levels is None else levels.report(self._step)

@@ -17,6 +17,7 @@ from llada_sft.training.host import Phase
 from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.log_interval import Interval
 from llada_sft.training.log.metrics_csv import MetricsCsv
+from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.noising import MicroBatch, StepBatch
 from llada_sft.training.nonfinite import poison_gradient
 from llada_sft.training.strategy import Zero3Strategy
@@ -49,6 +50,7 @@ class DiffusionModule(pl.LightningModule):
             whether the step is the last of the training.
         pulse: Called with the phase that this rank enters, and the step.
         efficiency: What MFU is worked out from.
+        levels: Collects the losses by noise level, if levels are drawn by them.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class DiffusionModule(pl.LightningModule):
         ] = lambda *step: None,
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         efficiency: Efficiency | None = None,
+        levels: LevelLosses | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self._build_network = build_network
+        self._build_network, self._levels = build_network, levels
         self._optim = optim
         self._log_every_n_steps = log_every_n_steps
         self._validation_batches = validation_batches
@@ -104,7 +107,7 @@ class DiffusionModule(pl.LightningModule):
             positions=batch.positions,
             sequences=batch.sequences,
             targets=batch.targets,
-            coefficients=batch.coefficients,
+            coefficients=batch.terms or batch.coefficients,
         ).loss
         return loss
 
@@ -117,6 +120,8 @@ class DiffusionModule(pl.LightningModule):
             group["lr"] = rate
         losses = self._accumulate(batch.micro_batches)
         optimizer.step()
+        if self._levels is not None:
+            self._levels.step_ended(step)
         if not self._zero3.step_applied:
             self._report_skipped_step(step + 1, batch.micro_batches, losses, batch.pace.is_last)
             self._skipped_steps += 1
@@ -131,11 +136,19 @@ class DiffusionModule(pl.LightningModule):
             self._pulse("step", self.global_step)
             micro_loss = self._zero3.deepspeed_engine(batch)
             losses.append(micro_loss.detach())
+            if self._levels is not None:
+                self._note_levels(self._levels, batch)
             last = batch is batches[-1]
             if last:
                 micro_loss = poison_gradient(micro_loss, torch.stack(losses).sum())
             self._zero3.accumulate(micro_loss, last)
         return losses
+
+    def _note_levels(self, levels: LevelLosses, batch: MicroBatch) -> None:
+        assert batch.levels is not None and batch.terms is not None
+        # The head has just computed them.
+        assert batch.terms.losses is not None
+        levels.add(batch.levels, batch.terms.losses)
 
     def _log_step(self, step: int, loss: Tensor, rate: float, batch: StepBatch) -> None:
         # The mean over ranks of (world size × the rank's part) is the global batch's loss.

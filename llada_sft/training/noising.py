@@ -5,11 +5,15 @@
 2. Each masked token gets its coefficient: weight / (answer length · N), N over the global batch,
    times the number of ranks, because DeepSpeed averages gradients over ranks. Weights of the data
    (`loss_weights`) multiply it; the answer length and N count tokens and examples without them.
+3. With `objective.pairs` each example is there twice (masks/twins.py): its loss is the mean of the
+   two, so each row counts half. With `objective.t_density: importance` levels are drawn by the
+   losses of earlier steps (masks/level_losses.py).
 
 Shapes: B rows of a micro-batch, L positions, M masked positions of the micro-batch, S positions of
 one example's span: its row, or its part of the one row where examples are packed.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +26,12 @@ from llada_sft.data.rows.position import ExampleKey, Positions
 from llada_sft.data.steps.collate import UnmaskedBatch, pad
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.yields import RowYield
+from llada_sft.diffusion.levels import LevelDensity, LevelStatistics
 from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import (
     Noise,
     draw_noise,
+    draw_twins,
     independent,
     low_discrepancy,
     noise_key,
@@ -33,7 +39,10 @@ from llada_sft.diffusion.noise import (
 )
 from llada_sft.errors import DataError
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.masks.level_losses import BatchLevels, LevelLosses
+from llada_sft.training.masks.twins import each_twice
 from llada_sft.training.schedule.plan import Pace
 
 
@@ -50,7 +59,9 @@ class MicroBatch:
         targets: int64 [M], the tokens under the masks.
         coefficients: fp32 [M], what the cross-entropy of each is multiplied by.
         sequences: The examples of a packed row, else None.
-        rows: File and line of each example.
+        rows: File and line of each example, of twins once.
+        terms: The coefficients, and what else the loss takes; None if it takes nothing else.
+        levels: Which levels the losses belong to, if levels are drawn by these.
     """
 
     def __init__(
@@ -62,9 +73,12 @@ class MicroBatch:
         coefficients: Tensor,
         sequences: Sequences | None = None,
         rows: tuple[tuple[str, int], ...] = (),
+        terms: LossTerms | None = None,
+        levels: BatchLevels | None = None,
     ) -> None:
         self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
         self.sequences, self.rows = sequences, rows
+        self.terms, self.levels = terms, levels
         self.positions, self.targets, self.coefficients = positions, targets, coefficients
 
     def to(self, device: torch.device) -> "MicroBatch":
@@ -72,6 +86,15 @@ class MicroBatch:
         if sequences is not None:
             ends, places = _moved(sequences.ends, device), _moved(sequences.places, device)
             sequences = Sequences(sequences.lengths, ends, places)
+        coefficients, terms = _moved(self.coefficients, device), self.terms
+        if terms is not None:
+            confidence = terms.confidence
+            terms = LossTerms(
+                coefficients,
+                rows=_moved(terms.rows, device),
+                num_rows=terms.num_rows,
+                confidence=None if confidence is None else _moved(confidence, device),
+            )
         return MicroBatch(
             noisy_ids=_moved(self.noisy_ids, device),
             attention_mask=(
@@ -79,9 +102,11 @@ class MicroBatch:
             ),
             positions=_moved(self.positions, device),
             targets=_moved(self.targets, device),
-            coefficients=_moved(self.coefficients, device),
+            coefficients=coefficients,
             sequences=sequences,
             rows=self.rows,
+            terms=terms,
+            levels=self.levels,
         )
 
 
@@ -106,6 +131,7 @@ class StepBatch:
         rows: What became of the rank's rows in this epoch, as far as this attempt has read them.
         pace: What the schedule says of the step; None if there is no schedule.
         yields: For each source, what the rank's rows make.
+        drawn_with: What the noise levels were drawn with, if by the losses of earlier steps.
     """
 
     def __init__(
@@ -117,8 +143,9 @@ class StepBatch:
         rows: RowCounts = RowCounts(),  # noqa: B008 (frozen)
         pace: Pace | None = None,
         yields: tuple[RowYield, ...] = (),
+        drawn_with: LevelStatistics | None = None,
     ) -> None:
-        self.pace, self.yields = pace, yields
+        self.pace, self.yields, self.drawn_with = pace, yields, drawn_with
         self.micro_batches, self.counts = micro_batches, counts
         self.epoch, self.positions, self.rows = epoch, positions, rows
 
@@ -129,7 +156,11 @@ class StepBatch:
 
 
 def noisy_micro_batch(
-    batch: UnmaskedBatch, noises: list[Noise], divisors: list[float], mask_token_id: int
+    batch: UnmaskedBatch,
+    noises: list[Noise],
+    divisors: list[float],
+    mask_token_id: int,
+    confidence: list[float] | None = None,
 ) -> MicroBatch:
     """Apply one noise to each example of a micro-batch.
 
@@ -138,37 +169,55 @@ def noisy_micro_batch(
         noises: One for each example.
         divisors: What the weighted loss of each example is divided by.
         mask_token_id: Stands at the masked positions.
+        confidence: What the confidence loss of each example is multiplied by; None: it has none.
     """
     clean = torch.from_numpy(batch.input_ids).flatten()  # [B·L]
     masked = torch.zeros(clean.shape, dtype=torch.bool)
     coefficients = torch.zeros(clean.shape, dtype=torch.float64)
+    of_confidence = torch.zeros(clean.shape, dtype=torch.float64)
     corrupted = batch.corrupted or (False,) * len(batch.keys)
     if batch.noisy_ids is None:
         noisy = clean.clone()
     else:
         noisy = torch.from_numpy(batch.noisy_ids).flatten().clone()
-    for span, noise, divisor, by_hook in zip(batch.spans, noises, divisors, corrupted, strict=True):
+    for number, (span, noise) in enumerate(zip(batch.spans, noises, strict=True)):
         masked[span] = noise.masked
-        coefficients[span] = noise.weight / divisor
-        if not by_hook:
+        coefficients[span] = noise.weight / divisors[number]
+        of_confidence[span] = 0.0 if confidence is None else confidence[number]
+        if not corrupted[number]:
             noisy[span].masked_fill_(noise.masked, mask_token_id)
     if batch.loss_weights is not None:
-        coefficients *= torch.from_numpy(batch.loss_weights).flatten()
+        weights = torch.from_numpy(batch.loss_weights).flatten()
+        coefficients *= weights
+        of_confidence *= weights
     positions = masked.nonzero().squeeze(1)
     if len(positions) == 0:
         # The head must run equally often on every rank: one position, with coefficient zero.
         positions = torch.zeros(1, dtype=torch.int64)
         coefficients.zero_()
-    real = batch.attention_mask
+        of_confidence.zero_()
+    real, coefficients = batch.attention_mask, coefficients[positions].float()
+    terms = None
+    if confidence is not None:
+        rows = examples_at(batch, positions)
+        confident = of_confidence[positions].float()
+        terms = LossTerms(coefficients, rows, max(1, len(batch.keys)), confident)
     return MicroBatch(
         noisy_ids=noisy.view(batch.input_ids.shape),
         attention_mask=None if real is None else torch.from_numpy(real),
         positions=positions,
         targets=clean[positions],
-        coefficients=coefficients[positions].float(),
+        coefficients=coefficients,
         sequences=Sequences(batch.lengths) if batch.packed else None,
-        rows=tuple((key.file, key.line) for key in batch.keys),
+        rows=tuple((key.file, key.line) for key in dict.fromkeys(batch.keys)),
+        terms=terms,
     )
+
+
+def examples_at(batch: UnmaskedBatch, positions: Tensor) -> Tensor:
+    """Return the number of the example at each flat index, int64 [M]; 0 where there is none."""
+    ends = torch.tensor([span.stop for span in batch.spans], dtype=torch.int64)
+    return torch.bucketize(positions, ends, right=True)
 
 
 def response_masks(batch: UnmaskedBatch) -> list[Tensor]:
@@ -186,6 +235,7 @@ class NoiseSource:
         seed: `run.seed`.
         mask_token_id: From the model's config.
         rank, world_size: Place of this rank's examples in the global batch.
+        levels: The losses by noise level, from which levels are drawn; None: uniformly.
     """
 
     objective: ObjectiveConfig
@@ -193,41 +243,97 @@ class NoiseSource:
     mask_token_id: int
     rank: int
     world_size: int
+    levels: LevelLosses | None = None
+
+    @property
+    def draws(self) -> int:
+        """How many masks are drawn of each example."""
+        return self.objective.draws
 
     def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[MicroBatch]:
         """Turn a rank's step into noisy micro-batches; `step` counts optimizer steps from 0."""
         shift = step_shift(self.seed, step)
+        density = None if self.levels is None else self.levels.agreed(counts.by_level).density()
         number, batches = 0, []
         for batch in local.micro_batches:
-            noises, masks = [], response_masks(batch)
+            noises: list[Noise] = []
             corrupted = batch.corrupted or (False,) * len(batch.keys)
-            for key, mask, by_hook in zip(batch.keys, masks, corrupted, strict=True):
+            for key, mask, by_hook in zip(
+                batch.keys, response_masks(batch), corrupted, strict=True
+            ):
                 # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
                 # where a rank has run short of rows or packed fewer than others.
                 index = number * self.world_size + self.rank
                 # What the hook has corrupted is learned as it is.
-                noises.append(
-                    Noise(mask, t=1.0, weight=1.0)
+                noises += (
+                    [Noise(mask, t=1.0, weight=1.0)] * self.draws
                     if by_hook
-                    else self._draw(key, mask, shift, index)
+                    else self._draw(key, mask, shift, index, density)
                 )
                 number += 1
-            divisors = self._divisors(masks, counts)
-            batches.append(noisy_micro_batch(batch, noises, divisors, self.mask_token_id))
+            batches.append(self._noisy(batch, noises, counts))
         return batches
 
-    def _draw(self, example: ExampleKey, response_mask: Tensor, shift: float, index: int) -> Noise:
-        key = noise_key(self.seed, example.epoch, example.file, example.line, example.part)
-        spread = self.objective.t_sampling == "low_discrepancy"
-        u = low_discrepancy(shift, index) if spread else independent(key)
-        return draw_noise(response_mask, u, key, self.objective.masking, self.objective.eps)
+    def _noisy(self, batch: UnmaskedBatch, noises: list[Noise], counts: Report) -> MicroBatch:
+        if self.draws == 2:
+            batch = each_twice(batch)
+        lengths = [int(mask.sum()) for mask in response_masks(batch)]
+        divisors = self._divisors(lengths, counts)
+        confidence = None
+        if self.objective.confidence_weight:
+            # With weight λ: λ times the example's part of the batch, for the mean of its entropies.
+            confidence = [
+                self.objective.confidence_weight * noise.importance * length / divisor
+                for noise, length, divisor in zip(noises, lengths, divisors, strict=True)
+            ]
+        made = noisy_micro_batch(batch, noises, divisors, self.mask_token_id, confidence)
+        if self.levels is not None:
+            rows = examples_at(batch, made.positions)
+            num_rows = max(1, len(batch.keys))
+            made.terms = made.terms or LossTerms(made.coefficients, rows, num_rows)
+            made.levels = self._levels(batch, noises, counts, made)
+        return made
 
-    def _divisors(self, masks: list[Tensor], counts: Report) -> list[float]:
-        """N · L_i, or the response tokens of the global batch; over the number of ranks."""
-        lengths = [int(mask.sum()) for mask in masks]
+    def _levels(
+        self, batch: UnmaskedBatch, noises: list[Noise], counts: Report, made: MicroBatch
+    ) -> BatchLevels:
+        # Twins are one draw of one level. What the hook has corrupted has none: NaN does not count.
+        drawn = noises[:: self.draws]
+        of_rank = counts.examples / self.world_size
+        scales = [of_rank / noise.importance for noise in drawn]
+        for number, by_hook in enumerate(batch.corrupted[:: self.draws]):
+            scales[number] = math.nan if by_hook else scales[number]
+        return BatchLevels(
+            examples=examples_at(batch, made.positions).numpy() // self.draws,
+            coefficients=made.coefficients.double().numpy(),
+            levels=[noise.level for noise in drawn],
+            scales=scales,
+        )
+
+    def _draw(
+        self,
+        example: ExampleKey,
+        response_mask: Tensor,
+        shift: float,
+        index: int,
+        density: LevelDensity | None,
+    ) -> list[Noise]:
+        """Draw the noise of an example, or of its twins."""
+        objective = self.objective
+        key = noise_key(self.seed, example.epoch, example.file, example.line, example.part)
+        spread = objective.t_sampling == "low_discrepancy"
+        u = low_discrepancy(shift, index) if spread else independent(key)
+        arguments = (response_mask, u, key, objective.masking, objective.eps, density)
+        return [draw_noise(*arguments)] if self.draws == 1 else [*draw_twins(*arguments)]
+
+    def _divisors(self, lengths: list[int], counts: Report) -> list[float]:
+        """N · L_i, or the response tokens of the global batch; over the number of ranks.
+
+        Twice that for twins.
+        """
         if self.objective.normalization == "token":
-            return [counts.response_tokens / self.world_size] * len(lengths)
-        return [length * counts.examples / self.world_size for length in lengths]
+            return [counts.response_tokens * self.draws / self.world_size] * len(lengths)
+        return [length * counts.examples * self.draws / self.world_size for length in lengths]
 
 
 def validation_micro_batches(

@@ -51,6 +51,7 @@ from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.log.step_journal import StepJournal
 from llada_sft.training.log.tensorboard import TensorBoardLog
 from llada_sft.training.log.wandb_log import WandbLog
+from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import NoiseSource
 from llada_sft.training.nonfinite import NonFiniteSteps
@@ -113,9 +114,12 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     schedule = build_schedule(config, dataset, resume, placement, consensus)
     host.pulse("start", resume.step)
     row_summary = RowSummary(consensus, placement.rank, resume.step)
+    levels = None
+    if config.objective.t_density == "importance":
+        levels = LevelLosses(resume.step, resume.levels, placement.rank)
     feed = StepFeed(
         step_loader(dataset, config.data.prefetch_steps),
-        build_noise(config, network_config, placement),
+        build_noise(config, network_config, placement, levels),
         consensus,
         stop_requested=host.stop_requested,
         first_step=resume.step,
@@ -145,6 +149,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         examples_key=examples_key(config.data),
         skipped=lambda: nonfinite.skipped,
         require_owner=host.require_owner,
+        levels=levels,
     )
     compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device)
     if compiled:
@@ -164,7 +169,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         sources=dataset.mixed_sources,
         report_skipped_step=nonfinite.report_skipped_step,
         pulse=host.pulse,
-        efficiency=Efficiency.of(network_config.architecture, device, config.train.precision),
+        efficiency=Efficiency.of(
+            network_config.architecture, device, config.train.precision, config.objective.draws
+        ),
+        levels=levels,
     )
     trainer = build_trainer(
         config,
@@ -288,13 +296,19 @@ def build_schedule(
     )
 
 
-def build_noise(config: Config, network_config: NetworkConfig, placement: Placement) -> NoiseSource:
+def build_noise(
+    config: Config,
+    network_config: NetworkConfig,
+    placement: Placement,
+    levels: LevelLosses | None = None,
+) -> NoiseSource:
     return NoiseSource(
         config.objective,
         config.run.seed,
         token_ids(network_config).mask_token_id,
         placement.rank,
         placement.world_size,
+        levels,
     )
 
 

@@ -20,7 +20,7 @@ from llada_sft.config.schema import Config
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
-from llada_sft.data.steps.collate import pad
+from llada_sft.data.steps.collate import UnmaskedBatch, pad
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.prefetch import step_loader
@@ -270,16 +270,43 @@ def trained_rows(
 
     What was fed but not trained when the run stopped is not among them.
     """
+    return _trained(
+        folder,
+        config_file,
+        overrides,
+        stop_at,
+        lambda batch: [[key.epoch, key.file, key.line] for key in batch.keys],
+    )
+
+
+def trained_pieces(
+    folder: str, config_file: str, overrides: list[str], stop_at: int
+) -> list[list[Any]]:
+    """Do the same, and return (file, line, part, learned tokens) of each example."""
+
+    def pieces(batch: UnmaskedBatch) -> list[Any]:
+        learned = [int(batch.response_mask.ravel()[span].sum()) for span in batch.spans]
+        return [
+            [key.file, key.line, key.part, count]
+            for key, count in zip(batch.keys, learned, strict=True)
+        ]
+
+    return _trained(folder, config_file, overrides, stop_at, pieces)
+
+
+def _trained(
+    folder: str,
+    config_file: str,
+    overrides: list[str],
+    stop_at: int,
+    describe: Callable[[UnmaskedBatch], list[Any]],
+) -> list[list[Any]]:
     config, run = load_config(config_file, overrides), RunDir(Path(folder))
     fed: dict[int, list[Any]] = {}
 
     class Recorder(NoiseSource):
         def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[Any]:
-            fed[step + 1] = [
-                [key.epoch, key.file, key.line]
-                for batch in local.micro_batches
-                for key in batch.keys
-            ]
+            fed[step + 1] = [row for batch in local.micro_batches for row in describe(batch)]
             return super().micro_batches(local, counts, step)
 
     def stop() -> bool:

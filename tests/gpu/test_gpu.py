@@ -8,11 +8,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llada_sft.demo.data import write_demo
-from llada_sft.diffusion.objective import diffusion_loss
+from llada_sft.diffusion.objective import (
+    confidence_loss,
+    diffusion_loss,
+    masked_cross_entropy,
+)
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
-from llada_sft.model.layers.head import weighted_cross_entropy
+from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
 from llada_sft.training.noising import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
@@ -191,3 +195,22 @@ def test_fit_save_resume_export_in_bf16(tmp_path: Path) -> None:
     # Atomic additions of CUDA come in any order: equal to what bf16 resolves, not bit for bit.
     assert float(resumed[40]) == pytest.approx(float(whole[40]), rel=0.05)
     assert float(resumed[16]) == pytest.approx(float(whole[16]), rel=0.01)
+
+
+def test_the_confidence_loss_in_pieces_is_that_of_the_full_logits() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 64, generator=random).cuda() for rows in (300, 5000))
+    x.requires_grad_()
+    logits = x @ weight.T
+    # Every second position is predicted right.
+    targets = (logits.argmax(-1) + torch.arange(300, device="cuda") % 2) % 5000
+    rows, ones = torch.arange(300, device="cuda") // 50, torch.ones(300, device="cuda")
+    full = masked_cross_entropy(logits, targets, ones) + confidence_loss(
+        logits, targets, rows, ones
+    )
+    terms = LossTerms(ones, rows, 6, ones)
+    in_pieces = weighted_cross_entropy(x, weight, targets, terms, piece_bytes=1 << 20)
+    torch.testing.assert_close(in_pieces, full, rtol=1e-4, atol=0)
+    (expected,) = torch.autograd.grad(full, x)
+    (got,) = torch.autograd.grad(in_pieces, x)
+    assert torch.linalg.vector_norm(got - expected) < 1e-4 * torch.linalg.vector_norm(expected)

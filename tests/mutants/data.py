@@ -179,7 +179,7 @@ MUTANTS = (
             "rows that the hook drops are not counted",
         ),
         (
-            "tail = 0 if noisy is not None else self.tail",
+            "tail = 0 if noisy is not None or not piece.ends else self.tail",
             "tail = self.tail",
             "a tail is added to what the hook corrupted itself",
         ),

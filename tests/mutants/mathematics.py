@@ -31,12 +31,20 @@ MUTANTS = (
         "diffusion/noise.py",
         "diffusion/test_noise.py",
         (
-            "1 + math.floor(u * num_response)",
-            "max(1, math.floor(u * num_response))",
+            "1 + math.floor(level * num_response)",
+            "max(1, math.floor(level * num_response))",
             "fewer tokens are masked than drawn",
         ),
-        ("weight=num_response / num_masked", "weight=1.0", "masked tokens lose their weight"),
-        ("(1 - eps) * t + eps", "t", "the smallest masking probability is gone"),
+        (
+            "weight=importance * num_response / len(part)",
+            "weight=1.0",
+            "masked tokens lose their weight",
+        ),
+        (
+            "p = (1 - eps) * t + eps\n        masked",
+            "p = t\n        masked",
+            "the smallest masking probability is gone",
+        ),
         (
             'hashed("noise", seed, epoch, file, row, part)',
             'hashed("noise", seed, epoch, file, row)',
@@ -48,6 +56,37 @@ MUTANTS = (
             "(index + 1) * _GOLDEN_RATIO",
             "the sequence of noise levels begins at its second element",
         ),
+    ),
+    *of_file(
+        "diffusion/noise.py",
+        "diffusion/test_twins.py",
+        (
+            "order[num_masked - 1 :]",
+            "order[num_masked:]",
+            "the second twin is the complement of the first, and may be empty",
+        ),
+        (
+            "(1 - level, 1 - uniform)",
+            "(1 - level, uniform)",
+            "bernoulli's twins mask the same tokens first",
+        ),
+        (
+            "1 / (num_response * chance)",
+            "1 / density.at(level)",
+            "the weight is that of the level, not of how many tokens are masked",
+        ),
+    ),
+    *of_file(
+        "diffusion/levels.py",
+        "diffusion/test_levels.py",
+        ("DECAY * old + unit * new", "old + unit * new", "old losses count for ever"),
+        (
+            "UNIFORM_PART + (1 - UNIFORM_PART) * root / mean_root",
+            "root / mean_root",
+            "the weights have no bound",
+        ),
+        ("if math.isfinite(loss):", "if True:", "a loss that is NaN ends the training"),
+        ("loss * loss", "abs(loss)", "levels follow the mean of the loss, not of its square"),
     ),
     *of_file(
         "diffusion/objective.py",
@@ -95,12 +134,22 @@ MUTANTS = (
             "the head's gradient forgets the target",
         ),
         (
+            "terms.confidence * is_right / counts",
+            "terms.confidence / counts",
+            "wrong predictions become more certain, too",
+        ),
+        (
+            "slopes.mul_(factors).add_(",
+            "slopes.add_(",
+            "with a confidence loss, the gradient forgets the weights",
+        ),
+        (
             "weight.dtype if num_positions <= per_piece else torch.float32",
             "weight.dtype",
             "pieces of a bf16 gradient are summed in bf16",
         ),
         (
-            "num_positions = max(1, piece_bytes // (4 * len(weight)))",
+            "num_positions = max(1, piece_bytes // size)",
             "num_positions = 1 << 30",
             "all logits exist at one time",
         ),

@@ -126,8 +126,8 @@ MUTANTS = (
             "a bad row on one rank leaves the others waiting",
         ),
         (
-            "by_source=(0,) * self._num_sources",
-            "by_source=()",
+            "by_source = (0,) * self._num_sources",
+            "by_source = ()",
             "a bad row on one rank of a mixture breaks the agreement",
         ),
     ),
@@ -177,8 +177,8 @@ MUTANTS = (
             "validation examples of one row share their noise",
         ),
         (
-            "[length * counts.examples / self.world_size",
-            "[length * counts.examples",
+            "[length * counts.examples * self.draws / self.world_size",
+            "[length * counts.examples * self.draws",
             "the loss is divided by the ranks twice",
         ),
         ("coefficients.zero_()", "pass", "an example without a masked token has a loss"),
@@ -191,6 +191,31 @@ MUTANTS = (
             "consensus.largest(len(batches)) - len(batches)",
             "0",
             "ranks validate different numbers of micro-batches",
+        ),
+    ),
+    *of_file(
+        "training/noising.py",
+        "training/test_twins.py",
+        (
+            "[length * counts.examples * self.draws / self.world_size",
+            "[length * counts.examples / self.world_size",
+            "the loss of twins is their sum, not their mean",
+        ),
+        (
+            "for key in dict.fromkeys(batch.keys)",
+            "for key in batch.keys",
+            "twins are named twice",
+        ),
+    ),
+    *of_file(
+        "training/masks/level_losses.py",
+        "training/test_level_losses.py",
+        ("self._sums.pop(step - _DELAY, None)", "self._sums.clear()", "a step's losses are lost"),
+        ("if rank == 0:", "if True:", "after a resume each rank reports the sums of all"),
+        (
+            "LevelState(drawn_with,",
+            "LevelState(self.statistics,",
+            "a checkpoint keeps statistics of a step to come",
         ),
     ),
     *of_file(

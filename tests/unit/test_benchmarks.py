@@ -1,12 +1,19 @@
 """The benchmarks at a size for every day: what they print and write, and nothing of a speed."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from llada_sft.config import load_config
+from llada_sft.demo.data import write_demo
+from llada_sft.model.export import export_checkpoint, network_tensors
+from llada_sft.training.build_network import build_network, resolve_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,3 +136,32 @@ def test_head_compares_both_ways(tmp_path: Path) -> None:
     found = measured("head", tmp_path / "out.json", *sizes)
     assert [row["way"] for row in found["heads"]] == ["pieces", "full logits"]
     assert all(row["s"] > 0 and row["peak_gb"] > 0 for row in found["heads"])
+
+
+@pytest.mark.slow
+def test_variances_have_a_line_for_each_estimator(tmp_path: Path) -> None:
+    """At a size at which no variance means anything: the means agree, and all numbers are there."""
+    write_demo(tmp_path / "demo")
+    (tmp_path / "utils").symlink_to(ROOT / "utils")
+    config = load_config(ROOT / "config/demo.yaml", [f"model.path={tmp_path / 'demo/tokenizer'}"])
+    model = build_network(config.model, resolve_network(config.model), seed=0)
+    tokenizer = tmp_path / "demo/tokenizer"
+    export_checkpoint(
+        network_tensors(model), model.config, tokenizer, tmp_path / "demo/model", torch.float32
+    )
+    sizes = {"rows": 8, "examples": 64, "batches": 30, "sets": 3, "repeats": 3, "gradients": 4}
+    arguments = [f"--{name}={value}" for name, value in sizes.items()]
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks/variance.py", "--config", ROOT / "config/demo.yaml",
+         *arguments, "--warmup=5", "--out", tmp_path / "out.json"],
+        cwd=tmp_path, check=True, capture_output=True, timeout=200,
+    )  # fmt: skip
+    lines = json.loads((tmp_path / "out.json").read_text())["models"]["demo/model"]
+    assert lines[0]["estimator"] == "bernoulli, independent (official)"
+    assert len(lines) == 10
+    (default,) = (line for line in lines if line["estimator"] == "exact (default)")
+    for line in lines:
+        error = math.hypot(line["mean_se"], default["mean_se"])
+        assert abs(line["mean"] - default["mean"]) < 4 * error
+        for name in ("masks", "all", "gradient"):
+            assert line[f"{name}_x_less"] == pytest.approx(default[name] / line[name])

@@ -1,8 +1,9 @@
 """A row -> the examples that its hook makes of it: checked, and cut or skipped if too long."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from llada_sft.config.schema import DataConfig, shortest_tail
 from llada_sft.data.examples.hook import HookFunction, describe_exception, load_hook
 from llada_sft.data.examples.hook_output import check_item
 from llada_sft.data.examples.parse import parse_row
+from llada_sft.data.examples.pieces import Fields, Piece, is_document, split_document
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import GOOD_ROW, RowCounts
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
@@ -25,8 +27,9 @@ from llada_sft.data.rows.position import ExampleKey
 from llada_sft.data.rows.row import Row
 from llada_sft.data.sources import rules_of
 from llada_sft.errors import DataError
+from llada_sft.keys import hashed
 
-TooLong = Literal["skip", "clip_prompt", "clip_response"]
+TooLong = Literal["skip", "clip_prompt", "clip_response", "split"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Encoder:
         eos_tail: Tokens of the tail, or `batch_max`.
         reader: Brings records into the form that the hook gets.
         seed: `run.seed`.
+        random_length: The share of a document's pieces that have a random length.
     """
 
     hook: HookFunction
@@ -109,6 +113,7 @@ class Encoder:
     eos_after_cut: bool = False
     mask_token_id: int | None = None
     layout: ChatLayout | None = None
+    random_length: float = 0.0
 
     @property
     def tail(self) -> int:
@@ -141,8 +146,9 @@ class Encoder:
             raise BadRowError(row, "hook_returned", str(error)) from None
         examples: list[Example] = []
         clipped = skipped = 0
-        for part, fields in enumerate(checked):
-            example, was_cut = self._example(row, part, epoch, fields)
+        pieces = (self._pieces(fields, key, number) for number, fields in enumerate(checked))
+        for part, piece in enumerate(chain.from_iterable(pieces)):
+            example, was_cut = self._example(row, part, epoch, piece)
             clipped += was_cut
             if example is None:
                 skipped += 1
@@ -185,14 +191,24 @@ class Encoder:
             message = f"hook raised {describe_exception(error, self.hook_path)}"
             raise BadRowError(row, "hook_raised", message) from None
 
+    def _pieces(self, fields: Fields, key: int, number: int) -> Iterable[Piece]:
+        """Split an example of a row, the number-th, if it is a document and the config says so."""
+        if self.on_too_long != "split" or not is_document(fields):
+            return [Piece(fields, ends=True)]
+        return split_document(
+            fields, self.max_length, self.tail, self.random_length, hashed(key, number)
+        )
+
     def _example(
-        self, row: Row, part: int, epoch: int, fields: Mapping[str, NDArray[Any]]
+        self, row: Row, part: int, epoch: int, piece: Piece
     ) -> tuple[Example | None, bool]:
         """Return the example, None if it is skipped for its length; and whether it was cut."""
+        fields = piece.fields
         noisy, weights = fields.get("noisy_ids"), fields.get("loss_weights")
         mask = fields["response_mask"]
-        # A hook that corrupts the input itself owns the whole sequence: no tail is added.
-        tail = 0 if noisy is not None else self.tail
+        # A hook that corrupts the input itself owns the whole sequence: no tail is added. And a
+        # document goes on after a piece that is not its last.
+        tail = 0 if noisy is not None or not piece.ends else self.tail
         keep = _cut(mask, self.max_length - tail, self.on_too_long)
         if keep is None:
             return None, False
@@ -230,8 +246,8 @@ def _with_tail(values: NDArray[Any], tail: int, value: int | None) -> NDArray[An
 def _cut(mask: NDArray[np.bool_], room: int, policy: TooLong) -> slice | None:
     """Return which part of an example stays; None skips it.
 
-    `clip_prompt` cuts at the start, `clip_response` at the end; an example that would lose its
-    whole response is skipped. A prompt whose response is cut off is cut off with it.
+    `clip_prompt` cuts at the start, `clip_response` and `split` at the end; an example that would
+    lose its whole response is skipped. A prompt whose response is cut off is cut off with it.
     """
     if len(mask) <= room:
         return slice(0, len(mask))
@@ -278,4 +294,5 @@ def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: 
         eos_after_cut=config.eos_after_cut,
         mask_token_id=ids.mask_token_id,
         layout=layout,
+        random_length=config.random_length,
     )

@@ -47,6 +47,7 @@ def examples_key(config: DataConfig) -> str:
             else {}
         ),
         **({"eos_after_cut": True} if config.eos_after_cut else {}),
+        **({"random_length": config.random_length} if config.random_length else {}),
     }
     return digest(json.dumps(keys, sort_keys=True).encode(), 16).hex()
 

@@ -8,8 +8,12 @@ backward pass are those two gradients, which it needs in any case.
 
 The head stays a module that is called: ZeRO-3 gathers its weight for the call.
 
+With a confidence loss, each position that is predicted right adds the entropy of its prediction,
+divided by how many such positions its row has. So the head runs over all pieces once more before,
+to count them: the gradient of a piece depends on counts of pieces to come.
+
 Shapes: M chosen positions, C width of the residual stream, V rows of the head, P positions of a
-piece.
+piece, R rows whose positions these are.
 """
 
 from typing import Any
@@ -22,20 +26,51 @@ from llada_sft.model.layers.basic import Embedding, Linear
 
 # Bytes of a piece's logits, in fp32: about 1,000 positions of LLaDA's vocabulary.
 PIECE_BYTES = 512 << 20
+# Of the predictions whose entropy the confidence loss takes.
+CONFIDENCE_TEMPERATURE = 0.5
+
+
+class LossTerms:
+    """What the loss takes of each chosen position, where it is not the cross-entropy alone.
+
+    Not a tuple: DeepSpeed rebuilds those of a module's arguments.
+
+    Attributes:
+        coefficients: [M] fp32, what the cross-entropy of each position is multiplied by.
+        rows: [M] int64, in 0 ... R - 1: the row of each position.
+        num_rows: R; a row may have no position.
+        confidence: [M] fp32, what the entropy of a position that is predicted right is multiplied
+            by, before it is divided by the number of these in its row; None: no confidence loss.
+        losses: [M] fp32, the cross-entropy of each position, once the head was called.
+    """
+
+    def __init__(
+        self,
+        coefficients: Tensor,
+        rows: Tensor,
+        num_rows: int,
+        confidence: Tensor | None = None,
+    ) -> None:
+        self.coefficients, self.rows, self.num_rows = coefficients, rows, num_rows
+        self.confidence = confidence
+        self.losses: Tensor | None = None
 
 
 class Head(Linear):
     """The matrix from hidden states to logits; called with targets, it returns the loss."""
 
     def forward(
-        self, x: Tensor, targets: Tensor | None = None, coefficients: Tensor | None = None
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        coefficients: Tensor | LossTerms | None = None,
     ) -> Tensor:
         """Return logits [..., V], or with targets the scalar loss.
 
         Args:
             x: [..., C] floating; with targets [M, C].
             targets: [M] int64.
-            coefficients: [M] fp32.
+            coefficients: [M] fp32; or these and more of the loss.
         """
         return _logits_or_loss(x, self.weight, targets, coefficients)
 
@@ -47,14 +82,17 @@ class TiedEmbedding(Embedding):
     """
 
     def forward(
-        self, x: Tensor, targets: Tensor | None = None, coefficients: Tensor | None = None
+        self,
+        x: Tensor,
+        targets: Tensor | None = None,
+        coefficients: Tensor | LossTerms | None = None,
     ) -> Tensor:
         """Look tokens up, or be the head for hidden states.
 
         Args:
             x: [..., L] int64, or what `Head` takes.
             targets: [M] int64.
-            coefficients: [M] fp32.
+            coefficients: [M] fp32; or these and more of the loss.
         """
         if not x.is_floating_point():
             return super().forward(x)
@@ -62,7 +100,10 @@ class TiedEmbedding(Embedding):
 
 
 def _logits_or_loss(
-    x: Tensor, weight: Tensor, targets: Tensor | None, coefficients: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor | None,
+    coefficients: Tensor | LossTerms | None,
 ) -> Tensor:
     if targets is None:
         return F.linear(x, weight)
@@ -74,27 +115,51 @@ def weighted_cross_entropy(
     x: Tensor,
     weight: Tensor,
     targets: Tensor,
-    coefficients: Tensor,
+    coefficients: Tensor | LossTerms,
     piece_bytes: int = PIECE_BYTES,
 ) -> Tensor:
     """Return Σ coefficient · CE(x · weightᵀ, target), with bounded memory.
 
     The same as `diffusion.objective.masked_cross_entropy` of the full logits. Softmax, loss and the
-    sums over pieces are fp32 whatever the dtype of `x`.
+    sums over pieces are fp32 whatever the dtype of `x`. With `LossTerms.confidence`, it adds
+    `diffusion.objective.confidence_loss`.
 
     Args:
         x: [M, C] floating, hidden states at the chosen positions.
         weight: [V, C] of the same dtype.
         targets: [M] int64.
-        coefficients: [M] fp32, a constant.
+        coefficients: [M] fp32, a constant; or these and more of the loss.
         piece_bytes: Most bytes of the fp32 logits that exist at one time.
 
     Returns:
         A scalar, fp32; zero, with a graph, when M is 0.
     """
-    num_positions = max(1, piece_bytes // (4 * len(weight)))
-    inputs = (x, weight, targets, coefficients, num_positions)
+    terms = coefficients if isinstance(coefficients, LossTerms) else None
+    confidence = None
+    if terms is not None:
+        coefficients, confidence = terms.coefficients, terms.confidence
+        terms.losses = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    # The entropy and its gradient take two more tensors of the logits' size.
+    size = 4 * len(weight) * (1 if confidence is None else 3)
+    num_positions = max(1, piece_bytes // size)
+    if terms is not None and confidence is not None:
+        confidence = _among_right(terms, x, weight, targets, num_positions)
+    losses = None if terms is None else terms.losses
+    inputs = (x, weight, targets, coefficients, num_positions, confidence, losses)
     return _WeightedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
+
+
+@torch.no_grad()
+def _among_right(
+    terms: LossTerms, x: Tensor, weight: Tensor, targets: Tensor, num_positions: int
+) -> Tensor:
+    """Return each position's share of the confidence loss: 0 where the prediction is wrong."""
+    assert terms.confidence is not None
+    pieces = (slice(start, start + num_positions) for start in range(0, len(x), num_positions))
+    right = [((x[piece] @ weight.T).argmax(-1) == targets[piece]).float() for piece in pieces]
+    is_right = torch.cat(right) if right else terms.confidence
+    counts = is_right.new_zeros(terms.num_rows).index_add_(0, terms.rows, is_right)
+    return terms.confidence * is_right / counts[terms.rows].clamp(min=1)
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -108,6 +173,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         coefficients: Tensor,
         num_positions: int,
+        confidence: Tensor | None,
+        losses: Tensor | None,
     ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
@@ -118,13 +185,25 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             own_x, factors = x[piece], coefficients[piece, None]
             logits = _fp32_log_softmax(own_x @ weight.T)  # [P, V]
             own_targets = targets[piece, None]
-            loss -= (factors * logits.gather(1, own_targets)).sum()
+            own_losses = logits.gather(1, own_targets)  # [P, 1], with the other sign
+            loss -= (factors * own_losses).sum()
+            if losses is not None:
+                losses[piece] = -own_losses.squeeze(1)
+            slope_of_entropy = None
+            if confidence is not None:
+                own_confidence = confidence[piece, None]
+                entropy, slope_of_entropy = _entropy(logits)
+                loss += (own_confidence * entropy).sum()
             if grad_x is None and sums is None:
                 continue
             # From here on: the derivative by the logits, softmax - onehot, without the factors.
             # These multiply [P, C] instead of [P, V].
             slopes = logits.exp_()
             slopes.scatter_add_(1, own_targets, slopes.new_full((), -1.0).expand(len(own_x), 1))
+            if slope_of_entropy is not None:
+                # Two terms with factors of their own.
+                slopes.mul_(factors).add_(slope_of_entropy.mul_(own_confidence))
+                factors = torch.ones_like(factors)
             slopes = slopes.to(x.dtype)
             if grad_x is not None:
                 torch.mul(slopes @ weight, factors, out=grad_x[piece])
@@ -141,9 +220,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(grad),
             None if grad_weight is None else grad_weight.mul_(grad),
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 
@@ -167,6 +244,19 @@ class _WeightGradient:
     def total(self) -> Tensor:
         """Return the sum, of the weight's dtype."""
         return torch.zeros_like(self._weight) if self._sum is None else self._sum.to(self._weight)
+
+
+def _entropy(log_softmax: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the entropies of softmax(z / T) [P, 1], and their derivative by z [P, V].
+
+    With q that softmax and H its entropy, dH/dz = -q (log q + H) / T.
+    """
+    log_q = torch.log_softmax(log_softmax / CONFIDENCE_TEMPERATURE, -1)  # z but for a constant
+    q = log_q.exp()
+    slope = log_q.mul_(q)  # q log q
+    entropy = -slope.sum(-1, keepdim=True)
+    slope.add_(q.mul_(entropy)).div_(-CONFIDENCE_TEMPERATURE)
+    return entropy, slope
 
 
 def _fp32_log_softmax(logits: Tensor) -> Tensor:

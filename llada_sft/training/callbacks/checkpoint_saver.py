@@ -34,6 +34,7 @@ from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Phase
 from llada_sft.training.log.step_journal import StepJournal
+from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.strategy import Zero3Strategy
@@ -56,6 +57,7 @@ class CheckpointSaver(pl.Callback):
         examples_key: A hash of what decides which examples a row makes.
         skipped: Returns the steps that were skipped because their loss or gradient was not finite.
         require_owner: Does not return if another process owns the run now.
+        levels: The losses by noise level, if levels are drawn by them.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class CheckpointSaver(pl.Callback):
         examples_key: str = "",
         skipped: Callable[[], SkippedSteps] = SkippedSteps,
         require_owner: Callable[[], None] = lambda: None,
+        levels: LevelLosses | None = None,
     ) -> None:
-        self._examples_key, self._skipped = examples_key, skipped
+        self._examples_key, self._skipped, self._levels = examples_key, skipped, levels
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
         self._journal, self._pulse, self._require_owner = journal, pulse, require_owner
@@ -221,6 +224,11 @@ class CheckpointSaver(pl.Callback):
             skipped=self._skipped(),
             planned=None if batch.pace is None else batch.pace.planned,
             total_steps=None if batch.pace is None else batch.pace.total_steps,
+            levels=(
+                None
+                if self._levels is None or batch.drawn_with is None
+                else self._levels.state(batch.drawn_with, step)
+            ),
         )
         errors = self._of_rank_0(zero, lambda: create_partial(folder, step))
         if not any(errors):
@@ -245,6 +253,7 @@ class CheckpointSaver(pl.Callback):
                 begun.positions,
                 self._fingerprints,
                 begun.yields,
+                begun.levels,
                 writer.records(partial),
                 writer.error,
                 writer.num_bytes,
@@ -254,11 +263,13 @@ class CheckpointSaver(pl.Callback):
         num_bytes = sum(count for *_, count in written)
         if any(errors):
             return errors, num_bytes
-        manifest = begun.manifest([yields for _, _, yields, *_ in written])
+        manifest = begun.manifest(
+            [yields for _, _, yields, *_ in written], [levels for _, _, _, levels, *_ in written]
+        )
         data_state = DataState.merge(
             begun.epoch, (of_rank[:2] for of_rank in written), self._examples_key
         )
-        records = {name: record for of_rank in written for name, record in of_rank[3].items()}
+        records = {name: record for of_rank in written for name, record in of_rank[4].items()}
 
         def finish() -> None:
             finish_partial(

@@ -4,6 +4,7 @@ The training goes on meanwhile, so nothing of the manifest or of the data's posi
 from it later.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from llada_sft.data.rows.position import Positions
 from llada_sft.data.steps.yields import RowYield
 from llada_sft.training.checkpoint.shard_writer import ShardWriter
 from llada_sft.training.log.step_journal import versions
+from llada_sft.training.masks.level_losses import LevelState
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.schedule.plan import Planned
 
@@ -29,6 +31,7 @@ class Begun:
         epoch, positions, yields: Where this rank's data was, and what its rows had made.
         skipped: Steps that were skipped until then.
         planned, total_steps: The schedule, and the steps of the whole training, if known.
+        levels: This rank's losses by noise level, if levels are drawn by them.
     """
 
     step: int
@@ -41,12 +44,16 @@ class Begun:
     skipped: SkippedSteps
     planned: Planned | None
     total_steps: int | None
+    levels: LevelState | None = None
 
-    def manifest(self, yields: list[Yields]) -> dict[str, Any]:
+    def manifest(
+        self, yields: list[Yields], levels: Sequence[LevelState | None] = ()
+    ) -> dict[str, Any]:
         """Return what checkpoint.json says, but for the files.
 
         Args:
             yields: Of each rank.
+            levels: Of each rank.
         """
         content = {
             "step": self.step,
@@ -54,6 +61,8 @@ class Begun:
             "versions": versions(),
             "skipped_steps": asdict(self.skipped),
         }
+        if (of_all := LevelState.together(levels)) is not None:
+            content["levels"] = of_all.to_json()
         if self.planned is not None:
             content["schedule"] = replace(self.planned, yields=yields).to_json()
         return content

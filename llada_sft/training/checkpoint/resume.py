@@ -38,6 +38,7 @@ from llada_sft.training.checkpoint.verify import (
 )
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.host import Host
+from llada_sft.training.masks.level_losses import LevelState
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.schedule.plan import Planned
 
@@ -58,6 +59,7 @@ class Resume:
         planned: The checkpoint's schedule; None if there is none.
         world_size: The number of ranks that wrote the checkpoint.
         skipped: Steps that were skipped because their loss or gradient was not finite.
+        levels: The losses by noise level.
     """
 
     checkpoint: Path | None
@@ -68,6 +70,7 @@ class Resume:
     planned: Planned | None = None
     world_size: int | None = None
     skipped: SkippedSteps = SkippedSteps()  # noqa: RUF009 (frozen)
+    levels: LevelState = LevelState()  # noqa: RUF009 (frozen)
 
     @property
     def positions(self) -> Positions | None:
@@ -119,6 +122,7 @@ def find_resume(
         planned=Planned.from_json(manifest.get("schedule")),
         world_size=manifest["world_size"],
         skipped=SkippedSteps(**manifest.get("skipped_steps", {})),
+        levels=LevelState.from_json(manifest.get("levels")),
     )
     is_done = max_steps is not None and resume.step >= max_steps
     if manifest["world_size"] == placement.world_size or is_done:

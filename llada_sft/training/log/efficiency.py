@@ -18,23 +18,28 @@ class Efficiency:
         network: Its sizes.
         peak: Operations per second of a rank's device; None if they are not known: then there is
             no MFU.
+        draws: Masks of each example that the network runs on.
     """
 
     network: Architecture
     peak: float | None
+    draws: int = 1
 
     @staticmethod
-    def of(network: Architecture, device: torch.device, precision: str) -> "Efficiency":
+    def of(
+        network: Architecture, device: torch.device, precision: str, draws: int = 1
+    ) -> "Efficiency":
         """Look the device up: a known GPU that trains in bf16."""
         known = device.type == "cuda" and precision == "bf16"
-        return Efficiency(network, peak_rate(torch.cuda.get_device_name(device)) if known else None)
+        peak = peak_rate(torch.cuda.get_device_name(device)) if known else None
+        return Efficiency(network, peak, draws)
 
     def needed(self, counts: Report) -> float:
         """Return the operations that a step needs, on all ranks.
 
         Half of the response tokens count as masked, which is what the noise masks on average.
         """
-        masked = counts.response_tokens / 2
+        masked = self.draws * counts.response_tokens / 2
         return needed_operations(self.network, counts.tokens, counts.squares, masked)
 
 

@@ -42,12 +42,13 @@ class Basis:
     @staticmethod
     def of(config: Config, sources: Sequence[Source], world_size: int) -> "Basis":
         """Return the basis of a config on this number of ranks."""
+        unit, config = config.global_batch_unit, config.in_examples
         optim, train = config.optim, config.train
         micro = config.data.max_tokens or train.micro_batch_size
         return Basis(
             world_size=world_size,
             batch=world_size * micro * train.accumulate_grad_batches,
-            unit=config.global_batch_unit,
+            unit=unit,
             epochs={source.name: source.epochs for source in sources},
             max_steps=train.max_steps,
             shape=[optim.schedule, optim.warmup_steps, optim.decay_fraction],

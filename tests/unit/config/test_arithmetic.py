@@ -54,6 +54,23 @@ def test_packed() -> None:
     ]
 
 
+def test_pairs_halve_the_examples_of_a_batch() -> None:
+    paired = config().model_dump()
+    paired["objective"] |= {"pairs": "antithetic"}
+    one_each = Config.model_validate(paired)
+    rows = RowCount(total=4_500, busiest_rank=141)
+    lines = batch_arithmetic(one_each, rows)
+    assert lines[1:5] == [
+        "global batch     128 examples = 2 micro ÷ 2 draws × 4 accumulated × 32 ranks",
+        "tokens per step  at most 1,048,576 = 256 × 4,096",
+        "a micro-batch    at most 8,192 tokens = 2 × 4,096",
+        "pairs            each example is twice in its micro-batch (objective.pairs): one example"
+        " of the batch and of the epoch, two rows or twice its tokens of the micro-batch",
+    ]
+    assert steps_of(one_each, 141) == 36
+    assert "steps per epoch  36, if each of the busiest rank's 141 rows makes one example" in lines
+
+
 def test_sources() -> None:
     rows = RowCount(1_500, 600, by_source={"chat": (1_000, 2), "code": (500, 1)})
     expected = [

@@ -431,6 +431,35 @@ def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
     )
 
 
+def test_random_lengths_are_those_of_pieces() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, random_length: 0.01%s}\n"
+    assert problems_of(text % "") == (
+        "a.yaml:3: data: random_length is for pieces of documents: set on_too_long: split, got"
+        " clip_response"
+    )
+    assert load(text % ", on_too_long: split").data.random_length == 0.01
+
+
+def test_pairs_need_room_for_both_twins() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\nobjective: {pairs: antithetic}\n"
+    padded = text + "data: {train: d}\n"
+    assert problems_of(padded) == (
+        "a.yaml:1: objective.pairs: antithetic has each example in two rows of a micro-batch: "
+        "train.micro_batch_size must be even, got 1"
+    )
+    assert load(padded + "train: {micro_batch_size: 6}\n").global_batch_size == 8 * 3
+    packed = text + "data: {train: d, batching: packed, eos_tail: 1, max_tokens: %s}\n"
+    assert problems_of(packed % 8191) == (
+        "a.yaml:1: objective.pairs: antithetic has each example twice in a micro-batch: "
+        "data.max_tokens must be at least twice data.max_length, got 8191 for 4096"
+    )
+    config = load(packed % 8193)
+    assert config.global_batch_size == 8 * 8193
+    assert config.in_examples.data.max_tokens == 4096
+    assert config.in_examples.train == config.train
+    assert load("run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n").objective.draws == 1
+
+
 @pytest.mark.parametrize(
     ("steps", "problem"),
     [

@@ -35,7 +35,7 @@ class OneRank(Consensus):
 
     def agree(self, report: Report) -> Report:
         said = self._ranks.exchange(self._rank, report.numbers())
-        summed = Report.together(torch.tensor(said))
+        summed = report.together(torch.tensor(said))
         if summed.failed and not report.failed:
             raise PeerFailedError(f"{summed.failed} other rank(s) stopped; see their lines")
         if self._rank == 0:

@@ -38,15 +38,16 @@ def consensus(monkeypatch: pytest.MonkeyPatch, others: Sequence[object]) -> Cons
 
 
 def test_reports_are_summed_field_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [field.name for field in fields(Report)][:-1]
-    numbers = Report(**{name: 1 + number for number, name in enumerate(names)}, by_source=(50, 60))
+    names = [field.name for field in fields(Report)][:-2]
+    single = {name: 1 + number for number, name in enumerate(names)}
+    numbers = Report(**single, by_source=(50, 60), by_level=(7,))
     others = [100 * number for number in numbers.numbers()]
     together = consensus(monkeypatch, [others]).agree(numbers)
     expected = {name: 101 * (1 + number) for number, name in enumerate(names)}
     # The longest way to the end is that of all, and the rank with the most of it counts.
     for name in ("steps_left", "epoch_steps", "most_work", "gpu_bytes", "resident_bytes"):
         expected[name] = 100 * (1 + names.index(name))
-    assert together == Report(**expected, by_source=(5050, 6060))
+    assert together == Report(**expected, by_source=(5050, 6060), by_level=(707,))
 
 
 def test_one_rank_has_the_longest_way_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

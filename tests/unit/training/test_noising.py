@@ -369,6 +369,16 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     moved = vars(batch.to(torch.device("meta")))
     assert moved.pop("sequences") is None
     assert moved.pop("rows") == (("a", 1), ("a", 2))
+    assert (moved.pop("terms"), moved.pop("levels")) == (None, None)
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
     assert len(tensors) == len(moved) == 5
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_moving_moves_what_else_the_loss_takes() -> None:
+    step = local_step([example(2, 4), example(1, 2, line=2)], StepSize(2, 1))
+    (batch,) = source(confidence_weight=1.0).micro_batches(step, report([step]), step=0)
+    terms = batch.to(torch.device("meta")).terms
+    assert terms is not None and terms.confidence is not None
+    moved = (terms.coefficients, terms.rows, terms.confidence)
+    assert {tensor.device.type for tensor in moved} == {"meta"}

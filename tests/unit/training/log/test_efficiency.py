@@ -17,6 +17,8 @@ SIZES = NetworkConfig(
 def test_half_of_the_response_counts_as_masked() -> None:
     counts = Report(tokens=8, squares=34, response_tokens=6, all_tokens=99)
     assert Efficiency(SIZES, None).needed(counts) == needed_operations(SIZES, 8, 34, 3)
+    # With pairs, tokens and squares have both twins; the response has its tokens once.
+    assert Efficiency(SIZES, None, draws=2).needed(counts) == needed_operations(SIZES, 8, 34, 6)
 
 
 def test_only_a_known_gpu_that_trains_in_bf16_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
