@@ -73,7 +73,7 @@ def sample_command(args: Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_model(directory, dtype, device)
-    tokenizer = load_tokenizer(directory, model.config.mask_token_id)
+    tokenizer = load_tokenizer(directory, model.config.mask_token_id, model.config.chat_template)
     settings = SamplingSettings(
         steps=args.steps,
         gen_length=args.gen_length,

@@ -92,6 +92,7 @@ RULES: Mapping[str, Rule] = {
     ),
     **_trained("the checkpoint's weights belong to this network", "model", "init", "size"),
     **_free("model", "activation_checkpointing", "activation_gb", "compile"),
+    **_free("model", "router_balance_weight", "router_z_weight"),
     **_stated(_FILES, "data", "train", "train.path"),
     **_trained("the checkpoint's positions belong to these sources", "data", "train.name"),
     **_stated(_SHARES, "data", "train.weight", "mix_by"),

@@ -24,6 +24,7 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
 
     Attributes:
         architecture: The network that it asks for.
+        chat_template: Of a tokenizer that has none; None: LLaDA's.
     """
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
@@ -31,9 +32,10 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
         family = family_of(values)
         assert family is not None
         self.architecture: Architecture = family.architecture(values)
-        self._values = {**family.defaults, "auto_map": dict(family.hub_code), **values}
+        self.chat_template = family.chat_template
+        self._values = {**family.config_json(), "auto_map": dict(family.hub_code), **values}
         super().__init__()
-        self.model_type = values["model_type"]
+        self.model_type = self._values["model_type"]
         self.architectures = self._values.get("architectures")
         self.vocab_size = self.architecture.vocab_size
         self.hidden_size = self.architecture.width

@@ -56,10 +56,10 @@ class LazyTensor:
 
 
 def network_tensors(model: Network) -> dict[str, LazyTensor]:
-    """Return the parameters of a whole network in this process."""
+    """Return the parameters and buffers of a whole network in this process."""
     return {
-        name: LazyTensor(tuple(parameter.shape), parameter.detach)
-        for name, parameter in model.named_parameters()
+        name: LazyTensor(tuple(tensor.shape), tensor.detach)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
 
 
@@ -131,18 +131,30 @@ def official_parts(
 ) -> dict[str, LazyTensor]:
     """Return the tensors of a model directory: what is stacked in training is taken apart."""
     parts: dict[str, LazyTensor] = {}
+    last = _LastStack()
     for name, whole in tensors.items():
         official = config.architecture.official_tensors(name, whole.shape)
-        if len(official) == 1:
+        if len(official[0][1]) == len(whole.shape):
             parts[official[0][0]] = whole
             continue
         for number, (part, shape) in enumerate(official):
-            parts[part] = LazyTensor(shape, functools.partial(_nth, whole, number))
+            parts[part] = LazyTensor(shape, functools.partial(last.read, whole, number))
     return parts
 
 
-def _nth(whole: LazyTensor, number: int) -> Tensor:
-    return whole.read()[number]
+class _LastStack:
+    """Keeps the stack that was read last: its parts are written one after another."""
+
+    def __init__(self) -> None:
+        self._whole: LazyTensor | None = None
+        self._values = torch.empty(0)
+
+    def read(self, whole: LazyTensor, number: int) -> Tensor:
+        """Return one part of a stack."""
+        if self._whole is not whole:
+            self._whole, self._values = None, torch.empty(0)  # before the next one is read
+            self._whole, self._values = whole, whole.read()
+        return self._values[number]
 
 
 def _write_weights(

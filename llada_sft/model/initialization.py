@@ -21,7 +21,7 @@ def initialize(model: Network, seed: int) -> None:
     """Fill a network, whole or partitioned, with random weights in place.
 
     Matrices are normal with std 0.02, those that write to the residual stream smaller by
-    sqrt(2 layers); norms are one, biases zero.
+    sqrt(2 layers); norms are one, biases and buffers zero.
 
     Source: Radford et al., GPT-2 (2019), section 2.3.
     """
@@ -34,6 +34,8 @@ def initialize(model: Network, seed: int) -> None:
             continue
         std = residual_std if network.writes_to_residual(name) else STD
         _fill_normal(owned, math.prod(shape), std, hashed("init", seed, name))
+    for buffer in model.buffers():
+        buffer.zero_()
 
 
 def _fill_normal(owned: OwnedSlice, numel: int, std: float, key: int) -> None:

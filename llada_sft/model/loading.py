@@ -41,7 +41,7 @@ class LoadReport:
     """What loading cost this rank.
 
     Attributes:
-        num_tensors: Parameters of the network.
+        num_tensors: Tensors in the files.
         bytes_read: Bytes of tensor data read from the files.
     """
 
@@ -94,24 +94,24 @@ def build_model(source: Path | NetworkConfig, seed: int = 0) -> Network:
 
 @torch.no_grad()
 def load_weights(model: Network, model_dir: Path) -> LoadReport:
-    """Fill every parameter, or this rank's slice of it, from a model directory.
+    """Fill every parameter, or this rank's slice of it, and every buffer from a model directory.
 
     Raises:
         CheckpointError: Tensors are missing, unexpected or misshapen; the network is untouched.
     """
     slots = read_index(model_dir)
     network = model.architecture
-    tensors = {
-        name: network.official_tensors(name, full_shape(parameter))
-        for name, parameter in model.named_parameters()
-    }
-    shapes = {name: shape for parts in tensors.values() for name, shape in parts}
+    tensors = [
+        (network.official_tensors(name, full_shape(tensor)), tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    ]
+    shapes = {name: shape for parts, _ in tensors for name, shape in parts}
     check_tensors(shapes, slots, model_dir)
     buffer = bytearray(BUFFER_BYTES)
     bytes_read = 0
-    for name, parameter in model.named_parameters():
-        parts = [slots[official] for official, _ in tensors[name]]
-        bytes_read += _read_parts(parts, owned_slice(parameter), buffer)
+    for parts, tensor in tensors:
+        slots_of = [slots[official] for official, _ in parts]
+        bytes_read += _read_parts(slots_of, owned_slice(tensor), buffer)
     return LoadReport(num_tensors=len(slots), bytes_read=bytes_read)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from llada_sft.model.balance import Routing
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.layers.activations import Checkpointing, run_block
 from llada_sft.model.layers.attention import Sequences, plan_attention, rotary_table
@@ -61,6 +62,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         sequences: Sequences | None = None,
         targets: Tensor | None = None,
         coefficients: Tensor | LossTerms | None = None,
+        routing: Routing | None = None,
     ) -> MaskedLMOutput:
         """Predict the token at every position, or at chosen ones; or return the loss of it.
 
@@ -77,6 +79,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             targets: [M] int64, the tokens at `positions`.
             coefficients: [M] fp32, what the cross-entropy of each is multiplied by; or these and
                 more of the loss.
+            routing: Empty; it is given what the routers of experts decide.
 
         Returns:
             `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype. With `targets`
@@ -94,8 +97,14 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         places = self._places(x, real, sequences)
         rotary = rotary_table(places, network.rotary_dim, network.rope_theta)
         how = plan_attention(real, sequences, x.device, x.dtype)
+        routing = Routing() if routing is None else routing
         for block, checkpointing in zip(self.blocks(), self.checkpointing, strict=True):
-            x = run_block(block, checkpointing, self.compiled, x, rotary, how)
+            inputs = [x, rotary, how]
+            if network.experts is not None and block.has_experts:
+                inputs.append(routing.choice(network.experts.per_token).choose)
+            x, logits = run_block(block, checkpointing, self.compiled, *inputs)
+            if logits is not None:
+                routing.logits.append(logits)
         if network.shifted:
             x = _shifted(x, places)
         if positions is not None:

@@ -38,18 +38,18 @@ class PartitionedParameter(Protocol):
     ds_secondary_tensor: Tensor | None
 
 
-def is_partitioned(parameter: nn.Parameter) -> TypeGuard[PartitionedParameter]:
+def is_partitioned(parameter: Tensor) -> TypeGuard[PartitionedParameter]:
     """Return whether the parameter is partitioned over all ranks."""
     return hasattr(parameter, "ds_id")
 
 
-def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """Return the shape of the whole parameter, wherever its parts are."""
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of the whole parameter or buffer, wherever its parts are."""
     return tuple(parameter.ds_shape if is_partitioned(parameter) else parameter.shape)
 
 
-def owned_slice(parameter: nn.Parameter) -> OwnedSlice:
-    """Return this process's part of a parameter for writing.
+def owned_slice(parameter: Tensor) -> OwnedSlice:
+    """Return this process's part of a parameter for writing; of a buffer, all of it.
 
     The padding after it is set to zero, and a second slice is dropped.
     """

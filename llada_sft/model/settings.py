@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llada_sft.errors import CheckpointError
+from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.families import FAMILIES, family_of
 from llada_sft.model.families.architecture import Architecture
 
@@ -61,6 +61,27 @@ def require_trainable(model_dir: Path, network: Architecture) -> None:
         raise CheckpointError(
             f"{path}: a router with a bias cannot be trained, only sampled: take another checkpoint"
         )
+
+
+def require_experts(has_experts: bool, balance_weight: float | None, z_weight: float) -> None:
+    """Check that losses of routers are asked for where there are routers.
+
+    Args:
+        has_experts: Whether the network has experts.
+        balance_weight: `model.router_balance_weight`.
+        z_weight: `model.router_z_weight`.
+
+    Raises:
+        ConfigError: One line for each weight of a network without experts.
+    """
+    weights = {"router_balance_weight": (balance_weight, "null"), "router_z_weight": (z_weight, 0)}
+    lines = [
+        f"model.{key}: the network has no experts, got {value}; set it to {unused}"
+        for key, (value, unused) in weights.items()
+        if value
+    ]
+    if lines and not has_experts:
+        raise ConfigError("\n".join(lines))
 
 
 def _problems(values: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,12 @@ import torch
 from llada_sft.config.schema import Config, ModelConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.errors import DataError
+from llada_sft.model.balance import Balance
 from llada_sft.model.configuration import NetworkConfig, read_config
 from llada_sft.model.layers.activations import Checkpointing, most_kept, within_budget
 from llada_sft.model.loading import build_model
 from llada_sft.model.network import Network
-from llada_sft.model.settings import require_trainable
+from llada_sft.model.settings import require_experts, require_trainable
 
 
 def resolve_network(config: ModelConfig) -> NetworkConfig:
@@ -113,6 +114,21 @@ def _element_bytes(config: Config) -> int:
     return 2 if config.train.precision == "bf16" else 4
 
 
+def build_balance(config: ModelConfig, network: NetworkConfig) -> Balance | None:
+    """Return what keeps the load of experts even; None if the network has no experts.
+
+    Raises:
+        ConfigError: It has none, and a weight of its loss is given.
+    """
+    experts = network.architecture.experts
+    require_experts(experts is not None, config.router_balance_weight, config.router_z_weight)
+    if experts is None:
+        return None
+    weight = config.router_balance_weight
+    weight = experts.balance_weight if weight is None else weight
+    return Balance(experts, weight, config.router_z_weight)
+
+
 def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> bool:
     """Return whether blocks are compiled; `auto` means on CUDA, where Triton is there.
 
@@ -128,7 +144,9 @@ def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> b
 
 
 def token_ids(network: NetworkConfig) -> TokenIds:
-    """Return the sizes and token ids of a network that encoding the data needs."""
+    """Return what encoding the data needs to know of a network."""
     found = network.architecture
     assert found.mask_token_id is not None and found.eos_token_id is not None
-    return TokenIds(found.vocab_size, found.eos_token_id, found.mask_token_id)
+    return TokenIds(
+        found.vocab_size, found.eos_token_id, found.mask_token_id, network.chat_template
+    )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
+from llada_sft.model.balance import Balance, Routing
 from llada_sft.model.network import Network
 from llada_sft.training.host import Phase
 from llada_sft.training.log.efficiency import Efficiency
@@ -21,6 +22,10 @@ from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.noising import MicroBatch, StepBatch
 from llada_sft.training.nonfinite import poison_gradient
 from llada_sft.training.strategy import Zero3Strategy
+
+# In a checkpoint: how many tokens chose each expert in its last step; and the buffers, which
+# DeepSpeed does not load on another number of ranks.
+_ROUTERS, _BUFFERS = "router_counts", "buffers"
 
 
 def parameter_groups(network: Network, weight_decay: float) -> list[dict[str, object]]:
@@ -51,6 +56,7 @@ class DiffusionModule(pl.LightningModule):
         pulse: Called with the phase that this rank enters, and the step.
         efficiency: What MFU is worked out from.
         levels: Collects the losses by noise level, if levels are drawn by them.
+        balance: The losses of routers; None if the network has no experts.
     """
 
     def __init__(
@@ -66,8 +72,10 @@ class DiffusionModule(pl.LightningModule):
         pulse: Callable[[Phase, int], None] = lambda phase, step: None,
         efficiency: Efficiency | None = None,
         levels: LevelLosses | None = None,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
+        self._balance = balance
         self.automatic_optimization = False
         self._build_network, self._levels = build_network, levels
         self._optim = optim
@@ -101,6 +109,7 @@ class DiffusionModule(pl.LightningModule):
     def forward(self, batch: MicroBatch) -> Tensor:
         """Return this rank's part of the global batch's loss, times the number of ranks."""
         assert self.network is not None
+        routing = Routing()
         loss: Tensor = self.network(
             batch.noisy_ids,
             attention_mask=batch.attention_mask,
@@ -108,8 +117,12 @@ class DiffusionModule(pl.LightningModule):
             sequences=batch.sequences,
             targets=batch.targets,
             coefficients=batch.terms or batch.coefficients,
+            routing=routing,
         ).loss
-        return loss
+        # A validation has the loss of tokens alone.
+        if self._balance is None or not torch.is_grad_enabled():
+            return loss
+        return loss + self._balance.loss(routing, batch.real)
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         step = self.global_step
@@ -118,10 +131,15 @@ class DiffusionModule(pl.LightningModule):
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         for group in optimizer.param_groups:
             group["lr"] = rate
+        if self._balance is not None:
+            world_size = self.trainer.world_size
+            self._balance.begin_step(batch.counts.tokens, world_size, self.device)
         losses = self._accumulate(batch.micro_batches)
         optimizer.step()
         if self._levels is not None:
             self._levels.step_ended(step)
+        if self._balance is not None:
+            self._balance.end_step(partial(self._zero3.reduce, reduce_op="sum"))
         if not self._zero3.step_applied:
             self._report_skipped_step(step + 1, batch.micro_batches, losses, batch.pace.is_last)
             self._skipped_steps += 1
@@ -152,16 +170,20 @@ class DiffusionModule(pl.LightningModule):
 
     def _log_step(self, step: int, loss: Tensor, rate: float, batch: StepBatch) -> None:
         # The mean over ranks of (world size × the rank's part) is the global batch's loss.
-        mean = self._zero3.reduce(loss, reduce_op="mean")
+        mean_of, routers = partial(self._zero3.reduce, reduce_op="mean"), {}
+        if self._balance is not None:
+            loss = loss - self._balance.added
+            routers = self._balance.metrics(mean_of, batch.counts.tokens)
         self.log_metrics(
             step,
             {
                 "epoch": batch.epoch,
-                "loss": float(mean),
+                "loss": float(mean_of(loss)),
                 "lr": rate,
                 "gradient_norm": self._zero3.gradient_norm,
                 "examples": batch.counts.examples,
                 "skipped_steps": self._skipped_steps,
+                **routers,
                 **self._interval.close(self.trainer.world_size),
             },
         )
@@ -189,6 +211,19 @@ class DiffusionModule(pl.LightningModule):
         # that it saw its last batch, and end at once.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         progress["is_last_batch"] = False
+        if self._balance is not None:
+            checkpoint[_ROUTERS] = self._balance.state()
+        assert self.network is not None
+        buffers = {name: buffer.cpu() for name, buffer in self.network.named_buffers()}
+        if buffers:
+            checkpoint[_BUFFERS] = buffers
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._balance is not None and _ROUTERS in checkpoint:
+            self._balance.load_state(checkpoint[_ROUTERS])
+        assert self.network is not None
+        for name, values in checkpoint.get(_BUFFERS, {}).items():
+            self.network.get_buffer(name).copy_(values)
 
     def val_dataloader(self) -> DataLoader[MicroBatch]:
         # Not the plain list: Lightning would take each item of a list for a loader.

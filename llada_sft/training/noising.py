@@ -62,6 +62,8 @@ class MicroBatch:
         rows: File and line of each example, of twins once.
         terms: The coefficients, and what else the loss takes; None if it takes nothing else.
         levels: Which levels the losses belong to, if levels are drawn by these.
+        real: bool [B * L], the tokens of the examples, without what was added to their rows, be it
+            learned or not; None where nothing was added.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class MicroBatch:
         rows: tuple[tuple[str, int], ...] = (),
         terms: LossTerms | None = None,
         levels: BatchLevels | None = None,
+        real: Tensor | None = None,
     ) -> None:
         self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
-        self.sequences, self.rows = sequences, rows
+        self.sequences, self.rows, self.real = sequences, rows, real
         self.terms, self.levels = terms, levels
         self.positions, self.targets, self.coefficients = positions, targets, coefficients
 
@@ -107,6 +110,7 @@ class MicroBatch:
             rows=self.rows,
             terms=terms,
             levels=self.levels,
+            real=None if self.real is None else _moved(self.real, device),
         )
 
 
@@ -211,6 +215,7 @@ def noisy_micro_batch(
         sequences=Sequences(batch.lengths) if batch.packed else None,
         rows=tuple((key.file, key.line) for key in dict.fromkeys(batch.keys)),
         terms=terms,
+        real=_real_tokens(batch),
     )
 
 
@@ -218,6 +223,15 @@ def examples_at(batch: UnmaskedBatch, positions: Tensor) -> Tensor:
     """Return the number of the example at each flat index, int64 [M]; 0 where there is none."""
     ends = torch.tensor([span.stop for span in batch.spans], dtype=torch.int64)
     return torch.bucketize(positions, ends, right=True)
+
+
+def _real_tokens(batch: UnmaskedBatch) -> Tensor | None:
+    rows, width = batch.input_ids.shape
+    if batch.num_tokens == rows * width:
+        return None
+    lengths = torch.zeros(rows, dtype=torch.int64)
+    lengths[: len(batch.lengths)] = torch.tensor(batch.lengths, dtype=torch.int64)
+    return (torch.arange(width) < lengths[:, None]).flatten()
 
 
 def response_masks(batch: UnmaskedBatch) -> list[Tensor]:

@@ -25,6 +25,7 @@ from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_data import build_dataset, build_validation
 from llada_sft.training.build_network import (
+    build_balance,
     build_network,
     checkpointing_line,
     checkpointing_of,
@@ -86,6 +87,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     network_config = resolve_network(config.model)
+    balance = build_balance(config.model, network_config)
     journal = StepJournal(host, consensus, placement.rank)
     max_steps = config.train.max_steps
     shapes = network_config.architecture.parameter_shapes()
@@ -173,6 +175,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             network_config.architecture, device, config.train.precision, config.objective.draws
         ),
         levels=levels,
+        balance=balance,
     )
     trainer = build_trainer(
         config,
@@ -183,7 +186,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             run,
             placement,
             first_step=resume.step,
-            sources=dataset.mixed_sources,
+            columns=[
+                *map(share_of, dataset.mixed_sources),
+                *(() if balance is None else balance.COLUMNS),
+            ],
             host=host,
         ),
         callbacks=[
@@ -317,13 +323,12 @@ def build_loggers(
     run: RunDir,
     placement: Placement,
     first_step: int,
-    sources: Sequence[str],
+    columns: Sequence[str],
     host: Host,
 ) -> list[Logger]:
     """Make the loggers that the config asks for; a resumed run continues their curves."""
     loggers: list[Logger] = []
     if config.log.csv:
-        columns = list(map(share_of, sources))
         loggers.append(MetricsCsv(run.metrics, first_step, columns, host.require_owner))
     if config.log.tensorboard:
         loggers.append(

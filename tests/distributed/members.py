@@ -8,7 +8,7 @@ import torch
 from llada_sft.data.examples.tokenizer import load_tokenizer
 from llada_sft.model import NetworkConfig, build_model
 from llada_sft.model.export import export_checkpoint, network_tensors
-from llada_sft.model.families import dream, llada
+from llada_sft.model.families import dream, llada, llada_moe
 from llada_sft.model.families.family import Family
 
 _LLADA: dict[str, Any] = {
@@ -27,10 +27,24 @@ _DREAM: dict[str, Any] = {
     "intermediate_size": 48,
     "max_position_embeddings": 64,
 }
+_MOE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "dense_intermediate_size": 48,
+    "expert_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "moe_layer_freq": [0, 1],
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+}
 MEMBERS: dict[str, tuple[Family, dict[str, Any]]] = {
     "dense": (llada.FAMILY, _LLADA),
     "tied": (llada.FAMILY, {**_LLADA, "weight_tying": True}),
     "dream": (dream.FAMILY, _DREAM),
+    "moe": (llada_moe.FAMILY, _MOE),
 }
 
 

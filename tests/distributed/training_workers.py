@@ -27,7 +27,12 @@ from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_network import build_network, resolve_network, token_ids
+from llada_sft.training.build_network import (
+    build_balance,
+    build_network,
+    resolve_network,
+    token_ids,
+)
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
 from llada_sft.training.checkpoint.folder import newest_checkpoint
 from llada_sft.training.checkpoint.manifest import read_manifest
@@ -153,7 +158,11 @@ def update(
     schedule = Schedule(config.optim, replace(basis, max_steps=100, epochs={"": 1000}), first)
     feed = StepFeed(steps, noise, consensus, lambda: False, first, schedule=schedule)
     module = DiffusionModule(
-        lambda: build_network(config.model, network, config.run.seed), config.optim, 1, []
+        lambda: build_network(config.model, network, config.run.seed),
+        config.optim,
+        log_every_n_steps=1,
+        validation_batches=[],
+        balance=build_balance(config.model, network),
     )
     seen: dict[str, list[float]] = {}
 

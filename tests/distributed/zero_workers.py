@@ -42,8 +42,12 @@ def leaves_without_zero(model_dir: str) -> dict[str, list[str]]:
     return found
 
 
-def compiled_leaves(model_dir: str) -> dict[str, dict[str, Any]]:
-    """Compare gradients of compiled leaves with those without ZeRO, and look for saved weights.
+def compiled_leaves(model_dir: str, compiled: bool = True) -> dict[str, dict[str, Any]]:
+    """Compare gradients of leaves with those without ZeRO, and look for saved weights.
+
+    Args:
+        model_dir: The network.
+        compiled: Whether its blocks are compiled.
 
     Returns:
         For each way of checkpointing the largest relative error of a gradient, and how many tensors
@@ -55,7 +59,8 @@ def compiled_leaves(model_dir: str) -> dict[str, dict[str, Any]]:
     for kind in kinds:
         expected = _gradients_without_zero(model_dir, kind)
         model = _leaves(model_dir, kind)
-        model.compile_blocks()
+        if compiled:
+            model.compile_blocks()
         alive: list[int] = []
         gradients = _gradients(model, alive)
         errors = [

@@ -215,4 +215,37 @@ MUTANTS = (
             "every rank takes the first slice",
         ),
     ),
+    *of_file(
+        "model/layers/experts.py",
+        "model/test_experts.py",
+        (
+            "if self.experts is None:",
+            "if True:",
+            "experts are chosen again where a block is computed again",
+        ),
+        (
+            "scores = scores + bias",
+            "scores = scores - bias",
+            "the bias of the router works the other way",
+        ),
+        (
+            "scores.gather(-1, chosen).to(logits.dtype)",
+            "scores.gather(-1, chosen).softmax(-1).to(logits.dtype)",
+            "what the chosen experts count is normalised again",
+        ),
+    ),
+    *of_file(
+        "model/balance.py",
+        "model/test_balance.py",
+        (
+            "both if real is None else both * real",
+            "both",
+            "padding counts in the losses of routers",
+        ),
+        (
+            "world_size / (num_tokens * len(self.counts))",
+            "1 / (num_tokens * len(self.counts))",
+            "the losses of routers become smaller with the number of ranks",
+        ),
+    ),
 )

@@ -112,7 +112,12 @@ def _setup_script(config: Config) -> Iterator[str]:
 def _checkpoint(config: Config) -> Iterator[str]:
     """Check what loading checks: the keys of config.json, the names and shapes of all tensors."""
     from llada_sft.model.index import check_tensors, read_index
-    from llada_sft.model.settings import architecture_of, read_settings, require_trainable
+    from llada_sft.model.settings import (
+        architecture_of,
+        read_settings,
+        require_experts,
+        require_trainable,
+    )
 
     if config.model.init == "random":
         return
@@ -130,6 +135,8 @@ def _checkpoint(config: Config) -> Iterator[str]:
         )
     try:
         require_trainable(model, network)
+        has_experts, given = network.experts is not None, config.model
+        require_experts(has_experts, given.router_balance_weight, given.router_z_weight)
     except LladaSftError as error:
         yield str(error)
     try:

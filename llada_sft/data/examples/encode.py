@@ -270,7 +270,7 @@ def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: 
     Raises:
         DataError: One of them cannot be used.
     """
-    tokenizer = load_tokenizer(tokenizer_dir, ids.mask_token_id)
+    tokenizer = load_tokenizer(tokenizer_dir, ids.mask_token_id, ids.chat_template)
     layout = None
     if tokenizer is not None:
         mask_token = tokenizer.convert_ids_to_tokens(ids.mask_token_id)

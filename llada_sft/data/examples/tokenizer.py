@@ -10,11 +10,12 @@ from llada_sft.errors import DataError
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What data needs to know of the model."""
+    """What data needs to know of the model; `chat_template` is for a tokenizer without one."""
 
     vocab_size: int
     eos_token_id: int
     mask_token_id: int
+    chat_template: str | None = None
 
 
 def tokenizer_file(directory: Path) -> Path:
@@ -31,12 +32,15 @@ def tokenizer_file(directory: Path) -> Path:
     return path
 
 
-def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
+def load_tokenizer(
+    directory: Path, mask_token_id: int | None = None, chat_template: str | None = None
+) -> Any:
     """Load a tokenizer without running anybody's code.
 
     Args:
         directory: Holds tokenizer.json.
         mask_token_id: The id that the model's config names; None asks the tokenizer for its own.
+        chat_template: What it gets if it has none; None: LLaDA's is used then.
 
     Returns:
         A transformers `PreTrainedTokenizerFast`.
@@ -63,4 +67,6 @@ def load_tokenizer(directory: Path, mask_token_id: int | None = None) -> Any:
             )
     if tokenizer.convert_ids_to_tokens(mask_token_id) is None:
         raise DataError(f"{path}: tokenizer has no mask token: id {mask_token_id} is not in it")
+    if not tokenizer.chat_template and chat_template is not None:
+        tokenizer.chat_template = chat_template
     return tokenizer

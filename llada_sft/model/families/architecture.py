@@ -19,8 +19,9 @@ Shapes = dict[str, Shape]
 class BlockNames:
     """Where the parts of a block are, from the block on; as in the official parameter names.
 
-    `experts` holds the matrices of all experts; the official file of expert number 3 is named
-    `experts.3.up_proj.weight`, with the last part of `gate`, `up` and `down`.
+    `experts` holds the matrices of all experts; the official tensor of expert number 3 is named
+    `experts.3.up_proj.weight`, with the last part of `gate`, `up` and `down`. `expert_bias` is a
+    buffer.
     """
 
     attn_norm: str
@@ -36,6 +37,7 @@ class BlockNames:
     k_norm: str = ""
     router: str = ""
     experts: str = ""
+    expert_bias: str = ""
     shared_gate: str = ""
     shared_up: str = ""
     shared_down: str = ""
@@ -150,13 +152,25 @@ class Architecture:
             shapes[f"{self.names.head}.weight"] = (self.num_embeddings, self.width)
         return shapes
 
+    def buffer_shapes(self) -> Shapes:
+        """Return the shape of each buffer by its name, which is the official one."""
+        if self.experts is None or not self.experts.bias:
+            return {}
+        name = self.names.of_block.expert_bias
+        return {
+            f"{self.names.blocks}.{layer}.{name}": (self.experts.num_experts,)
+            for layer, there in enumerate(self.experts.layers)
+            if there
+        }
+
     def tensor_shapes(self) -> Shapes:
         """Return the shape of each tensor of a model directory, by its official name."""
-        return {
+        parameters = {
             name: shape
             for parameter, whole in self.parameter_shapes().items()
             for name, shape in self.official_tensors(parameter, whole)
         }
+        return parameters | self.buffer_shapes()
 
     def official_tensors(self, parameter: str, shape: Shape) -> list[tuple[str, Shape]]:
         """Return the tensors of a model directory that a parameter consists of, one after another.

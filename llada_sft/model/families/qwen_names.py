@@ -21,6 +21,7 @@ NAMES = Names(
         down="mlp.down_proj",
         router="mlp.gate",
         experts="mlp.experts",
+        expert_bias="mlp.expert_bias",
         shared_gate="shared_expert.gate_proj",
         shared_up="shared_expert.up_proj",
         shared_down="shared_expert.down_proj",

@@ -3,6 +3,7 @@
 basic.py         matrices, embeddings and norms whose values are not drawn
 attention.py     bidirectional attention with rotary positions
 head.py          the head, and the loss of its logits piece by piece
-block.py         attention and MLP around the residual stream
+experts.py       the experts of a layer, and the choice of those that compute a token
+block.py         attention, and MLP or experts, around the residual stream
 activations.py   what the backward pass keeps of a block, and what it computes again
 """

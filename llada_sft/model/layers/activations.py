@@ -34,6 +34,7 @@ _KEPT = frozenset(
         "aten::mm",
         "aten::addmm",
         "aten::bmm",
+        "aten::_grouped_mm",
         "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_efficient_attention",
@@ -45,7 +46,7 @@ _KEPT = frozenset(
 
 def run_block(
     block: nn.Module, checkpointing: Checkpointing, compiled: bool, *inputs: Any
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Call a block; while gradients are recorded, keep of it what `checkpointing` says."""
     kept = checkpointing == "none" or (compiled and checkpointing == "selective")
     if kept or not torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""A block: attention, then an MLP, around the residual stream.
+"""A block: attention, then an MLP or experts, around the residual stream.
 
 Its parts have the official names, which differ between members of the family; so a part is looked
 up by its name when it runs, and finds there what LoRA may have put in its place.
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llada_sft.model.families.architecture import Architecture
+from llada_sft.model.families.architecture import Architecture, Experts, last_part
 from llada_sft.model.layers.attention import Plan, attend, rotate
 from llada_sft.model.layers.basic import Linear, RMSNorm, add_module
+from llada_sft.model.layers.experts import Choose, StackedExperts, route
 
 
 class Block(nn.Module):
-    """Attention, then a SwiGLU MLP, each normalised first and added to the residual stream."""
+    """Attention, then a SwiGLU MLP or experts, each normalised first and added to the stream."""
 
     def __init__(self, network: Architecture, layer: int) -> None:
         super().__init__()
@@ -39,26 +40,67 @@ class Block(nn.Module):
             add_module(self, names.k_norm, RMSNorm(network.head_dim, network.norm_eps))
         add_module(self, names.attn_out, Linear(features, width, network.out_bias))
         add_module(self, names.mlp_norm, RMSNorm(width, network.norm_eps))
-        for name in (names.gate, names.up):
-            add_module(self, name, Linear(width, network.mlp_size))
-        add_module(self, names.down, Linear(network.mlp_size, width))
+        self.has_experts, self.has_shared = network.has_experts(layer), False
+        if self.has_experts:
+            self._add_experts(width, cast(Experts, network.experts))
+        else:
+            self._add_mlp((names.gate, names.up, names.down), width, network.mlp_size)
 
-    def forward(self, x: Tensor, rotary: Tensor, how: Plan) -> Tensor:
-        """Map [B, L, C] to [B, L, C].
+    def _add_mlp(self, names: tuple[str, str, str], width: int, size: int) -> None:
+        gate, up, down = names
+        for name in (gate, up):
+            add_module(self, name, Linear(width, size))
+        add_module(self, down, Linear(size, width))
 
-        Attention by itself is between the two parts: it depends on the lengths of the sequences,
-        for each of which a compiled function would be compiled again.
+    def _add_experts(self, width: int, experts: Experts) -> None:
+        names = self.names
+        add_module(self, names.router, Linear(width, experts.num_experts))
+        matrices = (last_part(names.gate), last_part(names.up), last_part(names.down))
+        stacks = StackedExperts(experts.num_experts, width, experts.size, matrices)
+        add_module(self, names.experts, stacks)
+        if experts.bias:
+            parent, _, name = names.expert_bias.rpartition(".")
+            self.get_submodule(parent).register_buffer(name, torch.zeros(experts.num_experts))
+        self.has_bias, self.has_shared = experts.bias, experts.shared_size is not None
+        if experts.shared_size is not None:
+            shared = names.shared_gate, names.shared_up, names.shared_down
+            self._add_mlp(shared, width, experts.shared_size)
+
+    def forward(
+        self, x: Tensor, rotary: Tensor, how: Plan, choose: Choose | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute a layer.
+
+        Attention by itself is between two parts: it depends on the lengths of the sequences, for
+        each of which a compiled function would be compiled again.
+
+        Args:
+            x: [B, L, C] floating.
+            rotary: What `rotary_table` returned.
+            how: What `plan_attention` returned.
+            choose: Finds the experts of each token, where the block has experts.
+
+        Returns:
+            [B, L, C], and the logits of the router, [B·L, E], where the block has experts.
         """
         q, k, v = self._before_attention(x, rotary)
-        return self._after_attention(x, attend(q, k, v, how))
+        mixed = attend(q, k, v, how)
+        if not self.has_experts:
+            return self._after_attention(x, mixed), None
+        assert choose is not None
+        x, y, shared = self._before_experts(x, mixed)
+        computed, logits = self._run_experts(y.flatten(0, 1), choose)
+        computed = computed.view_as(x)
+        return x + (computed if shared is None else computed + shared), logits
 
     def compile_parts(self) -> None:
-        """Compile what is before and after attention, for any length.
+        """Compile what is before and after attention, for any length; not the experts.
 
         The module itself, with ZeRO-3's hooks, is not compiled; the hooks of modules inside it
         would be. So under ZeRO-3 the block must be fetched as one (`deepspeed.leaf_blocks`).
         """
-        for name in ("_before_attention", "_after_attention"):
+        after = "_before_experts" if self.has_experts else "_after_attention"
+        for name in ("_before_attention", after):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=True))
 
     def _before_attention(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,8 +118,28 @@ class Block(nn.Module):
         names = self.names
         x = x + self._run(names.attn_out, mixed.flatten(2))
         y = self._run(names.mlp_norm, x)
-        inside = F.silu(self._run(names.gate, y)) * self._run(names.up, y)
-        return x + self._run(names.down, inside)
+        return x + self._run_mlp(y, names.gate, names.up, names.down)
+
+    def _before_experts(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the stream, what the experts get, and what the shared expert makes of it."""
+        names = self.names
+        x = x + self._run(names.attn_out, mixed.flatten(2))
+        y = self._run(names.mlp_norm, x)
+        shared = None
+        if self.has_shared:
+            shared = self._run_mlp(y, names.shared_gate, names.shared_up, names.shared_down)
+        return x, y, shared
+
+    def _run_experts(self, y: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
+        """Return what the experts make of [B·L, C], and the router's logits."""
+        logits = self._run(self.names.router, y)
+        bias = self.get_buffer(self.names.expert_bias) if self.has_bias else None
+        chosen, weights = route(logits, bias, choose)
+        experts = self.get_submodule(self.names.experts)
+        return cast(Tensor, experts(y, chosen, weights)), logits
+
+    def _run_mlp(self, y: Tensor, gate: str, up: str, down: str) -> Tensor:
+        return self._run(down, F.silu(self._run(gate, y)) * self._run(up, y))
 
     def _run(self, name: str, x: Tensor) -> Tensor:
         return cast(Tensor, self.get_submodule(name)(x))

@@ -9,11 +9,14 @@ import torch
 from llada_sft.config.schema import Config, ModelConfig, ModelSize
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
-from llada_sft.errors import CheckpointError, DataError
+from llada_sft.errors import CheckpointError, ConfigError, DataError
 from llada_sft.model import NetworkConfig
+from llada_sft.model.balance import Balance
+from llada_sft.model.families import llada_moe
 from llada_sft.model.layers.activations import kept_bytes
 from llada_sft.training import build_network as build_network_module
 from llada_sft.training.build_network import (
+    build_balance,
     build_network,
     checkpointing_line,
     checkpointing_of,
@@ -157,3 +160,27 @@ def test_which_blocks_are_compiled(
     monkeypatch.setattr(build_network_module, "find_spec", lambda name: name == "triton")
     config = ModelConfig(path="m", compile=chosen)
     assert compiles(config, hooks_inside, torch.device(device)) is expected
+
+
+@pytest.mark.parametrize("weight", [None, 0.5, 0.0])
+def test_the_weight_of_the_balance(
+    directory: Path, weight: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def made(self: Balance, experts: object, balance_weight: float, z_weight: float) -> None:
+        seen.append((balance_weight, z_weight))
+
+    monkeypatch.setattr(Balance, "__init__", made)
+    config = ModelConfig(path=str(directory), router_balance_weight=weight, router_z_weight=0.25)
+    network = NetworkConfig(llada_moe.FAMILY.config_json(router_aux_loss_coef=0.02))
+    assert build_balance(config, network) is not None
+    assert seen == [(0.02 if weight is None else weight, 0.25)]
+
+
+def test_a_network_without_experts_has_nothing_to_balance(directory: Path) -> None:
+    config, network = random_network(directory)
+    assert build_balance(config, network) is None
+    config, network = random_network(directory, router_z_weight=0.25)
+    with pytest.raises(ConfigError, match=r"^model\.router_z_weight: the network has no experts"):
+        build_balance(config, network)

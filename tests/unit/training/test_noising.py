@@ -205,6 +205,20 @@ def test_an_empty_micro_batch_has_one_position_that_counts_for_nothing() -> None
         assert batch.noisy_ids.tolist() == [[EOS]]
         assert (batch.positions.tolist(), batch.targets.tolist()) == ([0], [EOS])
         assert batch.coefficients.tolist() == [0.0]
+        assert batch.real is not None and batch.real.tolist() == [False]
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_tokens_that_were_added_are_not_real(grows: bool) -> None:
+    """Also where they are learned: the counts of tokens that ranks agree on are without them."""
+    step = local_step([example(1, 4), example(2, 1, line=2, grows=grows)], StepSize(2, 1))
+    (batch,) = source().micro_batches(step, report([step]), step=0)
+    assert batch.real is not None
+    assert batch.real.tolist() == [True] * 5 + [True] * 3 + [False] * 2
+    assert int(batch.real.sum()) == step.num_tokens
+    even = local_step([example(1, 4), example(2, 3, line=2)], StepSize(2, 1))
+    (batch,) = source().micro_batches(even, report([even]), step=0)
+    assert batch.real is None
 
 
 def test_bernoulli_that_masks_nothing_counts_for_nothing() -> None:
@@ -371,7 +385,7 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     assert moved.pop("rows") == (("a", 1), ("a", 2))
     assert (moved.pop("terms"), moved.pop("levels")) == (None, None)
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
-    assert len(tensors) == len(moved) == 5
+    assert len(tensors) == len(moved) == 6
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 

@@ -54,8 +54,8 @@ BROKEN = {
     ),
     "no settings": (
         ("model/config.json", "{}"),
-        "model/config.json: model_type: no network that is implemented here (LLaDA, Dream), "
-        "got None, architectures None",
+        "model/config.json: model_type: no network that is implemented here"
+        " (LLaDA-MoE, LLaDA, Dream), got None, architectures None",
     ),
     "no JSON": (
         ("model/tokenizer.json", "{\n  x"),
