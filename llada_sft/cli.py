@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
     export.add_argument("--step", type=int, help="the checkpoint; without it the last")
+    export.add_argument(
+        "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
+    )
 
     _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
     _add_sample(commands.add_parser("sample", help="generate from an exported model"))
@@ -153,7 +156,7 @@ def _export(arguments: argparse.Namespace) -> None:
     look_before_export(run, out, step)
     from llada_sft.training.export import export_run
 
-    checkpoint = export_run(run, out, arguments.dtype, step)
+    checkpoint = export_run(run, out, arguments.dtype, step, arguments.adapter)
     print(f"exported {checkpoint} to {out}")
 
 

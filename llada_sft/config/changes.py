@@ -76,6 +76,7 @@ _LENGTH = "the learning rate continues as if the training had had this length fr
 _BATCH = "the global batch changes; the learning rate continues from where it is"
 _GROUPS = "other examples share a micro-batch; tails of eos_tail: batch_max have other lengths"
 _NOISE = "examples of a step have another order, and so other noise"
+_ADAPTERS = "the checkpoint's adapters were trained with it"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
 _QUANTIZED = "steps before and after are of another precision"
 
@@ -113,6 +114,8 @@ RULES: Mapping[str, Rule] = {
     **_trained(_LOSS, "objective", "confidence_weight", "normalization", "eps"),
     **_free("optim", "lr", "final_lr", "betas", "eps", "weight_decay", "schedule"),
     **_free("optim", "warmup_steps", "decay_fraction", "gradient_clip"),
+    "lora": Rule("trained", "the checkpoint's weights are the network's, or adapters alone"),
+    **_trained(_ADAPTERS, "lora", "rank", "alpha", "targets", "dropout", "rslora", "dora", "base"),
     **_stated(_BATCH, "train", "micro_batch_size", "accumulate_grad_batches"),
     **_stated(_LENGTH, "train", "epochs", "max_steps"),
     **_trained("the checkpoint's optimizer states are of this precision", "train", "precision"),
@@ -139,12 +142,7 @@ RULES: Mapping[str, Rule] = {
 def find_changes(old: Config, new: Config) -> list[Change]:
     """List the keys whose values differ, in the order of the schema; paths must be absolute."""
     a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
-    return [
-        change
-        for section in a
-        for key in a[section]
-        for change in _changes(f"{section}.{key}", a[section][key], b[section][key])
-    ]
+    return [change for section in a for change in _of_section(section, a[section], b[section])]
 
 
 def refuse_changes(changes: Sequence[Change], trained: bool) -> None:
@@ -175,6 +173,15 @@ def change_lines(changes: Sequence[Change], trained: bool) -> list[str]:
 def _consequence(change: Change, trained: bool) -> str:
     rule = RULES[change.rule]
     return f": {rule.why}" if trained and rule.kind == "stated" else ""
+
+
+def _of_section(section: str, old: Any, new: Any) -> Iterator[Change]:
+    if old is None or new is None:
+        if old != new:
+            yield Change(section, old, new, section)
+        return
+    for key in old:
+        yield from _changes(f"{section}.{key}", old[key], new[key])
 
 
 def _changes(key: str, old: Any, new: Any) -> Iterator[Change]:

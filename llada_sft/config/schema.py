@@ -381,6 +381,39 @@ class OptimConfig(Section):
     gradient_clip: NonNegativeFloat = 1.0
 
 
+class LoraConfig(Section):
+    """LoRA (docs/lora.md): the network is frozen, and small matrices next to its own are trained.
+
+    Source: Hu et al. (arXiv 2106.09685); rsLoRA arXiv 2312.03732; DoRA arXiv 2402.09353.
+    """
+
+    # Next to a matrix W: W + scale · B · A, with `rank` columns of B and rows of A.
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    # scale = alpha / rank; with rslora alpha / √rank.
+    alpha: PositiveInt = 32
+    # Ends of the names of matrices in blocks: [q_proj, v_proj]; null = all of attention and of the
+    # MLPs, by the names that the family gives them. A router only if it is named.
+    targets: Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] | None = None
+    # It stays 0: a mask from torch's generator would be another one after a resume.
+    dropout: float = 0.0
+    rslora: bool = False
+    # Length and direction of each row are trained apart: a magnitude for each row, and LoRA.
+    dora: bool = False
+    # How the frozen network is kept: as it is, in train.precision; or its adapted matrices in 4
+    # bits (NF4, by bitsandbytes), at deepspeed.stage 1 or 2.
+    base: Literal["full", "nf4"] = "full"
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, dropout: float) -> float:
+        if dropout:
+            raise ValueError(
+                f"must be 0, got {dropout:g}: the mask would be another one after a resume and on"
+                " another number of ranks; use fewer epochs or weight_decay against overfitting"
+            )
+        return dropout
+
+
 class TrainConfig(Section):
     # Examples of a micro-batch; with data.batching: packed it stays 1, for all are in one row.
     micro_batch_size: PositiveInt = 1
@@ -559,6 +592,8 @@ class Config(Section):
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
+    # null = all parameters are trained.
+    lora: LoraConfig | None = None
     train: TrainConfig = TrainConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     slurm: SlurmConfig = SlurmConfig()
@@ -657,6 +692,22 @@ class Config(Section):
         if self.model.compile == "on" and self.deepspeed.hooks_inside_blocks:
             raise ValueError(
                 "model.compile: on needs deepspeed.leaf_blocks: true; set that, or compile: off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_fit_the_stage(self) -> "Config":
+        if self.lora is None:
+            return self
+        if self.lora.base == "nf4" and self.deepspeed.stage == 3:
+            raise ValueError(
+                "lora.base: nf4 needs deepspeed.stage: 1 or 2: stage 3 would cut the 4-bit blocks"
+                " up; set that, or base: full"
+            )
+        if self.lora.dora and self.deepspeed.hooks_inside_blocks:
+            raise ValueError(
+                "lora.dora: needs deepspeed.leaf_blocks: true at stage 3: it computes with the"
+                " weights of other modules of the block; set that"
             )
         return self
 

@@ -2,7 +2,6 @@
 
     families/          which networks there are: config.json -> sizes, features, official names
     network.py         the network that these ask for; layers/: what it is made of
-    balance.py         losses of the routers of experts, and how even their load is
     configuration.py   the config of a network; settings.py: config.json, checked without torch
     loading.py         a model directory -> a network; initialization.py: random weights
     flops.py           the operations that a training needs, and a GPU makes
@@ -10,6 +9,8 @@
     index.py           where the tensors of a model directory are
     safe_load.py       torch's files, without running code from them
     export.py          a network or a checkpoint -> a model directory
+    adapter_plan.py    LoRA: which matrices it adapts; adapters.py: its layers in a network
+    adapter_export.py  adapters -> merged into a model directory, or a directory for PEFT
 
 `settings` and `index` describe a model directory without torch: the login node checks one with
 them before a job is submitted. Therefore the names below are imported when they are first used.

@@ -120,7 +120,7 @@ def export_checkpoint(
     partial.mkdir(parents=True)
     _write_weights(official_parts(tensors, config), partial, dtype, max_shard_size)
     _write_config(config, partial, dtype)
-    _apply_umask(partial)
+    apply_umask(partial, "config.json")
     _copy_files(tokenizer_dir, partial)
     _verify(config, partial)
     partial.rename(out_dir)
@@ -182,10 +182,11 @@ def _write_config(config: NetworkConfig, out_dir: Path, dtype: torch.dtype) -> N
     (out_dir / "config.json").write_text(exported.to_json_string())
 
 
-def _apply_umask(out_dir: Path) -> None:
+def apply_umask(out_dir: Path, like: str) -> None:
+    """Give the weights the mode of another file of the folder."""
     # safetensors makes its files readable for the user alone, whatever the umask says.
     for file in out_dir.glob("*.safetensors"):
-        shutil.copymode(out_dir / "config.json", file)
+        shutil.copymode(out_dir / like, file)
 
 
 def _copy_files(source_dir: Path, out_dir: Path) -> None:

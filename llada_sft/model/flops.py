@@ -21,7 +21,13 @@ _PEAK_RATES = (
 )
 
 
-def needed_operations(network: Architecture, tokens: float, squares: float, masked: float) -> float:
+def needed_operations(
+    network: Architecture,
+    tokens: float,
+    squares: float,
+    masked: float,
+    adapters: int | None = None,
+) -> float:
     """Count the operations of forward and backward.
 
     6 · P · Σ L + 12 · layers · H · D · Σ L² + 6 · V · C · M: each of the P parameters of the blocks
@@ -29,15 +35,21 @@ def needed_operations(network: Architecture, tokens: float, squares: float, mask
     that compute a token. So do the scores and the weighted values of attention, with H heads of D
     features, L² of each per example; the head of V rows and width C runs at M tokens.
 
+    With adapters, the frozen parameters have no gradient: they multiply once backward, 4 instead of
+    6, and the A parameters of the adapters add 6 · A · Σ L.
+
     Args:
         network: Its sizes.
         tokens: Σ L, the tokens of all examples.
         squares: Σ L², over the examples.
         masked: M, the masked tokens.
+        adapters: A, the parameters that are trained; None: all of the network's are.
     """
+    of_weights = 6 if adapters is None else 4
     attention = 12 * network.num_layers * network.num_heads * network.head_dim * squares
-    head = 6 * network.num_embeddings * network.width * masked
-    return 6 * _used_by_a_token(network) * tokens + attention + head
+    head = of_weights * network.num_embeddings * network.width * masked
+    of_blocks = of_weights * _used_by_a_token(network) + 6 * (adapters or 0)
+    return of_blocks * tokens + attention + head
 
 
 def _used_by_a_token(network: Architecture) -> float:

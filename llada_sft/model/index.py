@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_128
+
 from llada_sft.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 # safetensors' names of the dtypes that weights may have, and their bytes.
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_SAMPLED_BYTES = 4096
 # What JSON of another structure raises when it is read.
 _NOT_THIS_FORMAT = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
@@ -85,6 +88,32 @@ def check_tensors(
     """
     if problems := list(_mismatches(expected, actual)):
         raise CheckpointError("\n".join(f"{model_dir}: {problem}" for problem in problems))
+
+
+def fingerprint(slots: Mapping[str, TensorSlot]) -> str:
+    """Return what identifies the weights of a model directory, wherever it lies.
+
+    It is a hash of each tensor's name, dtype and shape, and of its first and last 4 KiB: a network
+    that was trained differs in all of its tensors, and 8B parameters are not read twice.
+
+    Args:
+        slots: What `read_index` returned.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    hasher = xxh3_128()
+    # By name: the same weights in other shards are the same.
+    for name, slot in sorted(slots.items()):
+        hasher.update(json.dumps([name, slot.dtype, slot.shape]).encode())
+        try:
+            with slot.file.open("rb", buffering=0) as stream:
+                for start in (0, max(0, slot.num_bytes - _SAMPLED_BYTES)):
+                    stream.seek(slot.offset + start)
+                    hasher.update(stream.read(min(_SAMPLED_BYTES, slot.num_bytes)))
+        except OSError as error:
+            raise CheckpointError(f"{slot.file}: cannot be read: {error.strerror}") from None
+    return hasher.hexdigest()
 
 
 def require_unused(out_dir: Path) -> None:

@@ -5,8 +5,11 @@ from (seed, parameter name, chunk). A rank draws only the chunks that overlap it
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from llada_sft.keys import hashed
 from llada_sft.model.network import Network
@@ -33,17 +36,31 @@ def initialize(model: Network, seed: int) -> None:
             owned.values.fill_(0.0 if name.endswith(".bias") else 1.0)
             continue
         std = residual_std if network.writes_to_residual(name) else STD
-        _fill_normal(owned, math.prod(shape), std, hashed("init", seed, name))
+        draw = partial(_draw_normal, std=std)
+        fill_drawn(owned, math.prod(shape), hashed("init", seed, name), draw)
     for buffer in model.buffers():
         buffer.zero_()
 
 
-def _fill_normal(owned: OwnedSlice, numel: int, std: float, key: int) -> None:
-    """Write this rank's part of `numel` normals; only the chunks that meet it are drawn."""
+def _draw_normal(chunk: Tensor, generator: torch.Generator, std: float) -> None:
+    chunk.normal_(std=std, generator=generator)
+
+
+def fill_drawn(
+    owned: OwnedSlice, numel: int, key: int, draw: Callable[[Tensor, torch.Generator], None]
+) -> None:
+    """Write this rank's part of `numel` random values; only the chunks that meet it are drawn.
+
+    Args:
+        owned: This rank's part of a parameter.
+        numel: Elements of the whole parameter.
+        key: Keys the values.
+        draw: Fills an fp32 chunk on the CPU.
+    """
     end = owned.start + len(owned.values)
     for low in range(owned.start // CHUNK * CHUNK, end, CHUNK):
         # `new_empty`: zero.Init replaces torch.empty and torch.randn while a model is being built.
         chunk = owned.values.new_empty(min(CHUNK, numel - low), dtype=torch.float32, device="cpu")
-        chunk.normal_(std=std, generator=torch.Generator().manual_seed(hashed(key, low)))
+        draw(chunk, torch.Generator().manual_seed(hashed(key, low)))
         first, last = max(owned.start, low), min(end, low + len(chunk))
         owned.values[first - owned.start : last - owned.start] = chunk[first - low : last - low]

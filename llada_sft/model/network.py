@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
-from llada_sft.model.balance import Routing
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.layers.activations import Checkpointing, run_block
 from llada_sft.model.layers.attention import Sequences, plan_attention, rotary_table
+from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
 from llada_sft.model.layers.block import Block
 from llada_sft.model.layers.head import Head, LossTerms, TiedEmbedding
@@ -43,6 +43,8 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.architecture = network = config.architecture
         self.compiled = False
+        # Whether adapters alone are trained.
+        self.adapted = False
         # Of each block.
         self.checkpointing: Sequence[Checkpointing] = ["none"] * network.num_layers
         names, size = network.names, (network.num_embeddings, network.width)
@@ -94,6 +96,10 @@ class Network(PreTrainedModel):  # type: ignore[misc]
                 )
         network, names = self.architecture, self.architecture.names
         x = self.get_input_embeddings()(input_ids)  # [B, L, C]
+        if self.adapted and torch.is_grad_enabled():
+            # The embedding is frozen. Blocks that are checkpointed, or leaves of ZeRO-3, have a
+            # backward pass only if their input needs a gradient.
+            x = x.requires_grad_()
         places = self._places(x, real, sequences)
         rotary = rotary_table(places, network.rotary_dim, network.rope_theta)
         how = plan_attention(real, sequences, x.device, x.dtype)

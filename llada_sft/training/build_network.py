@@ -10,9 +10,12 @@ import torch
 from llada_sft.config.schema import Config, ModelConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.errors import DataError
-from llada_sft.model.balance import Balance
+from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters
+from llada_sft.model.adapters import add_adapters, import_packages
 from llada_sft.model.configuration import NetworkConfig, read_config
+from llada_sft.model.index import fingerprint, read_index
 from llada_sft.model.layers.activations import Checkpointing, most_kept, within_budget
+from llada_sft.model.layers.balance import Balance
 from llada_sft.model.loading import build_model
 from llada_sft.model.network import Network
 from llada_sft.model.settings import require_experts, require_trainable
@@ -44,12 +47,36 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
     )
 
 
+def plan_training(config: Config, network: NetworkConfig) -> AdapterPlan | None:
+    """Return the adapters that are trained; None: the network's own parameters are.
+
+    Raises:
+        ConfigError: A package is not installed, or a target matches nothing.
+    """
+    if config.lora is None:
+        return None
+    import_packages(config.lora)
+    return plan_adapters(network.architecture, config.lora)
+
+
+def base_weights(config: Config) -> str:
+    """Return what identifies the weights that adapters are trained on.
+
+    Raises:
+        CheckpointError: The model directory cannot be read.
+    """
+    if config.model.size is not None:
+        return f"random, of seed {config.run.seed}"
+    return fingerprint(read_index(Path(config.model.path)))
+
+
 def build_network(
     config: ModelConfig,
     network: NetworkConfig,
     seed: int,
     compiled: bool = False,
     checkpointing: Sequence[Checkpointing] | None = None,
+    adapters: AdapterPlan | None = None,
 ) -> Network:
     """Build the network and fill it; under ZeRO-3 it is born partitioned.
 
@@ -59,8 +86,11 @@ def build_network(
         seed: Seed of the random weights.
         compiled: Whether its blocks are compiled.
         checkpointing: What `checkpointing_of` chose; None keeps as little as possible.
+        adapters: What is trained instead of the network's own parameters.
     """
     model = build_model(network if config.size else Path(config.path), seed)
+    if adapters is not None:
+        add_adapters(model, adapters, seed)
     model.set_activation_checkpointing(checkpointing or "full")
     if compiled:
         model.compile_blocks()
@@ -129,7 +159,9 @@ def build_balance(config: ModelConfig, network: NetworkConfig) -> Balance | None
     return Balance(experts, weight, config.router_z_weight)
 
 
-def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> bool:
+def compiles(
+    config: ModelConfig, hooks_inside: bool, device: torch.device, dora: bool = False
+) -> bool:
     """Return whether blocks are compiled; `auto` means on CUDA, where Triton is there.
 
     Args:
@@ -137,9 +169,11 @@ def compiles(config: ModelConfig, hooks_inside: bool, device: torch.device) -> b
         hooks_inside: Whether ZeRO-3 has hooks for the modules inside a block: they cannot be
             compiled.
         device: Where this rank computes.
+        dora: Whether adapters are DoRA's, at which the compiler cuts a block into many pieces.
     """
     if config.compile == "auto":
-        return device.type == "cuda" and find_spec("triton") is not None and not hooks_inside
+        whole = not hooks_inside and not dora
+        return device.type == "cuda" and find_spec("triton") is not None and whole
     return config.compile == "on"
 
 

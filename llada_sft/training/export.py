@@ -1,50 +1,77 @@
 """From a run directory to a model directory: `llada-sft export`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from llada_sft.config import load_config
-from llada_sft.errors import CheckpointError
-from llada_sft.model.export import export_checkpoint, zero3_tensors
+from llada_sft.config.schema import Config
+from llada_sft.errors import CheckpointError, ConfigError
+from llada_sft.model.adapter_export import merged_tensors, official_tensors, write_adapter
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.export import LazyTensor, export_checkpoint, network_tensors, zero3_tensors
+from llada_sft.model.index import read_index
+from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_network import resolve_network
+from llada_sft.training.build_network import base_weights, plan_training, resolve_network
 from llada_sft.training.checkpoint.folder import chosen_step, list_named, list_set_aside
-from llada_sft.training.checkpoint.verify import Shapes, Share, examine, summary
+from llada_sft.training.checkpoint.verify import Defect, Share, examine, summary
 
+Look = Callable[..., list[Defect]]
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def export_run(run_dir: Path, out: Path, dtype: str | None, step: int | None) -> Path:
-    """Write a checkpoint of a run in Hugging Face's layout.
+def export_run(
+    run_dir: Path, out: Path, dtype: str | None, step: int | None, adapter: bool = False
+) -> Path:
+    """Write a checkpoint of a run in Hugging Face's layout; adapters are merged into the network.
 
     Args:
         run_dir: The run.
         out: The directory to write; must not exist, or be empty.
-        dtype: `bf16` or `fp32`; None takes the training's precision.
+        dtype: `bf16` or `fp32`; None takes the training's precision, and fp32 for an adapter.
         step: Which checkpoint; None takes the newest.
+        adapter: Whether the adapters are written alone, as PEFT reads them.
 
     Returns:
         The checkpoint that was exported.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is damaged, or `out` is in use.
+        ConfigError: The run trains no adapters, and one was asked for.
     """
     run = RunDir(run_dir)
     config = load_config(run.config)
     network = resolve_network(config.model)
-    checkpoint = _choose(run, step, network.architecture.parameter_shapes())
-    export_checkpoint(
-        zero3_tensors(checkpoint),
-        network,
-        Path(config.model.path),
-        out,
-        _DTYPES[dtype or config.train.precision],
-    )
+    plan = plan_training(config, network)
+    if plan is None:
+        if adapter:
+            raise ConfigError(f"--adapter: {run_dir} trains no adapters (lora: null); remove it")
+        look = partial(examine, network=network.architecture.parameter_shapes())
+    else:
+        look = partial(examine, network=plan.parameter_shapes(), base=base_weights(config))
+    checkpoint = _choose(run, step, look)
+    tensors = zero3_tensors(checkpoint)
+    source = Path(config.model.path)
+    if plan is not None and adapter:
+        write_adapter(tensors, plan, str(source), out, _DTYPES[dtype or "fp32"])
+        return checkpoint
+    if plan is not None:
+        tensors = merged_tensors(_base_tensors(config, network), tensors, plan)
+    export_checkpoint(tensors, network, source, out, _DTYPES[dtype or config.train.precision])
     return checkpoint
 
 
-def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
+def _base_tensors(config: Config, network: NetworkConfig) -> dict[str, LazyTensor]:
+    """Return the weights that adapters were trained on."""
+    if config.model.size is None:
+        return official_tensors(read_index(Path(config.model.path)))
+    return network_tensors(build_model(network, config.run.seed))
+
+
+def _choose(run: RunDir, step: int | None, look: Look) -> Path:
     """Return the checkpoint that was asked for, once it is verified.
 
     Raises:
@@ -55,18 +82,18 @@ def _choose(run: RunDir, step: int | None, network: Shapes) -> Path:
     damaged = dict(list_set_aside(run.checkpoints))
     chosen = chosen_step(run.checkpoints, step)
     if chosen in named:
-        line = _problem(named[chosen], network)
+        line = _problem(named[chosen], look)
         if not line:
             return named[chosen]
     else:
         line = f"{damaged[chosen]}: was found damaged when the run resumed"
     others = [other for other in sorted(named, reverse=True) if other != chosen]
-    good = next((other for other in others if not _problem(named[other], network)), None)
+    good = next((other for other in others if not _problem(named[other], look)), None)
     do = "there is no other" if good is None else f"export another one with  --step {good}"
     raise CheckpointError(f"{line}: not exported; {do}")
 
 
-def _problem(checkpoint: Path, network: Shapes) -> str:
+def _problem(checkpoint: Path, look: Look) -> str:
     """Examine all files of a checkpoint; return one line about what is wrong, or nothing."""
-    findings = examine(checkpoint, Share(0, 1), network)
+    findings = look(checkpoint, Share(0, 1))
     return f"{checkpoint}: {summary(findings)}" if findings else ""

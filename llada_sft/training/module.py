@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
-from llada_sft.model.balance import Balance, Routing
+from llada_sft.model.adapter_plan import MAGNITUDE
+from llada_sft.model.layers.balance import Balance, Routing
 from llada_sft.model.network import Network
 from llada_sft.training.host import Phase
 from llada_sft.training.log.efficiency import Efficiency
@@ -29,15 +30,22 @@ _ROUTERS, _BUFFERS = "router_counts", "buffers"
 
 
 def parameter_groups(network: Network, weight_decay: float) -> list[dict[str, object]]:
-    """Decay the parameters that the member of the family says: matrices, not gains and biases."""
+    """Decay the parameters that the member of the family says: matrices, not gains and biases.
+
+    Of adapters, A and B decay, and DoRA's magnitudes do not.
+    """
     matrices: list[nn.Parameter] = []
     gains: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        (matrices if network.architecture.decays(name) else gains).append(parameter)
-    return [
+        if getattr(network, "adapted", False) and not parameter.requires_grad:
+            continue
+        decays = network.architecture.decays(name) and MAGNITUDE not in name
+        (matrices if decays else gains).append(parameter)
+    groups: list[dict[str, object]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": gains, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 class DiffusionModule(pl.LightningModule):
@@ -97,6 +105,8 @@ class DiffusionModule(pl.LightningModule):
     def configure_model(self) -> None:
         if self.network is None:
             self.network = self._build_network()
+            # Checkpoints of adapters lack the frozen weights, which the model directory has.
+            self.strict_loading = not getattr(self.network, "adapted", False)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.network is not None

@@ -125,12 +125,18 @@ def _fetch_blocks_whole(model: nn.Module) -> None:
 
     The class of the blocks is the one that the network does not allow to be split. A network with
     frozen parameters keeps hooks for each module: where the input of a leaf needs no gradient,
-    recomputation finds the leaf's weights released ("size of tensor a (0) must match").
+    recomputation finds the leaf's weights released ("size of tensor a (0) must match"). With
+    adapters, the network sees to it that the input needs one.
     """
-    if not all(parameter.requires_grad for parameter in model.parameters()):
+    if not _has_adapters(model) and not all(p.requires_grad for p in model.parameters()):
         return
     whole = {name for module in model.modules() for name in _no_split(module)}
     deepspeed.utils.set_z3_leaf_modules(model, sorted(whole))
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    """Return whether adapters alone are trained: then checkpoints hold nothing else."""
+    return any(getattr(module, "adapted", False) for module in model.modules())
 
 
 @contextmanager
@@ -216,6 +222,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         self._optimizer_threads, self._leaf_blocks = optimizer_threads, leaf_blocks
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.shard_writer = ShardWriter(maps_files=_copies_loaded(config, device))
+        self._adapters_alone = False
 
     @property
     def root_device(self) -> torch.device:
@@ -250,6 +257,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
     ) -> tuple[deepspeed.DeepSpeedEngine, Optimizer]:
         # Same as the parent, except that the CPU has no device index: the local rank replaces it.
+        self._adapters_alone = _has_adapters(model)
         if self._leaf_blocks and self.zero_stage_3:
             _fetch_blocks_whole(model)
         with _one_kind_of_optimizer():
@@ -289,6 +297,7 @@ class Zero3Strategy(DeepSpeedStrategy):
             client_state={key: value for key, value in checkpoint.items() if key not in states},
             tag=DEEPSPEED_TAG,
             save_latest=False,
+            exclude_frozen_parameters=self._adapters_alone,
         )
         if self.is_global_zero:
             # When DeepSpeed loads, it reads `latest` first.

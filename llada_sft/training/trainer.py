@@ -25,14 +25,17 @@ from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_data import build_dataset, build_validation
 from llada_sft.training.build_network import (
+    base_weights,
     build_balance,
     build_network,
     checkpointing_line,
     checkpointing_of,
     compiles,
+    plan_training,
     resolve_network,
     token_ids,
 )
+from llada_sft.training.callbacks.adapters_learn import AdaptersLearn
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
 from llada_sft.training.callbacks.leave_on_exception import LeaveOnException
 from llada_sft.training.callbacks.profile import Profile
@@ -90,8 +93,20 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     balance = build_balance(config.model, network_config)
     journal = StepJournal(host, consensus, placement.rank)
     max_steps = config.train.max_steps
-    shapes = network_config.architecture.parameter_shapes()
-    resume = find_resume(run, placement, consensus, host=host, network=shapes, max_steps=max_steps)
+    adapters = plan_training(config, network_config)
+    if adapters is not None and placement.rank == 0:
+        print(adapters.line(), flush=True)
+    shapes = (adapters or network_config.architecture).parameter_shapes()
+    base = "" if adapters is None else base_weights(config)
+    resume = find_resume(
+        run,
+        placement,
+        consensus,
+        host=host,
+        network=shapes,
+        max_steps=max_steps,
+        base=base,
+    )
     host.pulse("start", resume.step)
     if resume.stopped:
         journal.stop_agreed(resume.step)
@@ -152,8 +167,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         skipped=lambda: nonfinite.skipped,
         require_owner=host.require_owner,
         levels=levels,
+        adapters=None if adapters is None else adapters.record(base, config.train.precision),
     )
-    compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device)
+    dora = config.lora is not None and config.lora.dora
+    compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device, dora)
     if compiled:
         # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
         torch.compiler.reset()
@@ -163,7 +180,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         print(line, flush=True)
     module = DiffusionModule(
         lambda: build_network(
-            config.model, network_config, config.run.seed, compiled, checkpointing
+            config.model, network_config, config.run.seed, compiled, checkpointing, adapters
         ),
         config.optim,
         log_every_n_steps=config.log.every_n_steps,
@@ -172,7 +189,11 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         report_skipped_step=nonfinite.report_skipped_step,
         pulse=host.pulse,
         efficiency=Efficiency.of(
-            network_config.architecture, device, config.train.precision, config.objective.draws
+            network_config.architecture,
+            device,
+            config.train.precision,
+            config.objective.draws,
+            None if adapters is None else adapters.num_trained,
         ),
         levels=levels,
         balance=balance,
@@ -195,6 +216,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         callbacks=[
             LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
+            # Before the saver: what does not learn is not saved.
+            AdaptersLearn(adapters is not None, consensus),
             saver,
             Progress(config.log.every_n_steps),
             row_summary,

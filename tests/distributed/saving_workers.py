@@ -81,7 +81,7 @@ def resumed_unexamined(folder: str, hostile_universal: str) -> list[str]:
     """Resume with files that nobody has examined; on one rank, also from a hostile conversion."""
     outcomes = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume_module, "examine", lambda *given: [])
+        patch.setattr(resume_module, "examine", lambda *given, **more: [])
         outcomes.append(str(_resumed(Path(folder))["outcome"]))
         if placement().world_size == 1:
             universal = partial(_hostile_universal, ran=Path(hostile_universal))

@@ -150,7 +150,7 @@ def test_stages_and_precisions_train_the_same(moe: Path, demo: Path, tmp_path: P
         "1": ["deepspeed.stage=1"],
         "2": ["deepspeed.stage=2"],
         "bf16": ["train.precision=bf16", "model.activation_checkpointing=selective"],
-        "3": ["deepspeed.leaf_blocks=false"],
+        "3": ["deepspeed.leaf_blocks=false", "model.activation_checkpointing=full"],
     }
     runs = [(str(tmp_path / name), [*overrides, *change]) for name, change in more.items()]
     run_on_ranks(

@@ -30,6 +30,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import (
     build_balance,
     build_network,
+    plan_training,
     resolve_network,
     token_ids,
 )
@@ -146,6 +147,7 @@ def update(
     resume = find_resume(run, place, consensus)
     assert resume.step == first
     network = resolve_network(config.model)
+    adapters = plan_training(config, network)
     accumulate = examples // place.world_size
     steps = [
         _local_step(step, place.rank, place.world_size, accumulate) for step in range(first, last)
@@ -158,7 +160,7 @@ def update(
     schedule = Schedule(config.optim, replace(basis, max_steps=100, epochs={"": 1000}), first)
     feed = StepFeed(steps, noise, consensus, lambda: False, first, schedule=schedule)
     module = DiffusionModule(
-        lambda: build_network(config.model, network, config.run.seed),
+        lambda: build_network(config.model, network, config.run.seed, adapters=adapters),
         config.optim,
         log_every_n_steps=1,
         validation_batches=[],
@@ -184,7 +186,11 @@ def _whole_state(engine: Any) -> list[float]:
     """Weights, moments and step counts of all ranks, by DeepSpeed's own functions."""
     zero, parts = engine.optimizer, []
     has_state = len(zero.optimizer.state) > 0
-    for parameter in engine.module.parameters():
+    if has_state and hasattr(zero, "_hp_optimizer_states_linked"):
+        # At stages 1 and 2 DeepSpeed looks for them after the step of the first group alone.
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+    for parameter in filter(lambda each: each.requires_grad, engine.module.parameters()):
         parts.append(safe_get_full_fp32_param(parameter))
         for moment in ("exp_avg", "exp_avg_sq"):
             empty = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))

@@ -127,8 +127,9 @@ def trained(
 
     def build(*given: Any) -> nn.Module:
         network = build_network(*given)
-        for parameter in [p for block in network.blocks() for p in block.parameters()]:
-            parameter.requires_grad = not frozen
+        if frozen:
+            for block in network.blocks():
+                block.requires_grad_(False)
         return network
 
     with pytest.MonkeyPatch.context() as patch:

@@ -16,6 +16,7 @@ from llada_sft.diffusion.objective import (
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.experts import StackedExperts
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
 from llada_sft.training.noising import MicroBatch
 from tests.distributed.ranks import run_on_ranks
@@ -28,9 +29,11 @@ pytestmark = [
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_llada"
 
 
-def test_golden_logits_and_loss() -> None:
-    expected = load_file(GOLDEN / "expected.safetensors", device="cuda")
-    model = load_model(GOLDEN, device="cuda")
+@pytest.mark.parametrize("name", ["tiny_llada", "tiny_llada_moe", "tiny_llada_moe_shared"])
+def test_golden_logits_and_loss(name: str) -> None:
+    golden = GOLDEN.parent / name
+    expected = load_file(golden / "expected.safetensors", device="cuda")
+    model = load_model(golden, device="cuda")
     with torch.no_grad():
         logits = model(expected["input_ids"]).logits
         noisy_logits = model(expected["sft_noisy_ids"]).logits
@@ -64,6 +67,27 @@ def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
         gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
     difference = torch.linalg.vector_norm(gradients[0] - gradients[1])
     assert difference < 5 * tolerance * torch.linalg.vector_norm(gradients[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_experts_compute_what_they_do_on_the_cpu(dtype: torch.dtype) -> None:
+    """Values and gradients, two of the eight experts without a token."""
+    torch.manual_seed(0)
+    experts = StackedExperts(8, 64, 32, ("gate", "up", "down")).to(dtype)
+    for parameter in experts.parameters():
+        parameter.data.normal_(std=0.1)
+    x, slopes = torch.randn(2, 200, 64).to(dtype)
+    chosen, weights = torch.randn(200, 6).topk(2).indices + 1, torch.rand(200, 2).to(dtype)
+    found = []
+    for device in ("cpu", "cuda"):
+        experts.to(device).zero_grad()
+        y = experts(x.to(device), chosen.to(device), weights.to(device))
+        torch.autograd.backward(y, slopes.to(device))
+        grads = [p.grad for p in experts.parameters() if p.grad is not None]
+        found.append([each.detach().float().cpu() for each in (y, *grads)])
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        difference = torch.linalg.vector_norm(on_gpu - on_cpu)
+        assert difference < (1e-2 if dtype == torch.bfloat16 else 1e-5) * on_cpu.norm()
 
 
 def packed_batch(lengths: tuple[int, ...]) -> MicroBatch:

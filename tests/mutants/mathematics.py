@@ -235,7 +235,7 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "model/balance.py",
+        "model/layers/balance.py",
         "model/test_balance.py",
         (
             "both if real is None else both * real",

@@ -47,6 +47,7 @@ def find_problems(config: Config, new_run: RunDir | None = None) -> list[str]:
         _setup_script,
         _checkpoint,
         _tokenizer,
+        _adapters,
         _wandb,
     )
     place = [] if new_run is None else list(place_problems(new_run))
@@ -143,6 +144,26 @@ def _checkpoint(config: Config) -> Iterator[str]:
         check_tensors(network.tensor_shapes(), read_index(model), model)
     except LladaSftError as error:
         yield str(error)
+
+
+def _adapters(config: Config) -> Iterator[str]:
+    """Check that LoRA's packages are there, and that each of its targets matches something."""
+    from llada_sft.model.adapter_plan import missing_packages, plan_adapters
+    from llada_sft.model.settings import architecture_of, read_settings
+
+    if config.lora is None:
+        return
+    yield from missing_packages(config.lora)
+    # A network with random weights has the tokenizer's vocabulary: the ranks check its targets.
+    if config.model.init == "random":
+        return
+    try:
+        plan_adapters(architecture_of(read_settings(Path(config.model.path))), config.lora)
+    except ConfigError as error:
+        yield from str(error).splitlines()
+    except LladaSftError:
+        # The model directory, of which `_checkpoint` says why.
+        return
 
 
 def _tokenizer(config: Config) -> Iterator[str]:

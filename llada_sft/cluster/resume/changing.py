@@ -119,9 +119,11 @@ def replace_config(run: RunDir, config: Config) -> None:
     """
     known, before = read_values(run.config), _as_it_was(run)
     data = config.model_dump(mode="json")
-    for name in data:
+    for name in list(data):
         section, written = getattr(config, name), known.get(name)
-        if not isinstance(written, dict):
+        if section is None and name not in known:
+            del data[name]
+        if section is None or not isinstance(written, dict):
             continue
         for key, field in type(section).model_fields.items():
             if key not in written and getattr(section, key) == field.default:

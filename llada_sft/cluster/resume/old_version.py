@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from llada_sft.config.reader import read_values
 from llada_sft.config.schema import Config
@@ -30,7 +30,8 @@ Config = schema.Config
 config = reader.load_config(sys.argv[1])
 defaults = {}
 for section, field in Config.model_fields.items():
-    inside = type(getattr(config, section)).model_fields
+    # A section may be null.
+    inside = getattr(type(getattr(config, section)), "model_fields", {})
     defaults[section] = {
         key: info.default for key, info in inside.items() if not info.is_required()
     }
@@ -43,11 +44,11 @@ class OldConfig:
     """What config.yaml means to the version of the run's code.
 
     Attributes:
-        values: The values of all keys of that version, by section.
+        values: The values of all keys of that version, by section; a section may be null.
         defaults: The defaults of the keys, by section; empty if that code could not be run.
     """
 
-    values: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Mapping[str, Any] | None]
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -83,8 +84,14 @@ def carry_over(old: OldConfig) -> tuple[dict[str, Any], list[str]]:
     data: dict[str, Any] = {}
     lines: list[str] = []
     for section, field_of_section in Config.model_fields.items():
-        model: Any = field_of_section.annotation
-        values, defaults = old.values.get(section, {}), old.defaults.get(section, {})
+        given = old.values.get(section, {})
+        kinds = get_args(field_of_section.annotation) or (field_of_section.annotation,)
+        if type(None) in kinds and not given:
+            data[section] = None
+            lines += [] if section in old.values else [f"{section}: is new: null"]
+            continue
+        model: Any = kinds[0]
+        values, defaults = given or {}, old.defaults.get(section, {})
         data[section] = {key: values[key] for key in model.model_fields if key in values}
         for key, info in model.model_fields.items():
             new = None if info.is_required() else _plain(info.default)
@@ -106,9 +113,9 @@ def _difference(
     return [f"{name}: stays {_shown(values[key])}; the default is now {_shown(new)}"]
 
 
-def _read_file(run: RunDir) -> Mapping[str, Mapping[str, Any]]:
+def _read_file(run: RunDir) -> Mapping[str, Mapping[str, Any] | None]:
     data = read_values(run.config)
-    if bad := [name for name, section in data.items() if not isinstance(section, dict)]:
+    if bad := [name for name, section in data.items() if not isinstance(section, dict | None)]:
         raise ConfigError(f"{run.config}: {bad[0]}: must be a section")
     return data
 

@@ -4,6 +4,7 @@ basic.py         matrices, embeddings and norms whose values are not drawn
 attention.py     bidirectional attention with rotary positions
 head.py          the head, and the loss of its logits piece by piece
 experts.py       the experts of a layer, and the choice of those that compute a token
+balance.py       losses of routers, and how even the load of experts is
 block.py         attention, and MLP or experts, around the residual stream
 activations.py   what the backward pass keeps of a block, and what it computes again
 """

@@ -1,6 +1,7 @@
 """What happens between steps.
 
 checkpoint_saver.py    saves checkpoints, and stops the run where the ranks agreed to
+adapters_learn.py      ends a training whose adapters do not all learn
 progress.py            loss, tokens per second and time left
 profile.py             a trace of a few steps
 row_summary.py         what became of the rows, at the end of each epoch

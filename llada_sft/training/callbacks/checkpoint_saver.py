@@ -12,7 +12,7 @@ case, and resumes later from the previous checkpoint. The last checkpoint of a r
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -58,6 +58,7 @@ class CheckpointSaver(pl.Callback):
         skipped: Returns the steps that were skipped because their loss or gradient was not finite.
         require_owner: Does not return if another process owns the run now.
         levels: The losses by noise level, if levels are drawn by them.
+        adapters: What checkpoints say about the adapters that are trained, if any.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class CheckpointSaver(pl.Callback):
         skipped: Callable[[], SkippedSteps] = SkippedSteps,
         require_owner: Callable[[], None] = lambda: None,
         levels: LevelLosses | None = None,
+        adapters: Mapping[str, object] | None = None,
     ) -> None:
-        self._examples_key, self._skipped, self._levels = examples_key, skipped, levels
+        self._examples_key, self._skipped = examples_key, skipped
+        self._levels, self._adapters = levels, adapters
         self._run, self._config, self._consensus = run, config, consensus
         self._feed, self._fingerprints = feed, fingerprints
         self._journal, self._pulse, self._require_owner = journal, pulse, require_owner
@@ -229,6 +232,7 @@ class CheckpointSaver(pl.Callback):
                 if self._levels is None or batch.drawn_with is None
                 else self._levels.state(batch.drawn_with, step)
             ),
+            adapters=self._adapters,
         )
         errors = self._of_rank_0(zero, lambda: create_partial(folder, step))
         if not any(errors):

@@ -4,7 +4,7 @@ The training goes on meanwhile, so nothing of the manifest or of the data's posi
 from it later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Begun:
         skipped: Steps that were skipped until then.
         planned, total_steps: The schedule, and the steps of the whole training, if known.
         levels: This rank's losses by noise level, if levels are drawn by them.
+        adapters: What is known of the adapters that are trained; None: the network is.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Begun:
     planned: Planned | None
     total_steps: int | None
     levels: LevelState | None = None
+    adapters: Mapping[str, object] | None = None
 
     def manifest(
         self, yields: list[Yields], levels: Sequence[LevelState | None] = ()
@@ -63,6 +65,8 @@ class Begun:
         }
         if (of_all := LevelState.together(levels)) is not None:
             content["levels"] = of_all.to_json()
+        if self.adapters is not None:
+            content["adapters"] = dict(self.adapters)
         if self.planned is not None:
             content["schedule"] = replace(self.planned, yields=yields).to_json()
         return content

@@ -90,6 +90,7 @@ def find_resume(
     host: Host | None = None,
     network: Shapes | None = None,
     max_steps: int | None = None,
+    base: str = "",
 ) -> Resume:
     """Find the newest checkpoint that is not damaged; every rank must call this.
 
@@ -98,8 +99,9 @@ def find_resume(
         placement: This rank.
         consensus: The agreement of the ranks.
         host: Writes the journal, and knows whether to stop.
-        network: Shape of each parameter of the network to train; None skips that check.
+        network: Shape of each parameter that is trained; None skips that check.
         max_steps: A checkpoint of this many steps is not converted: nothing is left to do.
+        base: Identifies the weights that adapters are trained on; empty: there are no adapters.
 
     Raises:
         CheckpointError: There are checkpoints, and none can be used; or one holds code.
@@ -109,7 +111,8 @@ def find_resume(
     if placement.rank == 0:
         host.require_owner()
         clean_partial(run.checkpoints)
-    checkpoint = _choose(run.checkpoints, placement, consensus, host, network or {})
+    look = partial(examine, network=network or {}, base=base)
+    checkpoint = _choose(run.checkpoints, placement, consensus, host, look)
     if checkpoint is None:
         return Resume(None, 0, None)
     manifest, data = read_manifest(checkpoint), read_data_state(checkpoint)
@@ -139,9 +142,13 @@ def find_resume(
 
 
 def _choose(
-    folder: Path, placement: Placement, consensus: Consensus, host: Host, network: Shapes
+    folder: Path,
+    placement: Placement,
+    consensus: Consensus,
+    host: Host,
+    look: Callable[..., list[Defect]],
 ) -> Path | None:
-    """Return the newest checkpoint in which no rank finds anything wrong."""
+    """Return the newest checkpoint in which no rank finds anything wrong by `look`."""
     there = [path for _, path in reversed(list_named(folder))]
     of_rank_0 = consensus.gather((there, list_damaged(folder), _unreadable(folder)))[0]
     named, damaged, unreadable = cast(tuple[list[Path], list[Path], str], of_rank_0)
@@ -150,7 +157,7 @@ def _choose(
     share = Share(placement.rank, placement.world_size)
     lines = [f"{path}: was found damaged before" for path in damaged]
     for checkpoint, before in zip(named, [*named, None][1:], strict=True):
-        mine = examine(checkpoint, share, network, lambda: host.pulse("start", 0))
+        mine = look(checkpoint, share, pulse=lambda: host.pulse("start", 0))
         of_ranks = cast(list[list[Defect]], consensus.gather(mine))
         findings = [finding for of_rank in of_ranks for finding in of_rank]
         if not findings:
@@ -165,7 +172,8 @@ def _choose(
         if placement.rank == 0:
             _pass_over(checkpoint, findings, before, lines[-1], host)
     if lines:
-        other = any("is of another network" in line for line in lines)
+        kinds = ("is of another network", "is of adapters for other weights")
+        other = any(kind in line for line in lines for kind in kinds)
         raise CheckpointError("\n".join([*lines, _none_left(folder, other)]))
     return None
 

@@ -46,11 +46,11 @@ class Defect(NamedTuple):
 
     Attributes:
         kind: `damaged`; `unreadable`, which may pass; `network`: it belongs to another network than
-            the config's; `code`: loading it would run code.
+            the config's; `base`: its adapters do; `code`: loading it would run code.
         text: The file within the checkpoint, and what is wrong with it, in one line.
     """
 
-    kind: Literal["damaged", "unreadable", "network", "code"]
+    kind: Literal["damaged", "unreadable", "network", "base", "code"]
     text: str
 
 
@@ -71,14 +71,16 @@ def examine(
     share: Share,
     network: Shapes,
     pulse: Callable[[], None] = lambda: None,
+    base: str = "",
 ) -> list[Defect]:
     """Examine the files that one rank reads.
 
     Args:
         checkpoint: `step_N`.
         share: Which files.
-        network: Shape of each parameter of the config's network; empty skips that check.
+        network: Shape of each trained parameter of the config's network; empty skips that check.
         pulse: Called now and then, because examining may take long.
+        base: Identifies the weights that adapters are trained on; empty: there are no adapters.
     """
     try:
         if not checkpoint.is_dir():
@@ -90,6 +92,8 @@ def examine(
         return [Defect("unreadable", f"{MANIFEST} cannot be read: {error.strerror}")]
     except ManifestError as error:
         return [Defect("damaged", f"{MANIFEST} {error}")]
+    if base and (other := manifest.get("adapters", {}).get("base_weights", base)) != base:
+        return [Defect("base", f"is of adapters for other weights of the network: {other}")]
     records = records_of(manifest)
     defects = list(_whole(checkpoint, manifest)) if share.rank == 0 else []
     mine = [name for name in records if share.has(name)]

@@ -19,20 +19,26 @@ class Efficiency:
         peak: Operations per second of a rank's device; None if they are not known: then there is
             no MFU.
         draws: Masks of each example that the network runs on.
+        adapters: Parameters of the adapters that are trained; None: all of the network's are.
     """
 
     network: Architecture
     peak: float | None
     draws: int = 1
+    adapters: int | None = None
 
     @staticmethod
     def of(
-        network: Architecture, device: torch.device, precision: str, draws: int = 1
+        network: Architecture,
+        device: torch.device,
+        precision: str,
+        draws: int = 1,
+        adapters: int | None = None,
     ) -> "Efficiency":
         """Look the device up: a known GPU that trains in bf16."""
         known = device.type == "cuda" and precision == "bf16"
         peak = peak_rate(torch.cuda.get_device_name(device)) if known else None
-        return Efficiency(network, peak, draws)
+        return Efficiency(network, peak, draws, adapters)
 
     def needed(self, counts: Report) -> float:
         """Return the operations that a step needs, on all ranks.
@@ -40,7 +46,8 @@ class Efficiency:
         Half of the response tokens count as masked, which is what the noise masks on average.
         """
         masked = self.draws * counts.response_tokens / 2
-        return needed_operations(self.network, counts.tokens, counts.squares, masked)
+        sizes = counts.tokens, counts.squares, masked
+        return needed_operations(self.network, *sizes, self.adapters)
 
 
 def peak_memory() -> tuple[int, int]:

@@ -742,3 +742,42 @@ def test_keys_of_stage_3(key: str, value: str, shown: str) -> None:
     assert problems_of(f"{text}deepspeed: {{stage: 2, {key}: {value}}}\n") == (
         f"a.yaml:4: deepspeed: {key}: needs stage: 3, got {shown} at stage 2"
     )
+
+
+def test_lora(tmp_path: Path) -> None:
+    """A section that may be null: then all parameters are trained."""
+    file = tmp_path / "a.yaml"
+    base = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+    file.write_text(base)
+    assert load_config(file).lora is None
+    lora = load_config(file, ["lora.rank=4"]).lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha, lora.targets, lora.base) == (4, 32, None, "full")
+    file.write_text(base + "lora: {targets: [q_proj, v_proj]}\n")
+    lora = load_config(file).lora
+    assert lora is not None
+    assert lora.targets == ("q_proj", "v_proj")
+    assert load_config(file, ["lora=null"]).lora is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["lora.dropout=0.1"], "lora.dropout: must be 0, got 0.1: the mask would be another one"),
+        (["lora.targets=[]"], "lora.targets: must be not empty"),
+        (["lora.rank=0"], "lora.rank: must be at least 1, got 0"),
+        (["lora.r=8"], "lora.r: unknown key"),
+        (["lora.base=nf4"], "lora.base: nf4 needs deepspeed.stage: 1 or 2: stage 3 would cut"),
+        (
+            ["lora.dora=true", "deepspeed.leaf_blocks=false"],
+            "lora.dora: needs deepspeed.leaf_blocks: true at stage 3",
+        ),
+    ],
+)
+def test_lora_is_refused(overrides: list[str], text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, overrides)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.model.balance import Balance, Routing, balance_loss
 from llada_sft.model.families.architecture import Experts
+from llada_sft.model.layers.balance import Balance, Routing, balance_loss
 from llada_sft.model.layers.experts import Choice
 
 EXPERTS = Experts(

@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from llada_sft.config.schema import LoraConfig
 from llada_sft.model import NetworkConfig, build_model
+from llada_sft.model.adapter_plan import plan_adapters
+from llada_sft.model.adapters import add_adapters
 from llada_sft.model.families import llada_moe
 from llada_sft.model.layers.attention import Sequences
 
@@ -35,13 +38,21 @@ def moe_config() -> NetworkConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "num_graphs"), [("small_config", 2), ("moe_config", 3)])
+@pytest.mark.parametrize(
+    ("kind", "num_graphs", "adapters"),
+    [("small_config", 2, None), ("small_config", 2, LoraConfig()), ("moe_config", 3, None)],
+)
 # Of torch's compiler itself; elsewhere warnings are errors.
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_have_the_same_loss_and_gradients(
-    kind: str, num_graphs: int, request: pytest.FixtureRequest
+    kind: str, num_graphs: int, adapters: LoraConfig | None, request: pytest.FixtureRequest
 ) -> None:
     model = build_model(request.getfixturevalue(kind))
+    if adapters is not None:
+        add_adapters(model, plan_adapters(model.architecture, adapters), 0)
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.02)
     packs = [(7, 1, 12), (3,) * 9, (40,), (2, 2)]
 
     def result(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
-from llada_sft.model.balance import Routing
 from llada_sft.model.export import export_checkpoint, network_tensors
 from llada_sft.model.families import llada_moe
 from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.balance import Balance, Routing
 from llada_sft.model.layers.experts import Choice, StackedExperts, count, route
 
 META = torch.device("meta")
@@ -182,7 +182,12 @@ def test_forward_and_backward_read_no_value(
         coefficients=torch.empty(9, device=META),
         routing=routing,
     ).loss
+    assert config.architecture.experts is not None
+    balance = Balance(config.architecture.experts, balance_weight=1.0, z_weight=1.0)
+    balance.begin_step(20, world_size=2, device=META)
+    loss = loss + balance.loss(routing, torch.empty(20, dtype=torch.bool, device=META))
     torch.autograd.backward(loss)
-    assert routing.counts(torch.empty(20, dtype=torch.bool, device=META)).shape == (2, 6)
+    balance.end_step(lambda counts: counts)
+    assert balance.counts.shape == (2, 6)
     for parameter in model.parameters():
         assert parameter.grad is not None and parameter.grad.dtype == torch.bfloat16

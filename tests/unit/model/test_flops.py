@@ -17,6 +17,10 @@ def test_operations_of_a_small_network_by_hand() -> None:
     found = needed_operations(sizes, tokens=8, squares=9 + 25, masked=2)
     assert found == 6 * blocks * 8 + 12 * 2 * 4 * 34 + 6 * 10 * 4 * 2
 
+    # Of adapters with 7 parameters; what is frozen has no gradient.
+    found = needed_operations(sizes, tokens=8, squares=9 + 25, masked=2, adapters=7)
+    assert found == (4 * blocks + 6 * 7) * 8 + 12 * 2 * 4 * 34 + 4 * 10 * 4 * 2
+
 
 def test_attention_of_the_8b_costs_as_much_as_its_matrices_at_26600_tokens() -> None:
     """The number by which micro-batches are weighed against each other."""

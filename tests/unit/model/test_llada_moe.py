@@ -18,12 +18,13 @@ from llada_sft.diffusion.generate import generate
 from llada_sft.diffusion.objective import diffusion_loss
 from llada_sft.errors import CheckpointError
 from llada_sft.model import NetworkConfig, build_model, load_model
-from llada_sft.model.balance import Routing, balance_loss
 from llada_sft.model.export import export_checkpoint, network_tensors
 from llada_sft.model.families import family_of
 from llada_sft.model.families.llada_moe import FAMILY
 from llada_sft.model.flops import needed_operations
 from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.balance import Routing, balance_loss
 from llada_sft.model.layers.experts import route
 from llada_sft.model.settings import architecture_of, read_settings, require_trainable
 from llada_sft.training.build_network import token_ids
@@ -375,3 +376,14 @@ def test_the_chat_template_of_a_tokenizer_without_one(tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path, known.mask_token_id, known.chat_template)
     assert again.chat_template == "{{ messages }}"
+
+
+def test_packed_and_padded_rows_are_each_computed_alone(golden: Golden) -> None:
+    ids, lengths = golden.expected["input_ids"], (17, 40, 23)
+    pieces = [ids[row, :length] for row, length in enumerate(lengths)]
+    alone = torch.cat([golden.model(piece[None]).logits[0] for piece in pieces])
+    packed = golden.model(torch.cat(pieces)[None], sequences=Sequences(lengths)).logits[0]
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+    real = torch.arange(40) < torch.tensor(lengths)[:, None]
+    padded = golden.model(ids, attention_mask=real).logits[real]
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)

@@ -6,14 +6,16 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from llada_sft.config.schema import Config, ModelConfig, ModelSize
+from llada_sft.config.schema import Config, LoraConfig, ModelConfig, ModelSize
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, ConfigError, DataError
-from llada_sft.model import NetworkConfig
-from llada_sft.model.balance import Balance
+from llada_sft.model import NetworkConfig, adapter_plan
+from llada_sft.model.adapter_plan import plan_adapters
+from llada_sft.model.adapters import import_packages
 from llada_sft.model.families import llada_moe
 from llada_sft.model.layers.activations import kept_bytes
+from llada_sft.model.layers.balance import Balance
 from llada_sft.training import build_network as build_network_module
 from llada_sft.training.build_network import (
     build_balance,
@@ -160,6 +162,8 @@ def test_which_blocks_are_compiled(
     monkeypatch.setattr(build_network_module, "find_spec", lambda name: name == "triton")
     config = ModelConfig(path="m", compile=chosen)
     assert compiles(config, hooks_inside, torch.device(device)) is expected
+    of_dora = compiles(config, hooks_inside, torch.device(device), dora=True)
+    assert of_dora is (expected and chosen == "on")
 
 
 @pytest.mark.parametrize("weight", [None, 0.5, 0.0])
@@ -184,3 +188,31 @@ def test_a_network_without_experts_has_nothing_to_balance(directory: Path) -> No
     config, network = random_network(directory, router_z_weight=0.25)
     with pytest.raises(ConfigError, match=r"^model\.router_z_weight: the network has no experts"):
         build_balance(config, network)
+
+
+def test_of_adapters_a_and_b_decay_and_magnitudes_do_not(directory: Path) -> None:
+    config, network = random_network(directory)
+    adapters = plan_adapters(network.architecture, LoraConfig(dora=True))
+    model = build_network(config, network, seed=0, adapters=adapters)
+    decayed, others = (
+        {name for name, p in model.named_parameters() if any(p is one for one in group["params"])}
+        for group in parameter_groups(model, 0.1)
+    )
+    assert decayed | others == adapters.parameter_shapes().keys()
+    assert {name.split(".lora_")[1].partition(".")[0] for name in decayed} == {"A", "B"}
+    assert {name.split(".lora_")[1].partition(".")[0] for name in others} == {"magnitude_vector"}
+    # DeepSpeed takes no empty group.
+    adapters = plan_adapters(network.architecture, LoraConfig())
+    model = build_network(config, network, seed=0, adapters=adapters)
+    assert len(parameter_groups(model, 0.1)) == 1
+
+
+def test_without_its_packages_lora_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_plan, "find_spec", lambda name: None)
+    assert adapter_plan.missing_packages(LoraConfig(base="nf4")) == [
+        "lora: the package peft is not installed: run  pip install 'llada-sft[lora]'",
+        "lora.base: nf4: the package bitsandbytes is not installed:"
+        " run  pip install 'llada-sft[nf4]'  or set lora.base=full",
+    ]
+    with pytest.raises(ConfigError, match="the package peft is not installed"):
+        import_packages(LoraConfig())

@@ -10,7 +10,7 @@ import torch
 
 from llada_sft.config import load_config
 from llada_sft.config.reader import dump_config
-from llada_sft.errors import CheckpointError
+from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.configuration import read_config
 from llada_sft.model.export import zero3_tensors
 from llada_sft.model.index import read_index
@@ -53,6 +53,11 @@ def test_a_whole_one_is_exported(run: RunDir, tmp_path: Path) -> None:
     assert export_run(run.path, tmp_path / "b", "fp32", 2).name == "step_2"
     shapes = {name: slot.shape for name, slot in read_index(tmp_path / "b").items()}
     assert shapes == read_config(GOLDEN).architecture.parameter_shapes()
+
+
+def test_adapters_are_exported_of_a_run_that_trains_them(run: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trains no adapters \(lora: null\); remove it"):
+        export_run(run.path, tmp_path / "out", None, None, adapter=True)
 
 
 @pytest.mark.parametrize("seed", range(CASES))

@@ -125,7 +125,12 @@ def test_deepspeeds_latest_is_written_behind_its_barrier(
     strategy.shard_writer.error = OSError(28, "of the checkpoint before")
     checkpoint = {"state_dict": {"a": 1}, "optimizer_states": [2], "loops": {"step": 3}}
     strategy.save_checkpoint(checkpoint, tmp_path)
-    how = {"client_state": {"loops": {"step": 3}}, "tag": "checkpoint", "save_latest": False}
+    how = {
+        "client_state": {"loops": {"step": 3}},
+        "tag": "checkpoint",
+        "save_latest": False,
+        "exclude_frozen_parameters": False,
+    }
     assert engine_of(strategy).told == [("save", tmp_path.name, how)]
     assert (tmp_path / "latest").read_text() == "checkpoint"
     assert strategy.shard_writer.error is None

@@ -11,6 +11,7 @@ from llada_sft.cluster.launch.launcher import count_rows_of_run
 from llada_sft.cluster.launch.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
+from llada_sft.model import adapter_plan
 from llada_sft.model.settings import architecture_of
 from tests.unit.cluster.conftest import MODEL, write_weights
 
@@ -295,4 +296,21 @@ def test_wandb_must_be_installed(project: Path, monkeypatch: pytest.MonkeyPatch)
     assert problems(project, "log.wandb_project=p") == [
         "log.wandb_project: the package wandb is not installed:"
         " run  pip install 'llada-sft[wandb]'  or set log.wandb_project=null"
+    ]
+
+
+def test_targets_of_lora_that_match_nothing(project: Path) -> None:
+    assert problems(project, "lora.targets=[q_proj]") == []
+    (line,) = problems(project, "lora.targets=[q_proj, query]")
+    assert line.startswith("lora.targets: 'query': matches no matrix; there are q_proj, k_proj, ")
+
+
+def test_packages_of_lora_that_are_not_installed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_plan, "find_spec", lambda name: None)
+    found = problems(project, "lora.base=nf4", "deepspeed.stage=2")
+    assert [line.partition(" is not installed")[0] for line in found] == [
+        "lora: the package peft",
+        "lora.base: nf4: the package bitsandbytes",
     ]

@@ -37,3 +37,16 @@ def test_values_that_stay_are_written_as_they_were(tmp_path: Path) -> None:
     assert read_values(run.config)["model"]["activation_checkpointing"] is True
     replace_config(run, load_config(run.config, ["model.activation_checkpointing=selective"]))
     assert read_values(run.config)["model"]["activation_checkpointing"] == "selective"
+
+
+def test_a_section_that_may_be_null_stays_out_of_an_older_file(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n"
+    run.config.write_text(text)
+    replace_config(run, load_config(run.config))
+    assert "lora" not in read_values(run.config)
+    # Where somebody asked for it, and where it was there and is null now.
+    replace_config(run, load_config(run.config, ["lora.rank=4"]))
+    assert read_values(run.config)["lora"]["rank"] == 4
+    replace_config(run, load_config(run.config, ["lora=null"]))
+    assert read_values(run.config)["lora"] is None

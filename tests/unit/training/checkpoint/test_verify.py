@@ -1,5 +1,6 @@
 """A checkpoint that is not what was written is found, and said in one line."""
 
+import json
 import os
 import random
 import shutil
@@ -50,6 +51,17 @@ def checkpoint(whole: Path, tmp_path: Path) -> Path:
 
 def texts(checkpoint: Path, share: Share = ALL) -> list[str]:
     return [finding.text for finding in examine(checkpoint, share, NETWORK)]
+
+
+def test_adapters_belong_to_the_weights_that_they_were_trained_on(checkpoint: Path) -> None:
+    manifest = checkpoint / "checkpoint.json"
+    assert examine(checkpoint, ALL, NETWORK, base="one") == []
+    content = json.loads(manifest.read_text()) | {"adapters": {"base_weights": "one"}}
+    manifest.write_text(json.dumps(content))
+    reseal(checkpoint)
+    assert examine(checkpoint, ALL, NETWORK, base="one") == []
+    text = "is of adapters for other weights of the network: one"
+    assert examine(checkpoint, Share(1, 2), NETWORK, base="other") == [Defect("base", text)]
 
 
 def test_a_whole_one(checkpoint: Path) -> None:

@@ -91,7 +91,7 @@ class Balance:
         self._experts = experts
         self._weights = balance_weight, z_weight
         self.counts = torch.zeros(sum(experts.layers), experts.num_experts, dtype=torch.int64)
-        self._shares = self._even = torch.full((experts.num_experts,), self._mean_share)
+        self._shares = torch.full((experts.num_experts,), self._mean_share)
         self._own_counts = torch.zeros_like(self.counts)
         # Both losses, not weighted, of this rank in this step.
         self._sums = torch.zeros(2)
@@ -105,7 +105,8 @@ class Balance:
         """Begin an optimizer step.
 
         Args:
-            num_tokens: Real tokens of the global batch.
+            num_tokens: Real tokens that the network runs on in the global batch; with masks in
+                pairs those of both twins.
             world_size: Number of ranks, over which gradients are averaged.
             device: Where this rank computes.
         """
@@ -157,8 +158,7 @@ class Balance:
     def _know_shares(self) -> None:
         of_all = self.counts.sum(0)
         shares = self._experts.per_token * of_all / of_all.sum()
-        even = self._even.to(shares)
-        self._shares = torch.where(of_all.sum() > 0, shares, even)
+        self._shares = torch.where(of_all.sum() > 0, shares, self._mean_share)
 
     def metrics(self, mean: Callable[[Tensor], Tensor], num_tokens: int) -> dict[str, float]:
         """Return the numbers of the step for the log.
