@@ -21,9 +21,10 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import report
 import torch
-from llada_sft.model.head import weighted_cross_entropy
 from torch import Tensor
 from torch.nn import functional as F
+
+from llada_sft.model.layers.head import weighted_cross_entropy
 
 PACKAGES = ("torch", "llada-sft")
 WAYS = ("pieces", "full logits")
