@@ -234,7 +234,9 @@ def measure_one(
     least = floor.seconds(batches, way.run is ways.full_logits)
     real = sum(len(row.input_ids) for row in group)
     squares = sum(len(row.input_ids) ** 2 for row in group)
-    needed = needed_operations(config, real, squares, sum(len(b.positions) for b in batches))
+    needed = needed_operations(
+        config.architecture, real, squares, sum(len(b.positions) for b in batches)
+    )
     return line | {
         "real/s": round(real / seconds),
         "all/s": round(sum(batch.noisy_ids.numel() for batch in batches) / seconds),
