@@ -1,6 +1,7 @@
 """What a run is.
 
 schema.py          every section and key, with its type and its limits
+data_section.py    the section data; model_section.py: model and lora; values.py: types of values
 reader.py          YAML and overrides -> a config, with all mistakes at once
 yaml12.py          YAML 1.2; problems.py: a mistake in our words
 urls.py            paths that are URLs

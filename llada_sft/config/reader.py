@@ -18,8 +18,9 @@ import yaml
 from pydantic import ValidationError
 
 from llada_sft.config import yaml12
+from llada_sft.config.data_section import SourceConfig
 from llada_sft.config.problems import describe_problems, shown
-from llada_sft.config.schema import Config, SourceConfig
+from llada_sft.config.schema import Config
 from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.distributed.ranks import run_on_ranks, started_ranks
 from tests.distributed.test_saving import SYNC, line_of, small_disk
-from tests.distributed.test_training import CONFIG, demo, with_data, write_shards
+from tests.distributed.test_training import CONFIG, with_data, write_shards
 from tests.distributed.training_workers import losses
 
-__all__ = ["demo", "small_disk"]
+__all__ = ["small_disk"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 WORKERS = "tests.distributed.async_workers"
 TIMEOUT_S = 280

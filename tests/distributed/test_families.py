@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from llada_sft.demo.data import write_demo
 from llada_sft.model import load_model
 from llada_sft.model.configuration import read_config
 from llada_sft.model.export import export_checkpoint, zero3_tensors
@@ -19,13 +18,6 @@ from tests.distributed.test_training import CONFIG, SMALL, distance, states, wri
 from tests.distributed.training_workers import losses
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
 
 
 @pytest.fixture(params=["tied", "dream", "moe"], scope="module")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 from llada_sft.training.checkpoint.folder import newest_checkpoint
 from llada_sft.training.checkpoint.manifest import read_manifest
@@ -21,13 +20,6 @@ OBJECTIVE = [
     "objective.t_density=importance",
     "objective.confidence_weight=0.5",
 ]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
 
 
 @pytest.mark.timeout(300)

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from llada_sft.demo.data import write_demo
 from llada_sft.model import load_model
 from llada_sft.model.configuration import read_config
 from llada_sft.model.export import export_checkpoint, zero3_tensors
@@ -27,13 +26,6 @@ from tests.distributed.training_workers import losses
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_llada_moe_shared"
 WORKERS = "tests.distributed.moe_workers"
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.ranks import run_on_ranks
-from tests.distributed.test_training import CONFIG, demo, with_data, write_shards
+from tests.distributed.test_training import CONFIG, with_data, write_shards
 from tests.distributed.training_workers import losses
 
-__all__ = ["demo"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 WORKERS = "tests.distributed.saving_workers"
 TIMEOUT_S = 280

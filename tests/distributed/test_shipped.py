@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.demo.data import write_demo
 from tests.distributed.members import write_member
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
@@ -25,13 +24,6 @@ TINY = [
     "log.tensorboard=false",
     "data.max_length=64",
 ]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 from llada_sft.data.examples.quarantine import REMEDY
-from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks, started_ranks
@@ -32,13 +31,6 @@ SMALL = [
     "log.every_n_steps=1",
     "log.tensorboard=false",
 ]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder)
-    return folder
 
 
 def write_shards(folder: Path, sizes: list[int]) -> Path:

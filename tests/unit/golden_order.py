@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llada_sft.config.schema import DataConfig, ObjectiveConfig, SourceConfig
+from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.local_step import StepSize

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llada_sft.config.data_section import DataConfig, shortest_tail
 from llada_sft.config.record_formats import RecordFormat
-from llada_sft.config.schema import DataConfig, shortest_tail
 from llada_sft.data.examples.hook import HookFunction, describe_exception, load_hook
 from llada_sft.data.examples.hook_output import check_item
 from llada_sft.data.examples.parse import parse_row
@@ -207,7 +207,7 @@ class Encoder:
         noisy, weights = fields.get("noisy_ids"), fields.get("loss_weights")
         mask = fields["response_mask"]
         # A hook that corrupts the input itself owns the whole sequence: no tail is added. And a
-        # document goes on after a piece that is not its last.
+        # document continues after a piece that is not its last.
         tail = 0 if noisy is not None or not piece.ends else self.tail
         keep = _cut(mask, self.max_length - tail, self.on_too_long)
         if keep is None:

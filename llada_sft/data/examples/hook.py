@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llada_sft.config.schema import DataConfig
+from llada_sft.config.data_section import DataConfig
 from llada_sft.errors import DataError
 from llada_sft.keys import digest
 

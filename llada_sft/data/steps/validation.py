@@ -1,6 +1,6 @@
 """The validation rows of a rank, as micro-batches that stay the same through the training."""
 
-from llada_sft.config.schema import DataConfig
+from llada_sft.config.data_section import DataConfig
 from llada_sft.data.examples.encode import Encoder, Example
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import Source

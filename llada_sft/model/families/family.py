@@ -20,9 +20,7 @@ class Family:
         defaults: The official keys with what they mean where they are missing. An export has them
             all, so that the official code reads what was meant.
         hub_code: `auto_map` of an export whose source has none.
-        mask_token_id, eos_token_id: Where config.json names none, and the vocabulary has them.
         chat_template: Of a tokenizer that has none; None: the one of LLaDA.
-        reserved_tokens: Ids that no text uses, for padding that is not EOS.
     """
 
     name: str
@@ -32,10 +30,7 @@ class Family:
     architecture: Callable[[Mapping[str, Any]], Architecture]
     defaults: Mapping[str, Any]
     hub_code: Mapping[str, str]
-    mask_token_id: int | None = None
-    eos_token_id: int | None = None
     chat_template: str | None = None
-    reserved_tokens: tuple[int, ...] = ()
 
     def config_json(self, **changes: Any) -> dict[str, Any]:
         """Return a config.json of this kind, of the size of `defaults`, with values changed."""

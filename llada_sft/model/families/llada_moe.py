@@ -211,7 +211,5 @@ FAMILY = Family(
             "inclusionAI/LLaDA-MoE-7B-A1B-Base--modeling_lladamoe.LLaDAMoEModelLM"
         ),
     },
-    mask_token_id=MASK_TOKEN_ID,
-    eos_token_id=EOS_TOKEN_ID,
     chat_template=CHAT_TEMPLATE,
 )

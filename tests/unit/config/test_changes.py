@@ -9,7 +9,8 @@ import pytest
 
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.config.changes import RULES, Change, Kind, change_lines, find_changes, refuse_changes
-from llada_sft.config.schema import Config, SourceConfig
+from llada_sft.config.data_section import SourceConfig
+from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

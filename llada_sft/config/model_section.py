@@ -1,0 +1,118 @@
+"""The sections `model` and `lora`: the network, and what of it is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from llada_sft.config.values import (
+    NonEmptyStr,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+
+class ModelSize(Section):
+    """The size of a network with `model.init: random`."""
+
+    d_model: PositiveInt
+    n_layers: PositiveInt
+    n_heads: PositiveInt
+    mlp_hidden_size: PositiveInt
+    max_sequence_length: PositiveInt = 4096
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ModelSize":
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                "d_model / n_heads must be an even whole number, "
+                f"got {self.d_model} / {self.n_heads}"
+            )
+        return self
+
+
+def _by_name(checkpointing: object) -> object:
+    """Return the name of what was once true or false."""
+    if isinstance(checkpointing, bool):
+        return "full" if checkpointing else "none"
+    return checkpointing
+
+
+class ModelConfig(Section):
+    # A directory with config.json, *.safetensors and the tokenizer; with `init: random` only the
+    # tokenizer is read from it.
+    path: NonEmptyStr
+    init: Literal["pretrained", "random"] = "pretrained"
+    size: ModelSize | None = None
+    # What the backward pass computes again instead of keeping it: full = each block, for a third
+    # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
+    # auto = what activation_gb has room for, block by block. true and false mean full and none.
+    activation_checkpointing: Annotated[
+        Literal["none", "selective", "full", "auto"], BeforeValidator(_by_name)
+    ] = "full"
+    # With auto: GB (10^9 bytes) of a rank's memory for what the blocks keep of a micro-batch.
+    activation_gb: PositiveFloat | None = None
+    # Compile what is before and after attention in each block: its elementwise operations are fused
+    # (docs/performance.md). auto = on CUDA, where Triton is there.
+    compile: Literal["auto", "on", "off"] = "auto"
+    # For networks with experts: the weight of the loss that keeps their load even
+    # (docs/families.md); null = router_aux_loss_coef of the model's config.json.
+    router_balance_weight: NonNegativeFloat | None = None
+    # And of the mean of (log Σ exp)² of the router's logits, which keeps these small.
+    router_z_weight: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _size_goes_with_random(self) -> "ModelConfig":
+        if self.init == "random" and self.size is None:
+            raise ValueError("init: random needs model.size")
+        if self.init == "pretrained" and self.size is not None:
+            raise ValueError("size is read from the checkpoint; remove it, or set init: random")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_goes_with_auto(self) -> "ModelConfig":
+        automatic = self.activation_checkpointing == "auto"
+        if automatic and self.activation_gb is None:
+            raise ValueError("activation_checkpointing: auto needs model.activation_gb")
+        if not automatic and self.activation_gb is not None:
+            raise ValueError("activation_gb needs model.activation_checkpointing: auto")
+        return self
+
+
+class LoraConfig(Section):
+    """LoRA (docs/lora.md): the network is frozen, and small matrices next to its own are trained.
+
+    Source: Hu et al. (arXiv 2106.09685); rsLoRA arXiv 2312.03732; DoRA arXiv 2402.09353.
+    """
+
+    # Next to a matrix W: W + scale · B · A, with `rank` columns of B and rows of A.
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    # scale = alpha / rank; with rslora alpha / √rank.
+    alpha: PositiveInt = 32
+    # Ends of the names of matrices in blocks: [q_proj, v_proj]; null = all of attention and of the
+    # MLPs, by the names that the family gives them. A router only if it is named.
+    targets: Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] | None = None
+    # It stays 0: a mask from torch's generator would be another one after a resume.
+    dropout: float = 0.0
+    rslora: bool = False
+    # Length and direction of each row are trained apart: a magnitude for each row, and LoRA.
+    dora: bool = False
+    # How the frozen network is kept: as it is, in train.precision; or its adapted matrices in 4
+    # bits (NF4, by bitsandbytes), at deepspeed.stage 1 or 2.
+    base: Literal["full", "nf4"] = "full"
+
+    @field_validator("dropout")
+    @classmethod
+    def _no_dropout(cls, dropout: float) -> float:
+        if dropout:
+            raise ValueError(
+                f"must be 0, got {dropout:g}: the mask would be another one after a resume and on"
+                " another number of ranks; use fewer epochs or weight_decay against overfitting"
+            )
+        return dropout

@@ -1,0 +1,40 @@
+"""The types of values in a config, with their limits; and what all sections share."""
+
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+# Larger numbers would be infinite in fp32.
+PositiveFloat = Annotated[float, Field(gt=0, le=1e37)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e37)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# The decay of a moving average: with 1 it would never move, and Adam divides by 1 - beta.
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# Waits of more than a year would overflow in the libraries.
+Seconds = Annotated[int, Field(le=366 * 24 * 3600)]
+Minutes = Annotated[int, Field(ge=1, le=366 * 24 * 60)]
+# More nodes, ranks or threads than any cluster has.
+Count = Annotated[int, Field(ge=1, le=100_000)]
+# Elements of a buffer: more than any GPU holds.
+Elements = Annotated[int, Field(le=10**12)]
+# What an `#SBATCH --key=value` line may contain: no spaces, quotes or newlines.
+SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!*\[\]()-]+$")]
+SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
+# Part of the names of files: no slash.
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    # Validators are built when first used: one for the whole config, not one for each section.
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
+    )
