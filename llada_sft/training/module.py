@@ -37,7 +37,7 @@ def parameter_groups(network: Network, weight_decay: float) -> list[dict[str, ob
     matrices: list[nn.Parameter] = []
     gains: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        if getattr(network, "adapted", False) and not parameter.requires_grad:
+        if network.adapted and not parameter.requires_grad:
             continue
         decays = network.architecture.decays(name) and MAGNITUDE not in name
         (matrices if decays else gains).append(parameter)
@@ -106,7 +106,7 @@ class DiffusionModule(pl.LightningModule):
         if self.network is None:
             self.network = self._build_network()
             # Checkpoints of adapters lack the frozen weights, which the model directory has.
-            self.strict_loading = not getattr(self.network, "adapted", False)
+            self.strict_loading = not self.network.adapted
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.network is not None
