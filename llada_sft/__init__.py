@@ -5,6 +5,7 @@ data/       one line of a shard -> one step
 check/      `llada-sft check`; sharding/: `llada-sft shard`
 diffusion/  the mathematics
 model/      the network
+generation/ the samplers: prompts -> answers
 training/   the loop
 cluster/    the job
 demo/       the embedded default

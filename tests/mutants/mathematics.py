@@ -6,7 +6,11 @@ MUTANTS = (
     *of_file(
         "diffusion/generate.py",
         "diffusion/test_generate.py",
-        ("eligible[:, end:] = False", "pass", "later blocks are uncovered too early"),
+        (
+            "eligible = (ids == mask_token_id) & (places < ends)",
+            "eligible = ids == mask_token_id",
+            "later blocks are uncovered too early",
+        ),
     ),
     *of_file(
         "diffusion/generate.py",

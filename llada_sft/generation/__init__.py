@@ -1,0 +1,26 @@
+"""THE REVERSE PROCESS: prompts -> answers, by one of several samplers.
+
+    settings.py    what a sampler is asked for, checked without torch
+    answers.py     `generate`: a batch of prompts -> its answers
+    canvas.py      the prompts with the masked and the written tokens of their answers
+    official.py    the official sampler's tokens, all of them
+
+The names below are imported when they are first used: `settings` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llada_sft.generation.answers import Answer, generate
+    from llada_sft.generation.settings import SamplerSettings
+
+__all__ = ["Answer", "SamplerSettings", "generate"]
+
+_MODULES = {"Answer": "answers", "SamplerSettings": "settings", "generate": "answers"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
