@@ -5,13 +5,12 @@ data/       one line of a shard -> one step
 check/      `llada-sft check`; sharding/: `llada-sft shard`
 diffusion/  the mathematics
 model/      the network
-generation/ the samplers: prompts -> answers
+generation/ the samplers: prompts -> answers; answering/: `llada-sft sample`, `llada-sft chat`
 training/   the loop
 cluster/    the job
 demo/       the embedded default
 
 cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
-sampling.py   `llada-sft sample`
 run_dir.py    the paths in a run directory; paths.py: those that a command is given
 placement.py  which rank this is
 errors.py     what a user can fix; versions.py: of Python and of packages

@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
     )
 
     _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
-    _add_sample(commands.add_parser("sample", help="generate from an exported model"))
+    _add_sample(commands.add_parser("sample", help="answer prompts, or a file of them"))
+    _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
     _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
     return parser
 
@@ -85,18 +86,17 @@ def _add_check(check: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(sample: argparse.ArgumentParser) -> None:
-    sample.add_argument("model", metavar="MODEL", type=Path, help="an exported or official model")
-    sample.add_argument("--prompt", required=True, action="append", help="may be given repeatedly")
-    sample.add_argument("--steps", type=int, default=128)
-    sample.add_argument("--gen-length", type=int, default=128)
-    sample.add_argument("--block-length", type=int, default=32)
-    sample.add_argument("--temperature", type=float, default=0.0)
-    sample.add_argument("--cfg-scale", type=float, default=0.0)
-    sample.add_argument(
-        "--remasking", choices=["low_confidence", "random"], default="low_confidence"
-    )
-    sample.add_argument("--seed", type=int, default=0)
+    from llada_sft.answering.options import add_sample
+
+    add_sample(sample)
     sample.set_defaults(handler=_sample)
+
+
+def _add_chat(chat: argparse.ArgumentParser) -> None:
+    from llada_sft.answering.options import add_chat
+
+    add_chat(chat)
+    chat.set_defaults(handler=_chat)
 
 
 def main() -> int:
@@ -195,13 +195,23 @@ def _check(arguments: argparse.Namespace) -> int:
     return run_check(request, token_ids(resolve_network(config.model)), arguments.json)
 
 
-def _sample(arguments: argparse.Namespace) -> None:
+def _sample(arguments: argparse.Namespace) -> int:
+    from llada_sft.answering.sample import sample_command
     from llada_sft.paths import look_before_sample
 
     look_before_sample(arguments.model)
-    from llada_sft.sampling import sample_command
+    return sample_command(arguments)
 
-    sample_command(arguments)
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from llada_sft.answering.options import settings_of
+    from llada_sft.paths import look_before_sample
+
+    look_before_sample(arguments.model)
+    settings = settings_of(arguments)
+    from llada_sft.answering.chat import chat_command
+
+    chat_command(arguments.model, arguments.system, settings, arguments.seed)
 
 
 if __name__ == "__main__":

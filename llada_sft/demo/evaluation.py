@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+from llada_sft.answering.answerer import answer
 from llada_sft.config.schema import Config
 from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.generation import SamplerSettings
 from llada_sft.model.network import Network
-from llada_sft.sampling import SamplingSettings, answer
 
 # The longest answer has five letters; one more position lets every answer end.
-SETTINGS = SamplingSettings(steps=6, gen_length=6, block_length=6)
+SETTINGS = SamplerSettings(steps=6, gen_length=6, block_length=6)
 
 
 def exact_match(model: Network, config: Config) -> tuple[float, list[tuple[str, str, str]]]:

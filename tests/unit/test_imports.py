@@ -26,12 +26,12 @@ MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
     "__main__": {"cli"},
     "cli": GROUND
-    | {"entry", "cluster", "training", "sampling", "demo", "check", "sharding", "data", "model"}
+    | {"entry", "cluster", "training", "answering", "demo", "check", "sharding", "data", "model"}
     | {"paths"},
     "entry": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
-    "sampling": {"model", "diffusion", "generation", "data", "errors"},
-    "demo": GROUND | {"sampling", "training", "data", "model"},
+    "answering": GROUND | {"generation", "model", "data"},
+    "demo": GROUND | {"answering", "generation", "training", "data", "model"},
     "cluster": GROUND | {"entry", "training", "data", "model"},
     "training": GROUND | {"data", "model", "diffusion", "generation"},
     "generation": {"model", "diffusion", "keys"},
@@ -115,7 +115,7 @@ def test_the_data_of_a_run_knows_no_tool(file: Path) -> None:
 )
 def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
     names = list(imported(at_import_time(ast.parse(file.read_text()))))
-    assert not parts_in(iter(names)) & {"training", "model", "diffusion", "generation", "sampling"}
+    assert not parts_in(iter(names)) & {"training", "model", "diffusion", "generation", "answering"}
     assert "torch" not in {name.split(".")[0] for name in names}
 
 

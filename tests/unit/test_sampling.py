@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from llada_sft.sampling import SamplingSettings, answer
 
 from llada_sft import sampling
 from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.diffusion.generate import generate
 from llada_sft.model import Network, NetworkConfig, build_model
-from llada_sft.sampling import SamplingSettings, answer
 
 PROMPTS = ["reverse abcd", "reverse ab", "reverse efgh", "a", "reverse cd"]
 SETTINGS = SamplingSettings(steps=4, gen_length=8, block_length=4)

@@ -8,7 +8,8 @@ _CHOSEN = ("chosen", "preferred_output")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 # Whether an answer is a good one.
 _VERDICTS = ("kto_tag", "label")
-_ALL = frozenset({*_CHOSEN, *_REJECTED, *_VERDICTS})
+# All fields of such rows.
+JUDGEMENTS = frozenset({*_CHOSEN, *_REJECTED, *_VERDICTS})
 _NOT_LEARNED = "which SFT does not learn; to learn"
 
 
@@ -19,7 +20,7 @@ def why_not_learned(record: Mapping[str, Any], read: Collection[str]) -> str | N
         record: The row, without the fields that `data.ignore_fields` names.
         read: The fields that are read: who names `chosen` in `data.fields` wants it learned.
     """
-    if _ALL.isdisjoint(record):
+    if JUDGEMENTS.isdisjoint(record):
         return None
     chosen, rejected = _first(_CHOSEN, record), _first(_REJECTED, record)
     if chosen in read:
