@@ -62,7 +62,8 @@ def settings_of(arguments: Namespace) -> SamplerSettings:
     try:
         return make_settings({name: value for name, value in given.items() if value is not None})
     except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from None
+        name, _, problem = str(error).partition(" ")
+        raise ConfigError(f"--{name.replace('_', '-')}: {problem}") from None
 
 
 def make_settings(given: dict[str, Any]) -> SamplerSettings:

@@ -1,6 +1,6 @@
 """A batch of prompts -> its answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,10 @@ class Answer:
 
 @torch.no_grad()
 def generate(
-    model: Network, prompts: Sequence[Sequence[int]], settings: SamplerSettings
+    model: Network,
+    prompts: Sequence[Sequence[int]],
+    settings: SamplerSettings,
+    watch: Callable[[list[list[int]]], None] | None = None,
 ) -> list[Answer]:
     """Answer prompts, all of them in one batch; each as if it were alone.
 
@@ -42,6 +45,7 @@ def generate(
         model: In evaluation mode.
         prompts: Token ids; their lengths may differ.
         settings: For all of them.
+        watch: Called before each forward pass with the answers as they stand, mask tokens included.
 
     Returns:
         The answers in the order of the prompts.
@@ -62,7 +66,12 @@ def generate(
         eos_token_id=_eos_token_id(model, settings),
         device=model.device,
     )
-    predictor = Predictor(model, canvas, settings.cfg_scale)
+
+    def show() -> None:
+        if watch is not None:
+            watch(canvas.answers())
+
+    predictor = Predictor(model, canvas, settings.cfg_scale, show)
     if settings.exact and settings.sampler == "official":
         fill_officially(predictor, canvas, settings)
     else:

@@ -4,6 +4,8 @@ Shapes: B rows of the canvas, R rows of a pass (several may be states of one row
 L positions, Q positions that a pass computes, M wanted positions, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,22 @@ class Predictor:
         model: In evaluation mode.
         canvas: Whose rows are predicted.
         cfg_scale: Strength of classifier-free guidance; 0 is none.
+        before_pass: Called before each pass.
 
     Attributes:
         num_passes: [B] int64, passes in which each row took part.
         num_rows: [B] int64, rows that were computed for each row.
     """
 
-    def __init__(self, model: Network, canvas: Canvas, cfg_scale: float) -> None:
+    def __init__(
+        self,
+        model: Network,
+        canvas: Canvas,
+        cfg_scale: float,
+        before_pass: Callable[[], None] = lambda: None,
+    ) -> None:
         self._model, self._canvas, self._cfg_scale = model, canvas, cfg_scale
+        self._before_pass = before_pass
         self.num_passes = torch.zeros_like(canvas.starts)
         self.num_rows = torch.zeros_like(canvas.starts)
 
@@ -53,6 +63,7 @@ class Predictor:
             cache: It is filled by a pass over whole rows, and used where there are `places`.
             places: [R, Q] int64, the positions to compute, where all wanted ones are; None: all.
         """
+        self._before_pass()
         self._count(rows)
         real = self._canvas.real(rows)
         is_prompt = self._canvas.is_prompt[rows]

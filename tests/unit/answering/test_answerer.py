@@ -1,0 +1,126 @@
+"""Answers of a tiny random network: in the order of the prompts, cut at the first EOS."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llada_sft.answering.answerer import Answerer, answer
+from llada_sft.answering.questions import Question, said_by_user
+from llada_sft.data.records.chat_tokens import encode_prompt
+from llada_sft.demo.data import make_tokenizer
+from llada_sft.diffusion import generate as official
+from llada_sft.errors import DataError
+from llada_sft.generation import Answer, SamplerSettings
+from llada_sft.model import Network, NetworkConfig, build_model
+
+PROMPTS = ["reverse abcd", "reverse ab", "reverse efgh", "a", "reverse cd"]
+SETTINGS = SamplerSettings(steps=4, gen_length=8, block_length=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any) -> Network:
+    config = NetworkConfig.from_size(
+        d_model=16,
+        n_layers=1,
+        n_heads=2,
+        mlp_hidden_size=24,
+        max_sequence_length=64,
+        vocab_size=len(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = build_model(config, seed=3)
+    with torch.no_grad():
+        # So that what it says depends on what it is asked, and is letters and blanks.
+        for parameter in model.parameters():
+            parameter.mul_(8.0)
+        model.get_output_embeddings().weight[: tokenizer.convert_tokens_to_ids(" ")] = 0.0
+    return model.eval()
+
+
+def test_answers_come_in_the_order_of_their_prompts(model: Network, tokenizer: Any) -> None:
+    together = answer(model, tokenizer, PROMPTS, SETTINGS)
+    alone = [answer(model, tokenizer, [prompt], SETTINGS)[0] for prompt in PROMPTS]
+    assert together == alone
+    assert len(set(together)) > 1
+    assert answer(model, tokenizer, PROMPTS[::-1], SETTINGS) == together[::-1]
+
+
+def test_an_answer_is_what_the_sampler_says(model: Network, tokenizer: Any) -> None:
+    ids = encode_prompt(said_by_user("reverse abcd"), tokenizer)
+    output = official.generate(
+        model,
+        torch.tensor([ids]),
+        steps=4,
+        gen_length=8,
+        block_length=4,
+        mask_token_id=tokenizer.mask_token_id,
+    )
+    said = output[0, len(ids) :].tolist()
+    if tokenizer.eos_token_id in said:
+        said = said[: said.index(tokenizer.eos_token_id)]
+    expected = tokenizer.decode(said, skip_special_tokens=True)
+    assert answer(model, tokenizer, ["reverse abcd"], SETTINGS) == [expected]
+
+
+def test_no_prompts_have_no_answers(model: Network, tokenizer: Any) -> None:
+    assert answer(model, tokenizer, [], SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "ended"),
+    [
+        (["c", "b", "<|endoftext|>", "a", "<|endoftext|>"], "cb", True),
+        (["<|endoftext|>", "a"], "", True),
+        (["c", "b", "a"], "cba", False),
+        (["c", "<|eot_id|>", " ", "a"], "c a", False),
+    ],
+)
+def test_an_answer_ends_at_the_first_eos(
+    model: Network, tokenizer: Any, said: list[str], expected: str, ended: bool
+) -> None:
+    ids = tokenizer.convert_tokens_to_ids(said)
+    answered = Answerer(model, tokenizer, SETTINGS).read(Answer(ids, num_passes=4, num_rows=4))
+    assert (answered.text, answered.ended, answered.num_passes) == (expected, ended, 4)
+    assert answered.ids == ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
+
+
+def test_drawn_answers_depend_on_their_key_alone(model: Network, tokenizer: Any) -> None:
+    settings = SamplerSettings(steps=4, gen_length=8, block_length=4, temperature=2.0)
+    answerer = Answerer(model, tokenizer, settings, batch_size=3)
+    prompts = [encode_prompt(said_by_user(text), tokenizer) for text in PROMPTS]
+
+    def answers(numbers: list[int]) -> dict[int, list[int]]:
+        batches = answerer.answers([prompts[n] for n in numbers], numbers)
+        return {numbers[place]: one.ids for batch in batches for place, one in batch}
+
+    together = answers([0, 1, 2, 3, 4])
+    assert answers([3, 1]) == {number: together[number] for number in (3, 1)}
+    answerer.seed = 1
+    assert answers([0, 1, 2, 3, 4]) != together
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(model: Network, tokenizer: Any) -> None:
+    answerer = Answerer(model, tokenizer, SETTINGS)
+    assert answerer.max_prompt == 56
+    assert len(answerer.prompt_ids(Question(1, None, ids=[3] * 56))) == 56
+    with pytest.raises(DataError, match="57 tokens: with an answer of up to 8"):
+        answerer.prompt_ids(Question(1, None, ids=[3] * 57))
+
+
+def test_tokens_that_the_model_lacks_are_refused(model: Network, tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="must be below"):
+        Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, ids=[3, 10**6]))
+
+
+def test_plain_text_is_continued_after_bos(model: Network, tokenizer: Any) -> None:
+    ids = Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, text="abc"))
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    assert ids == [*begin, *tokenizer.convert_tokens_to_ids(["a", "b", "c"])]
