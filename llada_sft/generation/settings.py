@@ -7,6 +7,8 @@ from typing import Literal, get_args
 Sampler = Literal[
     "official", "threshold", "factor", "entropy", "prefix_cache", "dual_cache", "verify"
 ]
+# What tokens are chosen by, and its number.
+Choice = tuple[Literal["fixed", "threshold", "factor", "entropy"], float]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 # Settings of samplers that decode blocks of another kind of network, with their values here.
 _OF_BLOCK_DIFFUSION = {
@@ -109,7 +111,7 @@ class SamplerSettings:
         return "dual" if self.sampler == "dual_cache" else "none"
 
     @property
-    def choice(self) -> tuple[Literal["fixed", "threshold", "factor", "entropy"], float]:
+    def choice(self) -> Choice:
         """What tokens are chosen by, and its number; a factor is preferred to a threshold."""
         if self.sampler in ("official", "verify"):
             return "fixed", 0.0
