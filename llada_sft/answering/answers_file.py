@@ -26,13 +26,16 @@ _LONE_SURROGATES = "backslashreplace"
 
 
 def require_new(out: Path) -> None:
-    """Refuse a file that is there already.
+    """Refuse a file that is there already, or that cannot be made.
 
     Raises:
-        ConfigError: It is there.
+        ConfigError: It is there, or a file is where its folder would be.
     """
     if out.exists():
         raise ConfigError(f"--out: {out} is there already: remove it, or name another")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"--out: {above} is not a folder; name another")
 
 
 class AnswersFile:

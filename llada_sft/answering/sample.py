@@ -46,13 +46,14 @@ def sample_command(arguments: Namespace) -> int:
         texts = enumerate(arguments.prompt, start=1)
         questions = [_typed(number, text, arguments) for number, text in texts]
         return _print_answers(questions, arguments)
+    if rank_of(os.environ).rank == 0:
+        require_new(arguments.out)
     questions = read_questions(arguments.input, _fields(arguments.field), arguments.system)
     if arguments.complete:
         questions = [_completed(question) for question in questions]
     if not arguments.skip_bad:
         require_no_problems(arguments.input, questions)
     if arguments.ranks != 1 and not is_started():
-        require_new(arguments.out)
         return start_ranks(arguments.ranks, sys.argv[1:])
     return _answer_file(questions, arguments, rank_of(os.environ))
 
@@ -122,7 +123,6 @@ def _answer_file(questions: Sequence[Question], arguments: Namespace, rank: Rank
     if rank.rank > 0 and arguments.out.exists():
         # All was known already, and rank 0 has written it.
         return 0
-    require_new(arguments.out)
     answerer = _load(arguments, rank)
     questions, prompts = _encoded(answerer, questions)
     if not arguments.skip_bad:

@@ -71,14 +71,16 @@ class Screen:
             if is_covered:
                 text.append(self._cover * len(tokens), style="dim")
             else:
-                text.append(printable(self._tokenizer.decode(tokens, skip_special_tokens=True)))
+                text.append(
+                    without_controls(self._tokenizer.decode(tokens, skip_special_tokens=True))
+                )
         return text
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line of text, an answer or a message."""
-        self._console.print(Text(printable(text), style=style), soft_wrap=True)
+        self._console.print(Text(without_controls(text), style=style), soft_wrap=True)
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """Return a text without control characters, but for tabs and ends of lines."""
     return _CONTROL.sub("", text.replace("\r\n", "\n"))

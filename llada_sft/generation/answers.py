@@ -17,7 +17,10 @@ from llada_sft.model.network import Network
 
 @dataclass(frozen=True)
 class Answer:
-    """What was decoded for one prompt, and what it cost.
+    """What was decoded for one prompt, what it cost, and where.
+
+    Kernels round differently for other batches and on other devices: in fp32 and bf16 the last
+    digit of a confidence may decide which of two tokens is written first.
 
     Attributes:
         ids: The tokens after the prompt, up to the first EOS and with it where the sampler stops
@@ -25,11 +28,15 @@ class Answer:
         num_passes: Forward passes that it took part in, one after another.
         num_rows: Rows that were computed for it in these passes: guidance doubles them, and
             `verify` computes several of an answer together.
+        batch_size: Prompts that were answered together.
+        device: Of the model.
     """
 
     ids: list[int]
     num_passes: int
     num_rows: int
+    batch_size: int
+    device: str
 
 
 @torch.no_grad()
@@ -82,8 +89,9 @@ def generate(
             Verifier(decoding).fill()
         else:
             fill_blocks(decoding)
+    where = len(prompts), str(model.device)
     costs = zip(predictor.num_passes.tolist(), predictor.num_rows.tolist(), strict=True)
-    return [Answer(ids, *cost) for ids, cost in zip(canvas.answers(), costs, strict=True)]
+    return [Answer(ids, *cost, *where) for ids, cost in zip(canvas.answers(), costs, strict=True)]
 
 
 def _mask_token_id(model: Network, settings: SamplerSettings) -> int:

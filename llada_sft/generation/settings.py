@@ -160,7 +160,7 @@ class SamplerSettings:
         if start is not None and (start % self.block_length or not 0 < start <= self.gen_length):
             lengths = f"block_length, {self.block_length}, up to gen_length, {self.gen_length}"
             yield f"start_length must be a multiple of {lengths}, got {start}"
-        if start is not None and self.exact:
+        if start is not None and not self.stops_at_eos:
             yield f"start_length needs eos_early_stop with the sampler {self.sampler!r}"
 
     def _problems_of_choice(self) -> Iterator[str]:

@@ -8,41 +8,13 @@ import torch
 from llada_sft.answering.answerer import Answerer, answer
 from llada_sft.answering.questions import Question, said_by_user
 from llada_sft.data.records.chat_tokens import encode_prompt
-from llada_sft.demo.data import make_tokenizer
 from llada_sft.diffusion import generate as official
 from llada_sft.errors import DataError
 from llada_sft.generation import Answer, SamplerSettings
-from llada_sft.model import Network, NetworkConfig, build_model
+from llada_sft.model import Network
 
 PROMPTS = ["reverse abcd", "reverse ab", "reverse efgh", "a", "reverse cd"]
 SETTINGS = SamplerSettings(steps=4, gen_length=8, block_length=4)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Any) -> Network:
-    config = NetworkConfig.from_size(
-        d_model=16,
-        n_layers=1,
-        n_heads=2,
-        mlp_hidden_size=24,
-        max_sequence_length=64,
-        vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    model = build_model(config, seed=3)
-    with torch.no_grad():
-        # So that what it says depends on what it is asked, and is letters and blanks.
-        for parameter in model.parameters():
-            parameter.mul_(8.0)
-        model.get_output_embeddings().weight[: tokenizer.convert_tokens_to_ids(" ")] = 0.0
-    return model.eval()
 
 
 def test_answers_come_in_the_order_of_their_prompts(model: Network, tokenizer: Any) -> None:
@@ -87,7 +59,9 @@ def test_an_answer_ends_at_the_first_eos(
     model: Network, tokenizer: Any, said: list[str], expected: str, ended: bool
 ) -> None:
     ids = tokenizer.convert_tokens_to_ids(said)
-    answered = Answerer(model, tokenizer, SETTINGS).read(Answer(ids, num_passes=4, num_rows=4))
+    answered = Answerer(model, tokenizer, SETTINGS).read(
+        Answer(ids, 4, 4, batch_size=1, device="cpu")
+    )
     assert (answered.text, answered.ended, answered.num_passes) == (expected, ended, 4)
     assert answered.ids == ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
 

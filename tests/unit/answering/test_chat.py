@@ -13,25 +13,9 @@ from llada_sft.answering.options import make_settings
 from llada_sft.answering.screen import Screen
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.generation import Answer
-from llada_sft.model import Network, NetworkConfig, build_model
+from llada_sft.model import Network
 
 TOKENIZER = make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model() -> Network:
-    config = NetworkConfig.from_size(
-        d_model=16,
-        n_layers=1,
-        n_heads=2,
-        mlp_hidden_size=24,
-        max_sequence_length=64,
-        vocab_size=len(TOKENIZER),
-        mask_token_id=TOKENIZER.mask_token_id,
-        eos_token_id=TOKENIZER.eos_token_id,
-        pad_token_id=TOKENIZER.eos_token_id,
-    )
-    return build_model(config, seed=3).eval()
 
 
 @pytest.fixture
@@ -44,7 +28,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if "hhhh" in asked[-1].rpartition("user")[2]:
             raise KeyboardInterrupt
         letter = TOKENIZER.convert_tokens_to_ids(chr(ord("a") + len(asked) - 1))
-        return [Answer([letter, TOKENIZER.eos_token_id], num_passes=2, num_rows=2)]
+        return [Answer([letter, TOKENIZER.eos_token_id], 2, 2, batch_size=1, device="cpu")]
 
     monkeypatch.setattr(chat, "generate", answers)
     return asked

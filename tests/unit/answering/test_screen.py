@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from llada_sft.answering.screen import Screen, printable
+from llada_sft.answering.screen import Screen, without_controls
 from llada_sft.demo.data import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -57,7 +57,7 @@ def test_no_colour_means_none() -> None:
 
 @pytest.mark.parametrize("text", ["\x1b[2Ja", "a\x07", "\x9b31ma", "a\r"])
 def test_an_answer_cannot_command_the_terminal(text: str) -> None:
-    assert printable(text).isprintable()
+    assert without_controls(text).isprintable()
 
 
 def test_long_lines_are_not_broken() -> None:
