@@ -83,6 +83,8 @@ class AnswersFile:
         path = self._folder / f"rank_{rank}.jsonl"
 
         def add(rows: Sequence[dict[str, Any]]) -> None:
+            if not rows:
+                return
             with path.open("ab") as file:
                 # What a killed process began to write ends here: it is no row.
                 torn = file.tell() > 0 and not _ends_line(path)

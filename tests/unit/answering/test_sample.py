@@ -13,6 +13,7 @@ import pytest
 from llada_sft import cli
 from llada_sft.answering import sample
 from llada_sft.answering.answerer import Answerer
+from llada_sft.answering.answers_file import AnswersFile
 from llada_sft.answering.ranks import Rank, rank_of
 
 QUICK = ["--gen-length", "8", "--block-length", "4", "--steps", "4"]
@@ -221,12 +222,11 @@ def test_ranks_that_were_killed_continue_in_any_number(model_dir: Path, tmp_path
     os.kill(int(children[1]), signal.SIGKILL)
     shown, _ = first.communicate(timeout=120)
     assert first.returncode == 128 + signal.SIGKILL, shown
-    known = [json.loads(line) for part in partial.glob("rank_*") for line in part.open()]
+    known = AnswersFile(out).known()
     assert 0 < len(known) < len(texts) and not out.exists()
     again = command(*request, "--out", out)
     shown, _ = again.communicate(timeout=200)
     assert again.returncode == 0, shown
     rows = rows_of(out)
     assert [row["record"] for row in rows] == texts
-    by_number = {row.pop("number"): row for row in known}
-    assert all(rows[number] == row for number, row in by_number.items())
+    assert all({**rows[number], "number": number} == row for number, row in known.items())
