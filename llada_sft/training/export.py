@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from llada_sft.config import load_config
+from llada_sft.config import load_run_config
 from llada_sft.config.schema import Config
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.adapter_export import merged_tensors, official_tensors, write_adapter
@@ -43,7 +43,7 @@ def export_run(
         ConfigError: The run trains no adapters, and one was asked for.
     """
     run = RunDir(run_dir)
-    config = load_config(run.config)
+    config = load_run_config(run.config)
     network = resolve_network(config.model)
     plan = plan_training(config, network)
     if plan is None:

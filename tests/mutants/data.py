@@ -179,13 +179,13 @@ MUTANTS = (
             "rows that the hook drops are not counted",
         ),
         (
-            "tail = 0 if noisy is not None or not piece.ends else self.tail",
-            "tail = self.tail",
+            "tail = 0 if noisy is not None or not piece.ends else self.answer_end.fewest_tokens",
+            "tail = self.answer_end.fewest_tokens",
             "a tail is added to what the hook corrupted itself",
         ),
         (
-            "values[-1] if value is None else value",
-            "1 if value is None else value",
+            "np.repeat(weights[-1:], more)",
+            "np.ones(more, np.float32)",
             "the tail of a weighted answer weighs 1",
         ),
     ),
