@@ -50,7 +50,11 @@ def answer(
     for length, numbers in by_length.items():
         prompt_ids = torch.tensor([encoded[number] for number in numbers], device=model.device)
         output = generate(
-            model, prompt_ids, mask_token_id=model.config.mask_token_id, **vars(settings)
+            model,
+            prompt_ids,
+            mask_token_id=model.config.mask_token_id,
+            suppress_tokens=model.config.suppress_tokens,
+            **vars(settings),
         )
         for number, ids in zip(numbers, output[:, length:].tolist(), strict=True):
             responses[number] = _decode(ids, tokenizer, model.config.eos_token_id)

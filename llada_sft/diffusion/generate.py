@@ -10,6 +10,7 @@ Source: LLaDA (arXiv 2502.09992), algorithms 4 and 5, and the official generate.
 this one reproduces token for token.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -44,6 +45,7 @@ def generate(
     remasking: Remasking = "low_confidence",
     mask_token_id: int = 126336,
     generator: torch.Generator | None = None,
+    suppress_tokens: Sequence[int] = (),
 ) -> Tensor:
     """Complete prompts by masked diffusion.
 
@@ -58,6 +60,8 @@ def generate(
         remasking: Keep the most confident predictions, or random ones.
         mask_token_id: From the model's config; family members differ.
         generator: Where randomness comes from; None is torch's global generator.
+        suppress_tokens: Never written. Confidence is the probability among all tokens, these
+            included: where the network expects one of them, another is written last.
 
     Returns:
         [B, P + gen_length] int64, prompts included.
@@ -73,7 +77,8 @@ def generate(
         num_masked = (ids[:, start:end] == mask_token_id).sum(dim=1)  # [B]
         for num_kept in num_transfer_tokens(num_masked, steps_per_block).T.tolist():
             logits = _guided_logits(model, ids, is_prompt, cfg_scale, mask_token_id)  # [B, L, V]
-            predicted = _sample(logits, temperature, generator)  # [B, L]
+            allowed = _without(logits, suppress_tokens)  # [B, L, V]
+            predicted = _sample(allowed, temperature, generator)  # [B, L]
             confidence = _confidence(logits, predicted, remasking, generator)  # [B, L]
             eligible = ids == mask_token_id  # [B, L]
             eligible[:, end:] = False
@@ -125,6 +130,13 @@ def _guided_logits(
     without_prompt = ids.masked_fill(is_prompt, mask_token_id)
     logits, unconditional = model(torch.cat([ids, without_prompt])).logits.chunk(2)
     return unconditional + (cfg_scale + 1) * (logits - unconditional)
+
+
+def _without(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Return logits [B, L, V] by which tokens are never chosen."""
+    if not tokens:
+        return logits
+    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
 
 
 def _sample(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

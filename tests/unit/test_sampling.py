@@ -66,6 +66,19 @@ def test_an_answer_is_what_the_sampler_says(model: Network, tokenizer: Any) -> N
     assert answer(model, tokenizer, ["reverse abcd"], SETTINGS) == [expected]
 
 
+def test_what_the_model_suppresses_is_never_said(model: Network, tokenizer: Any) -> None:
+    said = answer(model, tokenizer, PROMPTS, SETTINGS)
+    used = sorted({tokenizer.convert_tokens_to_ids(letter) for text in said for letter in text})
+    assert used
+    model.config.suppress_tokens = (used[0], used[-1])
+    try:
+        again = answer(model, tokenizer, PROMPTS, SETTINGS)
+    finally:
+        model.config.suppress_tokens = ()
+    banned = set(tokenizer.convert_ids_to_tokens([used[0], used[-1]]))
+    assert banned & set("".join(said)) and not banned & set("".join(again))
+
+
 def test_no_prompts_have_no_answers(model: Network, tokenizer: Any) -> None:
     assert answer(model, tokenizer, [], SETTINGS) == []
 
