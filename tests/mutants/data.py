@@ -144,6 +144,17 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "data/examples/answer_end.py",
+        "data/examples/test_answer_end.py",
+        ("room - self.fewest_tokens", "room", "an example is longer than max_length"),
+        (
+            'hashed("end", row_key, part)',
+            'hashed("end", row_key)',
+            "all parts end in as many tokens",
+        ),
+        ("num_hidden=len(ids)", "num_hidden=0", "void tokens are not masked"),
+    ),
+    *of_file(
         "data/examples/encode.py",
         "data/examples/test_encode.py",
         ("random.seed(key)", "pass", "what a hook draws differs when a row is read again"),
