@@ -123,7 +123,7 @@ def config_of(shards: list[Path], folder: Path, batching: str) -> Config:
         hook=str(report.ROOT / "utils/process_data.py"),
         cache_dir=str(folder / "cache"),
         max_length=MAX_TOKENS,
-        eos_tail=1,
+        end=1,
         **packed,
     )
     model = ModelConfig(path=str(folder / "tokenizer"))

@@ -147,7 +147,7 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
         hook=str(report.ROOT / "utils/process_data.py"),
         cache_dir=str(folder / "cache"),
         max_length=MAX_TOKENS,
-        eos_tail=1,
+        end=1,
         batching="packed",
         max_tokens=MAX_TOKENS,
     )

@@ -293,7 +293,7 @@ def product(config: NetworkConfig, clock: Clock, num_steps: int = 12) -> list[Li
                 *(
                     f"data.train={folder / 'rows'}",
                     "data.max_length=4096",
-                    "data.eos_tail=1",
+                    "data.end=1",
                     "data.batching=packed",
                 ),
                 *(f"data.max_tokens={max_tokens}", "data.prefetch_steps=8"),

@@ -123,7 +123,7 @@ class Batches:
 
 def read_examples(config: Config, model: Any, count: int) -> list[Example]:
     """Read the first examples of the training data, with a tail of one EOS."""
-    data = config.data.model_copy(update={"eos_tail": 1, "format": "prompt_response"})
+    data = config.data.model_copy(update={"end": 1, "format": "prompt_response"})
     encoder = build_encoder(data, Path(config.model.path), token_ids(model.config))
     (source,) = list_sources(data, epochs=1)
     rows = RowStream(source.shards, seed=0, shuffle=True, cache_dir=None)

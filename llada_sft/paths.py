@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from llada_sft.config import load_config
+from llada_sft.config import load_run_config
 from llada_sft.config.data_section import DataConfig
 from llada_sft.config.model_section import ModelConfig
 from llada_sft.config.schema import Config
@@ -51,7 +51,7 @@ def look_before_export(run_dir: Path, out: Path, step: int | None) -> None:
         LladaSftError: The first problem.
     """
     run = RunDir(run_dir)
-    _look_at_network(load_config(run.config).model)
+    _look_at_network(load_run_config(run.config).model)
     chosen_step(run.checkpoints, step)
     require_unused(out)
 

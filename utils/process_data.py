@@ -12,7 +12,7 @@ from. It is called once for each row, with the record, the tokenizer of the mode
 A row for which it raises is a bad one: written to quarantine/ in the run directory, with the line
 of this file, and counted (`data.max_bad_fraction`).
 
-The tail of EOS tokens after the response is added by the framework (`data.eos_tail`); too long
+The tail of EOS tokens after the response is added by the framework (`data.end`); too long
 examples are cut or skipped by it too (`data.on_too_long`). A third list, `loss_weights`, says what
 the loss of each token is multiplied by. With `noisy_ids` you corrupt the input yourself: the loss
 is then taken at `response_mask`, each token with weight 1.

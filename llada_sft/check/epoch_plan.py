@@ -36,6 +36,7 @@ class RankEpoch:
         positions: All tokens that its own steps run on.
         response_tokens: Those of all answers, tails included.
         eos_tokens: Those of the tails.
+        void_tokens: Void tokens after all answers.
         eos_weight: Sum over the examples of the tail's share of its response.
         stopped_by: Why the training would stop here for bad rows, if it would.
     """
@@ -47,6 +48,7 @@ class RankEpoch:
     positions: int = 0
     response_tokens: int = 0
     eos_tokens: int = 0
+    void_tokens: int = 0
     eos_weight: float = 0.0
     stopped_by: str | None = None
 
@@ -60,6 +62,7 @@ class _Totals:
     positions: int = 0
     response_tokens: int = 0
     eos_tokens: int = 0
+    void_tokens: int = 0
     eos_weight: float = 0.0
     batches: int = 0
 
@@ -68,6 +71,7 @@ class _Totals:
         self.batches += 1
         self.tokens += batch.num_tokens
         self.positions += int(batch.input_ids.size)
+        self.void_tokens += sum(hidden - 1 for hidden in batch.hidden if hidden)
         mask = batch.response_mask.reshape(-1)
         for key, span in zip(batch.keys, batch.spans, strict=True):
             length = int(np.count_nonzero(mask[span]))
@@ -84,7 +88,7 @@ class _Lengths:
     Args:
         files: The rows of each file, by the file's name.
         max_length: The longest that an example can be.
-        eos_tail: `data.eos_tail`.
+        config: The data section.
     """
 
     def __init__(self, files: Mapping[str, Rows], config: DataConfig) -> None:
@@ -98,7 +102,7 @@ class _Lengths:
         # A view of it is a prompt and its response.
         self._masks = np.repeat(np.array([False, True]), longest)
         self._middle = longest
-        self._grows = config.eos_tail == "batch_max"
+        self._grows, self._hides = config.end == "batch_max", config.end == "void"
 
     def of_row(self, row: Row, epoch: int) -> Encoded:
         """Return the examples of a row; those of later epochs are taken for the first's.
@@ -136,6 +140,7 @@ class _Lengths:
         """Make an example of the right lengths."""
         length, response = rows.lengths.item(index), rows.responses.item(index)
         tail = rows.tails.item(index)
+        # Of the mask, only how many are true counts: void tokens are before the response here.
         begin = self._middle + response - length
         return Example(
             input_ids=self._zeros[:length],
@@ -143,6 +148,7 @@ class _Lengths:
             noisy_ids=None,
             # An example without a tail is one that the hook corrupts itself.
             grows=self._grows and tail > 0,
+            hidden=rows.voids.item(index) + tail if self._hides else 0,
             file=file,
             line=line,
             part=part,
@@ -213,6 +219,7 @@ def _rank_epoch(totals: _Totals, rows: int, steps: int) -> RankEpoch:
         positions=totals.positions,
         response_tokens=totals.response_tokens,
         eos_tokens=totals.eos_tokens,
+        void_tokens=totals.void_tokens,
         eos_weight=totals.eos_weight,
     )
 
@@ -277,6 +284,7 @@ def _estimated(
         positions=round(totals.positions * scale * longer),
         response_tokens=round(totals.response_tokens * scale * longer),
         eos_tokens=round(totals.eos_tokens * scale * longer),
+        void_tokens=round(totals.void_tokens * scale),
         eos_weight=totals.eos_weight * scale,
     )
 

@@ -214,8 +214,7 @@ def _repeats(survey: Survey) -> Iterator[Finding]:
 def _eos(survey: Survey) -> Iterator[Finding]:
     share = eos_share_of_loss(survey)
     if share > EOS_WARNING:
-        yield _warning(
-            "eos",
-            f"{share:.0%} of the loss is learning the end padding: set data.eos_tail to a small"
-            " number, or use smaller micro-batches",
-        )
+        remedy = "set data.end to a small number, or use smaller micro-batches"
+        if survey.request.config.data.end == "rainbow":
+            remedy = "set data.end_tokens to fewer, or data.end to void"
+        yield _warning("eos", f"{share:.0%} of the loss is learning the end padding: {remedy}")

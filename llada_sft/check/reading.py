@@ -1,7 +1,7 @@
 """Rows -> what is kept of them: arrays of lengths and hashes, and the first few bad rows.
 
 `ReadRows` is what a worker does with a chunk; `Worker` is what it builds once. Of each row about
-30 bytes are kept, of each further example 12.
+30 bytes are kept, of each further example 16.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,9 +40,10 @@ class Rows:
         ids: uint64 [rows], a hash of what it was encoded to; that of the text if of nothing.
         bad: bool [rows].
         num_examples: uint32 [rows], how many examples each makes.
-        lengths: uint32 [examples], tokens, the tail of EOS included.
-        responses: uint32 [examples], response tokens, the tail of EOS included.
-        tails: uint32 [examples], tokens of the tail.
+        lengths: uint32 [examples], tokens, with all that follows the response.
+        responses: uint32 [examples], response tokens, the tail included.
+        tails: uint32 [examples], tokens of the tail, which are learned as the response is.
+        voids: uint32 [examples], void tokens after it.
     """
 
     lines: NDArray[np.uint64]
@@ -53,6 +54,7 @@ class Rows:
     lengths: NDArray[np.uint32]
     responses: NDArray[np.uint32]
     tails: NDArray[np.uint32]
+    voids: NDArray[np.uint32]
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -67,6 +69,7 @@ _TYPES = {
     "lengths": np.uint32,
     "responses": np.uint32,
     "tails": np.uint32,
+    "voids": np.uint32,
 }
 
 
@@ -247,6 +250,7 @@ class _Gathered:
             columns["lengths"].append(len(example.input_ids))
             columns["responses"].append(int(np.count_nonzero(example.response_mask)))
             columns["tails"].append(example.tail)
+            columns["voids"].append(example.num_void)
         return examples
 
     @property

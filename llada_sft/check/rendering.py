@@ -1,4 +1,4 @@
-"""A few examples as text: prompt, response and the tail of EOS, each marked."""
+"""A few examples as text: prompt, response and what follows it, each marked."""
 
 import itertools
 import os.path
@@ -30,7 +30,7 @@ class Shown:
 
 def show(where: str, example: Example, encoder: Encoder) -> Shown:
     """Decode an example, piece by piece."""
-    end = len(example.input_ids) - example.tail
+    end = len(example.input_ids) - example.tail - example.num_void
     kinds: list[Kind] = [
         "end" if place >= end else "response" if learned else "prompt"
         for place, learned in enumerate(example.response_mask.tolist())

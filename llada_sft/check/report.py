@@ -129,6 +129,7 @@ def _epoch_json(survey: Survey) -> dict[str, Any]:
         "eos_tokens": eos,
         "eos_share": eos / max(response, 1),
         "eos_share_of_loss": eos_share_of_loss(survey),
+        "void_tokens": sum(rank.void_tokens for rank in epoch),
         "idle_share": idle_share(survey),
         "tokens_max_over_mean": _max_over_mean([rank.tokens for rank in epoch]),
     }
@@ -235,6 +236,9 @@ def _epoch(survey: Survey) -> Iterator[str]:
         f"{about}{numbers['eos_share']:.1%} of the response tokens,"
         f" {numbers['eos_share_of_loss']:.1%} of the loss",
     )
+    if numbers["void_tokens"]:
+        share = numbers["void_tokens"] / max(numbers["tokens"], 1)
+        yield _line("void tokens", f"{about}{numbers['void_tokens']:,} ({share:.1%} of the tokens)")
     yield _line(
         "imbalance",
         f"{about}{numbers['idle_share']:.1%} of the ranks' steps are empty; the busiest has"

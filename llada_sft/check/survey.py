@@ -310,7 +310,7 @@ class _Reading:
             counts=self.counts,
             first_bad=self.first_bad,
             examples=len(rows.lengths),
-            prompts=summarize(rows.lengths - rows.responses),
+            prompts=summarize(rows.lengths - rows.responses - rows.voids),
             responses=summarize(rows.responses - rows.tails),
             not_given_back=self.not_given_back,
         )

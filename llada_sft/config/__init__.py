@@ -8,10 +8,10 @@ urls.py            paths that are URLs
 record_formats.py  the formats of records, and their fields
 arithmetic.py      what follows: ranks, batches, steps
 elastic.py         the numbers of nodes that divide the batch
-changes.py         what a resume may change
+changes.py         what a resume may change; renamed.py: keys that had another name
 """
 
-from llada_sft.config.reader import dump_config, load_config, resolve_paths
+from llada_sft.config.reader import dump_config, load_config, load_run_config, resolve_paths
 from llada_sft.config.schema import Config
 
-__all__ = ["Config", "dump_config", "load_config", "resolve_paths"]
+__all__ = ["Config", "dump_config", "load_config", "load_run_config", "resolve_paths"]

@@ -74,7 +74,7 @@ _FILES = "files are compared with the checkpoint's by name and content"
 _SHARES = "the shares of everything trained so far move to it"
 _LENGTH = "the learning rate continues as if the training had had this length from its first step"
 _BATCH = "the global batch changes; the learning rate continues from where it is"
-_GROUPS = "other examples share a micro-batch; tails of eos_tail: batch_max have other lengths"
+_GROUPS = "other examples share a micro-batch; tails of end: batch_max have other lengths"
 _NOISE = "examples of a step have another order, and so other noise"
 _ADAPTERS = "the checkpoint's adapters were trained with it"
 _LAST_BITS = "losses may differ in the last bits from those of an unchanged run"
@@ -102,7 +102,8 @@ RULES: Mapping[str, Rule] = {
     **_stated("validation losses before and after are of other rows", "data", "validation"),
     **_trained(_POSITIONS, "data", "format", "fields", "multi_turn", "batching", "shuffle"),
     "data.hook": Rule("fixed", _OWN_COPY, "llada-sft resume RUN --update-code data.hook=FILE"),
-    **_stated(_EXAMPLES, "data", "max_length", "on_too_long", "eos_after_cut", "eos_tail"),
+    **_stated(_EXAMPLES, "data", "max_length", "on_too_long", "eos_after_cut", "end"),
+    **_stated(_EXAMPLES, "data", "end_tokens", "void_token_id", "rainbow_token_ids"),
     **_stated(_EXAMPLES, "data", "random_length"),
     **_stated(_EXAMPLES, "data", "roles", "ignore_fields", "special_tokens_in_text"),
     **_stated(_BATCH, "data", "max_tokens"),
@@ -111,7 +112,7 @@ RULES: Mapping[str, Rule] = {
     **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
     **_free("data", "prefetch_steps"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "pairs", "t_density"),
-    **_trained(_LOSS, "objective", "confidence_weight", "normalization", "eps"),
+    **_trained(_LOSS, "objective", "confidence_weight", "void_weight", "normalization", "eps"),
     **_free("optim", "lr", "final_lr", "betas", "eps", "weight_decay", "schedule"),
     **_free("optim", "warmup_steps", "decay_fraction", "gradient_clip"),
     "lora": Rule("trained", "the checkpoint's weights are the network's, or adapters alone"),

@@ -76,9 +76,15 @@ TrainData = Annotated[
 ]
 
 
-def shortest_tail(eos_tail: int | Literal["batch_max"]) -> int:
-    """Return the EOS tokens that each response has, whatever the micro-batch it is in."""
-    return 1 if eos_tail == "batch_max" else eos_tail
+# The keys of `data.end` and what each may be.
+End = Literal["batch_max", "void", "rainbow"] | PositiveInt
+# `data.end_tokens` where it is not given.
+DEFAULT_END_TOKENS = 64
+
+
+def fewest_end_tokens(end: End) -> int:
+    """Return the tokens that follow each answer at least: EOS, whatever its micro-batch is."""
+    return end if isinstance(end, int) else 1
 
 
 class DataConfig(Section):
@@ -121,11 +127,22 @@ class DataConfig(Section):
     # of a rank's rows ends the run: judged from its 100th row on and at the end of an epoch, with 0
     # at once. A bad row of data.validation always ends it.
     max_bad_fraction: Fraction = 0.0
-    # How many EOS tokens follow each response and are learned: a number, or up to the longest
-    # example of the micro-batch as in the official recipe.
-    # (`batching: packed` has no longest one and takes a number alone). Validation with batch_max
-    # has a tail of one: its loss does not depend on how examples meet in micro-batches.
-    eos_tail: Literal["batch_max"] | PositiveInt = "batch_max"
+    # What follows each response, and is learned (docs/data.md):
+    #   a number   that many EOS
+    #   batch_max  EOS up to the longest example of the micro-batch, as in the official recipe. In
+    #              validation it is one EOS: losses do not depend on how examples meet. Not packed.
+    #   void       one EOS, then 0 to end_tokens void tokens; the EOS and these are always masked,
+    #              and the void tokens have a loss of their own (objective.void_weight)
+    #   rainbow    one EOS, then 0 to end_tokens tokens of a cycle of reserved ones
+    # Samplers never write the void token or those of the cycle, and an answer ends at its EOS.
+    end: End = "batch_max"
+    # With void and rainbow: the most tokens after the EOS. How many there are is drawn for each
+    # example and epoch. It should reach over what is left of the longest canvas that answers will
+    # be written on (gen_length); longer examples cost time: half as many tokens, on average.
+    end_tokens: PositiveInt = DEFAULT_END_TOKENS
+    # Ids of tokens that no text has; null = those that the network's tokenizer reserves.
+    void_token_id: NonNegativeInt | None = None
+    rainbow_token_ids: Annotated[tuple[NonNegativeInt, ...], Field(min_length=2)] | None = None
     # padded: micro-batches of train.micro_batch_size examples, brought to one length;
     # packed: examples one after the other in one row of at most max_tokens tokens.
     batching: Literal["padded", "packed"] = "padded"
@@ -133,7 +150,7 @@ class DataConfig(Section):
     # model's max_sequence_length, which limits max_length: positions start again with each example.
     max_tokens: PositiveInt | None = None
     # Padded only: examples of similar length share a micro-batch (docs/data.md). It includes
-    # costliest_first. With eos_tail: batch_max the learned tails become shorter.
+    # costliest_first. With end: batch_max the learned tails become shorter.
     group_by_length: bool = False
     # The micro-batches of a step from the one with the most work to the one with the least, so that
     # ranks, which wait for one another in each, run equal ones together.
@@ -152,9 +169,9 @@ class DataConfig(Section):
     prefetch_steps: NonNegativeInt = 4
 
     @property
-    def fixed_eos_tail(self) -> int:
-        """EOS tokens that each response has whatever the micro-batch: the tail of validation."""
-        return shortest_tail(self.eos_tail)
+    def fixed_end(self) -> End:
+        """What follows each response whatever the micro-batch: the end of validation."""
+        return 1 if self.end == "batch_max" else self.end
 
     @property
     def sorts_steps(self) -> bool:
@@ -188,13 +205,21 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _tail_leaves_room(self) -> "DataConfig":
-        tail = self.fixed_eos_tail
-        if tail >= self.max_length:
+    def _end_leaves_room(self) -> "DataConfig":
+        fewest = fewest_end_tokens(self.end)
+        if fewest >= self.max_length:
             raise ValueError(
                 f"max_length must leave room next to the EOS tail, got {self.max_length} "
-                f"for a tail of {tail}"
+                f"for a tail of {fewest}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_end(self) -> "DataConfig":
+        for key, ends in _KEYS_OF_ENDS.items():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default and self.end not in ends:
+                raise ValueError(f"{key} is for end: {' or '.join(ends)}; remove it, or set that")
         return self
 
     @model_validator(mode="after")
@@ -212,9 +237,16 @@ class DataConfig(Section):
                 "max_tokens must have room for an example of max_length, "
                 f"got {self.max_tokens} for {self.max_length}"
             )
-        if self.eos_tail == "batch_max":
+        if self.end == "batch_max":
             raise ValueError(
-                "batching: packed has no padding that eos_tail: batch_max could turn into EOS; "
-                "set eos_tail to a number"
+                "batching: packed has no padding that end: batch_max could turn into EOS; "
+                "set end to a number, or to void or rainbow"
             )
         return self
+
+
+_KEYS_OF_ENDS = {
+    "end_tokens": ("void", "rainbow"),
+    "void_token_id": ("void",),
+    "rainbow_token_ids": ("rainbow",),
+}

@@ -1,7 +1,7 @@
 """What pydantic found, in our words: `unknown key; did you mean 'max_steps'?`.
 
 One problem per key: pydantic reports each arm of a union by itself, and its locations go below the
-key (`eos_tail.literal['batch_max']`); here they are joined again.
+key (`end.literal['batch_max']`); here they are joined again.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from llada_sft.config.renamed import RENAMED
 from llada_sft.config.schema import Config
 
 KeyPath = tuple[str | int, ...]
@@ -65,11 +66,17 @@ def _text(path: KeyPath, details: list[ErrorDetails]) -> str:
         case "missing":
             return _missing(path)
         case "extra_forbidden":
-            return f"unknown key; {_suggestion(path)}"
+            return _renamed(path) or f"unknown key; {_suggestion(path)}"
         case "value_error":
             return str(first["ctx"]["error"])
     expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
     return f"must be {expected}, got {shown(first['input'])}"
+
+
+def _renamed(path: KeyPath) -> str | None:
+    """Return what to write instead of the key of an older version; None if it never was one."""
+    new = RENAMED.get((str(path[0]), str(path[-1]))) if len(path) == 2 else None
+    return new and f"is called {path[0]}.{new} now, with the same values; rename it"
 
 
 def _missing(path: KeyPath) -> str:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from llada_sft.config import yaml12
 from llada_sft.config.data_section import SourceConfig
 from llada_sft.config.problems import describe_problems, shown
+from llada_sft.config.renamed import under_new_names
 from llada_sft.config.schema import Config
 from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
@@ -41,6 +42,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     source = _Source(str(path))
     data = source.read()
+    for text in overrides:
+        source.override(data, text)
+    return source.validate(data)
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the config.yaml of a run directory, which may be of an older version.
+
+    Keys that have another name now are read under it; overrides have the new names.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    source = _Source(str(path))
+    data = under_new_names(source.read())
     for text in overrides:
         source.override(data, text)
     return source.validate(data)

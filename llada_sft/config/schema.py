@@ -69,6 +69,8 @@ class ObjectiveConfig(Section):
     # write more tokens at once: the mean entropy at masked positions that are predicted right. With
     # it the objective is no longer a bound of the likelihood. 0 = none.
     confidence_weight: NonNegativeFloat = 0.0
+    # With data.end: void: the weight of the void tokens' loss, next to that of the answer.
+    void_weight: NonNegativeFloat = 1.0
     # answer: each answer counts 1/length; token: each response token counts the same.
     normalization: Literal["answer", "token"] = "answer"
     # p = (1 - eps) t + eps, for bernoulli.
@@ -356,6 +358,13 @@ class Config(Section):
                 f" data.max_tokens must be at least twice data.max_length, got {data.max_tokens}"
                 f" for {data.max_length}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _void_tokens_have_the_weight(self) -> "Config":
+        default = type(self.objective).model_fields["void_weight"].default
+        if self.objective.void_weight != default and self.data.end != "void":
+            raise ValueError("objective.void_weight is for data.end: void; remove it, or set that")
         return self
 
     @model_validator(mode="after")

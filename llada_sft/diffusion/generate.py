@@ -14,7 +14,7 @@ Source: LLaDA (arXiv 2502.09992), algorithms 4 and 5, and the official generate.
 this one reproduces token for token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -54,6 +54,7 @@ def generate(
     remasking: Remasking = "low_confidence",
     mask_token_id: int = 126336,
     generator: torch.Generator | None = None,
+    suppress_tokens: Sequence[int] = (),
 ) -> Tensor:
     """Complete prompts by masked diffusion.
 
@@ -68,6 +69,8 @@ def generate(
         remasking: Keep the most confident predictions, or random ones.
         mask_token_id: From the model's config; family members differ.
         generator: Where randomness comes from; None is torch's global generator.
+        suppress_tokens: Never written. Confidence is the probability among all tokens, these
+            included: where the network expects one of them, another is written last.
 
     Returns:
         [B, P + gen_length] int64, prompts included.
@@ -93,6 +96,7 @@ def generate(
         remasking=remasking,
         mask_token_id=mask_token_id,
         generator=generator,
+        suppress_tokens=suppress_tokens,
     )
     return ids
 
@@ -109,6 +113,7 @@ def uncover_blocks(
     remasking: Remasking,
     mask_token_id: int,
     generator: torch.Generator | None,
+    suppress_tokens: Sequence[int] = (),
 ) -> None:
     """Uncover masked answers in place, block by block, in as many passes as there are steps.
 
@@ -123,6 +128,7 @@ def uncover_blocks(
         remasking: As in `generate`.
         mask_token_id: As in `generate`.
         generator: As in `generate`.
+        suppress_tokens: As in `generate`.
     """
     places = torch.arange(ids.shape[1], device=ids.device)
     for block in range(num_blocks):
@@ -133,7 +139,8 @@ def uncover_blocks(
             eligible = (ids == mask_token_id) & (places < ends)  # [B, L]
             wanted = eligible.flatten().nonzero()[:, 0]  # [M]
             logits = predict(ids, wanted)  # [M, V]
-            predicted = _sample(logits, wanted, ids.shape, temperature, generator)  # [M]
+            allowed = without(logits, suppress_tokens)
+            predicted = _sample(allowed, wanted, ids.shape, temperature, generator)  # [M]
             confidence = _confidence(logits, predicted, wanted, ids.shape, remasking, generator)
             _uncover(ids, wanted, predicted, confidence, num_kept)
 
@@ -194,6 +201,13 @@ def guided(
         return unconditional + (cfg_scale + 1) * (logits - unconditional)
 
     return predict_both
+
+
+def without(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Return logits [M, V] by which tokens are never chosen."""
+    if not tokens:
+        return logits
+    return logits.index_fill(-1, torch.tensor(tokens, device=logits.device), -torch.inf)
 
 
 def _sample(

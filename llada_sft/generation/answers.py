@@ -1,7 +1,7 @@
 """A batch of prompts -> its answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -35,8 +35,8 @@ class Answer:
     ids: list[int]
     num_passes: int
     num_rows: int
-    batch_size: int
-    device: str
+    batch_size: int = field(compare=False)
+    device: str = field(compare=False)
 
 
 @torch.no_grad()
@@ -80,9 +80,9 @@ def generate(
 
     predictor = Predictor(model, canvas, settings.cfg_scale, show)
     if settings.exact and settings.sampler == "official":
-        fill_officially(predictor, canvas, settings)
+        fill_officially(predictor, canvas, settings, _suppressed(model))
     else:
-        banned = [] if settings.exact else [mask_token_id, *_suppressed(model)]
+        banned = [*_suppressed(model), *([] if settings.exact else [mask_token_id])]
         candidates = Candidates(settings, banned, len(prompts), model.device)
         decoding = Decoding(predictor, canvas, candidates, settings)
         if settings.sampler == "verify":
@@ -115,7 +115,8 @@ def _eos_token_id(model: Network, settings: SamplerSettings) -> int | None:
 
 def _suppressed(model: Network) -> Sequence[int]:
     """Return the tokens that the model's config bans."""
-    return tuple(getattr(model.config, "suppress_tokens", None) or ())
+    suppressed: Sequence[int] = model.config.suppress_tokens
+    return suppressed
 
 
 def _require_known_tokens(model: Network, prompts: Sequence[Sequence[int]]) -> None:

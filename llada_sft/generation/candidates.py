@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llada_sft.diffusion.generate import probability_of, with_gumbel_noise
+from llada_sft.diffusion.generate import probability_of, with_gumbel_noise, without
 from llada_sft.generation.settings import SamplerSettings
 from llada_sft.keys import hashed
 
@@ -18,7 +18,8 @@ class Candidates:
 
     Args:
         settings: Of the sampler.
-        banned: Tokens that are never chosen; they have no probability.
+        banned: Tokens that are never chosen. Where the network expects one of them, what is chosen
+            instead is not probable: it is written late.
         num_rows: B. At a temperature, each row has draws of its own: they do not depend on what is
             decoded with it.
         device: The model's.
@@ -33,7 +34,7 @@ class Candidates:
     ) -> None:
         self._temperature, self._random = settings.temperature, settings.remasking == "random"
         self._by_entropy = settings.choice[0] == "entropy"
-        self._banned = torch.tensor(banned, dtype=torch.int64, device=device)
+        self._banned = tuple(banned)
         self._generators: list[torch.Generator] = []
         if self._temperature or self._random:
             seed = settings.seed
@@ -48,7 +49,7 @@ class Candidates:
         """Choose a token for each candidate.
 
         Args:
-            logits: [M, V] floating, row after row; changed in place.
+            logits: [M, V] floating, row after row.
             eligible: [R, L] bool, true at candidates.
             rows: [R] int64, rows of the canvas.
 
@@ -56,9 +57,8 @@ class Candidates:
             The tokens, [R, L] int64, of no meaning but at candidates; and how good each is, [R, L]
             float64, -inf but at candidates.
         """
-        logits[:, self._banned] = -torch.inf
         numbers = eligible.sum(1).tolist()
-        chosen = self._tokens(logits, numbers, rows)
+        chosen = self._tokens(without(logits, self._banned), numbers, rows)
         tokens = torch.zeros_like(eligible, dtype=torch.int64)
         tokens[eligible] = chosen
         scores = torch.full(eligible.shape, -torch.inf, dtype=torch.float64, device=logits.device)
@@ -77,9 +77,17 @@ class Candidates:
         if self._random:
             return self._draws(numbers, rows)
         if self._by_entropy:
-            entropies: Tensor = torch.special.entr(logits.double().softmax(dim=-1)).sum(dim=-1)
-            return -entropies
+            return -self._uncertainty(logits)
         return probability_of(logits, tokens)
+
+    def _uncertainty(self, logits: Tensor) -> Tensor:
+        """Return the entropy among the tokens that may be chosen, plus the surprise at having to
+        choose one of them, in nats, [M] float64.
+        """
+        allowed = without(logits.double(), self._banned)
+        entropies: Tensor = torch.special.entr(allowed.softmax(dim=-1)).sum(dim=-1)
+        surprises: Tensor = logits.double().logsumexp(dim=-1) - allowed.logsumexp(dim=-1)
+        return entropies.add_(surprises)
 
     def _draws(self, numbers: Sequence[int], rows: Tensor, *shape: int) -> Tensor:
         """Return uniform draws for each candidate, [M, *shape] float64."""

@@ -4,6 +4,8 @@ All `gen_length` tokens are given, and the mask token is not banned, as in the o
 head of the network runs at candidates alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,12 @@ from llada_sft.generation.predictor import Predictor
 from llada_sft.generation.settings import SamplerSettings
 
 
-def fill_officially(predictor: Predictor, canvas: Canvas, settings: SamplerSettings) -> None:
+def fill_officially(
+    predictor: Predictor,
+    canvas: Canvas,
+    settings: SamplerSettings,
+    suppress_tokens: Sequence[int] = (),
+) -> None:
     """Fill all answers in place, in as many passes as there are steps.
 
     Without a seed, draws follow torch's global generator.
@@ -22,6 +29,7 @@ def fill_officially(predictor: Predictor, canvas: Canvas, settings: SamplerSetti
         predictor: The network.
         canvas: With whole answers.
         settings: Those of the official sampler.
+        suppress_tokens: Never written.
     """
     rows = torch.arange(len(canvas.ids), device=canvas.ids.device)
     generator = None
@@ -42,4 +50,5 @@ def fill_officially(predictor: Predictor, canvas: Canvas, settings: SamplerSetti
         remasking=settings.remasking,
         mask_token_id=canvas.mask_token_id,
         generator=generator,
+        suppress_tokens=suppress_tokens,
     )

@@ -28,7 +28,7 @@ class SamplerSettings:
 
     `official` and `verify` give all `gen_length` tokens, those that the official code gives, unless
     `eos_early_stop` is true. All others end an answer with its first EOS, and never choose the mask
-    token or one of the model's `suppress_tokens`.
+    token. None chooses one of the model's `suppress_tokens`.
 
     Attributes:
         sampler: official: the most confident tokens of each step, in a fixed number of steps.

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, __version__
 
 from llada_sft.model.families import family_of, llada
 from llada_sft.model.families.architecture import Architecture
-from llada_sft.model.settings import read_settings
+from llada_sft.model.settings import read_settings, read_suppressed
 
 
 class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
@@ -25,7 +25,11 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
     Attributes:
         architecture: The network that it asks for.
         chat_template: Of a tokenizer that has none; None: LLaDA's.
+        suppress_tokens: What samplers must not write (generation_config.json).
     """
+
+    # A declared field: transformers refuses to save a config with any other of generation's keys.
+    suppress_tokens: tuple[int, ...] = ()
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         values = llada.FAMILY.config_json() if values is None else values
@@ -51,7 +55,9 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
 
     def changed(self, **values: Any) -> Self:
         """Return the config of a network with some official keys changed."""
-        return type(self)({**self._values, **values})
+        changed = type(self)({**self._values, **values})
+        changed.suppress_tokens = self.suppress_tokens
+        return changed
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the whole file under its official keys: transformers saves what this returns."""
@@ -66,8 +72,12 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
 def read_config(model_dir: Path) -> NetworkConfig:
     """Read `config.json` of a model directory, without running any code of it.
 
+    What samplers must not write is in `generation_config.json`, if there is one.
+
     Raises:
-        CheckpointError: The file is missing or not JSON, or describes a network that is not
+        CheckpointError: A file is missing or not JSON, or describes a network that is not
             implemented here; one line per key.
     """
-    return NetworkConfig(read_settings(model_dir))
+    config = NetworkConfig(read_settings(model_dir))
+    config.suppress_tokens = read_suppressed(model_dir, config.vocab_size)
+    return config

@@ -27,6 +27,7 @@ from llada_sft.model import safe_load
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.index import INDEX_NAME, check_tensors, read_index, require_unused
 from llada_sft.model.network import Network
+from llada_sft.model.settings import read_generation_config
 
 # The LightningModule's attribute that holds the network.
 CHECKPOINT_PREFIX = "network."
@@ -105,7 +106,7 @@ def export_checkpoint(
 
     Args:
         tensors: The network's parameters by their names.
-        config: Of the network.
+        config: Of the network; its `suppress_tokens` are written into generation_config.json.
         tokenizer_dir: A model directory whose tokenizer, chat template and code files are copied.
         out_dir: Must not exist, or be empty.
         dtype: Of the written weights.
@@ -122,6 +123,7 @@ def export_checkpoint(
     _write_config(config, partial, dtype)
     apply_umask(partial, "config.json")
     _copy_files(tokenizer_dir, partial)
+    _write_suppressed(config, partial)
     _verify(config, partial)
     partial.rename(out_dir)
 
@@ -193,6 +195,14 @@ def _copy_files(source_dir: Path, out_dir: Path) -> None:
     for pattern in _COPIED:
         for file in sorted(source_dir.glob(pattern)):
             shutil.copyfile(file, out_dir / file.name)
+
+
+def _write_suppressed(config: NetworkConfig, out_dir: Path) -> None:
+    """Write what samplers must not write into the copied `generation_config.json`, or a new one."""
+    if not config.suppress_tokens:
+        return
+    values = read_generation_config(out_dir) | {"suppress_tokens": list(config.suppress_tokens)}
+    (out_dir / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _verify(config: NetworkConfig, out_dir: Path) -> None:

@@ -26,6 +26,42 @@ def read_settings(model_dir: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
         )
+    values = _read_object(path)
+    if problems := _problems(values):
+        raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
+    return values
+
+
+def read_generation_config(model_dir: Path) -> dict[str, Any]:
+    """Read `generation_config.json` of a model directory; it may be missing.
+
+    Raises:
+        CheckpointError: It is not a JSON object.
+    """
+    path = model_dir / "generation_config.json"
+    return _read_object(path) if path.is_file() else {}
+
+
+def read_suppressed(model_dir: Path, vocab_size: int) -> tuple[int, ...]:
+    """Return the tokens that samplers must not write: `suppress_tokens`, as transformers has it.
+
+    Raises:
+        CheckpointError: `generation_config.json` is damaged, or these are no tokens.
+    """
+    given = read_generation_config(model_dir).get("suppress_tokens") or []
+    good = isinstance(given, list) and all(
+        isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab_size
+        for token in given
+    )
+    if not good:
+        raise CheckpointError(
+            f"{model_dir / 'generation_config.json'}: suppress_tokens: must be a list of token ids"
+            f" below {vocab_size}, got {json.dumps(given)}"
+        )
+    return tuple(given)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
@@ -34,8 +70,6 @@ def read_settings(model_dir: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not JSON: {error}; download the file again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: must be a JSON object; download the file again")
-    if problems := _problems(values):
-        raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
     return values
 
 

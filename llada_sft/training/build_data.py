@@ -70,7 +70,7 @@ def build_validation(
     data = config.data.model_copy(
         update={
             "format": source.format,
-            "eos_tail": config.data.fixed_eos_tail,
+            "end": config.data.fixed_end,
             "random_length": 0.0,
         }
     )

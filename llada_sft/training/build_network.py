@@ -183,5 +183,10 @@ def token_ids(network: NetworkConfig) -> TokenIds:
     found = network.architecture
     assert found.mask_token_id is not None and found.eos_token_id is not None
     return TokenIds(
-        found.vocab_size, found.eos_token_id, found.mask_token_id, network.chat_template
+        vocab_size=found.vocab_size,
+        eos_token_id=found.eos_token_id,
+        mask_token_id=found.mask_token_id,
+        chat_template=network.chat_template,
+        pad_token_id=found.pad_token_id,
+        reserved=found.reserved_token_ids,
     )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from llada_sft.config import load_config
+from llada_sft.config import load_run_config
 from llada_sft.config.schema import Config
+from llada_sft.data.examples.answer_end import end_token_ids
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.adapter_export import merged_tensors, official_tensors, write_adapter
 from llada_sft.model.configuration import NetworkConfig
@@ -15,7 +16,7 @@ from llada_sft.model.export import LazyTensor, export_checkpoint, network_tensor
 from llada_sft.model.index import read_index
 from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_network import base_weights, plan_training, resolve_network
+from llada_sft.training.build_network import base_weights, plan_training, resolve_network, token_ids
 from llada_sft.training.checkpoint.folder import chosen_step, list_named, list_set_aside
 from llada_sft.training.checkpoint.verify import Defect, Share, examine, summary
 
@@ -43,8 +44,10 @@ def export_run(
         ConfigError: The run trains no adapters, and one was asked for.
     """
     run = RunDir(run_dir)
-    config = load_config(run.config)
+    config = load_run_config(run.config)
     network = resolve_network(config.model)
+    ends = end_token_ids(config.data, token_ids(network))
+    network.suppress_tokens = tuple(dict.fromkeys((*network.suppress_tokens, *ends)))
     plan = plan_training(config, network)
     if plan is None:
         if adapter:

@@ -8,6 +8,7 @@
 3. With `objective.pairs` each example is there twice (masks/twins.py): its loss is the mean of the
    two, so each row counts half. With `objective.t_density: importance` levels are drawn by the
    losses of earlier steps (masks/level_losses.py).
+4. With `data.end: void` the EOS and void tokens are masked as well (masks/void_end.py).
 
 Shapes: B rows of a micro-batch, L positions, M masked positions of the micro-batch, S positions of
 one example's span: its row, or its part of the one row where examples are packed.
@@ -43,6 +44,7 @@ from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.masks.level_losses import BatchLevels, LevelLosses
 from llada_sft.training.masks.twins import each_twice
+from llada_sft.training.masks.void_end import answer_masks, hidden_ends
 from llada_sft.training.schedule.plan import Pace
 
 
@@ -165,6 +167,7 @@ def noisy_micro_batch(
     divisors: list[float],
     mask_token_id: int,
     confidence: list[float] | None = None,
+    void_weight: float = 0.0,
 ) -> MicroBatch:
     """Apply one noise to each example of a micro-batch.
 
@@ -174,6 +177,7 @@ def noisy_micro_batch(
         divisors: What the weighted loss of each example is divided by.
         mask_token_id: Stands at the masked positions.
         confidence: What the confidence loss of each example is multiplied by; None: it has none.
+        void_weight: What the loss of void tokens is multiplied by (masks/void_end.py).
     """
     clean = torch.from_numpy(batch.input_ids).flatten()  # [B·L]
     masked = torch.zeros(clean.shape, dtype=torch.bool)
@@ -190,6 +194,12 @@ def noisy_micro_batch(
         of_confidence[span] = 0.0 if confidence is None else confidence[number]
         if not corrupted[number]:
             noisy[span].masked_fill_(noise.masked, mask_token_id)
+    ends = hidden_ends(batch, noises, divisors, void_weight)
+    if ends is not None:
+        masked |= ends.masked
+        noisy.masked_fill_(ends.masked, mask_token_id)
+        coefficients = torch.where(ends.masked, ends.coefficients, coefficients)
+        of_confidence.masked_fill_(ends.void, 0.0)
     if batch.loss_weights is not None:
         weights = torch.from_numpy(batch.loss_weights).flatten()
         coefficients *= weights
@@ -203,9 +213,11 @@ def noisy_micro_batch(
     real, coefficients = batch.attention_mask, coefficients[positions].float()
     terms = None
     if confidence is not None:
-        rows = examples_at(batch, positions)
-        confident = of_confidence[positions].float()
-        terms = LossTerms(coefficients, rows, max(1, len(batch.keys)), confident)
+        rows, num_rows = examples_at(batch, positions), max(1, len(batch.keys))
+        if ends is not None:
+            # In a row of their own: predicted right, they do not count among an answer's tokens.
+            rows, num_rows = rows.masked_fill(ends.void[positions], num_rows), num_rows + 1
+        terms = LossTerms(coefficients, rows, num_rows, of_confidence[positions].float())
     return MicroBatch(
         noisy_ids=noisy.view(batch.input_ids.shape),
         attention_mask=None if real is None else torch.from_numpy(real),
@@ -272,9 +284,7 @@ class NoiseSource:
         for batch in local.micro_batches:
             noises: list[Noise] = []
             corrupted = batch.corrupted or (False,) * len(batch.keys)
-            for key, mask, by_hook in zip(
-                batch.keys, response_masks(batch), corrupted, strict=True
-            ):
+            for key, mask, by_hook in zip(batch.keys, answer_masks(batch), corrupted, strict=True):
                 # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
                 # where a rank has run short of rows or packed fewer than others.
                 index = number * self.world_size + self.rank
@@ -300,7 +310,14 @@ class NoiseSource:
                 self.objective.confidence_weight * noise.importance * length / divisor
                 for noise, length, divisor in zip(noises, lengths, divisors, strict=True)
             ]
-        made = noisy_micro_batch(batch, noises, divisors, self.mask_token_id, confidence)
+        made = noisy_micro_batch(
+            batch,
+            noises,
+            divisors,
+            self.mask_token_id,
+            confidence=confidence,
+            void_weight=self.objective.void_weight,
+        )
         if self.levels is not None:
             rows = examples_at(batch, made.positions)
             num_rows = max(1, len(batch.keys))
@@ -363,7 +380,8 @@ def validation_micro_batches(
 
     Returns:
         As many micro-batches on every rank, whose losses, averaged over ranks, sum to the mean of
-        (1 / L_i) (L_i / l) Σ_masked CE over all examples.
+        (1 / L_i) (L_i / l) Σ_masked CE over all examples; with `data.end: void`, the first term of
+        masks/void_end.py.
 
     Raises:
         DataError: No rank has an example; the same on every rank.
@@ -379,9 +397,10 @@ def validation_micro_batches(
     micro_batches = []
     for batch in padded:
         noises, divisors = [], []
-        for example, response_mask in zip(batch.keys, response_masks(batch), strict=True):
+        masks = zip(batch.keys, answer_masks(batch), response_masks(batch), strict=True)
+        for example, answer_mask, response_mask in masks:
             key = noise_key(0, 0, example.file, example.line, example.part)
-            noises.append(validation_noise(response_mask, key, draw=0, num_draws=1))
+            noises.append(validation_noise(answer_mask, key, draw=0, num_draws=1))
             divisors.append(int(response_mask.sum()) * counts.examples / world_size)
         micro_batches.append(noisy_micro_batch(batch, noises, divisors, ids.mask_token_id))
     return micro_batches

@@ -55,7 +55,7 @@ def call(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
     [
         ["train.micro_batch_size=8", "train.accumulate_grad_batches=2"],
         [
-            *("data.batching=packed", "data.max_tokens=150", "data.eos_tail=2"),
+            *("data.batching=packed", "data.max_tokens=150", "data.end=2"),
             *("train.micro_batch_size=1", "data.on_too_long=skip"),
         ],
     ],

@@ -66,7 +66,7 @@ def test_a_packed_run_goes_on_bit_for_bit(member: Path, tmp_path: Path) -> None:
         "data.batching=packed",
         "data.max_tokens=64",
         "data.pack_buffer=5",
-        "data.eos_tail=2",
+        "data.end=2",
         "train.max_steps=6",
         "train.checkpoint_every_steps=4",
     ]

@@ -39,7 +39,7 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(
         *with_data(demo, train),
         *OBJECTIVE,
         *batching,
-        "data.eos_tail=2",
+        "data.end=2",
         "train.epochs=2",
         "train.max_steps=9",
         "train.checkpoint_every_steps=4",

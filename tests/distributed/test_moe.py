@@ -110,7 +110,7 @@ def test_losses_of_any_number_of_ranks_and_the_log(moe: Path, tmp_path: Path) ->
         "train.micro_batch_size=1",
         "data.batching=packed",
         "data.max_tokens=64",
-        "data.eos_tail=2",
+        "data.end=2",
         "train.epochs=3",
         "train.max_steps=null",
     ]

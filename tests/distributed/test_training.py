@@ -86,7 +86,7 @@ def test_a_packed_run_stopped_at_any_step_goes_on_bit_for_bit(demo: Path, tmp_pa
         "data.batching=packed",
         "data.max_tokens=64",
         "data.pack_buffer=5",
-        "data.eos_tail=2",
+        "data.end=2",
         "train.epochs=2",
         "train.max_steps=null",
         "train.checkpoint_every_steps=4",
@@ -116,7 +116,7 @@ def test_a_run_grouped_by_length_goes_on_bit_for_bit(demo: Path, tmp_path: Path)
         "train.accumulate_grad_batches=2",
         "data.group_by_length=true",
         "data.pack_buffer=5",
-        "data.eos_tail=batch_max",
+        "data.end=batch_max",
         "data.validation=null",
         "train.epochs=2",
         "train.max_steps=9",
@@ -279,7 +279,7 @@ def test_four_two_three_ranks_train_every_row_once_per_epoch(demo: Path, tmp_pat
     sizes = [23, 5, 31, 0, 17]
     train = write_shards(tmp_path / "shards", sizes)
     overrides = [*with_data(demo, train), "train.epochs=2", "train.max_steps=null"]
-    packed = ["data.batching=packed", "data.max_tokens=64", "data.eos_tail=2"]
+    packed = ["data.batching=packed", "data.max_tokens=64", "data.end=2"]
     one_row = ["train.micro_batch_size=1", "data.validation=null"]
     seen: Counter[tuple[Any, ...]] = Counter()
     for world_size, stop_at in ((4, 3), (2, 4), (3, 0)):
@@ -449,7 +449,7 @@ def test_bad_rows_are_counted_and_quarantined(demo: Path, tmp_path: Path) -> Non
             *with_data(demo, train),
             "data.max_bad_fraction=0.1",
             "data.prefetch_steps=2",
-            "data.eos_tail=1",
+            "data.end=1",
             "train.epochs=2",
             "train.max_steps=null",
         ])],

@@ -144,6 +144,17 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "data/examples/answer_end.py",
+        "data/examples/test_answer_end.py",
+        ("room - self.fewest_tokens", "room", "an example is longer than max_length"),
+        (
+            'hashed("end", row_key, part)',
+            'hashed("end", row_key)',
+            "all parts end in as many tokens",
+        ),
+        ("num_hidden=len(ids)", "num_hidden=0", "void tokens are not masked"),
+    ),
+    *of_file(
         "data/examples/encode.py",
         "data/examples/test_encode.py",
         ("random.seed(key)", "pass", "what a hook draws differs when a row is read again"),
@@ -179,13 +190,13 @@ MUTANTS = (
             "rows that the hook drops are not counted",
         ),
         (
-            "tail = 0 if noisy is not None or not piece.ends else self.tail",
-            "tail = self.tail",
+            "tail = 0 if noisy is not None or not piece.ends else self.answer_end.fewest_tokens",
+            "tail = self.answer_end.fewest_tokens",
             "a tail is added to what the hook corrupted itself",
         ),
         (
-            "values[-1] if value is None else value",
-            "1 if value is None else value",
+            "np.repeat(weights[-1:], more)",
+            "np.ones(more, np.float32)",
             "the tail of a weighted answer weighs 1",
         ),
     ),

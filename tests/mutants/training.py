@@ -208,6 +208,22 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/masks/void_end.py",
+        "training/test_void_end.py",
+        (
+            "ends.coefficients[eos] = importance / divisor",
+            "ends.coefficients[eos] = 1 / divisor",
+            "the EOS is not divided by the density of its level",
+        ),
+        ("length / divisor / num_void", "length / divisor", "many void tokens weigh more than few"),
+        ("void_weight * importance * length", "void_weight * importance", "void tokens count 1/L"),
+        (
+            "masks[number][batch.lengths[number] - hidden :] = False",
+            "pass",
+            "the noise is drawn over the EOS, too",
+        ),
+    ),
+    *of_file(
         "training/masks/level_losses.py",
         "training/test_level_losses.py",
         ("self._sums.pop(step - _DELAY, None)", "self._sums.clear()", "a step's losses are lost"),

@@ -43,8 +43,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "shuffled": {},
     "packed": {"batching": "packed", "max_tokens": 128},
     "packed, a short look-ahead": {"batching": "packed", "max_tokens": 64, "pack_buffer": 4},
-    "a growing tail": {"eos_tail": "batch_max"},
-    "of similar length": {"eos_tail": "batch_max", "group_by_length": True, "pack_buffer": 8},
+    "a growing tail": {"end": "batch_max"},
+    "of similar length": {"end": "batch_max", "group_by_length": True, "pack_buffer": 8},
     "mixed by examples": {"mix": "examples"},
     "mixed by tokens, packed": {"mix": "tokens", "batching": "packed", "max_tokens": 96},
 }
@@ -77,7 +77,7 @@ def micro_batches(folder: Path, way: str, place: str) -> Iterator[MicroBatch]:
             "a": SourceConfig(path=str(folder / "a"), weight=1.0, epochs=1),
             "b": SourceConfig(path=str(folder / "b"), weight=2.0, epochs=4),
         }
-    defaults = {"eos_tail": 1, "max_length": 50, "cache_dir": str(folder / "cache")}
+    defaults = {"end": 1, "max_length": 50, "cache_dir": str(folder / "cache")}
     config = DataConfig(train=train, hook=str(folder / "hook.py"), **(defaults | settings))
     sources = [s.of_rank(rank, world_size) for s in list_sources(config, epochs=EPOCHS)]
     noise = NoiseSource(ObjectiveConfig(), 3, IDS.mask_token_id, rank, world_size)

@@ -139,6 +139,20 @@ def test_head_compares_both_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_endings_have_a_line_for_each_end(tmp_path: Path) -> None:
+    """After three steps nothing is right; with tokens that are never written there are two."""
+    sizes = ["--steps=3", "--batch=4", "--held-out=4", "--longest=6", "--end-tokens=8"]
+    found = measured("endings", tmp_path / "out.json", *sizes)
+    others = "among the others"
+    assert [line["end"] for line in found["ends"]] == [
+        *("batch_max", "1", "void", f"void, {others}", "rainbow", f"rainbow, {others}"),
+    ]
+    for line in found["ends"]:
+        assert [each["canvas"] for each in line["answers"]] == [7, 14, 28]
+        assert all(0 <= each["exact"] <= 1 for each in line["answers"])
+
+
+@pytest.mark.slow
 def test_variances_have_a_line_for_each_estimator(tmp_path: Path) -> None:
     """At a size at which no variance means anything: the means agree, and all numbers are there."""
     write_demo(tmp_path / "demo")

@@ -21,7 +21,13 @@ from llada_sft.cluster.owner.ownership import held
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
-from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config import (
+    Config,
+    dump_config,
+    load_config,
+    load_run_config,
+    resolve_paths,
+)
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
 from llada_sft.errors import EXIT_CODE, LladaSftError
 from llada_sft.run_dir import RunDir
@@ -70,7 +76,7 @@ def launch(options: LaunchOptions) -> int:
             print(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
-        return start(run, load_config(run.config), options.local, options.follow)
+        return start(run, load_run_config(run.config), options.local, options.follow)
 
 
 def _config(options: LaunchOptions) -> Config:
@@ -227,6 +233,6 @@ def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
 def _timeout_of(run: RunDir, overrides: Sequence[str]) -> int:
     """Return `run.owner_timeout_s`, before the config or a change of it is checked."""
     try:
-        return load_config(run.config, overrides).run.owner_timeout_s
+        return load_run_config(run.config, overrides).run.owner_timeout_s
     except LladaSftError:
         return DEFAULT_TIMEOUT_S

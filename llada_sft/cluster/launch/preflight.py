@@ -22,6 +22,7 @@ from llada_sft.run_dir import RunDir
 
 if TYPE_CHECKING:
     from llada_sft.data.storage.files import Shard
+    from llada_sft.model.families.architecture import Architecture
 
 
 def require(config: Config, new_run: RunDir | None = None) -> None:
@@ -134,6 +135,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
             f"data.max_length: must be at most the context of {model / 'config.json'},"
             f" {network.max_length}, got {config.data.max_length}"
         )
+    yield from _end_tokens(config, network)
     try:
         require_trainable(model, network)
         has_experts, given = network.experts is not None, config.model
@@ -144,6 +146,28 @@ def _checkpoint(config: Config) -> Iterator[str]:
         check_tensors(network.tensor_shapes(), read_index(model), model)
     except LladaSftError as error:
         yield str(error)
+
+
+def _end_tokens(config: Config, network: "Architecture") -> Iterator[str]:
+    """Check the tokens that `data.end` puts after answers, as far as config.json tells."""
+    if config.data.end not in ("void", "rainbow"):
+        return
+    from llada_sft.data.examples.answer_end import end_token_ids
+    from llada_sft.data.examples.tokenizer import TokenIds
+
+    if network.mask_token_id is None or network.eos_token_id is None:
+        return
+    ids = TokenIds(
+        vocab_size=network.vocab_size,
+        eos_token_id=network.eos_token_id,
+        mask_token_id=network.mask_token_id,
+        pad_token_id=network.pad_token_id,
+        reserved=network.reserved_token_ids,
+    )
+    try:
+        end_token_ids(config.data, ids)
+    except ConfigError as error:
+        yield from str(error).splitlines()
 
 
 def _adapters(config: Config) -> Iterator[str]:

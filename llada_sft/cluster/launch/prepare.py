@@ -23,7 +23,7 @@ from llada_sft.cluster.launch.snapshot import redact, take_snapshot
 from llada_sft.cluster.resume import update_code
 from llada_sft.cluster.resume.changing import is_trained, journal_values, replace_config, take_setup
 from llada_sft.cluster.resume.code_diff import compare
-from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config import Config, dump_config, load_run_config, resolve_paths
 from llada_sft.config.changes import change_lines, find_changes, refuse_changes
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
@@ -158,7 +158,7 @@ def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim
             _rebuild(run, sources, final, base)
             return False
     door.require(run)
-    before = moved.rebase(load_config(run.config), run)
+    before = moved.rebase(load_run_config(run.config), run)
     _check_same_run(run, before, final, Path(sources.data.hook))
     claim(run, None)
     changes = find_changes(before, final)

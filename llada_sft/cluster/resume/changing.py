@@ -20,9 +20,17 @@ from llada_sft.cluster.launch.origin import origin_of
 from llada_sft.cluster.launch.snapshot import checkout_of_the_package, code_version, redact
 from llada_sft.cluster.resume import code_diff, fitting, update_code
 from llada_sft.cluster.resume.old_version import carry_over, read_old
-from llada_sft.config import Config, dump_config, load_config, resolve_paths, yaml12
+from llada_sft.config import (
+    Config,
+    dump_config,
+    load_config,
+    load_run_config,
+    resolve_paths,
+    yaml12,
+)
 from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
 from llada_sft.config.reader import read_values
+from llada_sft.config.renamed import under_new_names, under_old_names
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -117,7 +125,8 @@ def replace_config(run: RunDir, config: Config) -> None:
     that the file lacks stay out of it as long as they have their defaults. Values that stay are
     written as they were: the older version may not know another way of writing them, either.
     """
-    known, before = read_values(run.config), _as_it_was(run)
+    written_before = read_values(run.config)
+    known, before = under_new_names(written_before), _as_it_was(run)
     data = config.model_dump(mode="json")
     for name in list(data):
         section, written = getattr(config, name), known.get(name)
@@ -131,13 +140,13 @@ def replace_config(run: RunDir, config: Config) -> None:
             elif before and key in written and before[name][key] == data[name][key]:
                 data[name][key] = written[key]
     with atomic.replacing(run.config) as partial:
-        partial.write_text(yaml12.dump(data), encoding="utf-8")
+        partial.write_text(yaml12.dump(under_old_names(data, written_before)), encoding="utf-8")
 
 
 def _as_it_was(run: RunDir) -> dict[str, Any] | None:
     """Return all values of `config.yaml`; None if it is of a version with other keys."""
     try:
-        return load_config(run.config).model_dump(mode="json")
+        return load_run_config(run.config).model_dump(mode="json")
     except ConfigError:
         return None
 
@@ -169,8 +178,8 @@ def _read(
 ) -> tuple[Config, Config, list[str]]:
     """Read the config without and with the overrides; list the keys that the new code changes."""
     if not update:
-        before = resolve_paths(load_config(run.config), base)
-        return before, resolve_paths(load_config(run.config, overrides), base), []
+        before = resolve_paths(load_run_config(run.config), base)
+        return before, resolve_paths(load_run_config(run.config, overrides), base), []
     data, lines = carry_over(read_old(run))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / run.config.name

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from llada_sft.config.reader import read_values
+from llada_sft.config.renamed import RENAMED, under_new_names
 from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
@@ -82,7 +83,12 @@ def carry_over(old: OldConfig) -> tuple[dict[str, Any], list[str]]:
         The data of a config.yaml, and one line for each key that this version reads differently.
     """
     data: dict[str, Any] = {}
-    lines: list[str] = []
+    lines = [
+        f"{section}.{key}: is called {section}.{new} now"
+        for (section, key), new in RENAMED.items()
+        if key in (old.values.get(section) or {})
+    ]
+    old = OldConfig(under_new_names(old.values), under_new_names(old.defaults))
     for section, field_of_section in Config.model_fields.items():
         given = old.values.get(section, {})
         kinds = get_args(field_of_section.annotation) or (field_of_section.annotation,)

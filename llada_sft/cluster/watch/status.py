@@ -18,7 +18,7 @@ from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.moved import is_copy, rebase
 from llada_sft.cluster.owner import owner_sight
 from llada_sft.cluster.run_files import printable
-from llada_sft.config import Config, load_config
+from llada_sft.config import Config, load_run_config
 from llada_sft.errors import ConfigError, LaunchError, LladaSftError
 from llada_sft.run_dir import RunDir
 
@@ -94,7 +94,7 @@ def _of_config(run: RunDir) -> Iterator[Row]:
     try:
         # Opened without waiting first: a named pipe would block for ever.
         run_files.read_start(run.config, 1)
-        config = rebase(load_config(run.config), run)
+        config = rebase(load_run_config(run.config), run)
     except OSError as error:
         yield "directory", str(run.path)
         yield "config", f"{run.config}: cannot be read: {error.strerror}"

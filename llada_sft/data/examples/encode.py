@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llada_sft.config.data_section import DataConfig, shortest_tail
+from llada_sft.config.data_section import DataConfig
 from llada_sft.config.record_formats import RecordFormat
+from llada_sft.data.examples.answer_end import NO_TAIL, AnswerEnd, answer_end_of
 from llada_sft.data.examples.hook import HookFunction, describe_exception, load_hook
 from llada_sft.data.examples.hook_output import check_item
 from llada_sft.data.examples.parse import parse_row
@@ -37,11 +38,12 @@ class Example:
     """One training example.
 
     Attributes:
-        input_ids: int64 [L], prompt, response and the EOS tail.
-        response_mask: bool [L].
+        input_ids: int64 [L], prompt, response and what follows it (answer_end.py).
+        response_mask: bool [L], the response and the tail, without void tokens.
         noisy_ids: int64 [L] if the hook corrupts the input itself.
         loss_weights: fp32 [L], what the loss of each token is multiplied by; None if all are 1.
-        tail: How many EOS tokens at the end are not of the response.
+        tail: Tokens after the response that are learned as it is: EOS, or EOS and a cycle.
+        hidden: Tokens at the end that are always masked, an EOS and void tokens; 0 without these.
         grows: True if EOS tokens may be added up to the longest example of the micro-batch.
         file, line, part: Where it comes from; together with seed and epoch they key its noise.
         epoch: In which its row was read.
@@ -57,6 +59,12 @@ class Example:
     epoch: int = 0
     tail: int = 0
     loss_weights: NDArray[np.float32] | None = None
+    hidden: int = 0
+
+    @property
+    def num_void(self) -> int:
+        """Void tokens at the end."""
+        return max(self.hidden - 1, 0)
 
     @property
     def key(self) -> ExampleKey:
@@ -88,13 +96,12 @@ class Encoder:
         hook_path: Its file, for messages.
         tokenizer: Given to the hook.
         vocab_size: Ids must be below it.
-        max_length: Tokens of an example, EOS tail included.
+        max_length: Tokens of an example, its tail included.
         on_too_long: What to do with a longer one.
         eos_after_cut: Whether a response that is cut gets its tail.
         mask_token_id: Must not be in a response.
         layout: Tells what is to be noticed of the texts of a row; None notices nothing.
-        eos_token_id: The token of the tail.
-        eos_tail: Tokens of the tail, or `batch_max`.
+        answer_end: Makes the tails.
         reader: Brings records into the form that the hook gets.
         seed: `run.seed`.
         random_length: The share of a document's pieces that have a random length.
@@ -106,19 +113,13 @@ class Encoder:
     vocab_size: int
     max_length: int
     on_too_long: TooLong
-    eos_token_id: int
-    eos_tail: int | Literal["batch_max"]
+    answer_end: AnswerEnd
     reader: RecordReader = RecordReader()  # noqa: RUF009 (frozen)
     seed: int = 0
     eos_after_cut: bool = False
     mask_token_id: int | None = None
     layout: ChatLayout | None = None
     random_length: float = 0.0
-
-    @property
-    def tail(self) -> int:
-        """Tokens of the EOS tail of an example alone, before it shares a micro-batch."""
-        return shortest_tail(self.eos_tail)
 
     def for_format(self, format: RecordFormat, rules: RecordRules) -> "Encoder":
         """Return the same encoder for rows of another format, with other names of fields."""
@@ -142,13 +143,15 @@ class Encoder:
         items = returned if isinstance(returned, list) else [] if returned is None else [returned]
         try:
             checked = [check_item(item, self.vocab_size, self.mask_token_id) for item in items]
+            for fields in checked:
+                self.answer_end.require_unused(fields["input_ids"], fields.get("noisy_ids"))
         except DataError as error:
             raise BadRowError(row, "hook_returned", str(error)) from None
         examples: list[Example] = []
         clipped = skipped = 0
         pieces = (self._pieces(fields, key, number) for number, fields in enumerate(checked))
         for part, piece in enumerate(chain.from_iterable(pieces)):
-            example, was_cut = self._example(row, part, epoch, piece)
+            example, was_cut = self._example(row, part, epoch, piece, key)
             clipped += was_cut
             if example is None:
                 skipped += 1
@@ -196,19 +199,26 @@ class Encoder:
         if self.on_too_long != "split" or not is_document(fields):
             return [Piece(fields, ends=True)]
         return split_document(
-            fields, self.max_length, self.tail, self.random_length, hashed(key, number)
+            fields,
+            self.max_length,
+            self.answer_end.fewest_tokens,
+            self.random_length,
+            hashed(key, number),
         )
 
     def _example(
-        self, row: Row, part: int, epoch: int, piece: Piece
+        self, row: Row, part: int, epoch: int, piece: Piece, key: int
     ) -> tuple[Example | None, bool]:
-        """Return the example, None if it is skipped for its length; and whether it was cut."""
+        """Return the example, None if it is skipped for its length; and whether it was cut.
+
+        `key` is the row's.
+        """
         fields = piece.fields
         noisy, weights = fields.get("noisy_ids"), fields.get("loss_weights")
         mask = fields["response_mask"]
         # A hook that corrupts the input itself owns the whole sequence: no tail is added. And a
         # document continues after a piece that is not its last.
-        tail = 0 if noisy is not None or not piece.ends else self.tail
+        tail = 0 if noisy is not None or not piece.ends else self.answer_end.fewest_tokens
         keep = _cut(mask, self.max_length - tail, self.on_too_long)
         if keep is None:
             return None, False
@@ -216,13 +226,17 @@ class Encoder:
         if was_cut and self._cuts_response(mask, keep) and not self.eos_after_cut:
             # Its end is missing: the model must not learn that it ends here.
             keep, tail = _cut(mask, self.max_length, self.on_too_long) or keep, 0
+        room = self.max_length - (keep.stop - keep.start)
+        end = self.answer_end.tail(room, key, part) if tail else NO_TAIL
+        learned = np.arange(len(end.ids)) < end.num_learned
         example = Example(
-            input_ids=_with_tail(fields["input_ids"][keep], tail, self.eos_token_id),
-            response_mask=_with_tail(mask[keep], tail, True),
+            input_ids=np.concatenate([fields["input_ids"][keep], end.ids]),
+            response_mask=np.concatenate([mask[keep], learned]),
             noisy_ids=None if noisy is None else noisy[keep],
-            loss_weights=None if weights is None else _with_tail(weights[keep], tail, None),
-            tail=tail,
-            grows=tail > 0 and self.eos_tail == "batch_max",
+            loss_weights=None if weights is None else _with_last(weights[keep], len(end.ids)),
+            tail=end.num_learned,
+            hidden=end.num_hidden,
+            grows=tail > 0 and self.answer_end.grows,
             file=row.file,
             line=row.line,
             part=part,
@@ -235,12 +249,9 @@ class Encoder:
         return bool(mask[keep.stop - 1] and keep.stop < len(mask) and mask[keep.stop])
 
 
-def _with_tail(values: NDArray[Any], tail: int, value: int | None) -> NDArray[Any]:
-    """Add a tail of one value; None repeats the last."""
-    longer = np.empty(len(values) + tail, values.dtype)
-    longer[: len(values)] = values
-    longer[len(values) :] = values[-1] if value is None else value
-    return longer
+def _with_last(weights: NDArray[np.float32], more: int) -> NDArray[np.float32]:
+    """Give what follows a response the weight of its last token."""
+    return np.concatenate([weights, np.repeat(weights[-1:], more)])
 
 
 def _cut(mask: NDArray[np.bool_], room: int, policy: TooLong) -> slice | None:
@@ -269,6 +280,7 @@ def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: 
 
     Raises:
         DataError: One of them cannot be used.
+        ConfigError: The tokens that `data.end` puts after answers cannot be.
     """
     tokenizer = load_tokenizer(tokenizer_dir, ids.mask_token_id, ids.chat_template)
     layout = None
@@ -287,8 +299,7 @@ def build_encoder(config: DataConfig, tokenizer_dir: Path, ids: TokenIds, seed: 
         vocab_size=ids.vocab_size,
         max_length=config.max_length,
         on_too_long=config.on_too_long,
-        eos_token_id=ids.eos_token_id,
-        eos_tail=config.eos_tail,
+        answer_end=answer_end_of(config, ids, tokenizer),
         reader=RecordReader(config.format, rules_of(config), config.multi_turn),
         seed=seed,
         eos_after_cut=config.eos_after_cut,

@@ -34,7 +34,8 @@ def examples_key(config: DataConfig) -> str:
         "hook": hook_hash(Path(config.hook)),
         "max_length": config.max_length,
         "on_too_long": config.on_too_long,
-        "eos_tail": config.eos_tail,
+        # As the key was called in older versions.
+        "eos_tail": config.end,
         "format": config.format,
         "fields": config.fields,
         "multi_turn": config.multi_turn,
@@ -48,8 +49,13 @@ def examples_key(config: DataConfig) -> str:
         ),
         **({"eos_after_cut": True} if config.eos_after_cut else {}),
         **({"random_length": config.random_length} if config.random_length else {}),
+        **({"end_tokens": _end_tokens(config)} if config.end in ("void", "rainbow") else {}),
     }
     return digest(json.dumps(keys, sort_keys=True).encode(), 16).hex()
+
+
+def _end_tokens(config: DataConfig) -> list[object]:
+    return [config.end_tokens, config.void_token_id, config.rainbow_token_ids]
 
 
 def check_hook(path: Path) -> None:

@@ -10,12 +10,22 @@ from llada_sft.errors import DataError
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What data needs to know of the model; `chat_template` is for a tokenizer without one."""
+    """What data needs to know of the model.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        eos_token_id, mask_token_id: From the model's config.
+        chat_template: For a tokenizer without one.
+        pad_token_id: From the model's config, if it names one.
+        reserved: Tokens of its tokenizer that no text has, in the order in which they are taken.
+    """
 
     vocab_size: int
     eos_token_id: int
     mask_token_id: int
     chat_template: str | None = None
+    pad_token_id: int | None = None
+    reserved: tuple[int, ...] = ()
 
 
 def tokenizer_file(directory: Path) -> Path:

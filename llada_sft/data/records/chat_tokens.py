@@ -2,7 +2,7 @@
 
 A prompt is `<|startoftext|><|start_header_id|>user<|end_header_id|>` + two newlines + the text +
 `<|eot_id|>` + the assistant's header; then the response. The EOS tail is not added here: the
-framework adds it (`data.eos_tail`).
+framework adds it (`data.end`).
 
 An answer is encoded by itself, and the two meet exactly at the boundary, also where the tokenizer
 would have merged characters of both. The ids of a prompt are thus those that the model is asked

@@ -1,6 +1,6 @@
 """Examples -> the arrays of one micro-batch: one below the other, or one after the other.
 
-With `eos_tail: batch_max` the tail of each response grows to the longest example of the micro-batch
+With `end: batch_max` the tail of each response grows to the longest example of the micro-batch
 and is learned, as in the official recipe: there is no padding left to hide. With a fixed tail what
 is added is padding, which no token attends to and no loss counts. Packed examples share one row;
 nothing is added.
@@ -35,6 +35,7 @@ class UnmaskedBatch:
         noisy_ids: int64 [B, L], as the hook has corrupted them; None if no example was.
         corrupted: Whether the hook has corrupted an example, for each; empty if none was.
         loss_weights: fp32 [B, L], what the loss of each token is multiplied by; None if all are 1.
+        hidden: Tokens at the end of each example that are always masked; empty if none has any.
     """
 
     input_ids: NDArray[np.int64]
@@ -46,6 +47,7 @@ class UnmaskedBatch:
     noisy_ids: NDArray[np.int64] | None = None
     corrupted: tuple[bool, ...] = ()
     loss_weights: NDArray[np.float32] | None = None
+    hidden: tuple[int, ...] = ()
 
     @property
     def spans(self) -> list[slice]:
@@ -112,6 +114,8 @@ def _batch(
         lengths=tuple(len(example.input_ids) for example in examples),
         packed=packed,
     )
+    if any(example.hidden for example in examples):
+        batch = replace(batch, hidden=tuple(example.hidden for example in examples))
     if any(example.loss_weights is not None for example in examples):
         batch = replace(batch, loss_weights=_loss_weights(examples, batch))
     corrupted = tuple(example.noisy_ids is not None for example in examples)

@@ -19,10 +19,10 @@ def validation_batches(
 ) -> list[UnmaskedBatch]:
     """Encode this rank's validation rows: every world_size-th of the first `max_rows`.
 
-    The config's `eos_tail` must be a number: with `batch_max` the loss would depend on the number
-    of ranks.
+    The config's `end` must not be `batch_max`: with it the loss would depend on the number of
+    ranks.
     """
-    assert config.eos_tail != "batch_max"
+    assert config.end != "batch_max"
     stream = RowStream(source.shards, seed=0, shuffle=False, cache_dir=config.cache_dir)
     examples: list[Example] = []
     for number, row in enumerate(stream.rows(0, stream.start_positions())):
@@ -30,4 +30,5 @@ def validation_batches(
             break
         if number % world_size == rank:
             examples.extend(encoder(row).examples)
-    return list(micro_batches(config, micro_batch_size, encoder.eos_token_id, [], iter(examples)))
+    pad_token_id = encoder.answer_end.eos_token_id
+    return list(micro_batches(config, micro_batch_size, pad_token_id, [], iter(examples)))

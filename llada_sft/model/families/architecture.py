@@ -97,6 +97,7 @@ class Architecture:
         rope_theta: Base of the rotary positions.
         rotary_dim: The first features of each head, which are rotated; the others are not.
         mask_token_id, eos_token_id, pad_token_id: None where the config names none.
+        reserved_token_ids: Tokens of the official tokenizer that no text has, free for `data.end`.
         qk_norm: Whether queries and keys of each head are normalised before they are rotated.
         qkv_bias, out_bias: Whether the matrices of attention have biases.
         clip_qkv: Queries, keys and values are clamped to ± this, before they are rotated.
@@ -132,6 +133,7 @@ class Architecture:
     counts_real: bool = False
     pad_row: int | None = None
     experts: Experts | None = None
+    reserved_token_ids: tuple[int, ...] = ()
 
     def has_experts(self, layer: int) -> bool:
         """Return whether a block has experts instead of an MLP."""

@@ -52,6 +52,10 @@ _SIZES = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_len
 # May be missing, or null.
 _OPTIONAL_SIZES = ("mlp_hidden_size", "n_kv_heads", "mlp_ratio", "embedding_size")
 _TOKENS = ("mask_token_id", "eos_token_id", "pad_token_id")
+# Of the tokenizer of LLaDA-8B and LLaDA-1.5: the mask token, and its first seven reserved tokens,
+# <|reserved_token_0|> and so on. iLLaDA has another tokenizer.
+_MASK_TOKEN_ID = 126336
+_RESERVED_TOKEN_IDS = tuple(range(126084, 126091))
 # Either of them ties the head to the embedding.
 _TIED = ("weight_tying", "tie_word_embeddings")
 
@@ -184,7 +188,13 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
         eos_token_id=values.get("eos_token_id"),
         pad_token_id=values.get("pad_token_id"),
         tied=any(values.get(key) for key in _TIED),
+        reserved_token_ids=_reserved_token_ids(values),
     )
+
+
+def _reserved_token_ids(values: Mapping[str, Any]) -> tuple[int, ...]:
+    official = values["mask_token_id"] == _MASK_TOKEN_ID
+    return _RESERVED_TOKEN_IDS if official else ()
 
 
 FAMILY = Family(

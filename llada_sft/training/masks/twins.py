@@ -36,6 +36,7 @@ def each_twice(batch: UnmaskedBatch) -> UnmaskedBatch:
         noisy_ids=None if batch.noisy_ids is None else _take(batch.noisy_ids, chosen),
         corrupted=_items_twice(batch.corrupted),
         loss_weights=None if batch.loss_weights is None else _take(batch.loss_weights, chosen),
+        hidden=_items_twice(batch.hidden),
     )
 
 

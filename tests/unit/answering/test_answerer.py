@@ -98,3 +98,20 @@ def test_plain_text_is_continued_after_bos(model: Network, tokenizer: Any) -> No
     ids = Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, text="abc"))
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     assert ids == [*begin, *tokenizer.convert_tokens_to_ids(["a", "b", "c"])]
+
+
+@pytest.mark.parametrize("sampler", ["official", "threshold", "entropy", "dual_cache", "verify"])
+def test_what_the_model_suppresses_is_never_said(
+    model: Network, tokenizer: Any, sampler: Any
+) -> None:
+    settings = SamplerSettings(sampler, gen_length=8, block_length=4)
+    said = answer(model, tokenizer, PROMPTS, settings)
+    used = sorted({tokenizer.convert_tokens_to_ids(letter) for text in said for letter in text})
+    assert used
+    model.config.suppress_tokens = (used[0], used[-1])
+    try:
+        again = answer(model, tokenizer, PROMPTS, settings)
+    finally:
+        model.config.suppress_tokens = ()
+    banned = set(tokenizer.convert_ids_to_tokens([used[0], used[-1]]))
+    assert banned & set("".join(said)) and not banned & set("".join(again))

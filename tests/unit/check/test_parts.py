@@ -78,6 +78,7 @@ def rows(records: list[int], ids: list[int]) -> Rows:
         lengths=nothing,
         responses=nothing,
         tails=nothing,
+        voids=nothing,
     )
 
 

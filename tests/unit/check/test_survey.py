@@ -127,6 +127,7 @@ def test_all_that_is_said_of_good_data(project: Path) -> None:
         **{"steps": 2, "examples": 4, "tokens": 82, "all_tokens": 82, "fill": 1.0},
         **{"response_tokens": 19, "eos_tokens": 4, "eos_share": pytest.approx(4 / 19)},
         "eos_share_of_loss": pytest.approx((1 / 4 + 1 / 5 + 1 / 6 + 1 / 4) / 4),
+        "void_tokens": 0,
         **{"idle_share": 0.0, "tokens_max_over_mean": pytest.approx(42 / 41)},
     }
     assert (said["ok"], said["estimated"], said["ranks"], said["validation"]) == (
@@ -263,7 +264,7 @@ def test_only_the_validation_rows_that_are_used_count(project: Path) -> None:
             2,
             {"imbalance": "warning"},
         ),
-        ({"a": words("abc")}, {"eos_tail": 9}, 1, {"eos": "warning"}),
+        ({"a": words("abc")}, {"end": 9}, 1, {"eos": "warning"}),
     ],
 )
 def test_findings(

@@ -43,7 +43,7 @@ def test_with_the_files() -> None:
 
 def test_packed() -> None:
     packed = config(micro_batch_size=1, max_steps=100).model_dump()
-    packed["data"] |= {"batching": "packed", "max_tokens": 8192, "eos_tail": 1}
+    packed["data"] |= {"batching": "packed", "max_tokens": 8192, "end": 1}
     rows = RowCount(total=4_500_000, busiest_rank=140_630, estimated=True)
     assert batch_arithmetic(Config.model_validate(packed), rows)[1:] == [
         "global batch     at most 1,048,576 tokens = 8,192 micro × 4 accumulated × 32 ranks",

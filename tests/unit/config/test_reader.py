@@ -389,7 +389,7 @@ def test_strings_are_those_of_yaml_1_2(text: str) -> None:
 
 
 def test_the_eos_tail_leaves_room() -> None:
-    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, eos_tail: 8, max_length: 8}\n"
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, end: 8, max_length: 8}\n"
     assert problems_of(text) == (
         "a.yaml:3: data: max_length must leave room next to the EOS tail, got 8 for a tail of 8"
     )
@@ -400,16 +400,16 @@ def test_the_eos_tail_leaves_room() -> None:
     [
         ("batching: packed", "batching: packed needs max_tokens, the tokens of a micro-batch"),
         (
-            "batching: packed, max_tokens: 4095, eos_tail: 1",
+            "batching: packed, max_tokens: 4095, end: 1",
             "max_tokens must have room for an example of max_length, got 4095 for 4096",
         ),
         (
             "batching: packed, max_tokens: 4096",
-            "batching: packed has no padding that eos_tail: batch_max could turn into EOS; "
-            "set eos_tail to a number",
+            "batching: packed has no padding that end: batch_max could turn into EOS; "
+            "set end to a number, or to void or rainbow",
         ),
         (
-            "batching: packed, max_tokens: 8192, eos_tail: 1, group_by_length: true",
+            "batching: packed, max_tokens: 8192, end: 1, group_by_length: true",
             "group_by_length is for batching: padded; remove it, or set that",
         ),
         ("max_tokens: 8192", "max_tokens is for batching: packed; remove it, or set that"),
@@ -420,8 +420,52 @@ def test_keys_of_packing_go_together(data: str, problem: str) -> None:
     assert problems_of(text) == f"a.yaml:3: data: {problem}"
 
 
+@pytest.mark.parametrize("value", ["1", "batch_max"])
+def test_the_old_name_of_a_key_is_answered_by_the_new_one(value: str) -> None:
+    line = "data.eos_tail: is called data.end now, with the same values; rename it"
+    data = f"data: {{train: d, eos_tail: {value}, batching: packed, max_tokens: 4096}}\n"
+    text = "run: {name: a}\nmodel: {path: m}\n" + data
+    assert problems_of(text) == f"a.yaml:3: {line}"
+    override = f"data.eos_tail={value}"
+    assert problems_of(MINIMAL, override) == f"override '{override}': {line}"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ("end: 1, end_tokens: 9", "end_tokens is for end: void or rainbow; remove it, or set that"),
+        ("void_token_id: 9", "void_token_id is for end: void; remove it, or set that"),
+        (
+            "end: void, rainbow_token_ids: [8, 9]",
+            "rainbow_token_ids is for end: rainbow; remove it, or set that",
+        ),
+        (
+            "end: void, max_length: 1",
+            "max_length must leave room next to the EOS tail, got 1 for a tail of 1",
+        ),
+    ],
+)
+def test_keys_of_the_end_go_together(data: str, problem: str) -> None:
+    text = f"run: {{name: a}}\nmodel: {{path: m}}\ndata: {{train: d, {data}}}\n"
+    assert problems_of(text) == f"a.yaml:3: data: {problem}"
+
+
+def test_what_an_end_may_be() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, %s}\n"
+    assert load(text % "batching: packed, max_tokens: 4096, end: void").data.end == "void"
+    given = load(text % "end: rainbow, rainbow_token_ids: [3, 4], end_tokens: 9").data
+    assert (given.end, given.rainbow_token_ids, given.end_tokens) == ("rainbow", (3, 4), 9)
+    assert problems_of(text % "end: 0") == (
+        "a.yaml:3: data.end: must be 'batch_max', 'void' or 'rainbow' or at least 1, got 0"
+    )
+    assert problems_of((text % "end: 1") + "objective: {void_weight: 0.5}\n") == (
+        "a.yaml:1: objective.void_weight is for data.end: void; remove it, or set that"
+    )
+    assert load((text % "end: void") + "objective: {void_weight: 0.5}\n").objective
+
+
 def test_a_packed_micro_batch_is_measured_in_tokens() -> None:
-    data = "data: {train: d, batching: packed, max_tokens: 4096, eos_tail: 1}\n"
+    data = "data: {train: d, batching: packed, max_tokens: 4096, end: 1}\n"
     text = "run: {name: a}\nmodel: {path: m}\n" + data
     config = load(text + "train: {accumulate_grad_batches: 2}\n")
     assert (config.global_batch_size, config.global_batch_unit) == (8 * 2 * 4096, "tokens")
@@ -448,7 +492,7 @@ def test_pairs_need_room_for_both_twins() -> None:
         "train.micro_batch_size must be even, got 1"
     )
     assert load(padded + "train: {micro_batch_size: 6}\n").global_batch_size == 8 * 3
-    packed = text + "data: {train: d, batching: packed, eos_tail: 1, max_tokens: %s}\n"
+    packed = text + "data: {train: d, batching: packed, end: 1, max_tokens: %s}\n"
     assert problems_of(packed % 8191) == (
         "a.yaml:1: objective.pairs: antithetic has each example twice in a micro-batch: "
         "data.max_tokens must be at least twice data.max_length, got 8191 for 4096"
@@ -647,7 +691,7 @@ def test_a_dumped_config_reads_back_equal(
         {
             "run": {"name": "null"},
             "model": {"path": path},
-            "data": {"train": train, "eos_tail": tail},
+            "data": {"train": train, "end": tail},
             "optim": {"lr": lr},
             "slurm": {"extra": extra},
         }

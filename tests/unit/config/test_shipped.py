@@ -25,7 +25,7 @@ def test_paper_has_the_batch_and_the_estimator_of_the_paper() -> None:
     two_nodes = shipped("paper.yaml", "slurm.nodes=2", "train.accumulate_grad_batches=8")
     assert two_nodes.global_batch_size == 256
     assert (paper.objective.masking, paper.objective.t_sampling) == ("bernoulli", "independent")
-    assert paper.data.eos_tail == "batch_max"
+    assert paper.data.end == "batch_max"
 
 
 @pytest.mark.parametrize(

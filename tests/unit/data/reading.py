@@ -63,7 +63,7 @@ def steps_of(folder: Path, **settings: Any) -> StepDataset:
         "train": f"{folder}/train",
         "hook": f"{ROOT}/utils/process_data.py",
         "max_length": 32,
-        "eos_tail": 1,
+        "end": 1,
         "max_bad_fraction": 1.0,
         "cache_dir": f"{folder}/cache",
     }

@@ -43,7 +43,7 @@ def write(folder: Path, files: Sequence[Sequence[int | dict[str, object]]]) -> D
         text = "".join(json.dumps(record) + "\n" for record in records)
         (folder / "train" / f"{number}.jsonl").write_text(text)
     return DataConfig(
-        train=str(folder / "train"), hook=str(folder / "hook.py"), max_length=50, eos_tail=1
+        train=str(folder / "train"), hook=str(folder / "hook.py"), max_length=50, end=1
     )
 
 

@@ -59,7 +59,7 @@ class Read:
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         (folder / "train").mkdir(exist_ok=True)
         (folder / "train/a.jsonl").write_text("".join(line + "\n" for line in lines))
-        config = DataConfig(train=str(folder / "train"), hook=str(hook), eos_tail=1, **keys)
+        config = DataConfig(train=str(folder / "train"), hook=str(hook), end=1, **keys)
         (source,) = list_sources(config, 1)
         self.detected: Detected = detect_format(source, None)
         encoder = build_encoder(config, tokenizer, IDS)

@@ -38,6 +38,37 @@ def test_blocks_are_filled_from_left_to_right() -> None:
     assert seen[2] == [True, True, False, False]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_suppressed_tokens_are_never_written(temperature: float) -> None:
+    prompt, settings = torch.tensor([[1, 2]] * 50), {"mask_token_id": MASK, "block_length": 4}
+    ids = generate(favours_five, prompt, 4, 4, temperature=temperature, suppress_tokens=[5, 3],
+                   **settings)  # fmt: skip
+    assert not torch.isin(ids, torch.tensor([5, 3, MASK])).any()
+    if temperature == 0:
+        plain = generate(favours_five, prompt, 4, 4, suppress_tokens=[3], **settings)
+        assert torch.equal(plain, generate(favours_five, prompt, 4, 4, **settings))
+        assert (plain[:, 2:] == 5).all()
+
+
+def test_a_place_where_a_suppressed_token_is_expected_is_filled_last() -> None:
+    """What else may be there is likely among the others, and not among all."""
+    filled = []
+
+    def network(input_ids: Tensor) -> SimpleNamespace:
+        filled.append(input_ids[0, 1:].ne(MASK).tolist())
+        logits = torch.zeros(1, 4, VOCAB)
+        logits[..., MASK] = -torch.inf
+        # Token 4 is certain among the others in the first place, and a little likely elsewhere.
+        logits[0, 1, 5], logits[0, 1, 4] = 20.0, 10.0
+        logits[0, 2:, 4] = 1.0
+        return SimpleNamespace(logits=logits)
+
+    settings = {"block_length": 3, "mask_token_id": MASK, "suppress_tokens": [5]}
+    ids = generate(network, torch.tensor([[1]]), 3, 3, **settings)
+    assert ids.tolist() == [[1, 4, 4, 4]]
+    assert [row[0] for row in filled] == [False, False, False]
+
+
 @pytest.mark.parametrize("remasking", ["low_confidence", "random"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_mask_is_filled(remasking: Any, temperature: float) -> None:

@@ -177,6 +177,38 @@ def test_damaged_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "not JSON: "),
+        ("[]", "must be a JSON object; download the file again"),
+        *(
+            (
+                f'{{"suppress_tokens": {tokens}}}',
+                f"suppress_tokens: must be a list of token ids below 512, got {tokens}",
+            )
+            for tokens in ("7", "[512]", "[-1]", "[true]", '["a"]')
+        ),
+    ],
+)
+def test_damaged_generation_config(
+    golden_config: dict[str, Any], tmp_path: Path, text: str, problem: str
+) -> None:
+    file = write(tmp_path, golden_config) / "generation_config.json"
+    file.write_text(text)
+    (line,) = refusal(tmp_path)
+    assert line.startswith(f"{file}: {problem}")
+
+
+def test_what_samplers_must_not_write(golden_config: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, golden_config)
+    assert read_config(tmp_path).suppress_tokens == ()
+    for given, tokens in (("null", ()), ("[]", ()), ("[3, 511]", (3, 511))):
+        (tmp_path / "generation_config.json").write_text(f'{{"suppress_tokens": {given}}}')
+        assert read_config(tmp_path).suppress_tokens == tokens
+    assert read_config(tmp_path).changed(rope_theta=1e4).suppress_tokens == (3, 511)
+
+
+@pytest.mark.parametrize(
     ("n_kv_heads", "multi_query", "expected"), [(None, None, 4), (None, True, 1), (2, None, 2)]
 )
 def test_key_value_heads(n_kv_heads: int | None, multi_query: bool | None, expected: int) -> None:

@@ -48,7 +48,7 @@ def test_a_random_network_takes_its_ids_from_the_tokenizer(directory: Path) -> N
     _, network = random_network(directory)
     vocabulary = make_tokenizer().get_vocab()
     eos, mask = vocabulary["<|endoftext|>"], vocabulary["<|mdm_mask|>"]
-    assert token_ids(network) == TokenIds(len(vocabulary), eos, mask)
+    assert token_ids(network) == TokenIds(len(vocabulary), eos, mask, pad_token_id=eos)
     found = network.architecture
     assert (found.width, found.num_layers, found.max_length) == (16, 2, 32)
 
@@ -93,7 +93,7 @@ def test_weights_depend_on_the_seed_alone(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("batch", "tokens"),
     [
-        ({"data": {"batching": "packed", "max_tokens": 64, "eos_tail": 1}}, 64),
+        ({"data": {"batching": "packed", "max_tokens": 64, "end": 1}}, 64),
         ({"train": {"micro_batch_size": 3}}, 96),
     ],
 )

@@ -1,5 +1,6 @@
 """What is exported is what was written, or nothing is; never another step than was asked for."""
 
+import json
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.configuration import read_config
 from llada_sft.model.export import zero3_tensors
 from llada_sft.model.index import read_index
+from llada_sft.model.loading import load_model
 from llada_sft.run_dir import RunDir
 from llada_sft.training.export import export_run
 from tests.unit.training.checkpoint_files import OPTIMIZER, damage, reseal, write_checkpoint
@@ -53,6 +55,26 @@ def test_a_whole_one_is_exported(run: RunDir, tmp_path: Path) -> None:
     assert export_run(run.path, tmp_path / "b", "fp32", 2).name == "step_2"
     shapes = {name: slot.shape for name, slot in read_index(tmp_path / "b").items()}
     assert shapes == read_config(GOLDEN).architecture.parameter_shapes()
+
+
+def test_what_ends_answers_is_never_to_be_written(run: RunDir, tmp_path: Path) -> None:
+    """The export says so where transformers looks; what the source says there stays."""
+    source = Path(shutil.copytree(GOLDEN, tmp_path / "source"))
+    generation = json.dumps({"temperature": 0.5, "suppress_tokens": [9]})
+    (source / "generation_config.json").write_text(generation)
+    assert read_config(source).suppress_tokens == (9,)
+    overrides = [f"model.path={source}", "data.end=rainbow", "data.rainbow_token_ids=[11, 9, 12]"]
+    run.config.write_text(dump_config(load_config(run.config, overrides)))
+    export_run(run.path, tmp_path / "out", None, None)
+    written = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert written == {"temperature": 0.5, "suppress_tokens": [9, 11, 12]}
+    assert load_model(tmp_path / "out").config.suppress_tokens == (9, 11, 12)
+    assert "suppress_tokens" not in json.loads((tmp_path / "out/config.json").read_text())
+    # Without such an end, the source's file is copied, and there need be none.
+    overrides = [f"model.path={GOLDEN}", "data.end=1", "data.rainbow_token_ids=null"]
+    run.config.write_text(dump_config(load_config(run.config, overrides)))
+    export_run(run.path, tmp_path / "plain", None, None)
+    assert not (tmp_path / "plain/generation_config.json").exists()
 
 
 def test_adapters_are_exported_of_a_run_that_trains_them(run: RunDir, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Packed and padded are the same training: the same noise, the same loss, the same gradients."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,19 @@ EXAMPLES = [
 ]
 
 
+# The same with a void end, but where the hook has corrupted the input; and one that was cut.
+WITH_VOID = [
+    one
+    if one.noisy_ids is not None or number == 4
+    else replace(
+        one,
+        response_mask=one.response_mask & (np.arange(len(one.input_ids)) < len(one.input_ids) - 1),
+        hidden=2,
+    )
+    for number, one in enumerate(EXAMPLES)
+]
+
+
 def drawn(batches: list[UnmaskedBatch], **objective: Any) -> list[MicroBatch]:
     step = LocalStep(tuple(batches), 0, {})
     counts = Report(examples=step.num_examples, response_tokens=step.num_response_tokens)
@@ -80,14 +94,15 @@ def relative(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("normalization", ["answer", "token"])
 @pytest.mark.parametrize("masking", ["exact", "bernoulli"])
 @pytest.mark.parametrize("t_sampling", ["low_discrepancy", "independent"])
+@pytest.mark.parametrize("examples", [EXAMPLES, WITH_VOID], ids=["eos", "void"])
 def test_packed_and_padded_have_the_same_loss_and_gradients(
-    model: Network, normalization: str, masking: str, t_sampling: str
+    model: Network, normalization: str, masking: str, t_sampling: str, examples: list[Example]
 ) -> None:
     objective = {"normalization": normalization, "masking": masking, "t_sampling": t_sampling}
-    padded = drawn([pad(EXAMPLES[:3], EOS), pad(EXAMPLES[3:], EOS)], **objective)
-    packed = drawn([pack(EXAMPLES[:4]), pack(EXAMPLES[4:])], **objective)
+    padded = drawn([pad(examples[:3], EOS), pad(examples[3:], EOS)], **objective)
+    packed = drawn([pack(examples[:4]), pack(examples[4:])], **objective)
     assert sum(batch.noisy_ids.numel() for batch in packed) == sum(
-        len(one.input_ids) for one in EXAMPLES
+        len(one.input_ids) for one in examples
     )
     padded_loss, padded_gradient = loss_and_gradient(model, padded)
     packed_loss, packed_gradient = loss_and_gradient(model, packed)

@@ -26,7 +26,7 @@ NETWORK = NetworkConfig(
 )
 
 
-def config_of(folder: Path, micro_batch_size: int, eos_tail: object) -> Config:
+def config_of(folder: Path, micro_batch_size: int, end: object) -> Config:
     (folder / "hook.py").write_text(HOOK)
     (folder / "rows").mkdir(exist_ok=True)
     rows = [[1 + (row + n) % 7 for n in range(4 + row)] for row in range(11)]
@@ -38,7 +38,7 @@ def config_of(folder: Path, micro_batch_size: int, eos_tail: object) -> Config:
         "hook": str(folder / "hook.py"),
         "format": "raw",
         "max_length": 50,
-        "eos_tail": eos_tail,
+        "end": end,
     }
     train = {"micro_batch_size": micro_batch_size}
     whole = {"run": {"name": "a"}, "model": {"path": "none"}, "data": data, "train": train}
@@ -59,10 +59,10 @@ def validation_loss(config: Config, world_size: int) -> float:
     return float(sum(ranks)) / world_size
 
 
-@pytest.mark.parametrize("eos_tail", ["batch_max", 1, 3])
-def test_it_does_not_depend_on_ranks_or_micro_batches(tmp_path: Path, eos_tail: object) -> None:
+@pytest.mark.parametrize("end", ["batch_max", 1, 3])
+def test_it_does_not_depend_on_ranks_or_micro_batches(tmp_path: Path, end: object) -> None:
     found = [
-        validation_loss(config_of(tmp_path, size, eos_tail), world_size)
+        validation_loss(config_of(tmp_path, size, end), world_size)
         for world_size in (1, 2, 3)
         for size in (1, 2, 4)
     ]

@@ -126,6 +126,29 @@ def test_a_problem_is_named(project: Path, change: tuple[str, str | None], probl
 
 
 @pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        (
+            [],
+            "data.end: void: no token is known that this network's tokenizer reserves; set"
+            " data.void_token_id to ids that no text has",
+        ),
+        (
+            ["data.void_token_id=6"],
+            "data.void_token_id: 6 is the EOS token; take an id that nothing uses",
+        ),
+        (
+            ["data.void_token_id=8"],
+            "data.void_token_id: must be below vocab_size, 8, got 8",
+        ),
+        (["data.void_token_id=5"], None),
+    ],
+)
+def test_tokens_that_end_answers(project: Path, keys: list[str], problem: str | None) -> None:
+    assert problems(project, "data.end=void", *keys) == ([] if problem is None else [problem])
+
+
+@pytest.mark.parametrize(
     "tokenizer",
     ['{"model": {"vocab": {"<mask>": 7}}}', '{"model": {"vocab": [1, 2, 3, 4, 5, 6, 7, 8]}}'],
 )

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster.resume.changing import replace_config
-from llada_sft.config import load_config
+from llada_sft.config import load_config, load_run_config
 from llada_sft.config.reader import read_values
+from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
 
@@ -37,6 +38,26 @@ def test_values_that_stay_are_written_as_they_were(tmp_path: Path) -> None:
     assert read_values(run.config)["model"]["activation_checkpointing"] is True
     replace_config(run, load_config(run.config, ["model.activation_checkpointing=selective"]))
     assert read_values(run.config)["model"]["activation_checkpointing"] == "selective"
+
+
+def test_a_key_that_had_another_name_keeps_it(tmp_path: Path) -> None:
+    """The run's own code knows the old one alone; typed changes have the new one."""
+    run = RunDir(tmp_path)
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, eos_tail: 2}\n"
+    run.config.write_text(text)
+    config = load_run_config(run.config)
+    assert config.data.end == 2
+    replace_config(run, config)
+    assert read_values(run.config)["data"] == {"train": "d", "eos_tail": 2}
+    replace_config(run, load_run_config(run.config, ["data.end=batch_max"]))
+    assert read_values(run.config)["data"] == {"train": "d", "eos_tail": "batch_max"}
+    assert load_run_config(run.config).data.end == "batch_max"
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(run.config, ["data.eos_tail=3"])
+    assert str(caught.value) == (
+        "override 'data.eos_tail=3': data.eos_tail: is called data.end now, with the same values;"
+        " rename it"
+    )
 
 
 def test_a_section_that_may_be_null_stays_out_of_an_older_file(tmp_path: Path) -> None:

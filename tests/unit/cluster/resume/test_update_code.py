@@ -245,10 +245,14 @@ def test_a_run_of_an_older_version_goes_on_with_the_present_code(
     assert again(older) == 0
     assert door.door_of(older) is not None
     now = read_values(older.config)
-    # What was true then has a name now.
+    # What was true then has a name now, and one key has another name.
     values["model"]["activation_checkpointing"] = "full"
+    values["data"]["end"] = values["data"].pop("eos_tail")
     assert {name: {key: now[name][key] for key in values[name]} for name in values} == values
-    assert "config           run.owner_timeout_s: is new: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "config           run.owner_timeout_s: is new: " in said
+    assert "config           data.eos_tail: is called data.end now\n" in said
+    assert "data.eos_tail: is no longer" not in said
     # Keys that are new have their values written down, too.
     assert now["train"].keys() > values["train"].keys()
     assert (older.path / "code.1/llada_sft/cluster/ports.py").exists()

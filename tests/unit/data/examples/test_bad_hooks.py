@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from llada_sft.data.examples.answer_end import AnswerEnd
 from llada_sft.data.examples.encode import Encoder
 from llada_sft.data.examples.hook import load_hook
 from llada_sft.data.rows.row import Row
@@ -149,8 +150,7 @@ def run(path: Path) -> None:
         vocab_size=10,
         max_length=8,
         on_too_long="skip",
-        eos_token_id=9,
-        eos_tail=1,
+        answer_end=AnswerEnd(1, eos_token_id=9),
     )
     encode(Row("s.jsonl", line=3, byte=70, text=b'{"id": 7}', path="s.jsonl"))
 

@@ -66,7 +66,7 @@ def run(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
         hook.write_text(block(section, "python"))
         check_hook(hook)
         data = yaml.safe_load(block(section, "yaml"))["data"]
-        config = DataConfig(**{**data, "hook": str(hook), "eos_tail": 1, "max_length": 64, **keys})
+        config = DataConfig(**{**data, "hook": str(hook), "end": 1, "max_length": 64, **keys})
         ids = TokenIds(len(tokenizer), tokenizer.eos_token_id, tokenizer.mask_token_id)
         encode = build_encoder(config, tmp_path, ids)
         lines = block(section, "json").splitlines()

@@ -14,6 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada_sft.config.data_section import End
+from llada_sft.data.examples.answer_end import AnswerEnd
 from llada_sft.data.examples.encode import Encoder, Example, TooLong
 from llada_sft.data.examples.hook import HookFunction, load_hook
 from llada_sft.data.examples.quarantine import BadRowError
@@ -30,7 +32,8 @@ def encoder(
     hook: HookFunction,
     max_length: int = 8,
     on_too_long: TooLong = "skip",
-    eos_tail: int | Literal["batch_max"] = 1,
+    end: End = 1,
+    end_ids: tuple[int, ...] = (),
     eos_after_cut: bool = False,
     hook_path: Path = Path("hook.py"),
 ) -> Encoder:
@@ -41,8 +44,7 @@ def encoder(
         vocab_size=10,
         max_length=max_length,
         on_too_long=on_too_long,
-        eos_token_id=EOS,
-        eos_tail=eos_tail,
+        answer_end=AnswerEnd(end, EOS, end_ids, most_tokens=4),
         eos_after_cut=eos_after_cut,
     )
 
@@ -246,7 +248,7 @@ def test_a_data_error_of_the_hook_speaks_for_itself() -> None:
 
 
 def test_a_tail_of_a_number_of_tokens() -> None:
-    (example,) = encode(item(2, 2), eos_tail=3)
+    (example,) = encode(item(2, 2), end=3)
     assert example.input_ids.tolist() == [1, 1, 2, 3, EOS, EOS, EOS]
     assert example.response_mask.tolist() == [False] * 2 + [True] * 5
     assert example.input_ids.dtype == np.int64
@@ -256,15 +258,15 @@ def test_a_tail_of_a_number_of_tokens() -> None:
 
 
 def test_a_tail_that_grows_begins_with_one_token() -> None:
-    (example,) = encode(item(2, 2), eos_tail="batch_max")
+    (example,) = encode(item(2, 2), end="batch_max")
     assert example.input_ids.tolist() == [1, 1, 2, 3, EOS]
     assert example.response_mask.tolist() == [False] * 2 + [True] * 3
     assert example.grows
 
 
-@pytest.mark.parametrize("eos_tail", [2, "batch_max"])
-def test_noisy_ids_pass_through_without_a_tail(eos_tail: int | Literal["batch_max"]) -> None:
-    (example,) = encode(item(1, 2, noisy_ids=[1, 7, 8]), eos_tail=eos_tail)
+@pytest.mark.parametrize("end", [2, "batch_max"])
+def test_noisy_ids_pass_through_without_a_tail(end: int | Literal["batch_max"]) -> None:
+    (example,) = encode(item(1, 2, noisy_ids=[1, 7, 8]), end=end)
     assert example.input_ids.tolist() == [1, 2, 3]
     assert example.response_mask.tolist() == [False, True, True]
     assert example.noisy_ids is not None
@@ -316,7 +318,7 @@ def test_an_example_that_is_too_long(
     prompt: int | None,
     response: list[int] | None,
 ) -> None:
-    examples = encode(item(4, 4), max_length=6, on_too_long=policy, eos_tail=tail)
+    examples = encode(item(4, 4), max_length=6, on_too_long=policy, end=tail)
     if prompt is None or response is None:
         assert examples == []
         return
@@ -335,7 +337,7 @@ def test_noisy_ids_are_cut_with_the_rest() -> None:
 
 def test_weights_are_cut_with_the_rest_and_the_tail_has_the_last() -> None:
     returned = item(2, 2, loss_weights=[0, 0, 0.5, 2])
-    (example,) = encode(returned, eos_tail=2)
+    (example,) = encode(returned, end=2)
     assert example.loss_weights is not None
     assert example.loss_weights.dtype == np.float32
     assert example.loss_weights.tolist() == [0, 0, 0.5, 2, 2, 2]
@@ -394,7 +396,7 @@ def test_no_example_is_longer_than_max_length(
 ) -> None:
     fixed = 1 if tail == "batch_max" else tail
     returned = item(prompt, response)
-    options: Any = {"max_length": max_length, "on_too_long": policy, "eos_tail": tail}
+    options: Any = {"max_length": max_length, "on_too_long": policy, "end": tail}
     examples = encode(returned, **options)
     if prompt + response + fixed <= max_length:
         assert len(examples) == 1

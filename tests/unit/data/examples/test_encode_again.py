@@ -173,7 +173,10 @@ def test_the_key_is_of_all_that_makes_examples(tmp_path: Path) -> None:
     others = [
         {"max_length": 49},
         {"on_too_long": "skip"},
-        {"eos_tail": 2},
+        {"end": 2},
+        {"end": "void"},
+        {"end": "void", "end_tokens": 3},
+        {"end": "void", "void_token_id": 3},
         {"multi_turn": "all"},
         {"format": "raw"},
         {"fields": {"text": "a"}},

@@ -84,12 +84,12 @@ def learned(examples: list[Example]) -> list[list[int]]:
 
 
 def test_a_long_document_becomes_examples_and_the_last_has_the_tail() -> None:
-    examples = encode(item(0, 7), max_length=3, on_too_long="split", eos_tail=2)
+    examples = encode(item(0, 7), max_length=3, on_too_long="split", end=2)
     assert learned(examples) == [[2, 3, 4], [5, 6, 7], [8, EOS, EOS]]
     assert [example.part for example in examples] == [0, 1, 2]
     assert [example.tail for example in examples] == [0, 0, 2]
     # With 6 tokens the tail would be alone.
-    examples = encode(item(0, 6), max_length=3, on_too_long="split", eos_tail=1)
+    examples = encode(item(0, 6), max_length=3, on_too_long="split", end=1)
     assert learned(examples) == [[2, 3, 4], [5, 6], [7, EOS]]
 
 
@@ -100,7 +100,7 @@ def test_bos_is_in_the_first_piece_and_not_learned() -> None:
 
 
 def test_only_the_last_piece_grows() -> None:
-    examples = encode(item(0, 4), max_length=3, on_too_long="split", eos_tail="batch_max")
+    examples = encode(item(0, 4), max_length=3, on_too_long="split", end="batch_max")
     assert [example.grows for example in examples] == [False, True]
 
 

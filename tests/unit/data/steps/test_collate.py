@@ -56,6 +56,13 @@ def test_each_example_has_its_own_kind_of_tail() -> None:
     assert batch.attention_mask.astype(int).tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
 
 
+def test_hidden_ends_are_in_the_batch_where_an_example_has_one() -> None:
+    plain, ended = example(1, 2, False), replace(example(1, 2, False), hidden=2)
+    for together in (lambda rows: pad(rows, EOS), pack):
+        assert together([plain, plain]).hidden == ()
+        assert together([plain, ended]).hidden == (0, 2)
+
+
 @pytest.mark.parametrize("grows", [True, False])
 def test_examples_of_one_length_need_no_padding(grows: bool) -> None:
     batch = pad([example(1, 2, grows), example(2, 1, grows)], EOS)

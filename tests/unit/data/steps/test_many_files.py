@@ -52,7 +52,7 @@ def steps_of(
         train=sources if "mixed" in kind else str(folder / "a"),
         hook=str(folder / "hook.py"),
         max_length=6,
-        eos_tail=1,
+        end=1,
         **more,
     )
     size = StepSize(1, 2) if "packed" in kind else StepSize(2, 2)

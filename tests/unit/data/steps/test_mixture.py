@@ -54,7 +54,7 @@ def write(
             name: SourceConfig(path=str(folder / name), weight=weight, epochs=epochs)
             for name, (_, weight, epochs) in sources.items()
         },
-        **{"hook": str(folder / "hook.py"), "max_length": 50, "eos_tail": 1, **more},
+        **{"hook": str(folder / "hook.py"), "max_length": 50, "end": 1, **more},
     )
 
 

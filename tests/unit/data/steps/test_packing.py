@@ -38,7 +38,7 @@ def process_data(record, tokenizer, max_length):
 """
 # For `write`'s config: padded micro-batches.
 PADDED = {"batching": "padded", "max_tokens": None}
-GROUPED = PADDED | {"group_by_length": True, "eos_tail": "batch_max"}
+GROUPED = PADDED | {"group_by_length": True, "end": "batch_max"}
 WAYS: dict[str, dict[str, object]] = {"packed": {}, "padded": PADDED, "grouped": GROUPED}
 # One packed micro-batch: (id, part, tokens) of each example.
 Seen = list[tuple[int, int, int]]
@@ -183,7 +183,7 @@ def write(folder: Path, files: Sequence[Sequence[Sequence[int]]]) -> DataConfig:
         train=str(folder / "train"),
         hook=str(folder / "hook.py"),
         max_length=MAX_TOKENS,
-        eos_tail=1,
+        end=1,
         batching="packed",
         max_tokens=MAX_TOKENS,
         pack_buffer=3,

@@ -82,7 +82,7 @@ def test_each_token_goes_through_the_pipe_once(tmp_path: Path) -> None:
         train=str(tmp_path / "train"),
         hook=str(tmp_path / "hook.py"),
         max_length=4000,
-        eos_tail=1,
+        end=1,
         batching="packed",
         max_tokens=16_000,
     )

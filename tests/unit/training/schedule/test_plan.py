@@ -81,7 +81,7 @@ def config_of(folder: Path, train: Any, optim: Mapping[str, Any], **more: Any) -
             "run": {"name": "test"},
             "model": {"path": "none"},
             "data": DataConfig.model_validate(
-                {"train": train, "hook": str(hook), "max_length": 50, "eos_tail": 1, **data}
+                {"train": train, "hook": str(hook), "max_length": 50, "end": 1, **data}
             ),
             "optim": dict(optim),
             "train": {"epochs": 1, "micro_batch_size": 1, **trained},
