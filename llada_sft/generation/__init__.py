@@ -5,6 +5,7 @@
     canvas.py      the prompts with the masked and the written tokens of their answers
     official.py    the official sampler's tokens, all of them
     blocks.py      decoding block by block, with any rule and any cache
+    padded.py      `model.generate`: padded tensors in and out
     verify.py      several steps of the official sampler from one pass, with its tokens
     predictor.py   forward passes over rows of a canvas, counted
     candidates.py  the token of each masked position, and how good it is

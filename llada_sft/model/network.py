@@ -10,7 +10,7 @@ positions.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,32 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         add_module(self, names.final_norm, RMSNorm(network.width, network.norm_eps))
         if not network.tied:
             add_module(self, names.head, Head(network.width, network.num_embeddings))
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int = 128,
+        **settings: Any,
+    ) -> Tensor:
+        """Complete prompts, in transformers' manner; for more, see `llada_sft.generation`.
+
+        Args:
+            input_ids: [B, P] int64.
+            attention_mask: [B, P], 0 at padding, left or right; None: there is none.
+            max_new_tokens: Tokens of an answer, at most.
+            settings: Others of `llada_sft.generation.SamplerSettings`: `sampler="threshold"`.
+
+        Returns:
+            [B, P + T] int64, prompts included; an answer that is shorter than T is padded.
+
+        Raises:
+            ValueError: A setting cannot be, or does not exist.
+        """
+        # The samplers know the network, and it knows them when it is asked.
+        from llada_sft.generation.padded import generate_padded
+
+        return generate_padded(self, input_ids, attention_mask, max_new_tokens, **settings)
 
     def forward(
         self,

@@ -38,7 +38,8 @@ MAY_KNOW = {
     "check": GROUND | {"data"},
     "sharding": GROUND | {"data"},
     "data": GROUND,
-    "model": GROUND | {"diffusion"},
+    # The samplers only when a network is asked to generate.
+    "model": GROUND | {"diffusion", "generation"},
     "diffusion": {"keys"},
     "config": {"errors"},
     "run_dir": set(),
@@ -117,6 +118,12 @@ def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
     names = list(imported(at_import_time(ast.parse(file.read_text()))))
     assert not parts_in(iter(names)) & {"training", "model", "diffusion", "generation", "answering"}
     assert "torch" not in {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if part_of(f) == "model"], ids=lambda f: f.name)
+def test_the_network_knows_its_samplers_only_inside_functions(file: Path) -> None:
+    names = imported(at_import_time(ast.parse(file.read_text())))
+    assert "generation" not in parts_in(names)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_a_network_that_predicts_the_mask_token_ends_without_it(
         return logits.index_add(1, torch.tensor([MASK]), torch.full_like(logits[:, :1], 50.0))
 
     with changed_logits(golden, mask_token_first):
-        answers = generate(golden, prompts_of(3, 6), settings_of(way, eos_early_stop=False))
+        answers = generate(golden, prompts_of(3, 6), settings_of(way, eos_token_id=MASK))
     assert all(len(answer.ids) == 12 and MASK not in answer.ids for answer in answers)
 
 
@@ -159,7 +159,7 @@ def test_banned_tokens_never_appear(
 def test_an_answer_ends_at_its_first_eos_and_costs_nothing_more(
     golden: Network, way: dict[str, Any]
 ) -> None:
-    whole = generate(golden, prompts_of(5, 7), settings_of(way, eos_early_stop=False))
+    whole = generate(golden, prompts_of(5, 7), settings_of(way, eos_token_id=MASK))
     eos = whole[0].ids[1]
     with counted(golden) as passes:
         answers = generate(golden, prompts_of(5, 7), settings_of(way, eos_token_id=eos))
