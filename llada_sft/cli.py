@@ -45,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
+    export.add_argument(
+        "--average", type=int, metavar="K", default=1, help="the mean of the K newest checkpoints"
+    )
     export.add_argument("--step", type=int, help="the checkpoint; without it the last")
     export.add_argument(
         "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
@@ -150,13 +153,15 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from llada_sft.paths import look_before_export
+    from llada_sft.paths import look_before_export, require_average
 
     run, out, step = Path(arguments.run), arguments.out, arguments.step
-    look_before_export(run, out, step)
+    require_average(arguments.average, arguments.adapter)
+    look_before_export(run, out, step, arguments.average)
     from llada_sft.training.export import export_run
 
-    checkpoint = export_run(run, out, arguments.dtype, step, arguments.adapter)
+    dtype, adapter = arguments.dtype, arguments.adapter
+    checkpoint = export_run(run, out, dtype, step, adapter, arguments.average)
     print(f"exported {checkpoint} to {out}")
 
 

@@ -20,7 +20,7 @@ from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.model.index import read_index, require_unused
 from llada_sft.model.settings import read_settings
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint.folder import chosen_step
+from llada_sft.training.checkpoint.folder import steps_to_average
 
 
 def look_before_check(config: Config) -> None:
@@ -44,16 +44,30 @@ def look_before_check(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def look_before_export(run_dir: Path, out: Path, step: int | None) -> None:
-    """Look at a run, its model directory, the checkpoint that is chosen, and the folder to write.
+def look_before_export(run_dir: Path, out: Path, step: int | None, average: int = 1) -> None:
+    """Look at a run, its model directory, the checkpoints that are chosen, and the folder to write.
 
     Raises:
         LladaSftError: The first problem.
     """
     run = RunDir(run_dir)
     _look_at_network(load_run_config(run.config).model)
-    chosen_step(run.checkpoints, step)
+    steps_to_average(run.checkpoints, step, average)
     require_unused(out)
+
+
+def require_average(average: int, adapter: bool) -> None:
+    """Check how many checkpoints are to be averaged.
+
+    Raises:
+        ConfigError: None; or several of which only the adapters are written.
+    """
+    if average < 1:
+        raise ConfigError(f"--average: must be at least 1, got {average}")
+    if average > 1 and adapter:
+        raise ConfigError(
+            "--average: the mean of adapters is not an adapter of their rank; leave --adapter away"
+        )
 
 
 def look_before_sample(model_dir: Path) -> None:

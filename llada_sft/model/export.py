@@ -13,7 +13,7 @@ import json
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,21 @@ def zero3_tensors(checkpoint_dir: Path, tag: str = "checkpoint") -> dict[str, La
     return {
         name.removeprefix(CHECKPOINT_PREFIX): LazyTensor(tuple(value.shape), value.contiguous)
         for name, value in state.items()
+    }
+
+
+def averaged(checkpoints: Sequence[Mapping[str, LazyTensor]]) -> dict[str, LazyTensor]:
+    """Return the mean of each tensor over checkpoints, taken in fp32 when it is read."""
+
+    def mean(name: str) -> Tensor:
+        total = checkpoints[0][name].read().float().clone()
+        for tensors in checkpoints[1:]:
+            total += tensors[name].read().float()
+        return total / len(checkpoints)
+
+    return {
+        name: LazyTensor(tensor.shape, functools.partial(mean, name))
+        for name, tensor in checkpoints[0].items()
     }
 
 

@@ -12,12 +12,18 @@ from llada_sft.data.examples.answer_end import end_token_ids
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.adapter_export import merged_tensors, official_tensors, write_adapter
 from llada_sft.model.configuration import NetworkConfig
-from llada_sft.model.export import LazyTensor, export_checkpoint, network_tensors, zero3_tensors
+from llada_sft.model.export import (
+    LazyTensor,
+    averaged,
+    export_checkpoint,
+    network_tensors,
+    zero3_tensors,
+)
 from llada_sft.model.index import read_index
 from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import base_weights, plan_training, resolve_network, token_ids
-from llada_sft.training.checkpoint.folder import chosen_step, list_named, list_set_aside
+from llada_sft.training.checkpoint.folder import list_named, list_set_aside, steps_to_average
 from llada_sft.training.checkpoint.verify import Defect, Share, examine, summary
 
 Look = Callable[..., list[Defect]]
@@ -25,7 +31,12 @@ _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def export_run(
-    run_dir: Path, out: Path, dtype: str | None, step: int | None, adapter: bool = False
+    run_dir: Path,
+    out: Path,
+    dtype: str | None,
+    step: int | None,
+    adapter: bool = False,
+    average: int = 1,
 ) -> Path:
     """Write a checkpoint of a run in Hugging Face's layout; adapters are merged into the network.
 
@@ -35,13 +46,15 @@ def export_run(
         dtype: `bf16` or `fp32`; None takes the training's precision, and fp32 for an adapter.
         step: Which checkpoint; None takes the newest.
         adapter: Whether the adapters are written alone, as PEFT reads them.
+        average: How many checkpoints, up to this step, the weights are the mean of.
 
     Returns:
-        The checkpoint that was exported.
+        The checkpoint that was exported; of several, the newest.
 
     Raises:
-        CheckpointError: There is no such checkpoint, it is damaged, or `out` is in use.
-        ConfigError: The run trains no adapters, and one was asked for.
+        CheckpointError: There is no such checkpoint, or there are too few; one is damaged, or
+            `out` is in use.
+        ConfigError: The run trains no adapters, and one was asked for; or the mean of some.
     """
     run = RunDir(run_dir)
     config = load_run_config(run.config)
@@ -55,16 +68,19 @@ def export_run(
         look = partial(examine, network=network.architecture.parameter_shapes())
     else:
         look = partial(examine, network=plan.parameter_shapes(), base=base_weights(config))
-    checkpoint = _choose(run, step, look)
-    tensors = zero3_tensors(checkpoint)
+    steps = steps_to_average(run.checkpoints, step, average)
+    checkpoints = [_choose(run, chosen, look) for chosen in steps]
+    weights = [zero3_tensors(checkpoint) for checkpoint in checkpoints]
     source = Path(config.model.path)
     if plan is not None and adapter:
-        write_adapter(tensors, plan, str(source), out, _DTYPES[dtype or "fp32"])
-        return checkpoint
+        write_adapter(weights[0], plan, str(source), out, _DTYPES[dtype or "fp32"])
+        return checkpoints[-1]
     if plan is not None:
-        tensors = merged_tensors(_base_tensors(config, network), tensors, plan)
+        base = _base_tensors(config, network)
+        weights = [merged_tensors(base, adapters, plan) for adapters in weights]
+    tensors = averaged(weights) if average > 1 else weights[0]
     export_checkpoint(tensors, network, source, out, _DTYPES[dtype or config.train.precision])
-    return checkpoint
+    return checkpoints[-1]
 
 
 def _base_tensors(config: Config, network: NetworkConfig) -> dict[str, LazyTensor]:
@@ -74,7 +90,7 @@ def _base_tensors(config: Config, network: NetworkConfig) -> dict[str, LazyTenso
     return network_tensors(build_model(network, config.run.seed))
 
 
-def _choose(run: RunDir, step: int | None, look: Look) -> Path:
+def _choose(run: RunDir, step: int, look: Look) -> Path:
     """Return the checkpoint that was asked for, once it is verified.
 
     Raises:
@@ -83,14 +99,13 @@ def _choose(run: RunDir, step: int | None, look: Look) -> Path:
     """
     named = dict(list_named(run.checkpoints))
     damaged = dict(list_set_aside(run.checkpoints))
-    chosen = chosen_step(run.checkpoints, step)
-    if chosen in named:
-        line = _problem(named[chosen], look)
+    if step in named:
+        line = _problem(named[step], look)
         if not line:
-            return named[chosen]
+            return named[step]
     else:
-        line = f"{damaged[chosen]}: was found damaged when the run resumed"
-    others = [other for other in sorted(named, reverse=True) if other != chosen]
+        line = f"{damaged[step]}: was found damaged when the run resumed"
+    others = [other for other in sorted(named, reverse=True) if other != step]
     good = next((other for other in others if not _problem(named[other], look)), None)
     do = "there is no other" if good is None else f"export another one with  --step {good}"
     raise CheckpointError(f"{line}: not exported; {do}")

@@ -105,6 +105,18 @@ def nothing(project: Path) -> None:
             nothing,
             "run/checkpoints: no checkpoint of step 5; there are 4",
         ),
+        (
+            "export run out --average 3",
+            nothing,
+            "run/checkpoints: 3 checkpoints up to step 4 are needed, there are 4;"
+            " train.keep_checkpoints says how many stay",
+        ),
+        ("export run out --average 0", nothing, "--average: must be at least 1, got 0"),
+        (
+            "export run out --average 2 --adapter",
+            nothing,
+            "--average: the mean of adapters is not an adapter of their rank; leave --adapter away",
+        ),
         ("export run used", nothing, "used: exists and is not empty; choose another directory"),
         (
             "export run used/precious/out",
@@ -112,6 +124,17 @@ def nothing(project: Path) -> None:
             "used/precious/out: {}/used/precious is a file; choose another directory",
         ),
         ("sample modle --prompt a", nothing, f"modle: {NO_CONFIG}"),
+        ("chat modle", nothing, f"modle: {NO_CONFIG}"),
+        (
+            "sample model --input none.jsonl --out a.jsonl",
+            nothing,
+            "none.jsonl: cannot be read: No such file or directory",
+        ),
+        (
+            "sample model --prompt a --steps 3",
+            nothing,
+            "--steps: must be a multiple of the number of blocks, got 3 and 4",
+        ),
         ("sample model --prompt a", without("model/config.json"), f"model: {NO_CONFIG}"),
         (
             "sample model --prompt a",

@@ -85,6 +85,24 @@ def chosen_step(folder: Path, step: int | None) -> int:
     return step
 
 
+def steps_to_average(folder: Path, step: int | None, number: int) -> list[int]:
+    """Return the steps of the newest checkpoints up to one that a person asks for, oldest first.
+
+    Raises:
+        CheckpointError: There is none of this step, or too few before it.
+    """
+    last = chosen_step(folder, step)
+    if number == 1:
+        return [last]
+    steps = [known for known, _ in list_named(folder) if known <= last]
+    if len(steps) < number:
+        raise CheckpointError(
+            f"{folder}: {number} checkpoints up to step {last} are needed, there are"
+            f" {', '.join(map(str, steps)) or 'none'}; train.keep_checkpoints says how many stay"
+        )
+    return steps[-number:]
+
+
 def set_aside(checkpoint: Path) -> Path:
     """Rename a damaged checkpoint, so that it never counts as one again; rank 0 only.
 

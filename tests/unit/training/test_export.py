@@ -57,6 +57,23 @@ def test_a_whole_one_is_exported(run: RunDir, tmp_path: Path) -> None:
     assert shapes == read_config(GOLDEN).architecture.parameter_shapes()
 
 
+def test_the_mean_of_checkpoints_is_exported(run: RunDir, tmp_path: Path) -> None:
+    for name, step in (("a", 2), ("b", 4)):
+        export_run(run.path, tmp_path / name, "fp32", step)
+    assert export_run(run.path, tmp_path / "mean", "fp32", None, average=2).name == "step_4"
+    two, four, mean = (load_model(tmp_path / name).state_dict() for name in ("a", "b", "mean"))
+    assert any(not torch.equal(two[name], four[name]) for name in two)
+    for name in two:
+        torch.testing.assert_close(mean[name], (two[name] + four[name]) / 2, rtol=1e-6, atol=1e-7)
+
+
+def test_too_few_checkpoints_have_no_mean(run: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"3 checkpoints up to step 4 are needed.*2, 4;"):
+        export_run(run.path, tmp_path / "out", None, None, average=3)
+    with pytest.raises(CheckpointError, match=r"2 checkpoints up to step 2 are needed.*are 2;"):
+        export_run(run.path, tmp_path / "out", None, 2, average=2)
+
+
 def test_what_ends_answers_is_never_to_be_written(run: RunDir, tmp_path: Path) -> None:
     """The export says so where transformers looks; what the source says there stays."""
     source = Path(shutil.copytree(GOLDEN, tmp_path / "source"))
