@@ -58,7 +58,8 @@ class SamplerSettings:
         start_length: Tokens of the canvas at first; it grows by one block at a time, up to
             `gen_length`, while no EOS is probable in its last block. None: `gen_length`.
         growth_threshold: The probability of EOS at which a canvas no longer grows.
-        max_drafts: Steps ahead that `verify` computes with each forward pass, at most.
+        max_drafts: Rows that `verify` computes for an answer in one pass, at most: its state and
+            guesses of the next ones. More of them save passes, and cost rows that prove wrong.
         seed: Of all random draws; None: they follow torch's global generator.
         editing_threshold, max_post_steps, num_to_transfer, minimal_topk: Of the samplers of
             block-diffusion networks; None for all that are here.
@@ -82,7 +83,7 @@ class SamplerSettings:
     mask_token_id: int | None = None
     start_length: int | None = None
     growth_threshold: float = 0.5
-    max_drafts: int = 8
+    max_drafts: int = 4
     seed: int | None = None
     editing_threshold: float | None = None
     max_post_steps: int | None = None
