@@ -136,7 +136,7 @@ RULES: Mapping[str, Rule] = {
     **_free("slurm", "mem_gb_per_node", "time_min", "partition", "account", "qos", "constraint"),
     **_free("slurm", "exclude", "signal_lead_s", "elastic", "node_failure_restarts"),
     **_free("slurm", "attempts_without_progress", "min_steps_per_attempt", "setup", "extra"),
-    **_free("log", "every_n_steps", "tensorboard", "csv", "wandb_project"),
+    **_free("log", "level", "every_n_steps", "tensorboard", "csv", "wandb_project"),
 }
 
 

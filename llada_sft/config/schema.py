@@ -263,6 +263,8 @@ class SlurmConfig(Section):
 
 
 class LogConfig(Section):
+    # debug: rank 0 prints where its start has spent its time.
+    level: Literal["info", "debug"] = "info"
     every_n_steps: PositiveInt = 10
     tensorboard: bool = True
     csv: bool = True

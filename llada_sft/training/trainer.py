@@ -42,6 +42,7 @@ from llada_sft.training.callbacks.profile import Profile
 from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
+from llada_sft.training.callbacks.start_times import StartTimes
 from llada_sft.training.checkpoint.changed_files import files_changed
 from llada_sft.training.checkpoint.half_done import restart_half_done_rows
 from llada_sft.training.checkpoint.resume import Resume, find_resume
@@ -81,6 +82,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     Raises:
         LladaSftError: A user's mistake, in one line per problem.
     """
+    start = StartTimes(config.log.level == "debug")
+    start.mark("Python and imports")
     quiet_libraries()
     device = choose_device(config.train.accelerator, placement.local_rank)
     require_quantization(config.deepspeed, device)
@@ -89,6 +92,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     consensus = Consensus()
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
+    start.mark("ranks")
     network_config = resolve_network(config.model)
     balance = build_balance(config.model, network_config)
     journal = StepJournal(host, consensus, placement.rank)
@@ -108,6 +112,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         base=base,
     )
     host.pulse("start", resume.step)
+    start.mark("checkpoint found and verified")
     if resume.stopped:
         journal.stop_agreed(resume.step)
         return "stopped"
@@ -130,6 +135,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     host.pulse("start", resume.step)
     schedule = build_schedule(config, dataset, resume, placement, consensus)
     host.pulse("start", resume.step)
+    start.mark("data and schedule")
     row_summary = RowSummary(consensus, placement.rank, resume.step)
     levels = None
     if config.objective.t_density == "importance":
@@ -221,6 +227,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             saver,
             Progress(config.log.every_n_steps),
             row_summary,
+            start,
             Profile(config.train.profile, run.profile, host.require_owner),
         ],
         load_universal=resume.universal,
