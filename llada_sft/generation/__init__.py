@@ -4,6 +4,12 @@
     answers.py     `generate`: a batch of prompts -> its answers
     canvas.py      the prompts with the masked and the written tokens of their answers
     official.py    the official sampler's tokens, all of them
+    blocks.py      decoding block by block, with any rule and any cache
+    verify.py      several steps of the official sampler from one pass, with its tokens
+    predictor.py   forward passes over rows of a canvas, counted
+    candidates.py  the token of each masked position, and how good it is
+    selection.py   how many of the best ones are written
+    growth.py      a canvas that starts short
 
 The names below are imported when they are first used: `settings` needs no torch.
 """

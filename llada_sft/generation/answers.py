@@ -5,15 +5,22 @@ from dataclasses import dataclass
 
 import torch
 
+from llada_sft.generation.blocks import Decoding, fill_blocks
+from llada_sft.generation.candidates import Candidates
 from llada_sft.generation.canvas import Canvas
 from llada_sft.generation.official import fill_officially
+from llada_sft.generation.predictor import Predictor
 from llada_sft.generation.settings import SamplerSettings
+from llada_sft.generation.verify import Verifier
 from llada_sft.model.network import Network
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was decoded for one prompt, and what it cost.
+    """What was decoded for one prompt, what it cost, and where.
+
+    Kernels round differently for other batches and on other devices: in fp32 and bf16 the last
+    digit of a confidence may decide which of two tokens is written first.
 
     Attributes:
         ids: The tokens after the prompt, up to the first EOS and with it where the sampler stops
@@ -21,11 +28,15 @@ class Answer:
         num_passes: Forward passes that it took part in, one after another.
         num_rows: Rows that were computed for it in these passes: guidance doubles them, and
             `verify` computes several of an answer together.
+        batch_size: Prompts that were answered together.
+        device: Of the model.
     """
 
     ids: list[int]
     num_passes: int
     num_rows: int
+    batch_size: int
+    device: str
 
 
 @torch.no_grad()
@@ -43,43 +54,64 @@ def generate(
         The answers in the order of the prompts.
 
     Raises:
-        ValueError: A prompt has a token that the model does not have; or the model names no mask
-            token.
+        ValueError: A prompt has a token that the model does not have; or neither the settings nor
+            the model name a token that the sampler needs.
     """
-    if settings.sampler != "official" or not settings.exact:
-        raise ValueError(f"sampler {settings.sampler!r}: only 'official', without eos_early_stop")
-    mask_token_id = _require_tokens(model, prompts, settings)
+    mask_token_id = _mask_token_id(model, settings)
+    _require_known_tokens(model, prompts)
     if not prompts:
         return []
     canvas = Canvas(
         prompts,
-        length=settings.gen_length,
+        length=settings.start_length or settings.gen_length,
         max_length=settings.gen_length,
         mask_token_id=mask_token_id,
-        pad_token_id=int(mask_token_id == 0),
+        eos_token_id=_eos_token_id(model, settings),
         device=model.device,
     )
-    generator = None
-    if settings.seed is not None:
-        generator = torch.Generator(model.device).manual_seed(settings.seed)
-    passes, rows = fill_officially(model, canvas, settings, generator)
-    return [
-        Answer(ids, num_passes, num_rows)
-        for ids, num_passes, num_rows in zip(canvas.answers(), passes, rows, strict=True)
-    ]
+    predictor = Predictor(model, canvas, settings.cfg_scale)
+    if settings.exact and settings.sampler == "official":
+        fill_officially(predictor, canvas, settings)
+    else:
+        banned = [] if settings.exact else [mask_token_id, *_suppressed(model)]
+        candidates = Candidates(settings, banned, len(prompts), model.device)
+        decoding = Decoding(predictor, canvas, candidates, settings)
+        if settings.sampler == "verify":
+            Verifier(decoding).fill()
+        else:
+            fill_blocks(decoding)
+    where = len(prompts), str(model.device)
+    costs = zip(predictor.num_passes.tolist(), predictor.num_rows.tolist(), strict=True)
+    return [Answer(ids, *cost, *where) for ids, cost in zip(canvas.answers(), costs, strict=True)]
 
 
-def _require_tokens(
-    model: Network, prompts: Sequence[Sequence[int]], settings: SamplerSettings
-) -> int:
-    """Return the mask token, once all tokens of the prompts are known to the model."""
-    mask_token_id, number = settings.mask_token_id, model.architecture.num_embeddings
-    if mask_token_id is None:
-        mask_token_id = model.config.mask_token_id
-    if mask_token_id is None:
+def _mask_token_id(model: Network, settings: SamplerSettings) -> int:
+    token: int | None = settings.mask_token_id
+    token = model.config.mask_token_id if token is None else token
+    if token is None:
         raise ValueError("mask_token_id must be given: the model's config.json does not name it")
+    return token
+
+
+def _eos_token_id(model: Network, settings: SamplerSettings) -> int | None:
+    """Return the token that ends answers; None: nothing does."""
+    if not settings.stops_at_eos:
+        return None
+    token: int | None = settings.eos_token_id
+    token = model.config.eos_token_id if token is None else token
+    if token is None and (settings.eos_early_stop or settings.start_length):
+        raise ValueError("eos_token_id must be given: the model's config.json does not name it")
+    return token
+
+
+def _suppressed(model: Network) -> Sequence[int]:
+    """Return the tokens that the model's config bans."""
+    return tuple(getattr(model.config, "suppress_tokens", None) or ())
+
+
+def _require_known_tokens(model: Network, prompts: Sequence[Sequence[int]]) -> None:
+    number = model.architecture.num_embeddings
     for index, prompt in enumerate(prompts):
         for token in prompt:
             if not 0 <= token < number:
                 raise ValueError(f"prompt {index}: tokens must be below {number}, got {token}")
-    return int(mask_token_id)

@@ -7,35 +7,32 @@ head of the network runs at candidates alone.
 import torch
 from torch import Tensor
 
-from llada_sft.diffusion.generate import guided, uncover_blocks
+from llada_sft.diffusion.generate import uncover_blocks
 from llada_sft.generation.canvas import Canvas
+from llada_sft.generation.predictor import Predictor
 from llada_sft.generation.settings import SamplerSettings
-from llada_sft.model.network import Network
 
 
-def fill_officially(
-    model: Network, canvas: Canvas, settings: SamplerSettings, generator: torch.Generator | None
-) -> tuple[list[int], list[int]]:
-    """Fill all answers in place.
+def fill_officially(predictor: Predictor, canvas: Canvas, settings: SamplerSettings) -> None:
+    """Fill all answers in place, in as many passes as there are steps.
+
+    Without a seed, draws follow torch's global generator.
 
     Args:
-        model: In evaluation mode.
+        predictor: The network.
         canvas: With whole answers.
         settings: Those of the official sampler.
-        generator: None: torch's global one.
-
-    Returns:
-        For each prompt, the forward passes and the rows in them.
     """
-    real = canvas.real()
+    rows = torch.arange(len(canvas.ids), device=canvas.ids.device)
+    generator = None
+    if settings.seed is not None:
+        generator = torch.Generator(canvas.ids.device).manual_seed(settings.seed)
 
     def predict(ids: Tensor, wanted: Tensor) -> Tensor:
-        mask = None if real is None else real.repeat(len(ids) // len(real), 1)
-        logits: Tensor = model(ids, attention_mask=mask, positions=wanted).logits
-        return logits
+        return predictor.logits(ids, rows, wanted)
 
     uncover_blocks(
-        guided(predict, canvas.is_prompt, settings.cfg_scale, canvas.mask_token_id),
+        predict,
         canvas.ids,
         canvas.starts,
         num_blocks=settings.num_blocks,
@@ -46,6 +43,3 @@ def fill_officially(
         mask_token_id=canvas.mask_token_id,
         generator=generator,
     )
-    num_passes = settings.num_blocks * settings.steps_per_block
-    num_rows = num_passes * (2 if settings.cfg_scale else 1)
-    return [num_passes] * len(canvas.ids), [num_rows] * len(canvas.ids)

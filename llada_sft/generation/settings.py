@@ -7,6 +7,8 @@ from typing import Literal, get_args
 Sampler = Literal[
     "official", "threshold", "factor", "entropy", "prefix_cache", "dual_cache", "verify"
 ]
+# What tokens are chosen by, and its number.
+Choice = tuple[Literal["fixed", "threshold", "factor", "entropy"], float]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 # Settings of samplers that decode blocks of another kind of network, with their values here.
 _OF_BLOCK_DIFFUSION = {
@@ -109,7 +111,7 @@ class SamplerSettings:
         return "dual" if self.sampler == "dual_cache" else "none"
 
     @property
-    def choice(self) -> tuple[Literal["fixed", "threshold", "factor", "entropy"], float]:
+    def choice(self) -> Choice:
         """What tokens are chosen by, and its number; a factor is preferred to a threshold."""
         if self.sampler in ("official", "verify"):
             return "fixed", 0.0
@@ -158,7 +160,7 @@ class SamplerSettings:
         if start is not None and (start % self.block_length or not 0 < start <= self.gen_length):
             lengths = f"block_length, {self.block_length}, up to gen_length, {self.gen_length}"
             yield f"start_length must be a multiple of {lengths}, got {start}"
-        if start is not None and self.exact:
+        if start is not None and not self.stops_at_eos:
             yield f"start_length needs eos_early_stop with the sampler {self.sampler!r}"
 
     def _problems_of_choice(self) -> Iterator[str]:

@@ -19,10 +19,11 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.layers.activations import Checkpointing, run_block
-from llada_sft.model.layers.attention import Sequences, plan_attention, rotary_table
+from llada_sft.model.layers.attention import Plan, Sequences, plan_attention, rotary_table
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
 from llada_sft.model.layers.block import Block
+from llada_sft.model.layers.cache import KeyValueCache
 from llada_sft.model.layers.head import Head, LossTerms, TiedEmbedding
 
 
@@ -65,6 +66,8 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         targets: Tensor | None = None,
         coefficients: Tensor | LossTerms | None = None,
         routing: Routing | None = None,
+        cache: KeyValueCache | None = None,
+        places: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Predict the token at every position, or at chosen ones; or return the loss of it.
 
@@ -82,6 +85,11 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             coefficients: [M] fp32, what the cross-entropy of each is multiplied by; or these and
                 more of the loss.
             routing: Empty; it is given what the routers of experts decide.
+            cache: Of the same rows; the keys and values of this pass are put there.
+            places: [B, L] int64, where in its row each of `input_ids` is; all other positions are
+                those of `cache`, and `attention_mask` is of all. Each row's follow one another.
+                Where the architecture is `shifted`, a token is predicted only if the one before it
+                is among them. None: `input_ids` are whole rows.
 
         Returns:
             `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype. With `targets`
@@ -95,16 +103,18 @@ class Network(PreTrainedModel):  # type: ignore[misc]
                     f"sequences: input_ids must be {wanted}, without a mask, got {got}"
                 )
         network, names = self.architecture, self.architecture.names
+        if places is not None and cache is None:
+            raise ValueError("places: the positions between them need a cache")
         x = self.get_input_embeddings()(input_ids)  # [B, L, C]
         if self.adapted and torch.is_grad_enabled():
             # The embedding is frozen. Blocks that are checkpointed, or leaves of ZeRO-3, have a
             # backward pass only if their input needs a gradient.
             x = x.requires_grad_()
-        places = self._places(x, real, sequences)
-        rotary = rotary_table(places, network.rotary_dim, network.rope_theta)
-        how = plan_attention(real, sequences, x.device, x.dtype)
+        counted = self._positions(x, real, sequences, places)
+        rotary = rotary_table(counted, network.rotary_dim, network.rope_theta)
+        plans = self._plans(x, real, sequences, cache, places)
         routing = Routing() if routing is None else routing
-        for block, checkpointing in zip(self.blocks(), self.checkpointing, strict=True):
+        for block, checkpointing, how in zip(self.blocks(), self.checkpointing, plans, strict=True):
             inputs = [x, rotary, how]
             if network.experts is not None and block.has_experts:
                 inputs.append(routing.choice(network.experts.per_token).choose)
@@ -112,7 +122,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             if logits is not None:
                 routing.logits.append(logits)
         if network.shifted:
-            x = _shifted(x, places)
+            x = _shifted(x, counted)
         if positions is not None:
             x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
         x = self.get_submodule(names.final_norm)(x)
@@ -148,20 +158,41 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         head = names.embedding if self.architecture.tied else names.head
         return cast(nn.Module, self.get_submodule(head))
 
-    def _places(self, x: Tensor, real: Tensor | None, sequences: Sequences | None) -> Tensor:
+    def _plans(
+        self,
+        x: Tensor,
+        real: Tensor | None,
+        sequences: Sequences | None,
+        cache: KeyValueCache | None,
+        places: Tensor | None,
+    ) -> Sequence[Plan]:
+        """Return how each block attends."""
+        if cache is not None:
+            return cache.plans(places, real)
+        plan = plan_attention(real, sequences, x.device, x.dtype)
+        return [plan] * self.architecture.num_layers
+
+    def _positions(
+        self,
+        x: Tensor,
+        real: Tensor | None,
+        sequences: Sequences | None,
+        places: Tensor | None,
+    ) -> Tensor:
         """Return the position of each token in its sequence, [L] or [B, L]."""
         if sequences is not None:
             return sequences.places.to(x.device)
         if real is not None and self.architecture.counts_real:
-            return (real.cumsum(1) - 1).masked_fill(~real, 1)
-        return torch.arange(x.shape[1], device=x.device)
+            counted = (real.cumsum(1) - 1).masked_fill(~real, 1)
+            return counted if places is None else counted.gather(1, places)
+        return torch.arange(x.shape[1], device=x.device) if places is None else places
 
 
-def _shifted(x: Tensor, places: Tensor) -> Tensor:
+def _shifted(x: Tensor, positions: Tensor) -> Tensor:
     """Move what predicts the next token to the token's position.
 
     The first of a sequence has nothing before it and stays.
     """
-    before = torch.arange(x.shape[1], device=x.device) - (places > 0).long()  # [L] or [B, L]
+    before = torch.arange(x.shape[1], device=x.device) - (positions > 0).long()  # [L] or [B, L]
     before = before.clamp(min=0).expand(x.shape[:2])
     return x.gather(1, before[..., None].expand_as(x))

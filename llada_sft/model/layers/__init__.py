@@ -2,6 +2,7 @@
 
 basic.py         matrices, embeddings and norms whose values are not drawn
 attention.py     bidirectional attention with rotary positions
+cache.py         keys and values of positions that a pass does not compute, for sampling
 head.py          the head, and the loss of its logits piece by piece
 experts.py       the experts of a layer, and the choice of those that compute a token
 balance.py       losses of routers, and how even the load of experts is

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from llada_sft.model.layers.cache import CachedPlan
+
 # How the blocks attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
 # seen. For one row of several sequences: where they start and the last one ends (int32 [N + 1])
 # with the longest, for the kernel; or their lengths. None: everything is seen. Nothing more than
-# tuples: DeepSpeed looks for tensors in what its modules are given.
-Plan = Tensor | tuple[Tensor, int] | tuple[int, ...] | None
+# tuples: DeepSpeed looks for tensors in what its modules are given. A cache is only for sampling.
+Plan = Tensor | tuple[Tensor, int] | tuple[int, ...] | CachedPlan | None
 
 
 class Sequences:
@@ -122,6 +124,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
     Returns:
         [B, L, H, D]. What comes out at padding is of no meaning.
     """
+    if isinstance(how, CachedPlan):
+        k, v = how.layer.update(k, v, how.places)  # [B, C, K, D]
+        return _attend_in_rows(q, k, v, how.mask)
     if not isinstance(how, tuple):
         return _attend_in_rows(q, k, v, how)
     if isinstance(how[0], Tensor):

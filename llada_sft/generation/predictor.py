@@ -1,0 +1,95 @@
+"""Forward passes over rows of a canvas, counted for each of them.
+
+Shapes: B rows of the canvas, R rows of a pass (several may be states of one row of the canvas),
+L positions, Q positions that a pass computes, M wanted positions, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from llada_sft.diffusion.generate import guided
+from llada_sft.generation.canvas import Canvas
+from llada_sft.model.layers.cache import KeyValueCache
+from llada_sft.model.network import Network
+
+
+class Predictor:
+    """The network, and guidance if there is any, as a function from rows to logits.
+
+    Args:
+        model: In evaluation mode.
+        canvas: Whose rows are predicted.
+        cfg_scale: Strength of classifier-free guidance; 0 is none.
+
+    Attributes:
+        num_passes: [B] int64, passes in which each row took part.
+        num_rows: [B] int64, rows that were computed for each row.
+    """
+
+    def __init__(self, model: Network, canvas: Canvas, cfg_scale: float) -> None:
+        self._model, self._canvas, self._cfg_scale = model, canvas, cfg_scale
+        self.num_passes = torch.zeros_like(canvas.starts)
+        self.num_rows = torch.zeros_like(canvas.starts)
+
+    @property
+    def lead(self) -> int:
+        """Positions before a token that must be computed with it."""
+        return int(self._model.architecture.shifted)
+
+    def logits(
+        self,
+        ids: Tensor,
+        rows: Tensor,
+        wanted: Tensor,
+        cache: KeyValueCache | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits at wanted positions, row after row, [M, V] floating.
+
+        Args:
+            ids: [R, L] int64.
+            rows: [R] int64, the row of the canvas that each of `ids` is a state of.
+            wanted: [R, L] bool; or [M] int64, indices into the flattened R·L positions.
+            cache: It is filled by a pass over whole rows, and used where there are `places`.
+            places: [R, Q] int64, the positions to compute, where all wanted ones are; None: all.
+        """
+        self._count(rows)
+        real = self._canvas.real(rows)
+        is_prompt = self._canvas.is_prompt[rows]
+        if places is not None:
+            ids, wanted = ids.gather(1, places), wanted.gather(1, places)
+            is_prompt = is_prompt.gather(1, places)
+
+        def predict(ids: Tensor, indices: Tensor) -> Tensor:
+            times = len(ids) // len(rows)
+            logits: Tensor = self._model(
+                ids,
+                attention_mask=None if real is None else real.repeat(times, 1),
+                positions=indices,
+                cache=cache,
+                places=None if places is None else places.repeat(times, 1),
+            ).logits
+            return logits
+
+        predict_guided = guided(predict, is_prompt, self._cfg_scale, self._canvas.mask_token_id)
+        if wanted.dtype == torch.bool:
+            wanted = wanted.flatten().nonzero()[:, 0]
+        return predict_guided(ids, wanted)
+
+    def new_cache(self) -> KeyValueCache:
+        """Return an empty cache for the passes over some rows."""
+        return KeyValueCache(self._model.architecture.num_layers)
+
+    def keep(self, cache: KeyValueCache, kept: Tensor) -> None:
+        """Drop rows of a cache; with guidance, each row has two there.
+
+        Args:
+            cache: Of a pass over R rows.
+            kept: [R] bool.
+        """
+        cache.keep((kept if self._cfg_scale == 0 else kept.repeat(2)).nonzero()[:, 0])
+
+    def _count(self, rows: Tensor) -> None:
+        times = 2 if self._cfg_scale else 1
+        self.num_rows.index_add_(0, rows, torch.full_like(rows, times))
+        self.num_passes[rows] += 1

@@ -1,0 +1,91 @@
+"""Keys and values that later forward passes look at without computing them again.
+
+Attention is bidirectional, so a cache is an approximation: keys and values of a position depend on
+all tokens, those that were written since included. Whoever keeps one decides when it is refreshed.
+
+Shapes: B rows, C positions of the cache, L positions of a pass, K key and value heads, D features
+of a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of one block, each as the last pass over its position computed it.
+
+    Attributes:
+        keys: [B, C, K, D] floating; None before the first pass.
+        values: [B, C, K, D] floating; None before the first pass.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def update(self, k: Tensor, v: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Put those of a pass at their places, and return those of all positions.
+
+        Args:
+            k: [B, L, K, D] floating.
+            v: [B, L, K, D] floating.
+            places: [B, L] int64; None: all positions, in their order.
+        """
+        if places is None:
+            self.keys, self.values = k, v
+            return k, v
+        assert self.keys is not None and self.values is not None
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        self.keys[rows, places], self.values[rows, places] = k, v
+        return self.keys, self.values
+
+
+@dataclass(frozen=True)
+class CachedPlan:
+    """How a block attends in one pass.
+
+    Attributes:
+        layer: Its keys and values.
+        places: [B, L] int64, the positions of the pass; None: all.
+        mask: [B, 1, 1, C] bool, true where a position is seen; None: all are.
+    """
+
+    layer: LayerCache
+    places: Tensor | None
+    mask: Tensor | None
+
+
+class KeyValueCache:
+    """Keys and values of all blocks of a network, for the rows of a batch.
+
+    The first pass must be over all positions. A pass over some of them replaces their keys and
+    values, and looks at those of all positions.
+
+    Attributes:
+        layers: One for each block.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(num_layers)]
+
+    def plans(self, places: Tensor | None, real: Tensor | None) -> list[CachedPlan]:
+        """Return how each block attends in a pass.
+
+        Args:
+            places: [B, L] int64; None: all positions.
+            real: [B, C] bool, true at real tokens; None: all are.
+        """
+        mask = None if real is None else real[:, None, None, :]
+        return [CachedPlan(layer, places, mask) for layer in self.layers]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all other rows.
+
+        Args:
+            rows: [R] int64, indices of rows.
+        """
+        for layer in self.layers:
+            assert layer.keys is not None and layer.values is not None
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]

@@ -1,0 +1,104 @@
+"""Settings that do not fit are refused in one line, without torch."""
+
+from typing import Any
+
+import pytest
+
+from llada_sft.generation.settings import SAMPLERS, SamplerSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"sampler": "llada21"},
+            "sampler must be one of official, threshold, factor, entropy, prefix_cache, "
+            "dual_cache, verify, got 'llada21'",
+        ),
+        (
+            {"gen_length": 10, "block_length": 4},
+            "gen_length must be a multiple of block_length, got 10 and 4",
+        ),
+        (
+            {"steps": 3, "gen_length": 8, "block_length": 4},
+            "steps must be a multiple of the number of blocks, got 3 and 2",
+        ),
+        ({"steps": 0}, "steps must be a whole number above 0, got 0"),
+        ({"gen_length": 1.5}, "gen_length must be a whole number above 0, got 1.5"),
+        ({"block_length": -4}, "block_length must be a whole number above 0, got -4"),
+        ({"max_drafts": 0}, "max_drafts must be a whole number above 0, got 0"),
+        ({"remasking": "none"}, "remasking must be 'low_confidence' or 'random', got 'none'"),
+        (
+            {"sampler": "threshold", "remasking": "random"},
+            "remasking must be 'low_confidence' where tokens are chosen by threshold",
+        ),
+        (
+            {"sampler": "verify", "remasking": "random"},
+            "remasking must be 'low_confidence' where tokens are chosen by verify",
+        ),
+        ({"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"cfg_scale": -0.5}, "cfg_scale must be at least 0, got -0.5"),
+        (
+            {"sampler": "verify", "temperature": 0.5},
+            "temperature must be 0 with the sampler 'verify', got 0.5",
+        ),
+        ({"sampler": "threshold", "threshold": 1.5}, "threshold must be from 0 to 1, got 1.5"),
+        ({"threshold": 0.9}, "threshold is not a setting of the sampler 'official'; remove it"),
+        (
+            {"sampler": "entropy", "factor": 1.0},
+            "factor is not a setting of the sampler 'entropy'; remove it",
+        ),
+        (
+            {"sampler": "threshold", "entropy_bound": 0.1},
+            "entropy_bound is not a setting of the sampler 'threshold'; remove it",
+        ),
+        (
+            {"sampler": "threshold", "editing_threshold": 0.9},
+            "editing_threshold is not a setting of the sampler 'threshold'; remove it",
+        ),
+        ({"start_length": 32}, "start_length needs eos_early_stop with the sampler 'official'"),
+        (
+            {"sampler": "threshold", "eos_early_stop": False, "start_length": 32},
+            "start_length needs eos_early_stop with the sampler 'threshold'",
+        ),
+        (
+            {"sampler": "threshold", "start_length": 33},
+            "start_length must be a multiple of block_length, 32, up to gen_length, 128, got 33",
+        ),
+        (
+            {"sampler": "threshold", "start_length": 160},
+            "start_length must be a multiple of block_length, 32, up to gen_length, 128, got 160",
+        ),
+        (
+            {"sampler": "threshold", "growth_threshold": -0.1},
+            "growth_threshold must be from 0 to 1, got -0.1",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        SamplerSettings(**given)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_sampler_has_defaults(sampler: Any) -> None:
+    settings = SamplerSettings(sampler=sampler)
+    assert settings.exact == (sampler in ("official", "verify"))
+    assert settings.stops_at_eos != settings.exact
+    assert settings.steps_per_block == settings.block_length
+
+
+def test_what_tokens_are_chosen_by() -> None:
+    def choice(sampler: Any, **given: Any) -> tuple[str, float]:
+        return SamplerSettings(sampler=sampler, **given).choice
+
+    assert choice("official") == choice("verify") == choice("dual_cache") == ("fixed", 0)
+    assert choice("threshold") == ("threshold", 0.9)
+    assert choice("threshold", threshold=0.0) == ("threshold", 0)
+    assert choice("threshold", threshold=0.5, factor=2.0) == ("factor", 2)
+    assert choice("factor") == ("factor", 1)
+    assert choice("entropy") == ("entropy", 0.1)
+    assert choice("prefix_cache", threshold=0.5) == ("threshold", 0.5)
+    assert choice("dual_cache", entropy_bound=0.0) == ("entropy", 0)
