@@ -1,4 +1,4 @@
-"""The masks of a likelihood: unbiased, an honest standard error, much better than independent ones."""
+"""The masks of a likelihood: unbiased, with an honest standard error, and few of them suffice."""
 
 import math
 from collections.abc import Sequence
@@ -107,6 +107,15 @@ def test_strata_of_a_long_answer_are_in_order_and_equally_large() -> None:
     for number, stratum in enumerate(strata):
         for mask in stratum.masks:
             assert number * 10 < int(mask.sum()) <= (number + 1) * 10
+
+
+def test_numbers_of_masked_tokens_are_uniform() -> None:
+    counts = torch.zeros(5)
+    for key in range(2000):
+        (stratum,) = draw_strata(4, 1, key)
+        counts[int(stratum.masks[0].sum())] += 1
+    assert counts[0] == 0
+    assert torch.allclose(counts[1:] / 2000, torch.tensor(0.25), atol=0.04)
 
 
 def test_masks_of_a_level_are_drawn_without_replacement() -> None:
