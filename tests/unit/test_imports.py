@@ -26,7 +26,18 @@ MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
     "__main__": {"cli"},
     "cli": GROUND
-    | {"entry", "cluster", "training", "sampling", "demo", "check", "sharding", "data", "model"}
+    | {
+        "entry",
+        "cluster",
+        "training",
+        "sampling",
+        "evaluation",
+        "demo",
+        "check",
+        "sharding",
+        "data",
+        "model",
+    }
     | {"paths"},
     "entry": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
@@ -35,7 +46,7 @@ MAY_KNOW = {
     "cluster": GROUND | {"entry", "training", "data", "model"},
     "training": GROUND | {"data", "model", "diffusion", "generation"},
     "generation": {"model", "diffusion", "keys"},
-    "evaluation": GROUND | {"model", "diffusion", "generation", "data"},
+    "evaluation": GROUND | {"entry", "model", "diffusion", "generation", "data"},
     "check": GROUND | {"data"},
     "sharding": GROUND | {"data"},
     "data": GROUND,
@@ -136,6 +147,7 @@ def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
         "from llada_sft.model import index, settings",
         "from llada_sft.generation import settings",
         "from llada_sft import paths",
+        "from llada_sft.evaluation import command, job, plan, settings",
         "from llada_sft.cluster.launch import launcher, local, submit; import submitit",
         "from llada_sft.cluster.watch import logs, status",
         "from llada_sft.cluster.attempt import supervisor",
