@@ -217,14 +217,16 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from llada_sft.evaluation.command import plan_of, run_here
+    from llada_sft.evaluation.command import check_tasks, plan_of, run_here
     from llada_sft.paths import look_before_sample
 
     look_before_sample(arguments.out)
     plan = plan_of(arguments)
     if arguments.slurm:
-        from llada_sft.evaluation.job import submit_evaluation
+        from llada_sft.evaluation.job import require_sbatch_command, submit_evaluation
 
+        require_sbatch_command()
+        check_tasks(plan)
         print(submit_evaluation(plan))
         return 0
     return run_here(plan, arguments.ranks)

@@ -42,9 +42,21 @@ def run_here(plan: Plan, ranks: int) -> int:
     """
     if ranks < 1:
         raise ConfigError(f"--ranks: must be at least 1, got {ranks}")
+    check_tasks(plan)
     if ranks > 1 and (code := run_shares(ranks, plan.to_json())):
         return code
     from llada_sft.evaluation.run import finish
 
     finish(plan)
     return 0
+
+
+def check_tasks(plan: Plan) -> None:
+    """Look for the tasks before anything is started or submitted: this takes seconds.
+
+    Raises:
+        ConfigError: A task is nowhere.
+    """
+    from llada_sft.evaluation.harness.tasks import find_tasks
+
+    find_tasks(plan.include_paths, plan.tasks)

@@ -76,14 +76,22 @@ def batch_script(plan: Plan, python: str = sys.executable) -> str:
     )
 
 
+def require_sbatch_command() -> None:
+    """Check that jobs can be submitted from this machine.
+
+    Raises:
+        LaunchError: It has no SLURM.
+    """
+    if shutil.which("sbatch") is None:
+        raise LaunchError("sbatch not found: this machine has no SLURM; leave --slurm away")
+
+
 def submit_evaluation(plan: Plan) -> str:
     """Submit an evaluation; return what to tell the user.
 
     Raises:
-        LaunchError: This machine has no SLURM, or sbatch refuses the job.
+        LaunchError: sbatch refuses the job.
     """
-    if shutil.which("sbatch") is None:
-        raise LaunchError("sbatch not found: this machine has no SLURM; leave --slurm away")
     logs = plan.results / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     environment = {

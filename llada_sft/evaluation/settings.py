@@ -155,13 +155,13 @@ def load_eval_config(path: Path | None, overrides: Sequence[str] = ()) -> EvalCo
         ConfigError: One line for every mistake.
     """
     config = load_as(EvalConfig, path, overrides)
-    problems = []
+    problems, file = [], "the command line" if path is None else path
     for name in ("", *config.tasks):
         try:
             config.for_task(name).generation.sampler_settings()
         except ValueError as error:
             where = f"tasks.{name}.generation" if name else "generation"
-            problems.append(f"{path}: {where}: {error}")
+            problems.append(f"{file}: {where}: {error}")
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     return config
