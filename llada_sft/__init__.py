@@ -6,6 +6,7 @@ check/      `llada-sft check`; sharding/: `llada-sft shard`
 diffusion/  the mathematics
 model/      the network
 generation/ the samplers: prompts -> answers; answering/: `llada-sft sample`, `llada-sft chat`
+evaluation/ likelihoods, and the tasks of lm-evaluation-harness
 training/   the loop
 cluster/    the job
 demo/       the embedded default

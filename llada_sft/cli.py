@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
     _add_sample(commands.add_parser("sample", help="answer prompts, or a file of them"))
     _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
+    _add_eval(commands.add_parser("eval", help="score a model on tasks of lm-evaluation-harness"))
     _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
     return parser
 
@@ -100,6 +101,26 @@ def _add_chat(chat: argparse.ArgumentParser) -> None:
 
     add_chat(chat)
     chat.set_defaults(handler=_chat)
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("out", metavar="OUT", type=Path, help="an exported or official model")
+    evaluate.add_argument("--tasks", metavar="A,B", help="without it all tasks of the config")
+    evaluate.add_argument("--config", metavar="FILE", help="a file of config/eval/")
+    evaluate.add_argument(
+        "--include-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with tasks of your own; may be given repeatedly",
+    )
+    evaluate.add_argument("--results", type=Path, metavar="DIR", help="default: OUT/eval")
+    where = evaluate.add_mutually_exclusive_group()
+    where.add_argument("--ranks", type=int, default=1, metavar="N", help="processes here")
+    where.add_argument("--slurm", action="store_true", help="as a job; see the config's slurm")
+    evaluate.add_argument("overrides", nargs="*", metavar="section.key=value")
+    evaluate.set_defaults(handler=_eval)
 
 
 def main() -> int:
@@ -198,6 +219,22 @@ def _check(arguments: argparse.Namespace) -> int:
     ranks = config.world_size if arguments.ranks is None else arguments.ranks
     request = Request(config, ranks, arguments.sample, progress=sys.stderr.isatty())
     return run_check(request, token_ids(resolve_network(config.model)), arguments.json)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from llada_sft.evaluation.command import check_tasks, plan_of, run_here
+    from llada_sft.paths import look_before_sample
+
+    look_before_sample(arguments.out)
+    plan = plan_of(arguments)
+    if arguments.slurm:
+        from llada_sft.evaluation.job import require_sbatch_command, submit_evaluation
+
+        require_sbatch_command()
+        check_tasks(plan)
+        print(submit_evaluation(plan))
+        return 0
+    return run_here(plan, arguments.ranks)
 
 
 def _sample(arguments: argparse.Namespace) -> int:

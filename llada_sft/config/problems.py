@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from llada_sft.config.renamed import RENAMED
-from llada_sft.config.schema import Config
 
 KeyPath = tuple[str | int, ...]
 
@@ -22,13 +21,15 @@ class Problem(NamedTuple):
     text: str
 
 
-def describe_problems(error: ValidationError, data: dict[str, Any]) -> Iterator[Problem]:
-    """Yield one problem for each key that does not fit."""
+def describe_problems(
+    error: ValidationError, data: dict[str, Any], schema: type[BaseModel]
+) -> Iterator[Problem]:
+    """Yield one problem for each key that does not fit into a schema."""
     by_path: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         by_path.setdefault(_key_path(detail, data), []).append(detail)
     for path, details in by_path.items():
-        yield Problem(path, _text(path, details))
+        yield Problem(path, _text(path, details, schema))
 
 
 def shown(value: Any) -> str:
@@ -60,13 +61,13 @@ def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
     return tuple(path)
 
 
-def _text(path: KeyPath, details: list[ErrorDetails]) -> str:
+def _text(path: KeyPath, details: list[ErrorDetails], schema: type[BaseModel]) -> str:
     first = details[0]
     match first["type"]:
         case "missing":
             return _missing(path)
         case "extra_forbidden":
-            return _renamed(path) or f"unknown key; {_suggestion(path)}"
+            return _renamed(path) or f"unknown key; {_suggestion(path, schema)}"
         case "value_error":
             return str(first["ctx"]["error"])
     expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
@@ -137,10 +138,10 @@ def _number(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
-def _suggestion(path: KeyPath) -> str:
+def _suggestion(path: KeyPath, schema: type[BaseModel]) -> str:
     *section, key = path
-    known = list(_fields_at(tuple(section)))
-    elsewhere = [".".join((*where, name)) for where, name in _all_keys() if name == key]
+    known = list(_fields_at(tuple(section), schema))
+    elsewhere = [".".join((*where, name)) for where, name in _all_keys(schema) if name == key]
     if similar := [name for name in known if _alike(str(key), name)]:
         return f"did you mean {_closest(str(key), similar)!r}?"
     if elsewhere:
@@ -163,8 +164,8 @@ def _initials(words: str) -> str:
     return "".join(word[:1] for word in words.split("_"))
 
 
-def _model_at(section: KeyPath) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Config
+def _model_at(section: KeyPath, schema: type[BaseModel]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = schema
     for key in section:
         # The name of a source is not a field: every source has the same section below its name.
         if model is not None and key in model.model_fields:
@@ -180,12 +181,12 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _fields_at(section: KeyPath) -> Iterator[str]:
-    model = _model_at(section)
+def _fields_at(section: KeyPath, schema: type[BaseModel]) -> Iterator[str]:
+    model = _model_at(section, schema)
     return iter(model.model_fields if model else ())
 
 
-def _all_keys() -> Iterator[tuple[tuple[str, ...], str]]:
-    for section in Config.model_fields:
-        for name in _fields_at((section,)):
+def _all_keys(schema: type[BaseModel]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for section in schema.model_fields:
+        for name in _fields_at((section,), schema):
             yield (section,), name

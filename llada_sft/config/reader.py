@@ -1,4 +1,4 @@
-"""YAML file and overrides -> one frozen `Config`, or every mistake at once with its line.
+"""YAML file and overrides -> one frozen config, or every mistake at once with its line.
 
     compose (nodes with lines) -> plain data -> overrides -> pydantic, strict -> Config
 
@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from llada_sft.config import yaml12
 from llada_sft.config.data_section import SourceConfig
@@ -26,6 +26,7 @@ from llada_sft.config.urls import is_url
 from llada_sft.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 # Far more than any config has, but read quickly. An alias counts as all the values that it
 # repeats: nine lines of nine aliases each would be a billion values.
 MAX_BYTES = 1 << 18
@@ -40,11 +41,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: One line for every mistake in the file and in the overrides.
     """
-    source = _Source(str(path))
-    data = source.read()
+    return load_as(Config, path, overrides)
+
+
+def load_as(
+    schema: type[SchemaT], path: str | Path | None, overrides: Sequence[str] = ()
+) -> SchemaT:
+    """Read a config file of any schema; without a file, overrides alone.
+
+    Raises:
+        ConfigError: One line for every mistake in the file and in the overrides.
+    """
+    source = _Source("the command line" if path is None else str(path))
+    data = {} if path is None else source.read()
     for text in overrides:
         source.override(data, text)
-    return source.validate(data)
+    return source.validate(data, schema)
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -59,7 +71,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     data = under_new_names(source.read())
     for text in overrides:
         source.override(data, text)
-    return source.validate(data)
+    return source.validate(data, Config)
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
@@ -130,15 +142,15 @@ class _Source:
                 return
         data[keys[-1]] = value
 
-    def validate(self, data: dict[str, Any]) -> Config:
-        """Check the data against the schema.
+    def validate(self, data: dict[str, Any], schema: type[SchemaT]) -> SchemaT:
+        """Check the data against a schema.
 
         JSON mode, because a list must be able to fill a tuple while everything else stays strict.
         """
         try:
-            config = Config.model_validate_json(json.dumps(data))
+            config = schema.model_validate_json(json.dumps(data))
         except ValidationError as error:
-            for problem in islice(describe_problems(error, data), SHOWN_PROBLEMS + 1):
+            for problem in islice(describe_problems(error, data, schema), SHOWN_PROBLEMS + 1):
                 if problem.path not in self.unreadable:
                     self._add(problem.path, problem.text)
         self.raise_problems()

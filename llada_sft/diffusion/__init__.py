@@ -4,5 +4,6 @@ noise.py       which tokens are masked, and the weight of each
 levels.py      how often each noise level is drawn
 objective.py   the training loss
 likelihood.py  bounds on the likelihood
+strata.py      the masks that a likelihood is averaged over, and its standard error
 generate.py    the sampler
 """

@@ -2,17 +2,18 @@
 
 A validation loss is comparable between two steps, and between two runs, only if both see the same
 masks. Here the noise of an example depends on its key and the number of the draw alone, and the
-draws of one example are stratified over the noise levels.
+draws of one example are stratified over the noise levels. `strata.py` has those of a likelihood.
 
 Shapes: L positions of one example; D draws.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llada_sft.diffusion.generate import MaskPredictor
 from llada_sft.diffusion.noise import Noise, draw_noise, independent
-from llada_sft.diffusion.objective import diffusion_loss
+from llada_sft.diffusion.strata import combine, draw_strata
 from llada_sft.keys import hashed
 
 
@@ -39,28 +40,47 @@ def log_likelihood(
     key: int = 0,
     batch_size: int = 8,
 ) -> float:
-    """Estimate a lower bound of log p(response | prompt), in nats.
+    """Estimate a lower bound of log p(response | prompt), in nats, by stratified draws.
 
         -E_l [ (Lr / l) Σ_masked CE ],  l ~ U{1..Lr} tokens masked
+
+    `evaluation.scoring.log_likelihoods` does this for many answers together.
 
     Args:
         model: The mask predictor, in evaluation mode.
         input_ids: [L] int64, on the model's device.
         response_mask: [L] bool, true at the tokens of the response.
-        num_draws: Monte Carlo samples; the paper uses 128.
+        num_draws: At most so many masks are drawn; the paper uses 128.
         mask_token_id: From the model's config.
         key: Keys the noise.
-        batch_size: Samples of one forward pass.
+        batch_size: Masks of one forward pass.
 
     Source: LLaDA (arXiv 2502.09992), eq. 6 and algorithm 3.
     """
-    draws = [validation_noise(response_mask.cpu(), key, i, num_draws) for i in range(num_draws)]
-    total = 0.0
-    for start in range(0, num_draws, batch_size):
+    response = response_mask.nonzero().squeeze(1).cpu()
+    strata = draw_strata(len(response), num_draws, key)
+    draws = [mask for stratum in strata for mask in stratum.masks]
+    losses: list[float] = []
+    for start in range(0, len(draws), batch_size):
         batch = draws[start : start + batch_size]
-        masked = torch.stack([noise.masked for noise in batch]).to(input_ids.device)  # [D, L]
-        weights = input_ids.new_tensor([noise.weight for noise in batch], dtype=torch.float32)
+        masked = torch.zeros(len(batch), len(input_ids), dtype=torch.bool)  # [D, L]
+        masked[:, response] = torch.stack(batch)
+        masked = masked.to(input_ids.device)
         clean = input_ids.expand(len(batch), -1)  # [D, L]
         logits = model(clean.masked_fill(masked, mask_token_id)).logits  # [D, L, V]
-        total += diffusion_loss(logits, clean, masked, weights[:, None], 1, num_draws).item()
-    return -total
+        rows = masked.nonzero()[:, 0]
+        losses += summed_cross_entropies(logits[masked], clean[masked], rows, len(batch)).tolist()
+    return combine(len(response), strata, losses).value
+
+
+def summed_cross_entropies(logits: Tensor, targets: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Return Σ_masked CE of each row, [num_rows] fp64.
+
+    Args:
+        logits: [M, V] floating, at the masked positions.
+        targets: [M] int64, the tokens there.
+        rows: [M] int64, the row of each position.
+        num_rows: Number of rows.
+    """
+    losses = F.cross_entropy(logits.float(), targets, reduction="none").double()  # [M]
+    return losses.new_zeros(num_rows).index_add_(0, rows, losses)

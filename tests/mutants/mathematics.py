@@ -32,6 +32,25 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "diffusion/strata.py",
+        "diffusion/test_strata.py",
+        (
+            "1 + ((number + uniform) / num_strata * length).long()",
+            "1 + ((number + uniform) / num_strata * (length - 1)).round().long()",
+            "numbers of masked tokens are rounded, and not uniform",
+        ),
+        (
+            "missing = 1 - count / stratum.num_all if stratum.num_all else 1.0",
+            "missing = 1.0",
+            "the standard error ignores how much of a stratum was drawn",
+        ),
+        (
+            "shares[level] = min(share, math.comb(length, level))",
+            "shares[level] = min(share, num_draws // length)",
+            "draws that small strata do not need are lost",
+        ),
+    ),
+    *of_file(
         "diffusion/noise.py",
         "diffusion/test_noise.py",
         (

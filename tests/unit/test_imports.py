@@ -26,7 +26,18 @@ MAY_KNOW = {
     "launch": GROUND | {"entry", "cluster"},
     "__main__": {"cli"},
     "cli": GROUND
-    | {"entry", "cluster", "training", "answering", "demo", "check", "sharding", "data", "model"}
+    | {
+        "entry",
+        "cluster",
+        "training",
+        "answering",
+        "evaluation",
+        "demo",
+        "check",
+        "sharding",
+        "data",
+        "model",
+    }
     | {"paths"},
     "entry": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
@@ -35,6 +46,7 @@ MAY_KNOW = {
     "cluster": GROUND | {"entry", "training", "data", "model"},
     "training": GROUND | {"data", "model", "diffusion", "generation"},
     "generation": {"model", "diffusion", "keys"},
+    "evaluation": GROUND | {"entry", "model", "diffusion", "generation", "data"},
     "check": GROUND | {"data"},
     "sharding": GROUND | {"data"},
     "data": GROUND,
@@ -116,7 +128,14 @@ def test_the_data_of_a_run_knows_no_tool(file: Path) -> None:
 )
 def test_the_job_knows_training_only_inside_functions(file: Path) -> None:
     names = list(imported(at_import_time(ast.parse(file.read_text()))))
-    assert not parts_in(iter(names)) & {"training", "model", "diffusion", "generation", "answering"}
+    assert not parts_in(iter(names)) & {
+        "training",
+        "model",
+        "diffusion",
+        "generation",
+        "evaluation",
+        "answering",
+    }
     assert "torch" not in {name.split(".")[0] for name in names}
 
 
@@ -135,6 +154,7 @@ def test_the_network_knows_its_samplers_only_inside_functions(file: Path) -> Non
         "from llada_sft.model import index, settings",
         "from llada_sft.generation import settings",
         "from llada_sft import paths",
+        "from llada_sft.evaluation import command, job, plan, settings",
         "from llada_sft.cluster.launch import launcher, local, submit; import submitit",
         "from llada_sft.cluster.watch import logs, status",
         "from llada_sft.cluster.attempt import supervisor",

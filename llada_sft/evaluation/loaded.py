@@ -1,0 +1,69 @@
+"""A model directory: what is known of it at once, and its network, loaded when it is first needed.
+
+An evaluation whose answers are all known needs no network.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.errors import CheckpointError
+from llada_sft.model.configuration import read_config
+from llada_sft.model.index import fingerprint, read_index
+from llada_sft.model.loading import load_model
+from llada_sft.model.network import Network
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class LoadedModel:
+    """A model directory.
+
+    Args:
+        directory: In Hugging Face's layout.
+        dtype: bf16, fp32, or auto: bf16 on a GPU.
+        device: None: a GPU if there is one.
+
+    Raises:
+        CheckpointError: It is no model directory, or names no mask token.
+        DataError: Its tokenizer cannot be loaded.
+    """
+
+    def __init__(self, directory: Path, dtype: str, device: str | None = None) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.directory, self.device = directory, torch.device(device)
+        if dtype == "auto":
+            dtype = "bf16" if self.device.type == "cuda" else "fp32"
+        self.dtype = dtype
+        config = read_config(directory)
+        if config.mask_token_id is None:
+            raise CheckpointError(
+                f"{directory / 'config.json'}: mask_token_id: must be given, got null"
+            )
+        self.max_length = config.architecture.max_length
+        raw = load_tokenizer(directory, config.mask_token_id)
+        self.has_template = bool(raw.chat_template)
+        self.tokenizer: Any = raw
+        if not raw.chat_template and config.chat_template is not None:
+            raw.chat_template = config.chat_template
+
+    @cached_property
+    def weights(self) -> str:
+        """What identifies the weights."""
+        return fingerprint(read_index(self.directory))
+
+    @cached_property
+    def network(self) -> Network:
+        """The network, in evaluation mode."""
+        return load_model(self.directory, _DTYPES[self.dtype], self.device)
+
+    @property
+    def device_name(self) -> str:
+        """Name the device as its maker does."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return self.device.type
