@@ -21,9 +21,9 @@ from llada_sft.answering.questions import (
     require_no_problems,
     said_by_user,
 )
-from llada_sft.answering.ranks import Rank, is_started, rank_of, start_ranks
 from llada_sft.errors import ConfigError, DataError
 from llada_sft.keys import digest
+from llada_sft.local_ranks import ALONE, Rank, is_local_rank, rank_of, run_ranks
 
 if TYPE_CHECKING:
     from llada_sft.answering.answerer import Answered, Answerer
@@ -53,8 +53,8 @@ def sample_command(arguments: Namespace) -> int:
         questions = [_completed(question) for question in questions]
     if not arguments.skip_bad:
         require_no_problems(arguments.input, questions)
-    if arguments.ranks != 1 and not is_started():
-        return start_ranks(arguments.ranks, sys.argv[1:])
+    if arguments.ranks > 1 and not is_local_rank():
+        return run_ranks(arguments.ranks, [sys.executable, "-m", "llada_sft", *sys.argv[1:]])
     return _answer_file(questions, arguments, rank_of(os.environ))
 
 
@@ -63,7 +63,11 @@ def _require_fitting(arguments: Namespace) -> None:
         raise ConfigError("--input and --out: give both or neither")
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size: must be at least 1, got {arguments.batch_size}")
-    if arguments.input is None and arguments.ranks != 1:
+    if arguments.ranks < 1:
+        raise ConfigError(f"--ranks: must be at least 1, got {arguments.ranks}")
+    if arguments.ranks > 1 and not is_local_rank() and rank_of(os.environ) != ALONE:
+        raise ConfigError("--ranks: srun has started several tasks already; remove it")
+    if arguments.input is None and arguments.ranks > 1:
         raise ConfigError("--ranks: is for a file of prompts (--input)")
     if arguments.complete and arguments.system is not None:
         raise ConfigError("--system: a text that is continued (--complete) has no system prompt")
@@ -104,7 +108,7 @@ def _load(arguments: Namespace, rank: Rank) -> "Answerer":
 
 
 def _print_answers(questions: Sequence[Question], arguments: Namespace) -> int:
-    answerer = _load(arguments, Rank(0, 1, 0))
+    answerer = _load(arguments, ALONE)
     prompts = []
     for question in questions:
         try:

@@ -3,7 +3,6 @@
 command.py       `llada-sft eval`: looks at what it is given, and starts it
 job.py           the same as a SLURM job
 settings.py      config/eval/ -> settings; plan.py: one evaluation, as its processes get it
-shares.py        which of the processes this is, and how several are started
 __main__.py      a process: run.py has its two steps, for each task
 engine.py        requests -> answers; answer_cache.py: those that are known already
 scoring.py       answers in their contexts -> likelihoods, many of them together

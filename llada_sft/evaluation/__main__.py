@@ -11,7 +11,7 @@ import sys
 
 from llada_sft.entry import exit_code
 from llada_sft.evaluation.plan import Plan
-from llada_sft.evaluation.shares import share_of
+from llada_sft.local_ranks import rank_of
 
 
 def main(step: str, plan_text: str) -> int:
@@ -22,7 +22,7 @@ def main(step: str, plan_text: str) -> int:
 
         plan = Plan.from_json(plan_text)
         if step == "rank":
-            compute_share(plan, share_of(os.environ))
+            compute_share(plan, rank_of(os.environ))
         else:
             finish(plan)
         return 0

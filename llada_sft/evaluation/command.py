@@ -1,13 +1,14 @@
 """`llada-sft eval`: everything is looked at first, then it runs here or as a SLURM job."""
 
 import importlib.util
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 from llada_sft.errors import ConfigError
 from llada_sft.evaluation.plan import Plan
 from llada_sft.evaluation.settings import load_eval_config
-from llada_sft.evaluation.shares import run_shares
+from llada_sft.local_ranks import run_ranks
 
 
 def plan_of(arguments: Namespace) -> Plan:
@@ -43,7 +44,8 @@ def run_here(plan: Plan, ranks: int) -> int:
     if ranks < 1:
         raise ConfigError(f"--ranks: must be at least 1, got {ranks}")
     check_tasks(plan)
-    if ranks > 1 and (code := run_shares(ranks, plan.to_json())):
+    command = [sys.executable, "-m", "llada_sft.evaluation", "rank", plan.to_json()]
+    if ranks > 1 and (code := run_ranks(ranks, command)):
         return code
     from llada_sft.evaluation.run import finish
 

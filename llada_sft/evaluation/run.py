@@ -23,7 +23,7 @@ from llada_sft.evaluation.harness.tasks import find_tasks, load_tasks, requests_
 from llada_sft.evaluation.loaded import LoadedModel
 from llada_sft.evaluation.plan import Plan
 from llada_sft.evaluation.settings import EvalConfig
-from llada_sft.evaluation.shares import Share
+from llada_sft.local_ranks import ALONE, Rank
 from llada_sft.versions import package_versions
 
 
@@ -37,19 +37,19 @@ class TaskRun:
     engine: Engine
 
 
-def compute_share(plan: Plan, share: Share) -> None:
+def compute_share(plan: Plan, rank: Rank) -> None:
     """Answer this rank's share of the requests of all tasks.
 
     Raises:
         LladaSftError: The model or a task cannot be read.
     """
     manager = find_tasks(plan.include_paths, plan.tasks)
-    for run in _task_runs(plan, share):
+    for run in _task_runs(plan, rank):
         tasks = load_tasks(manager, run.name, run.config)
         model = HarnessModel(engine=run.engine)
         for kind, requests in requests_of(tasks, run.config, model).items():
             asked = run.engine.asked(kind, requests)
-            run.engine.compute_share(asked, share.rank, share.world_size)
+            run.engine.compute_share(asked, rank.rank, rank.world_size)
         run.engine.cache.close()
 
 
@@ -60,7 +60,7 @@ def finish(plan: Plan) -> None:
         LladaSftError: The model or a task cannot be read.
     """
     manager = find_tasks(plan.include_paths, plan.tasks)
-    for run in _task_runs(plan, Share(0, 1, 0)):
+    for run in _task_runs(plan, ALONE):
         tasks = load_tasks(manager, run.name, run.config)
         for line in warnings_of(run.name, tasks, run.engine.texts.chat):
             print(line, file=sys.stderr)
@@ -70,20 +70,20 @@ def finish(plan: Plan) -> None:
         print(f"results: {path}")
 
 
-def _task_runs(plan: Plan, share: Share) -> Iterator[TaskRun]:
-    model = LoadedModel(plan.model, plan.config.dtype, device_of(share))
+def _task_runs(plan: Plan, rank: Rank) -> Iterator[TaskRun]:
+    model = LoadedModel(plan.model, plan.config.dtype, device_of(rank))
     versions = package_versions(VERSIONED)
     for name in plan.tasks:
         config = plan.config.for_task(name)
         chat = model.has_template if config.chat is None else config.chat
         folder = plan.results / folder_name(name, depends_on(model, config, chat, versions))
-        cache = AnswerCache(folder / "answers", share.rank, share.world_size)
+        cache = AnswerCache(folder / "answers", rank.rank, rank.world_size)
         yield TaskRun(name, config, folder, Engine(model, config, chat, cache))
 
 
-def device_of(share: Share) -> str:
+def device_of(rank: Rank) -> str:
     """Return the device of a rank: GPUs are dealt out by local rank."""
     import torch
 
     number = torch.cuda.device_count()
-    return f"cuda:{share.local_rank % number}" if number else "cpu"
+    return f"cuda:{rank.local_rank % number}" if number else "cpu"

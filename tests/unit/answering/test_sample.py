@@ -14,7 +14,7 @@ from llada_sft import cli
 from llada_sft.answering import sample
 from llada_sft.answering.answerer import Answerer
 from llada_sft.answering.answers_file import AnswersFile
-from llada_sft.answering.ranks import Rank, rank_of
+from llada_sft.local_ranks import Rank, rank_of
 
 QUICK = ["--gen-length", "8", "--block-length", "4", "--steps", "4"]
 ROWS = [

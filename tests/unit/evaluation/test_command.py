@@ -118,7 +118,7 @@ def test_a_mistyped_task_is_one_line_before_a_rank_is_started(
     model_dir: Path,
     tasks_dir: Path,
 ) -> None:
-    monkeypatch.setattr(command, "run_shares", lambda *_: pytest.fail("a rank was started"))
+    monkeypatch.setattr(command, "run_ranks", lambda *_: pytest.fail("a rank was started"))
     include = ["--include-path", tasks_dir]
     assert evaluate(monkeypatch, model_dir, "--tasks", "revers", *include, "--ranks", "2") == 2
     assert capsys.readouterr().err.splitlines() == [
