@@ -1,6 +1,6 @@
 """How fast each sampler is, next to the official one, on a task that a tiny LLaDA learns first.
 
-    python benchmarks/generate.py [--steps 1600] [--prompts 34] [--lengths 64 128 256] [--out FILE]
+    python benchmarks/generate.py [--steps 2000] [--prompts 34] [--lengths 64 128 256] [--out FILE]
 
 The task is the demo's, again and again: `reverse abcde ` is continued by the word reversed, with
 each letter replaced by the next one of the alphabet, then by the same of that word, and so on, up
@@ -46,13 +46,15 @@ WAYS: list[tuple[str, dict[str, Any], str]] = [
     ("verify, 3 rows", {"sampler": "verify", "max_drafts": 3}, "2.8 to 3.5"),
     ("verify, 8 rows", {"sampler": "verify", "max_drafts": 8}, ""),
     ("threshold 0.9", {"sampler": "threshold", "threshold": 0.9}, "2.5 to 5.8"),
-    ("factor 1", {"sampler": "factor", "factor": 1.0}, ""),
-    ("entropy 0.1", {"sampler": "entropy", "entropy_bound": 0.1}, "2 to 3"),
+    ("threshold 0.99", {"sampler": "threshold", "threshold": 0.99}, ""),
+    ("factor 0.1", {"sampler": "factor", "factor": 0.1}, ""),
+    ("entropy 0.01", {"sampler": "entropy", "entropy_bound": 0.01}, "2 to 3"),
     ("prefix cache", {"sampler": "prefix_cache"}, ""),
-    ("prefix cache, threshold 0.9", {"sampler": "prefix_cache", "threshold": 0.9}, "8 to 11"),
+    ("prefix cache, threshold 0.99", {"sampler": "prefix_cache", "threshold": 0.99}, "8 to 11"),
     ("dual cache", {"sampler": "dual_cache"}, ""),
     ("dual cache, threshold 0.9", {"sampler": "dual_cache", "threshold": 0.9}, "8 to 11"),
-    ("dual cache, factor 1", {"sampler": "dual_cache", "factor": 1.0}, ""),
+    ("dual cache, threshold 0.99", {"sampler": "dual_cache", "threshold": 0.99}, ""),
+    ("dual cache, factor 0.1", {"sampler": "dual_cache", "factor": 0.1}, ""),
 ]
 Case = tuple[list[int], list[int]]
 
@@ -191,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1600, help="of the training")
+    parser.add_argument("--steps", type=int, default=2000, help="of the training")
     parser.add_argument("--prompts", type=int, default=34, help="of each length")
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--out", type=Path, default=Path("generate.json"))

@@ -30,7 +30,6 @@ MUTANTS = (
             "numbers.minimum(num_candidates)",
             "a step may write nothing",
         ),
-        ("descending=True, stable=True)", "descending=True)", "equal candidates are in no order"),
     ),
     *of_file(
         "generation/candidates.py",
