@@ -69,7 +69,7 @@ class Verifier:
                 pending = [row for row in pending if not self._is_done(row, block)]
 
     def _start_block(self, rows: Tensor, block: int) -> list[_Row]:
-        is_open = self._canvas.open_in_block(rows, block, self._settings.block_length)
+        is_open = self._canvas.open_in_block(rows, block)
         shares = num_transfer_tokens(is_open.sum(1), self._settings.steps_per_block).tolist()
         # A step without a share changes nothing. Mask tokens of a prompt take shares of the block,
         # and the official sampler leaves as many masks there; others need more steps.
@@ -86,8 +86,7 @@ class Verifier:
         ids = torch.stack([state for own in states for state in own])  # [S, L]
         indices = [row.index for row, own in zip(pending, states, strict=True) for _ in own]
         rows = torch.tensor(indices, device=ids.device)  # [S]
-        ends = canvas.starts[rows] + (block + 1) * self._settings.block_length
-        eligible = canvas.within(torch.zeros_like(ends), ends) & (ids == canvas.mask_token_id)
+        eligible = canvas.open_until(ids, rows, block)
         logits = self._decoding.predictor.logits(ids, rows, eligible)
         tokens, scores = self._decoding.candidates.choose(logits, eligible, rows)
         # Where the mask token itself was predicted, a step may have fewer candidates than its
@@ -144,7 +143,7 @@ class Verifier:
         if self._settings.exact:
             return not row.shares
         rows = torch.tensor([row.index], device=self._canvas.ids.device)
-        is_open = self._canvas.open_in_block(rows, block, self._settings.block_length)
+        is_open = self._canvas.open_in_block(rows, block)
         return not bool(is_open.any()) or bool(self._canvas.ended(rows))
 
 
