@@ -7,7 +7,6 @@ from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
-from llada_sft.data.steps.validation import validation_batches
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -16,7 +15,9 @@ from llada_sft.training.checkpoint.changed_files import files_to_restart
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.detect_format import settle_format
-from llada_sft.training.noising import MicroBatch, validation_micro_batches
+from llada_sft.training.noising import MicroBatch
+from llada_sft.training.validation.batches import validation_micro_batches
+from llada_sft.training.validation.rows import validation_batches
 
 
 def build_dataset(

@@ -164,17 +164,26 @@ MUTANTS = (
         ('text[: text.rfind("\\n") + 1]', "text", "a number that was cut short is read"),
     ),
     *of_file(
+        "training/validation/batches.py",
+        "training/validation/test_batches.py",
+        (
+            "key = noise_key(0, 0, example.file, example.line, example.part)",
+            "key = noise_key(0, 0, example.file, example.line)",
+            "validation examples of one row share their noise",
+        ),
+        (
+            "consensus.largest(len(batches)) - len(batches)",
+            "0",
+            "ranks validate different numbers of micro-batches",
+        ),
+    ),
+    *of_file(
         "training/noising.py",
         "training/test_noising.py",
         (
             "index = number * self.world_size + self.rank",
             "index = number",
             "all ranks take the same noise levels",
-        ),
-        (
-            "key = noise_key(0, 0, example.file, example.line, example.part)",
-            "key = noise_key(0, 0, example.file, example.line)",
-            "validation examples of one row share their noise",
         ),
         (
             "[length * counts.examples * self.draws / self.world_size",
@@ -186,11 +195,6 @@ MUTANTS = (
             "noise_key(self.seed, example.epoch,",
             "noise_key(self.seed, 0,",
             "all epochs mask the same tokens",
-        ),
-        (
-            "consensus.largest(len(batches)) - len(batches)",
-            "0",
-            "ranks validate different numbers of micro-batches",
         ),
     ),
     *of_file(

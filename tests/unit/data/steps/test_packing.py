@@ -19,8 +19,8 @@ from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.collate import EQUAL_TOKENS, pack, pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.packing import costliest_first, in_order, of_similar_length, packs
-from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
+from llada_sft.training.validation.rows import validation_batches
 from tests.unit.data.batches import examples_of
 from tests.unit.data.stepping import WholePositions
 

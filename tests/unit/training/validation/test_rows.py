@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.sources import list_validation
-from llada_sft.data.steps.validation import validation_batches
+from llada_sft.training.validation.rows import validation_batches
 from tests.unit.data.batches import examples_of
 from tests.unit.data.stepping import IDS, write
 
-pytestmark = pytest.mark.usefixtures("no_tokenizer")
+pytestmark = pytest.mark.usefixtures("own_cache_and_no_tokenizer")
 
 
 @given(
