@@ -120,6 +120,7 @@ RULES: Mapping[str, Rule] = {
     **_stated(_LENGTH, "train", "epochs", "max_steps"),
     **_trained("the checkpoint's optimizer states are of this precision", "train", "precision"),
     **_stated(_LAST_BITS, "train", "accelerator", "threads_per_rank"),
+    **_stated("validation numbers before and after are of other masks", "validation", "draws"),
     **_free("train", "validate_every_steps", "validation_max_rows", "checkpoint_every_steps"),
     **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite", "max_skipped_steps"),
     **_free("train", "async_checkpoints", "hang_timeout_s", "hang_grace_s", "profile"),

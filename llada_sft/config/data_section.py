@@ -162,6 +162,11 @@ class DataConfig(Section):
         return self.group_by_length or self.costliest_first
 
     @property
+    def validation_sets(self) -> dict[str, str]:
+        """The paths of `validation` by name; the name is empty where there is only one."""
+        return {} if self.validation is None else {"": self.validation}
+
+    @property
     def train_paths(self) -> list[str]:
         """All paths of `train`."""
         if isinstance(self.train, str):

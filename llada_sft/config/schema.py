@@ -17,6 +17,7 @@ from pydantic import (
 from llada_sft.config.data_section import DataConfig
 from llada_sft.config.elastic import check_range
 from llada_sft.config.model_section import LoraConfig, ModelConfig
+from llada_sft.config.validation_section import ValidationConfig
 from llada_sft.config.values import (
     Beta,
     Count,
@@ -277,6 +278,7 @@ class Config(Section):
     # null = all parameters are trained.
     lora: LoraConfig | None = None
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     slurm: SlurmConfig = SlurmConfig()
     log: LogConfig = LogConfig()

@@ -15,9 +15,8 @@ from llada_sft.training.checkpoint.changed_files import files_to_restart
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.detect_format import settle_format
-from llada_sft.training.noising import MicroBatch
-from llada_sft.training.validation.batches import validation_micro_batches
-from llada_sft.training.validation.rows import validation_batches
+from llada_sft.training.validation.batches import ValidationBatches
+from llada_sft.training.validation.rows import read_set
 
 
 def build_dataset(
@@ -60,28 +59,20 @@ def build_dataset(
 
 def build_validation(
     config: Config, network_config: NetworkConfig, placement: Placement, consensus: Consensus
-) -> list[MicroBatch]:
-    """Encode and mask this rank's validation rows once; the same number of batches everywhere."""
-    if config.data.validation is None:
-        return []
+) -> ValidationBatches | None:
+    """Encode the validation rows once; None where there are none."""
+    sources = list_validation(config.data)
+    if not sources:
+        return None
     ids = token_ids(network_config)
-    source = settle_format(
-        list_validation(config.data), config.data.cache_dir, placement, consensus
-    )
-    data = config.data.model_copy(
-        update={
-            "format": source.format,
-            "eos_tail": config.data.fixed_eos_tail,
-            "random_length": 0.0,
-        }
-    )
-    batches = validation_batches(
-        data,
-        source,
-        build_encoder(data, Path(config.model.path), ids),
-        rank=placement.rank,
-        world_size=placement.world_size,
-        micro_batch_size=config.train.micro_batch_size,
-        max_rows=config.train.validation_max_rows,
-    )
-    return validation_micro_batches(batches, ids, placement.world_size, consensus)
+    fixed = {"eos_tail": config.data.fixed_eos_tail, "random_length": 0.0}
+    data = config.data.model_copy(update=fixed)
+    sets = []
+    for unsettled in sources:
+        source = settle_format(unsettled, data.cache_dir, placement, consensus)
+        of_set = data.model_copy(update={"format": source.format})
+        encoder = build_encoder(of_set, Path(config.model.path), ids)
+        max_rows = config.train.validation_max_rows
+        sets.append(read_set(of_set, source, encoder, placement, consensus, max_rows))
+    size, draws = config.train.micro_batch_size, config.validation.draws
+    return ValidationBatches(sets, data, ids, placement, size, draws)

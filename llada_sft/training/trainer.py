@@ -62,6 +62,8 @@ from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
+from llada_sft.training.validation.callback import Validation
+from llada_sft.training.validation.results import column_names
 
 Outcome = Literal["finished", "stopped"]
 
@@ -184,7 +186,6 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         ),
         config.optim,
         log_every_n_steps=config.log.every_n_steps,
-        validation_batches=build_validation(config, network_config, placement, consensus),
         sources=dataset.mixed_sources,
         report_skipped_step=nonfinite.report_skipped_step,
         pulse=host.pulse,
@@ -198,6 +199,18 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         levels=levels,
         balance=balance,
     )
+    batches = build_validation(config, network_config, placement, consensus)
+    validation = []
+    if batches is not None:
+        validation = [
+            Validation(
+                batches,
+                config.train.validate_every_steps,
+                consensus,
+                token_ids(network_config).eos_token_id,
+                stop_agreed=lambda: feed.stop_agreed,
+            )
+        ]
     trainer = build_trainer(
         config,
         placement,
@@ -210,6 +223,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             columns=[
                 *map(share_of, dataset.mixed_sources),
                 *(() if balance is None else balance.COLUMNS),
+                *column_names(config.data.validation_sets),
             ],
             host=host,
         ),
@@ -218,6 +232,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             OwnSignals(host.claim_signals),
             # Before the saver: what does not learn is not saved.
             AdaptersLearn(adapters is not None, consensus),
+            # And a checkpoint knows of the validation of its step.
+            *validation,
             saver,
             Progress(config.log.every_n_steps),
             row_summary,
@@ -278,9 +294,7 @@ def build_trainer(
         max_steps=config.train.max_steps or -1,
         logger=loggers,
         callbacks=callbacks,
-        val_check_interval=config.train.validate_every_steps,
-        limit_val_batches=1.0 if config.data.validation else 0,
-        num_sanity_val_steps=0,
+        limit_val_batches=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

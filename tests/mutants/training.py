@@ -21,11 +21,6 @@ MUTANTS = (
             '== "go_on")',
             "a run whose last checkpoint failed counts as finished",
         ),
-        (
-            "trainer.limit_val_batches = 0",
-            "pass",
-            "a run that was told to stop validates on its way out",
-        ),
     ),
     *of_file(
         "training/checkpoint/changed_files.py",
@@ -167,14 +162,39 @@ MUTANTS = (
         "training/validation/batches.py",
         "training/validation/test_batches.py",
         (
-            "key = noise_key(0, 0, example.file, example.line, example.part)",
-            "key = noise_key(0, 0, example.file, example.line)",
-            "validation examples of one row share their noise",
+            "noise_key(0, 0, key.file, key.line, key.part)",
+            "noise_key(0, 0, key.file, key.line)",
+            "validation examples of one row share their masks",
         ),
         (
-            "consensus.largest(len(batches)) - len(batches)",
-            "0",
+            "for _ in range(self._length - len(self._own)):",
+            "for _ in range(0):",
             "ranks validate different numbers of micro-batches",
+        ),
+        ("first += len(items)", "pass", "the items of two sets have the same numbers"),
+    ),
+    *of_file(
+        "training/validation/results.py",
+        "training/validation/test_results.py",
+        ("table[np.argsort(table[:, _ITEM])]", "table", "rows get the numbers of others"),
+        (
+            "own[:, _NATS] * lengths / own[:, _MASKED]",
+            "own[:, _NATS]",
+            "the bound is of the masked tokens alone",
+        ),
+    ),
+    *of_file(
+        "training/validation/callback.py",
+        "training/validation/test_callback.py",
+        (
+            "if not self._stop_agreed():",
+            "if True:",
+            "a run that was told to stop validates on its way out",
+        ),
+        (
+            "if trainer.global_step > self._last_step:",
+            "if False:",
+            "a resumed run lacks the validation of the step at which it was stopped",
         ),
     ),
     *of_file(

@@ -114,8 +114,6 @@ class CheckpointSaver(pl.Callback):
         if due:
             self._save(trainer, step, batch, last)
         if self.stopped:
-            # The job is killed soon: skip the validation.
-            trainer.limit_val_batches = 0
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,5 +1,7 @@
 """Validation: the same rows with the same masks each time, on any ranks.
 
-rows.py     the rows of a rank
-batches.py  these rows as micro-batches that are masked once and for all
+rows.py      the rows of a set, known to all ranks
+batches.py   these rows as masked micro-batches, dealt to the ranks
+results.py   the numbers of a set
+callback.py  when a run validates
 """

@@ -1,46 +1,184 @@
-"""Validation rows as micro-batches that are masked once and for all."""
+"""Validation rows as masked micro-batches, which are the same on any number of ranks.
 
+1. Each row comes once for each of its masks, with the number of the mask in the place of the epoch.
+2. These are grouped into micro-batches, set by set, before anything is dealt to the ranks.
+3. Micro-batch b is of rank b mod W. Ranks that have one fewer get an empty one: all ranks run the
+   network equally often.
+
+An *item* is one mask of one row. Items of all sets are numbered through, and every rank knows what
+each number stands for.
+
+Shapes: M masked positions of a micro-batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llada_sft.config.data_section import DataConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.steps.collate import UnmaskedBatch, pad
-from llada_sft.diffusion.likelihood import validation_noise
-from llada_sft.diffusion.noise import noise_key
-from llada_sft.errors import DataError
-from llada_sft.training.consensus import Consensus, Report
+from llada_sft.data.steps.packing import micro_batches
+from llada_sft.diffusion.grid import grid_levels, grid_masks
+from llada_sft.diffusion.noise import Noise, noise_key
+from llada_sft.keys import hashed
+from llada_sft.placement import Placement
 from llada_sft.training.noising import MicroBatch, noisy_micro_batch, response_masks
+from llada_sft.training.validation.rows import ValidationSet
 
 
-def validation_micro_batches(
-    batches: list[UnmaskedBatch], ids: TokenIds, world_size: int, consensus: Consensus
-) -> list[MicroBatch]:
-    """Mask validation batches once and for all, the same at every validation.
+@dataclass(frozen=True)
+class SetItems:
+    """The items of one set: row by row, and the masks of a row after one another.
+
+    Attributes:
+        name: Of the set.
+        first: The number of its first item.
+        draws: Masks of each row.
+        lengths: Response tokens of each row.
+        corrupted: Of each row, whether the hook has corrupted it: then it has no noise level.
+        levels: The noise levels of each row.
+    """
+
+    name: str
+    first: int
+    draws: int
+    lengths: tuple[int, ...]
+    corrupted: tuple[bool, ...]
+    levels: list[list[float]]
+
+    def __len__(self) -> int:
+        return len(self.lengths) * self.draws
+
+
+@dataclass(frozen=True)
+class _OwnBatch:
+    """A micro-batch of this rank before it is masked, with the items of its examples."""
+
+    batch: UnmaskedBatch
+    of_set: SetItems | None
+    items: tuple[int, ...]
+
+
+class GridBatch:
+    """A masked micro-batch; not a dataclass, as `MicroBatch`.
+
+    Attributes:
+        batch: Its coefficients are (Lr / l) / Lr = 1 / l, times the weights of the data: the loss
+            of each example, without a division by their number.
+        items: The number of the item of each example.
+        spans: Where each example is in the flattened micro-batch.
+    """
+
+    def __init__(self, batch: MicroBatch, items: Sequence[int], spans: Sequence[slice]) -> None:
+        self.batch, self.items, self.spans = batch, tuple(items), tuple(spans)
+
+    @property
+    def examples(self) -> Tensor:
+        """The number of the example at each masked position, int64 [M] on the CPU."""
+        ends = torch.tensor([span.stop for span in self.spans], dtype=torch.int64)
+        return torch.bucketize(self.batch.positions, ends, right=True)
+
+
+class ValidationBatches:
+    """A rank's micro-batches of all sets; they are masked when they are used.
 
     Args:
-        batches: This rank's batches.
+        sets: All of them, the same on every rank.
+        config: The data section.
         ids: Special tokens.
-        world_size: Number of ranks.
-        consensus: Counts the examples of all ranks, and the most batches that a rank has.
+        placement: This rank.
+        micro_batch_size: Items of a micro-batch that is not packed.
+        draws: Masks of each row.
 
-    Returns:
-        As many micro-batches on every rank, whose losses, averaged over ranks, sum to the mean of
-        (1 / L_i) (L_i / l) Σ_masked CE over all examples.
-
-    Raises:
-        DataError: No rank has an example; the same on every rank.
+    Attributes:
+        sets: The items of each.
     """
-    counts = consensus.agree(Report(examples=sum(len(batch.keys) for batch in batches)))
-    if counts.examples == 0:
-        raise DataError(
-            "data.validation: none of its rows makes an example (the files are empty, or the hook"
-            " drops every row): fix it, or set data.validation=null"
-        )
-    missing = consensus.largest(len(batches)) - len(batches)
-    padded = batches + [pad([], ids.eos_token_id)] * missing
-    micro_batches = []
-    for batch in padded:
-        noises, divisors = [], []
-        for example, response_mask in zip(batch.keys, response_masks(batch), strict=True):
-            key = noise_key(0, 0, example.file, example.line, example.part)
-            noises.append(validation_noise(response_mask, key, draw=0, num_draws=1))
-            divisors.append(int(response_mask.sum()) * counts.examples / world_size)
-        micro_batches.append(noisy_micro_batch(batch, noises, divisors, ids.mask_token_id))
-    return micro_batches
+
+    def __init__(
+        self,
+        sets: Sequence[ValidationSet],
+        config: DataConfig,
+        ids: TokenIds,
+        placement: Placement,
+        micro_batch_size: int,
+        draws: int,
+    ) -> None:
+        self._ids = ids
+        self.sets: list[SetItems] = []
+        self._own: list[_OwnBatch] = []
+        num_batches = first = 0
+        for each in sets:
+            items = _items_of(each, first, draws)
+            self.sets.append(items)
+            first += len(items)
+            for batch in _grouped(each, config, micro_batch_size, ids.eos_token_id, items):
+                if num_batches % placement.world_size == placement.rank:
+                    self._own.append(batch)
+                num_batches += 1
+        self._length = -(-num_batches // placement.world_size)
+
+    def __len__(self) -> int:
+        """Return how many micro-batches there are: the same on every rank."""
+        return self._length
+
+    def __iter__(self) -> Iterator[GridBatch]:
+        yield from map(self._masked, self._own)
+        for _ in range(self._length - len(self._own)):
+            yield self._masked(_OwnBatch(pad([], self._ids.eos_token_id), None, ()))
+
+    def _masked(self, own: _OwnBatch) -> GridBatch:
+        batch = own.batch
+        noises = _noises(own)
+        divisors = [float(mask.sum()) for mask in response_masks(batch)]
+        made = noisy_micro_batch(batch, noises, divisors, self._ids.mask_token_id)
+        return GridBatch(made, own.items, batch.spans)
+
+
+def _items_of(each: ValidationSet, first: int, draws: int) -> SetItems:
+    lengths = tuple(int(example.response_mask.sum()) for example in each.examples)
+    return SetItems(
+        name=each.name,
+        first=first,
+        draws=draws,
+        lengths=lengths,
+        corrupted=tuple(example.noisy_ids is not None for example in each.examples),
+        levels=grid_levels(lengths, draws),
+    )
+
+
+def _grouped(
+    each: ValidationSet, config: DataConfig, micro_batch_size: int, eos: int, items: SetItems
+) -> Iterator[_OwnBatch]:
+    """Yield the micro-batches of a set, in their order."""
+    rows = {example.key: row for row, example in enumerate(each.examples)}
+    drawn = (
+        replace(example, epoch=draw) for example in each.examples for draw in range(items.draws)
+    )
+    for batch in micro_batches(config, micro_batch_size, eos, [], drawn):
+        numbers = [rows[key._replace(epoch=0)] * items.draws + key.epoch for key in batch.keys]
+        yield _OwnBatch(batch, items, tuple(items.first + number for number in numbers))
+
+
+def _noises(own: _OwnBatch) -> list[Noise]:
+    """Return the noise of each example: its mask of those of its row."""
+    batch, of_set = own.batch, own.of_set
+    corrupted = batch.corrupted or (False,) * len(batch.keys)
+    masks: dict[int, list[Noise]] = {}
+    noises = []
+    for key, response_mask, by_hook, item in zip(
+        batch.keys, response_masks(batch), corrupted, own.items, strict=True
+    ):
+        assert of_set is not None
+        row = (item - of_set.first) // of_set.draws
+        if by_hook:
+            # What the hook has corrupted is learned as it is.
+            noises.append(Noise(response_mask, t=1.0, weight=1.0))
+            continue
+        if row not in masks:
+            row_key = hashed("validation", noise_key(0, 0, key.file, key.line, key.part))
+            masks[row] = grid_masks(response_mask, of_set.levels[row], row_key)
+        noises.append(masks[row][key.epoch])
+    return noises

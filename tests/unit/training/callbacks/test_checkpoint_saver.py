@@ -90,7 +90,7 @@ def make_saver(tmp_path: Path, errors: Errors | None = None, **train: Any) -> tu
 
 def make_trainer(step: int, **more: Any) -> Any:
     there = {"is_last_batch": False, "max_steps": -1, "is_global_zero": True, "global_rank": 0}
-    ends = {"limit_val_batches": 1.0, "should_stop": False}
+    ends = {"should_stop": False}
     return SimpleNamespace(global_step=step, world_size=2, **{**there, **ends, **more})
 
 
@@ -128,9 +128,9 @@ def test_positions_are_those_of_all_batches_together(tmp_path: Path) -> None:
     assert saver._positions == {"a": 1, "b": 3}
 
 
-def test_a_stop_saves_and_ends_the_run_without_a_validation(tmp_path: Path) -> None:
+def test_a_stop_saves_and_ends_the_run(tmp_path: Path) -> None:
     saver, trainer, said = end_of_step(tmp_path, 7, stop=True)
-    assert saver.stopped and trainer.should_stop and trainer.limit_val_batches == 0
+    assert saver.stopped and trainer.should_stop
     # Noted before the save, for which the time may not be enough.
     assert said == [("signal", 7), ("checkpoint", 7)]
 
@@ -141,7 +141,7 @@ def test_a_stop_at_the_very_last_step_is_the_end(
     tmp_path: Path, last: dict[str, Any], stop: bool
 ) -> None:
     saver, trainer, said = end_of_step(tmp_path, 7, stop=stop, **last)
-    assert not saver.stopped and not trainer.should_stop and trainer.limit_val_batches == 1.0
+    assert not saver.stopped and not trainer.should_stop
     assert said == [("checkpoint", 7)]
 
 

@@ -1,71 +1,114 @@
-"""Validation batches: the same masks each time, and the mean loss of all ranks together."""
+"""Every item once, in the same micro-batch on any ranks, and always with the same mask."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from llada_sft.config.data_section import DataConfig
+from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
-from llada_sft.data.steps.collate import pad
-from llada_sft.diffusion.likelihood import validation_noise
-from llada_sft.diffusion.noise import noise_key
-from llada_sft.errors import DataError
-from llada_sft.training.consensus import Consensus
-from llada_sft.training.noising import MicroBatch
-from llada_sft.training.validation.batches import validation_micro_batches
-from tests.unit.training.ranks import on_ranks
+from llada_sft.placement import Placement
+from llada_sft.training.validation.batches import GridBatch, ValidationBatches
+from llada_sft.training.validation.rows import ValidationSet
 from tests.unit.training.steps import EOS, MASK, VOCAB, example
 
-
-def test_validation_batches_have_the_mean_loss_and_are_the_same_each_time() -> None:
-    shares = [
-        [example(1, 3, line, f"file{rank}") for line in range(5 - 4 * rank)] for rank in (0, 1)
-    ]
-
-    def work(rank: int, consensus: Consensus) -> list[MicroBatch]:
-        rows = shares[rank]
-        batches = [pad(rows[start : start + 2], EOS) for start in range(0, len(rows), 2)]
-        return validation_micro_batches(batches, TokenIds(VOCAB, EOS, MASK), 2, consensus)
-
-    first, again = on_ranks(2, work), on_ranks(2, work)
-    assert [len(batches) for batches in first] == [3, 3]
-    for one, other in zip(first[0] + first[1], again[0] + again[1], strict=True):
-        assert torch.equal(one.noisy_ids, other.noisy_ids)
-        assert torch.equal(one.coefficients, other.coefficients)
-    # 6 examples in all, each with 1/6 of the mean; averaged over 2 ranks.
-    sums = [sum(float(batch.coefficients.sum()) for batch in batches) / 2 for batches in first]
-    assert sums == pytest.approx([5 / 6, 1 / 6])
+IDS = TokenIds(VOCAB, EOS, MASK)
 
 
-def test_validation_without_an_example_is_refused_by_all_ranks() -> None:
-    def work(rank: int, consensus: Consensus) -> str:
-        with pytest.raises(DataError) as caught:
-            validation_micro_batches([], TokenIds(VOCAB, EOS, MASK), 2, consensus)
-        return str(caught.value)
+def batches_of(
+    sets: Sequence[ValidationSet],
+    rank: int = 0,
+    world_size: int = 1,
+    size: int = 2,
+    draws: int = 2,
+    **data: Any,
+) -> ValidationBatches:
+    config = DataConfig.model_validate({"train": "none", "eos_tail": 1, "max_length": 99, **data})
+    place = Placement(rank, world_size, rank, 0, "localhost", 1)
+    return ValidationBatches(sets, config, IDS, place, size, draws)
 
-    assert set(on_ranks(2, work)) == {
-        "data.validation: none of its rows makes an example (the files are empty, or the hook"
-        " drops every row): fix it, or set data.validation=null"
-    }
+
+def rows(*lengths: int, name: str = "") -> ValidationSet:
+    return ValidationSet(name, [example(2, n, line) for line, n in enumerate(lengths, start=1)])
 
 
-def test_validation_masks_each_example_by_its_own_key() -> None:
-    """Examples of one row, of two rows and of two files; the run's seed is no part of it."""
+def contents(batch: GridBatch) -> tuple[Any, ...]:
+    made = batch.batch
+    return (batch.items, made.noisy_ids.tolist(), made.positions.tolist(), made.targets.tolist())
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=9),
+    more=st.lists(st.integers(1, 6), max_size=3),
+    world_size=st.integers(1, 5),
+    size=st.integers(1, 4),
+    draws=st.integers(1, 4),
+    packed=st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_micro_batches_are_the_same_on_any_ranks(
+    lengths: list[int], more: list[int], world_size: int, size: int, draws: int, packed: bool
+) -> None:
+    sets = [rows(*lengths, name="a")] + ([rows(*more, name="b")] if more else [])
+    options: dict[str, Any] = {"draws": draws, "size": size}
+    if packed:
+        options |= {"batching": "packed", "max_tokens": 120, "size": 1}
+    alone = list(batches_of(sets, **options))
+    ranks = [batches_of(sets, rank, world_size, **options) for rank in range(world_size)]
+    dealt = [list(of_rank) for of_rank in ranks]
+    assert {len(of_rank) for of_rank in dealt} == {len(ranks[0])}
+    in_turn = [batch for turn in zip(*dealt, strict=True) for batch in turn]
+    assert [contents(batch) for batch in in_turn if batch.items] == [contents(b) for b in alone]
+    items = [item for batch in alone for item in batch.items]
+    assert sorted(items) == list(range(draws * (len(lengths) + len(more))))
+    # Ranks without rows run the network, too.
+    assert all(len(batch.batch.positions) for batch in in_turn)
+
+
+def test_they_are_the_same_each_time() -> None:
+    batches = batches_of([rows(3, 4, 5)])
+    assert [contents(batch) for batch in batches] == [contents(batch) for batch in batches]
+
+
+def test_masks_are_keyed_by_the_row() -> None:
+    """Rows of one length at one place of the sequence, but of other lines, files and parts."""
     places = [("a", 1, 0), ("a", 1, 1), ("a", 2, 0), ("b", 1, 0)]
-    examples = [
-        replace(example(2, 64), file=file, line=line, part=part) for file, line, part in places
-    ]
+    seen = set()
+    for file, line, part in places:
+        one = replace(example(2, 64), file=file, line=line, part=part)
+        (batch,) = batches_of([ValidationSet("", [one])], draws=1)
+        seen.add(tuple(batch.batch.positions.tolist()))
+    assert len(seen) == 4
 
-    def work(rank: int, consensus: Consensus) -> list[MicroBatch]:
-        ids = TokenIds(VOCAB, EOS, MASK)
-        return validation_micro_batches([pad(examples, EOS)], ids, 1, consensus)
 
-    ((batch,),) = on_ranks(1, work)
-    masked = torch.zeros(batch.noisy_ids.shape, dtype=torch.bool).flatten()
-    masked[batch.positions] = True
-    rows = masked.view(4, -1)
-    assert len({tuple(row.tolist()) for row in rows}) == 4
-    for row, (file, line, part) in zip(rows, places, strict=True):
-        key = noise_key(0, 0, file, line, part)
-        noise = validation_noise(torch.arange(66) >= 2, key, draw=0, num_draws=1)
-        assert torch.equal(row, noise.masked)
+def test_the_coefficients_are_those_of_the_loss_of_a_row() -> None:
+    (batch,) = batches_of([rows(6, 4)], size=9)
+    examples = batch.examples
+    for number in range(len(batch.items)):
+        own = batch.batch.coefficients[examples == number]
+        assert torch.equal(own, torch.full_like(own, 1 / len(own)))
+
+
+def test_weights_of_the_data_multiply_them() -> None:
+    weights = np.array([0, 0, 2, 2], np.float32)
+    heavy: Example = replace(example(2, 2), loss_weights=weights)
+    (batch,) = batches_of([ValidationSet("", [heavy])], draws=1)
+    assert batch.batch.coefficients.tolist() == pytest.approx(
+        [2 / len(batch.batch.positions)] * len(batch.batch.positions)
+    )
+
+
+def test_what_the_hook_has_corrupted_stays_as_it_is() -> None:
+    corrupted = replace(example(1, 3), noisy_ids=np.array([1, 2, 3, 4]))
+    batches = batches_of([ValidationSet("", [corrupted])], draws=3, size=1)
+    assert batches.sets[0].corrupted == (True,)
+    for batch in batches:
+        assert batch.batch.noisy_ids.tolist() == [[1, 2, 3, 4]]
+        assert batch.batch.positions.tolist() == [1, 2, 3]
+        assert batch.batch.coefficients.tolist() == pytest.approx([1 / 3] * 3)

@@ -1,17 +1,19 @@
-"""The validation loss of one network is one number, on any ranks and in any micro-batches."""
+"""The numbers of one network are the same, on any ranks and in any micro-batches."""
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch.nn.functional as F
 
 from llada_sft.config.schema import Config
-from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.families import llada
 from llada_sft.placement import Placement
 from llada_sft.training.build_data import build_validation
 from llada_sft.training.consensus import Consensus
+from llada_sft.training.validation.results import Table, in_order, item_sums, set_numbers
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, logits_at
 
@@ -45,31 +47,41 @@ def config_of(folder: Path, micro_batch_size: int, eos_tail: object) -> Config:
     return Config.model_validate(whole)
 
 
-def validation_loss(config: Config, world_size: int) -> float:
-    def work(rank: int, consensus: Consensus) -> float:
+def numbers_of(config: Config, world_size: int) -> dict[str, float]:
+    """Validate on ranks that have a network which is a table; all have the same numbers."""
+
+    def work(rank: int, consensus: Consensus) -> dict[str, float]:
         place = Placement(rank, world_size, rank, 0, "localhost", 1)
         batches = build_validation(config, NETWORK, place, consensus)
-        losses = [
-            masked_cross_entropy(logits_at(batch, TABLE), batch.targets, batch.coefficients)
-            for batch in batches
-        ]
-        return float(sum(losses))
+        assert batches is not None
+        own = []
+        for batch in batches:
+            logits = logits_at(batch.batch, TABLE)
+            losses = F.cross_entropy(logits, batch.batch.targets, reduction="none")
+            own.append(item_sums(batch, losses, logits.argmax(-1), EOS))
+        table = in_order(cast(list[Table], consensus.gather(in_order(own))))
+        return set_numbers(table, batches.sets[0])
 
-    ranks = on_ranks(world_size, work)
-    return float(sum(ranks)) / world_size
+    first, *others = on_ranks(world_size, work)
+    assert all(other == first for other in others)
+    assert isinstance(first, dict), first
+    return first
 
 
 @pytest.mark.parametrize("eos_tail", ["batch_max", 1, 3])
-def test_it_does_not_depend_on_ranks_or_micro_batches(tmp_path: Path, eos_tail: object) -> None:
-    found = [
-        validation_loss(config_of(tmp_path, size, eos_tail), world_size)
-        for world_size in (1, 2, 3)
-        for size in (1, 2, 4)
-    ]
-    assert found == pytest.approx([found[0]] * len(found), rel=1e-5)
+def test_they_do_not_depend_on_ranks_or_micro_batches(tmp_path: Path, eos_tail: object) -> None:
+    """11 rows; on 13 ranks there are ranks without a row."""
+    config = config_of(tmp_path, 2, eos_tail)
+    alone = numbers_of(config, 1)
+    assert len(alone) == 24
+    for world_size in (2, 3, 4, 13):
+        assert numbers_of(config, world_size) == alone
+    for size in (1, 4):
+        other = numbers_of(config_of(tmp_path, size, eos_tail), 2)
+        assert other == pytest.approx(alone, rel=1e-6)
 
 
 def test_the_longest_of_a_micro_batch_has_a_tail_of_one(tmp_path: Path) -> None:
-    longest = validation_loss(config_of(tmp_path, 4, "batch_max"), 2)
-    assert longest == validation_loss(config_of(tmp_path, 4, 1), 2)
-    assert longest != validation_loss(config_of(tmp_path, 4, 2), 2)
+    longest = numbers_of(config_of(tmp_path, 4, "batch_max"), 2)
+    assert longest == numbers_of(config_of(tmp_path, 4, 1), 2)
+    assert longest != numbers_of(config_of(tmp_path, 4, 2), 2)
