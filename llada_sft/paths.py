@@ -89,6 +89,5 @@ def _local_data(data: DataConfig) -> Iterator[str]:
         paths = [source.path for source in data.train.values()]
     else:
         paths = list(data.train)
-    if data.validation is not None:
-        paths.append(data.validation)
+    paths += data.validation_sets.values()
     return (path for path in paths if not is_remote(path))

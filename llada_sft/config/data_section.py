@@ -76,6 +76,26 @@ TrainData = Annotated[
 ]
 
 
+def _form_of_validation(value: object) -> str | None:
+    match value:
+        case str():
+            return "(path)"
+        case dict():
+            return "(sets)"
+    return None
+
+
+ValidationData = Annotated[
+    Annotated[NonEmptyStr, Tag("(path)")]
+    | Annotated[dict[SourceName, NonEmptyStr], Field(min_length=1), Tag("(sets)")],
+    Discriminator(
+        _form_of_validation,
+        custom_error_type="form",
+        custom_error_message="a path, or paths by name",
+    ),
+]
+
+
 def shortest_tail(eos_tail: int | Literal["batch_max"]) -> int:
     """Return the EOS tokens that each response has, whatever the micro-batch it is in."""
     return 1 if eos_tail == "batch_max" else eos_tail
@@ -88,7 +108,9 @@ class DataConfig(Section):
     train: TrainData
     # What the weights of named sources share out: examples, or their tokens.
     mix_by: Literal["examples", "tokens"] = "examples"
-    validation: NonEmptyStr | None = None
+    # Held-out rows: a path as data.train may be. Or several sets by name, each with its own numbers
+    # (docs/validation.md): {dev: data/dev, hard: data/hard}.
+    validation: ValidationData | None = None
     # What a row is (docs/data.md): a known format; auto = detected in the first rows, and printed;
     # raw = the hook gets each record as it is.
     format: RecordFormat = "auto"
@@ -164,7 +186,9 @@ class DataConfig(Section):
     @property
     def validation_sets(self) -> dict[str, str]:
         """The paths of `validation` by name; the name is empty where there is only one."""
-        return {} if self.validation is None else {"": self.validation}
+        if self.validation is None:
+            return {}
+        return {"": self.validation} if isinstance(self.validation, str) else self.validation
 
     @property
     def train_paths(self) -> list[str]:

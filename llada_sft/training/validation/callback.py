@@ -19,7 +19,7 @@ from llada_sft.training.consensus import Consensus
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.validation.batches import GridBatch, ValidationBatches
-from llada_sft.training.validation.results import Table, in_order, item_sums, set_numbers
+from llada_sft.training.validation.results import Table, by_item, item_sums, set_numbers
 
 
 class Validation(pl.Callback):
@@ -76,8 +76,8 @@ class Validation(pl.Callback):
 
     def _numbers(self, module: DiffusionModule, pulse: Callable[[], None]) -> dict[str, float]:
         """Return the numbers of all sets, the same on every rank."""
-        own = in_order(list(self._sums(module, pulse)))
-        table = in_order(cast(list[Table], self._consensus.gather(own)))
+        own = by_item(list(self._sums(module, pulse)))
+        table = by_item(cast(list[Table], self._consensus.gather(own)))
         numbers: dict[str, float] = {}
         for items in self._batches.sets:
             numbers |= set_numbers(table, items)

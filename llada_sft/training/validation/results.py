@@ -53,7 +53,7 @@ def item_sums(batch: GridBatch, losses: Tensor, predictions: Tensor, eos_token_i
     return np.stack([np.array(batch.items, np.float64), *sums], axis=1)
 
 
-def in_order(tables: Sequence[Table]) -> Table:
+def by_item(tables: Sequence[Table]) -> Table:
     """Return the sums of all items, in the order of their numbers."""
     table = np.concatenate([np.empty((0, len(_COLUMNS))), *tables])
     return table[np.argsort(table[:, _ITEM])]

@@ -63,10 +63,12 @@ def read_set(
     rows = sorted((row for of_rank in of_ranks for row in of_rank), key=itemgetter(0))
     examples = [example for _, of_row in rows for example in of_row]
     if not examples:
-        key = f"data.validation.{source.name}" if source.name else "data.validation"
+        name = source.name
+        key = f"data.validation.{name}" if name else "data.validation"
+        do = f"remove the set {name}" if name else "set data.validation=null"
         raise DataError(
             f"{key}: none of its rows makes an example (the files are empty, or the hook"
-            f" drops every row): fix it, or set {key}=null"
+            f" drops every row): fix it, or {do}"
         )
     return ValidationSet(source.name, examples)
 

@@ -72,7 +72,7 @@ def test_each_mask_of_a_row_is_a_uniformly_random_subset() -> None:
         assert all(abs(counter[one] - expected) < 6 * expected**0.5 for one in subsets)
 
 
-@pytest.mark.parametrize(("draws", "most"), [(4, 0.16), (8, 0.08), (16, 0.04)])
+@pytest.mark.parametrize(("draws", "most"), [(4, 0.2), (8, 0.08), (16, 0.04)])
 def test_the_tokens_of_a_row_count_nearly_the_same(draws: int, most: float) -> None:
     """The spread of Σ 1 / l over tokens; drawn independently it is several times as large."""
     length = 6

@@ -13,7 +13,7 @@ from llada_sft.model.families import llada
 from llada_sft.placement import Placement
 from llada_sft.training.build_data import build_validation
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.validation.results import Table, in_order, item_sums, set_numbers
+from llada_sft.training.validation.results import Table, by_item, item_sums, set_numbers
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, logits_at
 
@@ -59,7 +59,7 @@ def numbers_of(config: Config, world_size: int) -> dict[str, float]:
             logits = logits_at(batch.batch, TABLE)
             losses = F.cross_entropy(logits, batch.batch.targets, reduction="none")
             own.append(item_sums(batch, losses, logits.argmax(-1), EOS))
-        table = in_order(cast(list[Table], consensus.gather(in_order(own))))
+        table = by_item(cast(list[Table], consensus.gather(by_item(own))))
         return set_numbers(table, batches.sets[0])
 
     first, *others = on_ranks(world_size, work)

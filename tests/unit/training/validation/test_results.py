@@ -10,8 +10,8 @@ from llada_sft.diffusion.objective import diffusion_loss
 from llada_sft.training.validation.batches import ValidationBatches
 from llada_sft.training.validation.results import (
     Table,
+    by_item,
     column_names,
-    in_order,
     item_sums,
     set_numbers,
 )
@@ -27,7 +27,7 @@ def table_of(batches: ValidationBatches) -> Table:
         logits = logits_at(batch.batch, TABLE)
         losses = torch.nn.functional.cross_entropy(logits, batch.batch.targets, reduction="none")
         tables.append(item_sums(batch, losses, logits.argmax(-1), EOS))
-    return in_order(tables)
+    return by_item(tables)
 
 
 def test_loss_and_bound_are_those_of_the_full_logits() -> None:
@@ -84,7 +84,7 @@ def test_the_order_of_the_items_changes_no_digit() -> None:
     expected = set_numbers(table, batches.sets[0])
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(table))
-        assert set_numbers(in_order(np.array_split(table[order], 3)), batches.sets[0]) == expected
+        assert set_numbers(by_item(np.array_split(table[order], 3)), batches.sets[0]) == expected
 
 
 def test_each_set_has_its_own_numbers() -> None:
