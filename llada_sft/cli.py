@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
-    export.add_argument("--step", type=int, help="the checkpoint; without it the last")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="the checkpoint; without it the last")
+    which.add_argument("--best", action="store_true", help="the best one by train.keep_best")
     export.add_argument(
         "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
     )
@@ -152,8 +154,8 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> None:
     from llada_sft.paths import look_before_export
 
-    run, out, step = Path(arguments.run), arguments.out, arguments.step
-    look_before_export(run, out, step)
+    run, out = Path(arguments.run), arguments.out
+    step = look_before_export(run, out, arguments.step, arguments.best)
     from llada_sft.training.export import export_run
 
     checkpoint = export_run(run, out, arguments.dtype, step, arguments.adapter)

@@ -20,7 +20,7 @@ from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.model.index import read_index, require_unused
 from llada_sft.model.settings import read_settings
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint.folder import chosen_step
+from llada_sft.training.checkpoint.folder import best_step, chosen_step
 
 
 def look_before_check(config: Config) -> None:
@@ -44,16 +44,20 @@ def look_before_check(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def look_before_export(run_dir: Path, out: Path, step: int | None) -> None:
+def look_before_export(run_dir: Path, out: Path, step: int | None, best: bool = False) -> int:
     """Look at a run, its model directory, the checkpoint that is chosen, and the folder to write.
+
+    Returns:
+        The step of the checkpoint.
 
     Raises:
         LladaSftError: The first problem.
     """
     run = RunDir(run_dir)
     _look_at_network(load_config(run.config).model)
-    chosen_step(run.checkpoints, step)
+    chosen = best_step(run.checkpoints) if best else chosen_step(run.checkpoints, step)
     require_unused(out)
+    return chosen
 
 
 def look_before_sample(model_dir: Path) -> None:

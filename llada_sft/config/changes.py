@@ -122,6 +122,7 @@ RULES: Mapping[str, Rule] = {
     **_stated(_LAST_BITS, "train", "accelerator", "threads_per_rank"),
     **_stated("validation numbers before and after are of other masks", "validation", "draws"),
     **_free("train", "validate_every_steps", "validation_max_rows", "checkpoint_every_steps"),
+    **_free("train", "keep_best", "early_stop"),
     **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite", "max_skipped_steps"),
     **_free("train", "async_checkpoints", "hang_timeout_s", "hang_grace_s", "profile"),
     **_stated(_LAST_BITS, "deepspeed", "offload_optimizer", "offload_param", "reduce_bucket_size"),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llada_sft.config.values import Section
+from llada_sft.config.values import NonEmptyStr, PositiveInt, Section
 
 # Of the numbers of a set, those by which checkpoints can be compared: the lower, the better.
 LOWER_IS_BETTER = ("loss", "bound", "perplexity")
@@ -15,6 +15,13 @@ class ValidationConfig(Section):
     # Masks of each row, each of another noise level: a row costs as many forward passes. The more,
     # the less the numbers depend on the masks (docs/validation.md).
     draws: Annotated[int, Field(ge=1, le=1024)] = 4
+
+
+class EarlyStopConfig(Section):
+    # A number of the validation, as in the log.
+    metric: NonEmptyStr = "validation_loss"
+    # Validations in a row without a lower one, after which the training ends.
+    patience: PositiveInt
 
 
 def metric_name(set_name: str, number: str) -> str:

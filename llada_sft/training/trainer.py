@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 
-from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
+from llada_sft.config.arithmetic import no_rows_left, nothing_to_do, stopped_early
 from llada_sft.config.schema import Config
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
@@ -62,6 +62,7 @@ from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
+from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.callback import Validation
 from llada_sft.training.validation.results import column_names
 
@@ -117,6 +118,12 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         if placement.rank == 0:
             print(nothing_to_do(max_steps, resume.step), flush=True)
         return "finished"
+    best = BestSoFar(config.train.keep_best, config.train.early_stop, resume.validation)
+    if best.stop_reason:
+        if placement.rank == 0:
+            print(stopped_early(best.stop_reason, resume.step), flush=True)
+            host.ended_early(best.stop_reason)
+        return "finished"
     dataset = build_dataset(
         config,
         network_config,
@@ -170,6 +177,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         require_owner=host.require_owner,
         levels=levels,
         adapters=None if adapters is None else adapters.record(base, config.train.precision),
+        best=best,
     )
     dora = config.lora is not None and config.lora.dora
     compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device, dora)
@@ -209,6 +217,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
                 consensus,
                 token_ids(network_config).eos_token_id,
                 stop_agreed=lambda: feed.stop_agreed,
+                best=best,
             )
         ]
     trainer = build_trainer(
@@ -244,7 +253,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
     ended = outcome(saver.stopped, trainer.global_step)
-    if placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
+    if best.stop_reason and placement.rank == 0 and ended == "finished":
+        print(f"step {trainer.global_step}: {best.stop_reason}", flush=True)
+        host.ended_early(best.stop_reason)
+    elif placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
         print(no_rows_left(resume.step), flush=True)
     return ended
 

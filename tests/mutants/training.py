@@ -35,8 +35,8 @@ MUTANTS = (
         "training/checkpoint/folder.py",
         "training/checkpoint/test_folder.py",
         (
-            "for path in complete[:-keep]:",
-            "for path in complete[: -keep - 1]:",
+            "for step, path in complete[:-keep]:",
+            "for step, path in complete[: -keep - 1]:",
             "a checkpoint too many is kept",
         ),
         (
@@ -184,6 +184,18 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/validation/best.py",
+        "training/validation/test_best.py",
+        ("value >= before.value", "value > before.value", "a step as good as the best replaces it"),
+        ("state.misses < early.patience", "state.misses <= early.patience", "the end is late"),
+        ("best=self._best_before", "best=None", "a failed write forgets all best steps"),
+    ),
+    *of_file(
+        "training/checkpoint/folder.py",
+        "training/checkpoint/test_folder.py",
+        ("if step == best:", "if False:", "the best checkpoint is removed"),
+    ),
+    *of_file(
         "training/validation/callback.py",
         "training/validation/test_callback.py",
         (
@@ -192,7 +204,7 @@ MUTANTS = (
             "a run that was told to stop validates on its way out",
         ),
         (
-            "if trainer.global_step > self._last_step:",
+            "if trainer.global_step > self._best.state.last_step:",
             "if False:",
             "a resumed run lacks the validation of the step at which it was stopped",
         ),

@@ -19,6 +19,7 @@ from llada_sft.training.consensus import Consensus
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.validation.batches import GridBatch, ValidationBatches
+from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.results import Table, by_item, item_sums, set_numbers
 
 
@@ -31,7 +32,7 @@ class Validation(pl.Callback):
         consensus: Exchanges what the ranks have summed up.
         eos_token_id: What ends an answer.
         stop_agreed: Whether the ranks agreed to stop.
-        last_step: The step of the last validation that a resumed run has made.
+        best: Takes the numbers, and knows of the last validation that a resumed run has made.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class Validation(pl.Callback):
         consensus: Consensus,
         eos_token_id: int,
         stop_agreed: Callable[[], bool],
-        last_step: int = 0,
+        best: BestSoFar,
     ) -> None:
         self._batches, self._every_n_steps = batches, every_n_steps
         self._consensus, self._eos = consensus, eos_token_id
-        self._stop_agreed, self._last_step = stop_agreed, last_step
+        self._stop_agreed, self._best = stop_agreed, best
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step > self._last_step:
+        if trainer.global_step > self._best.state.last_step:
             self._validate_if_due(trainer, cast(DiffusionModule, pl_module))
 
     def on_train_batch_end(
@@ -68,7 +69,7 @@ class Validation(pl.Callback):
             return
         with module.validating() as pulse:
             numbers = self._numbers(module, pulse)
-        self._last_step = step
+        self._best.validated(step, numbers)
         module.log_metrics(step, numbers)
         if trainer.is_global_zero:
             tqdm.write(f"step {step}: validation loss {self._losses(numbers)}")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.noising import MicroBatch
+from llada_sft.training.validation.best import BestSoFar, ValidationState
 from llada_sft.training.validation.callback import Validation
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, TABLE, logits_at
@@ -57,7 +58,7 @@ class Run:
             consensus,
             EOS,
             stop_agreed=lambda: self.stop_agreed,
-            last_step=last_step,
+            best=BestSoFar(state=ValidationState(last_step)),
         )
 
     def start(self, step: int) -> "Run":
