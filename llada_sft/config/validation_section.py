@@ -15,6 +15,12 @@ class ValidationConfig(Section):
     # Masks of each row, each of another noise level: a row costs as many forward passes. The more,
     # the less the numbers depend on the masks (docs/validation.md).
     draws: Annotated[int, Field(ge=1, le=1024)] = 4
+    # Held-out prompts that are answered at each validation, by the official sampler, and logged as
+    # texts next to their references: in logs/answers.jsonl and TensorBoard. 0 = none.
+    answers: Annotated[int, Field(ge=0, le=256)] = 0
+    # Tokens of an answer; it costs as many forward passes. Prompts that leave no room for it within
+    # the model's max_sequence_length are not chosen.
+    answer_length: Annotated[int, Field(ge=1, le=4096)] = 128
 
 
 class EarlyStopConfig(Section):

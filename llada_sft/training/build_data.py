@@ -15,8 +15,7 @@ from llada_sft.training.checkpoint.changed_files import files_to_restart
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.detect_format import settle_format
-from llada_sft.training.validation.batches import ValidationBatches
-from llada_sft.training.validation.rows import read_set
+from llada_sft.training.validation.rows import ValidationSet, read_set
 
 
 def build_dataset(
@@ -57,22 +56,16 @@ def build_dataset(
     return dataset
 
 
-def build_validation(
+def read_validation(
     config: Config, network_config: NetworkConfig, placement: Placement, consensus: Consensus
-) -> ValidationBatches | None:
-    """Encode the validation rows once; None where there are none."""
-    sources = list_validation(config.data)
-    if not sources:
-        return None
-    ids = token_ids(network_config)
+) -> list[ValidationSet]:
+    """Read all validation sets, the same on every rank."""
+    ids, sets = token_ids(network_config), []
     fixed = {"eos_tail": config.data.fixed_eos_tail, "random_length": 0.0}
-    data = config.data.model_copy(update=fixed)
-    sets = []
-    for unsettled in sources:
-        source = settle_format(unsettled, data.cache_dir, placement, consensus)
-        of_set = data.model_copy(update={"format": source.format})
-        encoder = build_encoder(of_set, Path(config.model.path), ids)
+    for unsettled in list_validation(config.data):
+        source = settle_format(unsettled, config.data.cache_dir, placement, consensus)
+        data = config.data.model_copy(update={**fixed, "format": source.format})
+        encoder = build_encoder(data, Path(config.model.path), ids)
         max_rows = config.train.validation_max_rows
-        sets.append(read_set(of_set, source, encoder, placement, consensus, max_rows))
-    size, draws = config.train.micro_batch_size, config.validation.draws
-    return ValidationBatches(sets, data, ids, placement, size, draws)
+        sets.append(read_set(data, source, encoder, placement, consensus, max_rows))
+    return sets

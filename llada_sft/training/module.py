@@ -111,9 +111,15 @@ class DiffusionModule(pl.LightningModule):
             groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps, fused=True
         )
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Return this rank's part of the global batch's loss, times the number of ranks."""
+    def forward(self, batch: MicroBatch | Tensor) -> Tensor:
+        """Return this rank's part of the global batch's loss, times the number of ranks.
+
+        Of token ids [B, L] it returns the logits [B, L, V].
+        """
         assert self.network is not None
+        if isinstance(batch, Tensor):
+            logits: Tensor = self.network(batch).logits
+            return logits
         routing = Routing()
         loss: Tensor = self.network(
             batch.noisy_ids,
@@ -246,7 +252,7 @@ class DiffusionModule(pl.LightningModule):
         self._interval.resume()
         self._pulse("step", self.global_step)
 
-    def evaluate(self, batch: MicroBatch) -> Tensor:
-        """Run the network on a micro-batch; every rank must call this equally often."""
-        loss: Tensor = self._zero3.deepspeed_engine(batch)
-        return loss
+    def evaluate(self, batch: MicroBatch | Tensor) -> Tensor:
+        """Run the network as `forward` does; every rank must call this equally often."""
+        result: Tensor = self._zero3.deepspeed_engine(batch)
+        return result

@@ -23,7 +23,7 @@ from llada_sft.errors import DataError
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_data import build_dataset, build_validation
+from llada_sft.training.build_data import build_dataset
 from llada_sft.training.build_network import (
     base_weights,
     build_balance,
@@ -63,7 +63,7 @@ from llada_sft.training.ranks import choose_device, init_ranks, optimizer_thread
 from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
 from llada_sft.training.validation.best import BestSoFar
-from llada_sft.training.validation.callback import Validation
+from llada_sft.training.validation.build import build_validation
 from llada_sft.training.validation.results import column_names
 
 Outcome = Literal["finished", "stopped"]
@@ -207,19 +207,17 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         levels=levels,
         balance=balance,
     )
-    batches = build_validation(config, network_config, placement, consensus)
-    validation = []
-    if batches is not None:
-        validation = [
-            Validation(
-                batches,
-                config.train.validate_every_steps,
-                consensus,
-                token_ids(network_config).eos_token_id,
-                stop_agreed=lambda: feed.stop_agreed,
-                best=best,
-            )
-        ]
+    validation = build_validation(
+        config,
+        network_config,
+        placement,
+        consensus,
+        run=run,
+        host=host,
+        first_step=resume.step,
+        best=best,
+        stop_agreed=lambda: feed.stop_agreed,
+    )
     trainer = build_trainer(
         config,
         placement,

@@ -7,17 +7,21 @@ validation that was due is made first, so that it has the numbers of a run that 
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from llada_sft.config.validation_section import metric_name
 from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.consensus import Consensus
+from llada_sft.training.log.answers_log import AnswersLog
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.noising import StepBatch
+from llada_sft.training.validation.answers import Answers
 from llada_sft.training.validation.batches import GridBatch, ValidationBatches
 from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.results import Table, by_item, item_sums, set_numbers
@@ -33,6 +37,8 @@ class Validation(pl.Callback):
         eos_token_id: What ends an answer.
         stop_agreed: Whether the ranks agreed to stop.
         best: Takes the numbers, and knows of the last validation that a resumed run has made.
+        answers: Answers held-out prompts, if any are to be.
+        answers_log: Where rank 0 logs them.
     """
 
     def __init__(
@@ -43,7 +49,10 @@ class Validation(pl.Callback):
         eos_token_id: int,
         stop_agreed: Callable[[], bool],
         best: BestSoFar,
+        answers: Answers | None = None,
+        answers_log: AnswersLog | None = None,
     ) -> None:
+        self._answers, self._answers_log = answers, answers_log
         self._batches, self._every_n_steps = batches, every_n_steps
         self._consensus, self._eos = consensus, eos_token_id
         self._stop_agreed, self._best = stop_agreed, best
@@ -69,9 +78,12 @@ class Validation(pl.Callback):
             return
         with module.validating() as pulse:
             numbers = self._numbers(module, pulse)
+            answered = self._answered(module, pulse)
         self._best.validated(step, numbers)
         module.log_metrics(step, numbers)
         if trainer.is_global_zero:
+            if answered and self._answers_log is not None:
+                self._answers_log.log(step, answered, module.loggers)
             tqdm.write(f"step {step}: validation loss {self._losses(numbers)}")
             sys.stdout.flush()
 
@@ -83,6 +95,17 @@ class Validation(pl.Callback):
         for items in self._batches.sets:
             numbers |= set_numbers(table, items)
         return numbers
+
+    def _answered(self, module: DiffusionModule, pulse: Callable[[], None]) -> list[dict[str, str]]:
+        """Answer the prompts, if there are any; all ranks take part."""
+        if self._answers is None:
+            return []
+
+        def predict(ids: Tensor) -> Tensor:
+            pulse()
+            return module.evaluate(ids)
+
+        return [asdict(answer) for answer in self._answers.answer(predict, module.device)]
 
     def _sums(self, module: DiffusionModule, pulse: Callable[[], None]) -> Iterator[Table]:
         """Yield the sums of each micro-batch, read while the device computes the next one."""

@@ -11,8 +11,10 @@ from llada_sft.config.schema import Config
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.model.families import llada
 from llada_sft.placement import Placement
-from llada_sft.training.build_data import build_validation
+from llada_sft.training.build_data import read_validation
+from llada_sft.training.build_network import token_ids
 from llada_sft.training.consensus import Consensus
+from llada_sft.training.validation.batches import ValidationBatches
 from llada_sft.training.validation.results import Table, by_item, item_sums, set_numbers
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, logits_at
@@ -52,8 +54,9 @@ def numbers_of(config: Config, world_size: int) -> dict[str, float]:
 
     def work(rank: int, consensus: Consensus) -> dict[str, float]:
         place = Placement(rank, world_size, rank, 0, "localhost", 1)
-        batches = build_validation(config, NETWORK, place, consensus)
-        assert batches is not None
+        sets, ids = read_validation(config, NETWORK, place, consensus), token_ids(NETWORK)
+        size = config.train.micro_batch_size
+        batches = ValidationBatches(sets, config.data, ids, place, size, config.validation.draws)
         own = []
         for batch in batches:
             logits = logits_at(batch.batch, TABLE)
