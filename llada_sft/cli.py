@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--average", type=int, metavar="K", default=1, help="the mean of the K newest checkpoints"
     )
-    export.add_argument("--step", type=int, help="the checkpoint; without it the last")
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="the checkpoint; without it the last")
+    which.add_argument("--best", action="store_true", help="the best one by train.keep_best")
     export.add_argument(
         "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
     )
@@ -176,9 +178,9 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> None:
     from llada_sft.paths import look_before_export, require_average
 
-    run, out, step = Path(arguments.run), arguments.out, arguments.step
+    run, out = Path(arguments.run), arguments.out
     require_average(arguments.average, arguments.adapter)
-    look_before_export(run, out, step, arguments.average)
+    step = look_before_export(run, out, arguments.step, arguments.best, arguments.average)
     from llada_sft.training.export import export_run
 
     dtype, adapter = arguments.dtype, arguments.adapter

@@ -20,7 +20,7 @@ from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.model.index import read_index, require_unused
 from llada_sft.model.settings import read_settings
 from llada_sft.run_dir import RunDir
-from llada_sft.training.checkpoint.folder import steps_to_average
+from llada_sft.training.checkpoint.folder import best_step, chosen_step, steps_to_average
 
 
 def look_before_check(config: Config) -> None:
@@ -44,16 +44,23 @@ def look_before_check(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def look_before_export(run_dir: Path, out: Path, step: int | None, average: int = 1) -> None:
+def look_before_export(
+    run_dir: Path, out: Path, step: int | None, best: bool = False, average: int = 1
+) -> int:
     """Look at a run, its model directory, the checkpoints that are chosen, and the folder to write.
+
+    Returns:
+        The step of the checkpoint.
 
     Raises:
         LladaSftError: The first problem.
     """
     run = RunDir(run_dir)
     _look_at_network(load_run_config(run.config).model)
-    steps_to_average(run.checkpoints, step, average)
+    chosen = best_step(run.checkpoints) if best else chosen_step(run.checkpoints, step)
+    steps_to_average(run.checkpoints, chosen, average)
     require_unused(out)
+    return chosen
 
 
 def require_average(average: int, adapter: bool) -> None:
@@ -103,6 +110,5 @@ def _local_data(data: DataConfig) -> Iterator[str]:
         paths = [source.path for source in data.train.values()]
     else:
         paths = list(data.train)
-    if data.validation is not None:
-        paths.append(data.validation)
+    paths += data.validation_sets.values()
     return (path for path in paths if not is_remote(path))

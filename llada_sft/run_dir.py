@@ -11,7 +11,8 @@ runs/<name>/
   slurm/            the submitted script, the log of each rank, and srun's own messages
   checkpoints/      step_N/ (complete), step_N.partial/ (being written), step_N.damaged/ (found
                     damaged by a resume), latest
-  logs/             metrics.csv, TensorBoard, rank_N.log of a local run
+  logs/             metrics.csv, TensorBoard, rank_N.log of a local run; answers.jsonl: answers to
+                    held-out prompts (with validation.answers)
   profile/          rank_0_steps_N_to_M.json: a trace for chrome://tracing (with train.profile)
   quarantine/       rank_N.jsonl: the bad rows of a rank, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
@@ -91,6 +92,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.logs / "metrics.csv"
+
+    @property
+    def answers(self) -> Path:
+        return self.logs / "answers.jsonl"
 
     @property
     def wandb_id(self) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,24 @@ def whole_files(num_rows: Sequence[int], chunk_rows: int) -> list[Chunk]:
     ]
 
 
-def first_rows(num_rows: Sequence[int], limit: int, chunk_rows: int) -> list[Chunk]:
-    """Divide the first `limit` rows of all files together."""
-    firsts = []
-    for rows in num_rows:
-        firsts.append(min(rows, limit))
-        limit -= firsts[-1]
+def first_rows(
+    num_rows: Sequence[int], files_of_sets: Sequence[int], limit: int, chunk_rows: int
+) -> list[Chunk]:
+    """Divide the first `limit` rows of each set.
+
+    Args:
+        num_rows: Rows of each file, set by set.
+        files_of_sets: Files of each set.
+        limit: The most rows of a set.
+        chunk_rows: The most rows of a chunk.
+    """
+    firsts: list[int] = []
+    of_files = iter(num_rows)
+    for files in files_of_sets:
+        left = limit
+        for rows in islice(of_files, files):
+            firsts.append(min(rows, left))
+            left -= firsts[-1]
     return whole_files(firsts, chunk_rows)
 
 

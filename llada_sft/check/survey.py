@@ -146,11 +146,11 @@ def survey(request: Request, workers: Workers[Worker]) -> Survey:
     )
     repeats, first_repeats = repeated(train.all_rows, _SHOWN_REPEATS)
     validation, leaks, first_leaks, leaked = None, 0, Names(), 0
-    if config.data.validation is not None:
-        held_out = [list_validation(config.data)]
+    if held_out := list_validation(config.data):
         validation = _Reading(config.data, held_out, 0, workers, request.progress)
         used = config.train.validation_max_rows
-        validation.read(lambda rows: first_rows(rows, used, _CHUNK_ROWS))
+        files = [len(source.shards) for source in held_out]
+        validation.read(lambda rows: first_rows(rows, files, used, _CHUNK_ROWS))
         leaks, pairs = found_in(train.all_rows, validation.all_rows, _SHOWN_REPEATS)
         first_leaks = [(train.where(row), validation.where(other)) for row, other in pairs]
         leaked, _ = found_in(validation.all_rows, train.all_rows, 0)

@@ -2,6 +2,7 @@
 
 schema.py          every section and key, with its type and its limits
 data_section.py    the section data; model_section.py: model and lora; values.py: types of values
+validation_section.py  the section validation, and the names of its numbers
 reader.py          YAML and overrides -> a config, with all mistakes at once
 yaml12.py          YAML 1.2; problems.py: a mistake in our words
 urls.py            paths that are URLs

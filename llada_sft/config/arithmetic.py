@@ -60,6 +60,14 @@ def nothing_to_do(max_steps: int, step: int) -> str:
     )
 
 
+def stopped_early(reason: str, step: int) -> str:
+    """Return the line of a run that `train.early_stop` has ended before."""
+    return (
+        f"train.early_stop: step {step:,}: {reason}: there is nothing to do; raise its patience, or"
+        " set it to null, to train further"
+    )
+
+
 def no_rows_left(step: int) -> str:
     """Return the line of a run that has already trained all rows of all epochs."""
     return (

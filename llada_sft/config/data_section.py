@@ -87,6 +87,26 @@ def fewest_end_tokens(end: End) -> int:
     return end if isinstance(end, int) else 1
 
 
+def _form_of_validation(value: object) -> str | None:
+    match value:
+        case str():
+            return "(path)"
+        case dict():
+            return "(sets)"
+    return None
+
+
+ValidationData = Annotated[
+    Annotated[NonEmptyStr, Tag("(path)")]
+    | Annotated[dict[SourceName, NonEmptyStr], Field(min_length=1), Tag("(sets)")],
+    Discriminator(
+        _form_of_validation,
+        custom_error_type="form",
+        custom_error_message="a path, or paths by name",
+    ),
+]
+
+
 class DataConfig(Section):
     # A folder of .jsonl, .jsonl.gz or .jsonl.zst shards, or a glob of them; or the URL of one.
     # Or a list of these, read as one. Or named sources, mixed by weight (docs/data.md):
@@ -94,7 +114,9 @@ class DataConfig(Section):
     train: TrainData
     # What the weights of named sources share out: examples, or their tokens.
     mix_by: Literal["examples", "tokens"] = "examples"
-    validation: NonEmptyStr | None = None
+    # Held-out rows: a path as data.train may be. Or several sets by name, each with its own numbers
+    # (docs/validation.md): {dev: data/dev, hard: data/hard}.
+    validation: ValidationData | None = None
     # What a row is (docs/data.md): a known format; auto = detected in the first rows, and printed;
     # raw = the hook gets each record as it is.
     format: RecordFormat = "auto"
@@ -177,6 +199,13 @@ class DataConfig(Section):
     def sorts_steps(self) -> bool:
         """Whether the micro-batches of a step are sorted by their work."""
         return self.group_by_length or self.costliest_first
+
+    @property
+    def validation_sets(self) -> dict[str, str]:
+        """The paths of `validation` by name; the name is empty where there is only one."""
+        if self.validation is None:
+            return {}
+        return {"": self.validation} if isinstance(self.validation, str) else self.validation
 
     @property
     def train_paths(self) -> list[str]:

@@ -17,6 +17,11 @@ from pydantic import (
 from llada_sft.config.data_section import DataConfig
 from llada_sft.config.elastic import check_range
 from llada_sft.config.model_section import LoraConfig, ModelConfig
+from llada_sft.config.validation_section import (
+    EarlyStopConfig,
+    ValidationConfig,
+    comparable_metrics,
+)
 from llada_sft.config.values import (
     Beta,
     Count,
@@ -114,6 +119,12 @@ class TrainConfig(Section):
     validation_max_rows: PositiveInt = 1024
     checkpoint_every_steps: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
+    # A number of the validation, as in the log: the checkpoint of the step at which it was lowest
+    # is kept as well, and `llada-sft export --best` takes it; null = none.
+    keep_best: NonEmptyStr | None = None
+    # {metric: validation_loss, patience: 3}: the training ends after so many validations in a row
+    # without a lower one; null = it does not.
+    early_stop: EarlyStopConfig | None = None
     # Copy a checkpoint's bytes to host memory and write them while the training goes on; false
     # lets the training wait for the disk. The last checkpoint and that of a stop are waited for.
     # The copies stay in host memory: all bytes of a checkpoint, divided by the nodes.
@@ -281,6 +292,7 @@ class Config(Section):
     # null = all parameters are trained.
     lora: LoraConfig | None = None
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     slurm: SlurmConfig = SlurmConfig()
     log: LogConfig = LogConfig()
@@ -342,6 +354,22 @@ class Config(Section):
                 "train.micro_batch_size: must stay 1 with data.batching: packed, whose "
                 f"micro-batches are measured in data.max_tokens, got {size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_by_a_number_of_validation(self) -> "Config":
+        early = self.train.early_stop
+        asked = {
+            "train.keep_best": self.train.keep_best,
+            "train.early_stop.metric": None if early is None else early.metric,
+        }
+        known = comparable_metrics(self.data.validation_sets)
+        for key, metric in asked.items():
+            if metric is None or metric in known:
+                continue
+            if not known:
+                raise ValueError(f"{key}: needs data.validation, which is null; set it")
+            raise ValueError(f"{key}: must be one of {', '.join(known)}, got {metric!r}")
         return self
 
     @model_validator(mode="after")

@@ -97,15 +97,18 @@ def list_sources(data: DataConfig, epochs: int) -> list[Source]:
     ]
 
 
-def list_validation(data: DataConfig) -> Source:
-    """List the shards of `data.validation`.
+def list_validation(data: DataConfig) -> list[Source]:
+    """List the shards of everything that `data.validation` names: sets of rows, read in order.
+
+    A set's name is no part of its shards' names: its masks stay the same when it gets another one.
 
     Raises:
-        DataError: There are none, or one is not a file.
+        DataError: There are none in a set, or one is not a file.
     """
-    assert data.validation is not None
-    path = data.validation
-    return Source("", _named(path), path, format=data.format, rules=rules_of(data))
+    return [
+        Source(name, _named(path), path, format=data.format, rules=rules_of(data))
+        for name, path in data.validation_sets.items()
+    ]
 
 
 def rules_of(data: DataConfig, fields: Mapping[str, str] | None = None) -> RecordRules:

@@ -21,10 +21,10 @@ def exact_match(model: Network, config: Config) -> tuple[float, list[tuple[str, 
         expected, answer) of each.
     """
     tokenizer = load_tokenizer(Path(config.model.path), model.config.mask_token_id)
-    assert config.data.validation is not None
     records = [
         json.loads(line)
-        for path in sorted(Path(config.data.validation).glob("*.jsonl"))
+        for folder in config.data.validation_sets.values()
+        for path in sorted(Path(folder).glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
     answers = answer(model, tokenizer, [record["prompt"] for record in records], SETTINGS)

@@ -2,6 +2,7 @@
 
 noise.py       which tokens are masked, and the weight of each
 levels.py      how often each noise level is drawn
+grid.py        the masks of a validation, spread over rows and draws
 objective.py   the training loss
 likelihood.py  bounds on the likelihood
 strata.py      the masks that a likelihood is averaged over, and its standard error

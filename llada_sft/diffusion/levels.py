@@ -26,6 +26,8 @@ from functools import cached_property
 from itertools import accumulate
 
 NUM_BINS = 16
+# Of what is logged by level.
+SHOWN_BINS = 8
 UNIFORM_PART = 0.2
 # What the sums of earlier steps are multiplied by at each step.
 DECAY = 0.99

@@ -14,6 +14,7 @@ loss is divided by, agreed between the ranks beforehand.
     feed.py           local steps -> steps that all ranks have agreed on
     noising.py        a step -> noisy micro-batches with the weight of each masked token
     masks/            each example twice, and noise levels drawn by losses
+    validation/       the same rows with the same masks each time
     nonfinite.py      a loss that is NaN or infinite: the step is not made, and its rows are named
     detect_format.py  the format of the rows, detected by the first rank for all
     export.py         a checkpoint -> a model directory

@@ -7,7 +7,6 @@ from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
-from llada_sft.data.steps.validation import validation_batches
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -16,7 +15,7 @@ from llada_sft.training.checkpoint.changed_files import files_to_restart
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.detect_format import settle_format
-from llada_sft.training.noising import MicroBatch, validation_micro_batches
+from llada_sft.training.validation.rows import ValidationSet, read_set
 
 
 def build_dataset(
@@ -57,30 +56,19 @@ def build_dataset(
     return dataset
 
 
-def build_validation(
+def read_validation(
     config: Config, network_config: NetworkConfig, placement: Placement, consensus: Consensus
-) -> list[MicroBatch]:
-    """Encode and mask this rank's validation rows once; the same number of batches everywhere."""
-    if config.data.validation is None:
-        return []
-    ids = token_ids(network_config)
-    source = settle_format(
-        list_validation(config.data), config.data.cache_dir, placement, consensus
-    )
-    data = config.data.model_copy(
-        update={
-            "format": source.format,
-            "end": config.data.fixed_end,
-            "random_length": 0.0,
-        }
-    )
-    batches = validation_batches(
-        data,
-        source,
-        build_encoder(data, Path(config.model.path), ids),
-        rank=placement.rank,
-        world_size=placement.world_size,
-        micro_batch_size=config.train.micro_batch_size,
-        max_rows=config.train.validation_max_rows,
-    )
-    return validation_micro_batches(batches, ids, placement.world_size, consensus)
+) -> list[ValidationSet]:
+    """Read all validation sets, the same on every rank."""
+    ids, sets = token_ids(network_config), []
+    fixed = {"end": config.data.fixed_end, "random_length": 0.0}
+    if config.data.end == "void":
+        # What hides the void tokens is no part of the answer's bound.
+        fixed["end_tokens"] = 0
+    for unsettled in list_validation(config.data):
+        source = settle_format(unsettled, config.data.cache_dir, placement, consensus)
+        data = config.data.model_copy(update={**fixed, "format": source.format})
+        encoder = build_encoder(data, Path(config.model.path), ids)
+        max_rows = config.train.validation_max_rows
+        sets.append(read_set(data, source, encoder, placement, consensus, max_rows))
+    return sets

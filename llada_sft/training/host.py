@@ -45,6 +45,7 @@ class Host:
         stop_agreed: Records that all ranks agreed to stop: after which step, the names of the
             signals, and in words the ranks that got them. Called before the save.
         checkpoint_saved: Records a checkpoint.
+        ended_early: Records why the training ends before its last step; for rank 0 alone.
         failed: Called with an exception and the step, before any clean-up; may end the process.
         pulse: Called with what this rank starts to do, and how many optimizer steps are made.
     """
@@ -54,6 +55,7 @@ class Host:
     note: Callable[[Mapping[str, object]], None] = lambda entry: None
     stop_agreed: Callable[[int, Sequence[str], str], None] = lambda step, signals, ranks: None
     checkpoint_saved: Callable[[SavedCheckpoint], None] = lambda checkpoint: None
+    ended_early: Callable[[str], None] = lambda reason: None
     failed: Callable[[Exception, int], None] = lambda error, step: None
     pulse: Callable[[Phase, int], None] = lambda phase, step: None
     signals: Callable[[], Sequence[str]] = lambda: ()

@@ -1,7 +1,8 @@
 """The LightningModule: micro-batches through the engine, one optimizer step, its numbers."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -9,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from llada_sft.config.schema import OptimConfig
 from llada_sft.model.adapter_plan import MAGNITUDE
@@ -55,8 +55,6 @@ class DiffusionModule(pl.LightningModule):
         build_network: Builds the network; called where parameters are partitioned when created.
         optim: The optim section.
         log_every_n_steps: Steps between two reductions of the loss for the logs.
-        validation_batches: This rank's validation micro-batches, with coefficients that sum the
-            mean loss over all ranks; the same number on every rank.
         sources: Names of the mixed sources.
         report_skipped_step: Called on every rank with a step that was skipped, because its loss or
             its gradient is not finite: its number, the rank's micro-batches, the loss of each, and
@@ -72,7 +70,6 @@ class DiffusionModule(pl.LightningModule):
         build_network: Callable[[], Network],
         optim: OptimConfig,
         log_every_n_steps: int,
-        validation_batches: list[MicroBatch],
         sources: Sequence[str] = (),
         report_skipped_step: Callable[
             [int, list[MicroBatch], list[Tensor], bool], None
@@ -88,13 +85,11 @@ class DiffusionModule(pl.LightningModule):
         self._build_network, self._levels = build_network, levels
         self._optim = optim
         self._log_every_n_steps = log_every_n_steps
-        self._validation_batches = validation_batches
-        self._validation_loss = torch.zeros(())
         self._new_interval = partial(Interval, sources, efficiency)
         self._interval = self._new_interval()
         self._report_skipped_step = report_skipped_step
         self._pulse, self._skipped_steps = pulse, 0
-        # The last logged metrics, for the progress bar.
+        # The last logged numbers of a step, for the progress bar.
         self.last_metrics: dict[str, float] = {}
         self.network: Network | None = None
 
@@ -116,9 +111,15 @@ class DiffusionModule(pl.LightningModule):
             groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps, fused=True
         )
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Return this rank's part of the global batch's loss, times the number of ranks."""
+    def forward(self, batch: MicroBatch | Tensor) -> Tensor:
+        """Return this rank's part of the global batch's loss, times the number of ranks.
+
+        Of token ids [B, L] it returns the logits [B, L, V].
+        """
         assert self.network is not None
+        if isinstance(batch, Tensor):
+            logits: Tensor = self.network(batch).logits
+            return logits
         routing = Routing()
         loss: Tensor = self.network(
             batch.noisy_ids,
@@ -184,29 +185,26 @@ class DiffusionModule(pl.LightningModule):
         if self._balance is not None:
             loss = loss - self._balance.added
             routers = self._balance.metrics(mean_of, batch.counts.tokens)
-        self.log_metrics(
-            step,
-            {
-                "epoch": batch.epoch,
-                "loss": float(mean_of(loss)),
-                "lr": rate,
-                "gradient_norm": self._zero3.gradient_norm,
-                "examples": batch.counts.examples,
-                "skipped_steps": self._skipped_steps,
-                **routers,
-                **self._interval.close(self.trainer.world_size),
-            },
-        )
+        self.last_metrics = {
+            "epoch": batch.epoch,
+            "loss": float(mean_of(loss)),
+            "lr": rate,
+            "gradient_norm": self._zero3.gradient_norm,
+            "examples": batch.counts.examples,
+            "skipped_steps": self._skipped_steps,
+            **routers,
+            **self._interval.close(self.trainer.world_size),
+        }
+        self.log_metrics(step, self.last_metrics)
         self._skipped_steps = 0
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Pass the numbers of a step to the loggers and to the progress bar."""
+        """Pass the numbers of a step to the loggers."""
         for logger in list(self.loggers):
             try:
                 logger.log_metrics(metrics, step)
             except OSError as error:
                 self._not_logged(logger, step, error)
-        self.last_metrics = metrics
 
     def _not_logged(self, logger: Logger, step: int, error: OSError) -> None:
         """Warn and continue: `train.on_failed_save` decides what a full disk means for the run."""
@@ -235,25 +233,26 @@ class DiffusionModule(pl.LightningModule):
         for name, values in checkpoint.get(_BUFFERS, {}).items():
             self.network.get_buffer(name).copy_(values)
 
-    def val_dataloader(self) -> DataLoader[MicroBatch]:
-        # Not the plain list: Lightning would take each item of a list for a loader.
-        return DataLoader(cast(Dataset[MicroBatch], self._validation_batches), batch_size=None)
-
     def on_train_start(self) -> None:
         # Building the network and reading the checkpoint do not count in the first interval.
         self._interval = self._new_interval()
 
-    def on_validation_epoch_start(self) -> None:
-        self._pulse("validation", self.global_step)
+    @contextmanager
+    def validating(self) -> Iterator[Callable[[], None]]:
+        """Evaluate instead of training: without gradients, and in no interval of the log.
+
+        Yields:
+            Says that this rank makes progress; to be called before each forward pass.
+        """
+        pulse = partial(self._pulse, "validation", self.global_step)
+        pulse()
         self._interval.pause()
-        self._validation_loss = torch.zeros((), device=self.device)
-
-    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        self._pulse("validation", self.global_step)
-        self._validation_loss += self._zero3.deepspeed_engine(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        mean = self._zero3.reduce(self._validation_loss, reduce_op="mean")
-        self._pulse("step", self.global_step)
-        self.log_metrics(self.global_step, {"validation_loss": float(mean)})
+        with self._zero3.evaluating(), torch.no_grad():
+            yield pulse
         self._interval.resume()
+        self._pulse("step", self.global_step)
+
+    def evaluate(self, batch: MicroBatch | Tensor) -> Tensor:
+        """Run the network as `forward` does; every rank must call this equally often."""
+        result: Tensor = self._zero3.deepspeed_engine(batch)
+        return result

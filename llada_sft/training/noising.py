@@ -22,13 +22,11 @@ from torch import Tensor
 
 from llada_sft.config.schema import ObjectiveConfig
 from llada_sft.data.examples.row_counts import RowCounts
-from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import ExampleKey, Positions
-from llada_sft.data.steps.collate import UnmaskedBatch, pad
+from llada_sft.data.steps.collate import UnmaskedBatch
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.yields import RowYield
 from llada_sft.diffusion.levels import LevelDensity, LevelStatistics
-from llada_sft.diffusion.likelihood import validation_noise
 from llada_sft.diffusion.noise import (
     Noise,
     draw_noise,
@@ -38,10 +36,9 @@ from llada_sft.diffusion.noise import (
     noise_key,
     step_shift,
 )
-from llada_sft.errors import DataError
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.head import LossTerms
-from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.consensus import Report
 from llada_sft.training.masks.level_losses import BatchLevels, LevelLosses
 from llada_sft.training.masks.twins import each_twice
 from llada_sft.training.masks.void_end import answer_masks, hidden_ends
@@ -365,42 +362,3 @@ class NoiseSource:
         if self.objective.normalization == "token":
             return [counts.response_tokens * self.draws / self.world_size] * len(lengths)
         return [length * counts.examples * self.draws / self.world_size for length in lengths]
-
-
-def validation_micro_batches(
-    batches: list[UnmaskedBatch], ids: TokenIds, world_size: int, consensus: Consensus
-) -> list[MicroBatch]:
-    """Mask validation batches once and for all, the same at every validation.
-
-    Args:
-        batches: This rank's batches.
-        ids: Special tokens.
-        world_size: Number of ranks.
-        consensus: Counts the examples of all ranks, and the most batches that a rank has.
-
-    Returns:
-        As many micro-batches on every rank, whose losses, averaged over ranks, sum to the mean of
-        (1 / L_i) (L_i / l) Σ_masked CE over all examples; with `data.end: void`, the first term of
-        masks/void_end.py.
-
-    Raises:
-        DataError: No rank has an example; the same on every rank.
-    """
-    counts = consensus.agree(Report(examples=sum(len(batch.keys) for batch in batches)))
-    if counts.examples == 0:
-        raise DataError(
-            "data.validation: none of its rows makes an example (the files are empty, or the hook"
-            " drops every row): fix it, or set data.validation=null"
-        )
-    missing = consensus.largest(len(batches)) - len(batches)
-    padded = batches + [pad([], ids.eos_token_id)] * missing
-    micro_batches = []
-    for batch in padded:
-        noises, divisors = [], []
-        masks = zip(batch.keys, answer_masks(batch), response_masks(batch), strict=True)
-        for example, answer_mask, response_mask in masks:
-            key = noise_key(0, 0, example.file, example.line, example.part)
-            noises.append(validation_noise(answer_mask, key, draw=0, num_draws=1))
-            divisors.append(int(response_mask.sum()) * counts.examples / world_size)
-        micro_batches.append(noisy_micro_batch(batch, noises, divisors, ids.mask_token_id))
-    return micro_batches

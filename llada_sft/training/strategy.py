@@ -331,10 +331,17 @@ class Zero3Strategy(DeepSpeedStrategy):
         assert self.lightning_module is not None
         return self.lightning_module.training_step(*args, **kwargs)
 
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module itself; it sends the micro-batch through the engine."""
-        assert self.lightning_module is not None
-        return self.lightning_module.validation_step(*args, **kwargs)
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let all modules be in evaluation mode; afterwards each is in the mode that it was in."""
+        engine = self.deepspeed_engine
+        modes = [(module, module.training) for module in engine.modules()]
+        engine.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     def accumulate(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of a micro-batch; `last` closes the global batch.

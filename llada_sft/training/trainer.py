@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 
-from llada_sft.config.arithmetic import no_rows_left, nothing_to_do
+from llada_sft.config.arithmetic import no_rows_left, nothing_to_do, stopped_early
 from llada_sft.config.schema import Config
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
@@ -23,7 +23,7 @@ from llada_sft.errors import DataError
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_data import build_dataset, build_validation
+from llada_sft.training.build_data import build_dataset
 from llada_sft.training.build_network import (
     base_weights,
     build_balance,
@@ -63,6 +63,9 @@ from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.plan import Basis, Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
+from llada_sft.training.validation.best import BestSoFar
+from llada_sft.training.validation.build import build_validation
+from llada_sft.training.validation.results import column_names
 
 Outcome = Literal["finished", "stopped"]
 
@@ -120,6 +123,12 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         if placement.rank == 0:
             print(nothing_to_do(max_steps, resume.step), flush=True)
         return "finished"
+    best = BestSoFar(config.train.keep_best, config.train.early_stop, resume.validation)
+    if best.stop_reason:
+        if placement.rank == 0:
+            print(stopped_early(best.stop_reason, resume.step), flush=True)
+            host.ended_early(best.stop_reason)
+        return "finished"
     dataset = build_dataset(
         config,
         network_config,
@@ -174,6 +183,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         require_owner=host.require_owner,
         levels=levels,
         adapters=None if adapters is None else adapters.record(base, config.train.precision),
+        best=best,
     )
     dora = config.lora is not None and config.lora.dora
     compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device, dora)
@@ -190,7 +200,6 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         ),
         config.optim,
         log_every_n_steps=config.log.every_n_steps,
-        validation_batches=build_validation(config, network_config, placement, consensus),
         sources=dataset.mixed_sources,
         report_skipped_step=nonfinite.report_skipped_step,
         pulse=host.pulse,
@@ -204,6 +213,17 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         levels=levels,
         balance=balance,
     )
+    validation = build_validation(
+        config,
+        network_config,
+        placement,
+        consensus,
+        run=run,
+        host=host,
+        first_step=resume.step,
+        best=best,
+        stop_agreed=lambda: feed.stop_agreed,
+    )
     trainer = build_trainer(
         config,
         placement,
@@ -216,6 +236,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             columns=[
                 *map(share_of, dataset.mixed_sources),
                 *(() if balance is None else balance.COLUMNS),
+                *column_names(config.data.validation_sets),
             ],
             host=host,
         ),
@@ -224,6 +245,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             OwnSignals(host.claim_signals),
             # Before the saver: what does not learn is not saved.
             AdaptersLearn(adapters is not None, consensus),
+            # And a checkpoint knows of the validation of its step.
+            *validation,
             saver,
             Progress(config.log.every_n_steps),
             row_summary,
@@ -235,7 +258,10 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
     ended = outcome(saver.stopped, trainer.global_step)
-    if placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
+    if best.stop_reason and placement.rank == 0 and ended == "finished":
+        print(f"step {trainer.global_step}: {best.stop_reason}", flush=True)
+        host.ended_early(best.stop_reason)
+    elif placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
         print(no_rows_left(resume.step), flush=True)
     return ended
 
@@ -285,9 +311,7 @@ def build_trainer(
         max_steps=config.train.max_steps or -1,
         logger=loggers,
         callbacks=callbacks,
-        val_check_interval=config.train.validate_every_steps,
-        limit_val_batches=1.0 if config.data.validation else 0,
-        num_sanity_val_steps=0,
+        limit_val_batches=0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -163,7 +163,6 @@ def update(
         lambda: build_network(config.model, network, config.run.seed, adapters=adapters),
         config.optim,
         log_every_n_steps=1,
-        validation_batches=[],
         balance=build_balance(config.model, network),
     )
     seen: dict[str, list[float]] = {}

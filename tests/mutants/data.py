@@ -444,8 +444,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "data/steps/validation.py",
-        "data/steps/test_validation.py",
+        "training/validation/rows.py",
+        "training/validation/test_rows.py",
         ("if number >= max_rows:", "if number > max_rows:", "a validation row too many"),
     ),
     *of_file(

@@ -21,11 +21,6 @@ MUTANTS = (
             '== "go_on")',
             "a run whose last checkpoint failed counts as finished",
         ),
-        (
-            "trainer.limit_val_batches = 0",
-            "pass",
-            "a run that was told to stop validates on its way out",
-        ),
     ),
     *of_file(
         "training/checkpoint/changed_files.py",
@@ -40,8 +35,8 @@ MUTANTS = (
         "training/checkpoint/folder.py",
         "training/checkpoint/test_folder.py",
         (
-            "for path in complete[:-keep]:",
-            "for path in complete[: -keep - 1]:",
+            "for step, path in complete[:-keep]:",
+            "for step, path in complete[: -keep - 1]:",
             "a checkpoint too many is kept",
         ),
         (
@@ -164,17 +159,63 @@ MUTANTS = (
         ('text[: text.rfind("\\n") + 1]', "text", "a number that was cut short is read"),
     ),
     *of_file(
+        "training/validation/batches.py",
+        "training/validation/test_batches.py",
+        (
+            "noise_key(0, 0, key.file, key.line, key.part)",
+            "noise_key(0, 0, key.file, key.line)",
+            "validation examples of one row share their masks",
+        ),
+        (
+            "for _ in range(self._length - len(self._own)):",
+            "for _ in range(0):",
+            "ranks validate different numbers of micro-batches",
+        ),
+        ("first += len(items)", "pass", "the items of two sets have the same numbers"),
+    ),
+    *of_file(
+        "training/validation/results.py",
+        "training/validation/test_results.py",
+        ("table[np.argsort(table[:, _ITEM])]", "table", "rows get the numbers of others"),
+        (
+            "own[:, _NATS] * lengths / own[:, _MASKED]",
+            "own[:, _NATS]",
+            "the bound is of the masked tokens alone",
+        ),
+    ),
+    *of_file(
+        "training/validation/best.py",
+        "training/validation/test_best.py",
+        ("value >= before.value", "value > before.value", "a step as good as the best replaces it"),
+        ("state.misses < early.patience", "state.misses <= early.patience", "the end is late"),
+        ("best=self._best_before", "best=None", "a failed write forgets all best steps"),
+    ),
+    *of_file(
+        "training/checkpoint/folder.py",
+        "training/checkpoint/test_folder.py",
+        ("if step == best:", "if False:", "the best checkpoint is removed"),
+    ),
+    *of_file(
+        "training/validation/callback.py",
+        "training/validation/test_callback.py",
+        (
+            "if not self._stop_agreed():",
+            "if True:",
+            "a run that was told to stop validates on its way out",
+        ),
+        (
+            "if trainer.global_step > self._best.state.last_step:",
+            "if False:",
+            "a resumed run lacks the validation of the step at which it was stopped",
+        ),
+    ),
+    *of_file(
         "training/noising.py",
         "training/test_noising.py",
         (
             "index = number * self.world_size + self.rank",
             "index = number",
             "all ranks take the same noise levels",
-        ),
-        (
-            "key = noise_key(0, 0, example.file, example.line, example.part)",
-            "key = noise_key(0, 0, example.file, example.line)",
-            "validation examples of one row share their noise",
         ),
         (
             "[length * counts.examples * self.draws / self.world_size",
@@ -186,11 +227,6 @@ MUTANTS = (
             "noise_key(self.seed, example.epoch,",
             "noise_key(self.seed, 0,",
             "all epochs mask the same tokens",
-        ),
-        (
-            "consensus.largest(len(batches)) - len(batches)",
-            "0",
-            "ranks validate different numbers of micro-batches",
         ),
     ),
     *of_file(

@@ -189,6 +189,9 @@ def test_paths_that_are_right_pass(project: Path, monkeypatch: pytest.MonkeyPatc
     look_before_check(config)
     look_before_export(Path("run"), Path("new/out"), None)
     look_before_export(Path("run"), Path("run/checkpoints/step_4"), 4)
+    assert look_before_export(Path("run"), Path("new/out"), None) == 4
+    with pytest.raises(LladaSftError, match="no complete checkpoint; train first"):
+        look_before_export(Path("run"), Path("new/out"), None, best=True)
     look_before_sample(Path("model"))
     # What is there of a tokenizer goes along with an export; there may be none.
     Path("model/tokenizer.json").unlink()

@@ -75,16 +75,15 @@ def _training_files(config: Config) -> Iterator[str]:
 def _validation_files(config: Config) -> Iterator[str]:
     from llada_sft.data.shards import list_shards
 
-    if config.data.validation is None:
-        return
-    try:
-        shards = list_shards(config.data.validation)
-    except LladaSftError as error:
-        yield str(error)
-        return
-    advice = ": fill it, or set data.validation=null"
-    for problem in _without_rows(config.data.validation, shards):
-        yield problem + advice
+    for name, path in config.data.validation_sets.items():
+        try:
+            shards = list_shards(path)
+        except LladaSftError as error:
+            yield str(error)
+            continue
+        do = f"remove the set {name}" if name else "set data.validation=null"
+        for problem in _without_rows(path, shards):
+            yield f"{problem}: fill it, or {do}"
 
 
 def _without_rows(path: str, shards: "Sequence[Shard]") -> Iterator[str]:

@@ -31,6 +31,7 @@ class RankJournal:
         stop_signals: The names of the signals that any rank got, once all have agreed to stop.
         signalled_ranks: The ranks that got them, in words.
         cause: Why, if SLURM said so at once.
+        early_end: Why the training ends before its last step, if it does.
     """
 
     def __init__(self, path: Path, attempt: Entry) -> None:
@@ -39,6 +40,7 @@ class RankJournal:
         self.stop_signals: Sequence[str] = ()
         self.signalled_ranks = ""
         self.cause: Cause | None = None
+        self.early_end = ""
         self._warned = False
         # Optimizer steps that were made, as far as the training has recorded them.
         self._step: int | None = None
@@ -83,6 +85,10 @@ class RankJournal:
             self._warned = True
             print(f"warning: {problem}", flush=True)
             self.note({"event": "warning", "detail": problem})
+
+    def ended_early(self, reason: str) -> None:
+        """Keep the reason for the entry of the attempt's end."""
+        self.early_end = reason
 
     def ended(self, cause: Cause, exit_code: int = 0, detail: str = "", error: str = "") -> None:
         """Record that the attempt is over, with the last step that is known."""

@@ -152,7 +152,7 @@ def _attempt(rank: _Rank) -> None:
     if rank.placement.rank != 0:
         return
     if outcome == "finished":
-        journal.ended(Cause.FINISHED)
+        journal.ended(Cause.FINISHED, detail=journal.early_end)
     else:
         _record_stop(rank.run, journal, rank.stop, config)
 
@@ -242,6 +242,7 @@ def _train(config: Config, rank: _Rank, journal: RankJournal) -> str:
         note=note,
         stop_agreed=journal.stop_agreed,
         checkpoint_saved=journal.checkpoint_saved,
+        ended_early=journal.ended_early,
         failed=failed,
         pulse=rank.watchdog.pulse,
         signals=rank.stop.names,

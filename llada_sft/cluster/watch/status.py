@@ -242,7 +242,17 @@ def _checkpoints(run: RunDir) -> str:
     # lstat: it may be a broken link. And the run may have removed it just now.
     with suppress(FileNotFoundError):
         steps += f" ({age(time.time() - paths[-1].lstat().st_mtime)} ago)"
-    return steps + ending
+    return steps + _best(run) + ending
+
+
+def _best(run: RunDir) -> str:
+    """Return which checkpoint is kept as the best one, if any."""
+    from llada_sft.training.checkpoint.folder import best_step
+
+    try:
+        return f"; best: step {best_step(run.checkpoints)}"
+    except LladaSftError:
+        return ""
 
 
 def newest_of_run(run: RunDir) -> Path | None:

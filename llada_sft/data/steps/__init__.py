@@ -7,6 +7,5 @@ collate.py     examples -> tensors of one micro-batch, with the EOS tail
 local_step.py  one rank's part of an optimizer step, before any noise
 dataset.py     a rank's optimizer steps, one after another, each with its position
 prefetch.py    the same, prepared ahead by one other process
-validation.py  the validation rows of a rank
 yields.py      how many steps rows make, estimated from a sample of them
 """

@@ -41,7 +41,9 @@ class LossTerms:
         num_rows: R; a row may have no position.
         confidence: [M] fp32, what the entropy of a position that is predicted right is multiplied
             by, before it is divided by the number of these in its row; None: no confidence loss.
+        predicts: Whether the most likely tokens are wanted.
         losses: [M] fp32, the cross-entropy of each position, once the head was called.
+        predictions: [M] int64, the most likely token of each position, if they are wanted.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class LossTerms:
         rows: Tensor,
         num_rows: int,
         confidence: Tensor | None = None,
+        predicts: bool = False,
     ) -> None:
         self.coefficients, self.rows, self.num_rows = coefficients, rows, num_rows
-        self.confidence = confidence
+        self.confidence, self.predicts = confidence, predicts
         self.losses: Tensor | None = None
+        self.predictions: Tensor | None = None
 
 
 class Head(Linear):
@@ -139,13 +143,15 @@ def weighted_cross_entropy(
     if terms is not None:
         coefficients, confidence = terms.coefficients, terms.confidence
         terms.losses = torch.empty(len(x), dtype=torch.float32, device=x.device)
+        if terms.predicts:
+            terms.predictions = torch.empty_like(targets)
     # The entropy and its gradient take two more tensors of the logits' size.
     size = 4 * len(weight) * (1 if confidence is None else 3)
     num_positions = max(1, piece_bytes // size)
     if terms is not None and confidence is not None:
         confidence = _among_right(terms, x, weight, targets, num_positions)
-    losses = None if terms is None else terms.losses
-    inputs = (x, weight, targets, coefficients, num_positions, confidence, losses)
+    losses, predictions = (None, None) if terms is None else (terms.losses, terms.predictions)
+    inputs = (x, weight, targets, coefficients, num_positions, confidence, losses, predictions)
     return _WeightedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -175,6 +181,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         num_positions: int,
         confidence: Tensor | None,
         losses: Tensor | None,
+        predictions: Tensor | None,
     ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
@@ -189,6 +196,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             loss -= (factors * own_losses).sum()
             if losses is not None:
                 losses[piece] = -own_losses.squeeze(1)
+            if predictions is not None:
+                predictions[piece] = logits.argmax(-1)
             slope_of_entropy = None
             if confidence is not None:
                 own_confidence = confidence[piece, None]
@@ -220,7 +229,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(grad),
             None if grad_weight is None else grad_weight.mul_(grad),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 

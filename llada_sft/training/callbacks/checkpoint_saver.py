@@ -38,6 +38,7 @@ from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.noising import StepBatch
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.strategy import Zero3Strategy
+from llada_sft.training.validation.best import BestSoFar
 
 # How often ranks that wait for a checkpoint tell each other how far they are.
 _POLL_S = 0.5
@@ -59,6 +60,7 @@ class CheckpointSaver(pl.Callback):
         require_owner: Does not return if another process owns the run now.
         levels: The losses by noise level, if levels are drawn by them.
         adapters: What checkpoints say about the adapters that are trained, if any.
+        best: The best validation so far, whose checkpoint is saved and kept; it may end the run.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class CheckpointSaver(pl.Callback):
         require_owner: Callable[[], None] = lambda: None,
         levels: LevelLosses | None = None,
         adapters: Mapping[str, object] | None = None,
+        best: BestSoFar | None = None,
     ) -> None:
+        self._best = best or BestSoFar()
         self._examples_key, self._skipped = examples_key, skipped
         self._levels, self._adapters = levels, adapters
         self._run, self._config, self._consensus = run, config, consensus
@@ -104,18 +108,18 @@ class CheckpointSaver(pl.Callback):
         self._journal.step_ended()
         self._positions |= batch.positions
         step = trainer.global_step
-        last = trainer.is_last_batch or step == trainer.max_steps
+        early = bool(self._best.stop_reason)
+        last = early or trainer.is_last_batch or step == trainer.max_steps
         self.stopped = self._feed.stop_agreed and not last
         if self.stopped:
             self._journal.stop_agreed(step)
         due = last or self.stopped or step % self._config.checkpoint_every_steps == 0
+        due = due or self._best.is_best(step)
         if due or self._is_written(trainer.world_size):
             self._complete_begun(trainer)
         if due:
             self._save(trainer, step, batch, last)
-        if self.stopped:
-            # The job is killed soon: skip the validation.
-            trainer.limit_val_batches = 0
+        if self.stopped or early:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -191,6 +195,7 @@ class CheckpointSaver(pl.Callback):
             write_s = begun.writer.seconds if begun.background else 0.0
             self._journal.checkpoint_saved(step, num_bytes, begun.total_steps, write_s)
             return
+        self._best.not_saved(step)
         line = ""
         if trainer.is_global_zero:
             self._require_owner()
@@ -233,6 +238,7 @@ class CheckpointSaver(pl.Callback):
                 else self._levels.state(batch.drawn_with, step)
             ),
             adapters=self._adapters,
+            validation=self._best.state,
         )
         errors = self._of_rank_0(zero, lambda: create_partial(folder, step))
         if not any(errors):

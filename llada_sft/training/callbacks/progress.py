@@ -48,12 +48,6 @@ class Progress(pl.Callback):
                 flush=True,
             )
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        loss = pl_module.last_metrics.get("validation_loss")
-        if trainer.is_global_zero and loss is not None:
-            tqdm.write(f"step {trainer.global_step}: validation loss {loss:.4f}")
-            sys.stdout.flush()
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -15,6 +15,7 @@ from llada_sft.training.log.step_journal import versions
 from llada_sft.training.masks.level_losses import LevelState
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.schedule.plan import Planned
+from llada_sft.training.validation.best import ValidationState
 
 Yields = tuple[RowYield, ...]
 
@@ -33,6 +34,7 @@ class Begun:
         planned, total_steps: The schedule, and the steps of the whole training, if known.
         levels: This rank's losses by noise level, if levels are drawn by them.
         adapters: What is known of the adapters that are trained; None: the network is.
+        validation: The best validation so far.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Begun:
     total_steps: int | None
     levels: LevelState | None = None
     adapters: Mapping[str, object] | None = None
+    validation: ValidationState = ValidationState()  # noqa: RUF009 (frozen)
 
     def manifest(
         self, yields: list[Yields], levels: Sequence[LevelState | None] = ()
@@ -62,6 +65,7 @@ class Begun:
             "world_size": len(yields),
             "versions": versions(),
             "skipped_steps": asdict(self.skipped),
+            "validation": self.validation.to_json(),
         }
         if (of_all := LevelState.together(levels)) is not None:
             content["levels"] = of_all.to_json()

@@ -103,6 +103,36 @@ def steps_to_average(folder: Path, step: int | None, number: int) -> list[int]:
     return steps[-number:]
 
 
+def _best_of(manifest: Mapping[str, Any]) -> int | None:
+    """Return the step of the best validation that a checkpoint knows of."""
+    best = (manifest.get("validation") or {}).get("best")
+    return None if best is None else int(best["step"])
+
+
+def best_step(folder: Path) -> int:
+    """Return the step of the best checkpoint by `train.keep_best`: the newest one names it.
+
+    Raises:
+        CheckpointError: No checkpoint is complete, or the newest names none that is there.
+    """
+    complete = dict(list_checkpoints(folder))
+    if not complete:
+        raise CheckpointError(f"{folder}: no complete checkpoint; train first")
+    newest = max(complete)
+    best = _best_of(read_manifest(complete[newest]))
+    if best is None:
+        raise CheckpointError(
+            f"{complete[newest]}: no validation was compared; set train.keep_best, or choose a"
+            " checkpoint with  --step"
+        )
+    if best not in complete:
+        raise CheckpointError(
+            f"{folder}: the best checkpoint, of step {best}, is gone; choose another one with"
+            "  --step"
+        )
+    return best
+
+
 def set_aside(checkpoint: Path) -> Path:
     """Rename a damaged checkpoint, so that it never counts as one again; rank 0 only.
 
@@ -178,7 +208,8 @@ def finish_partial(
         manifest: Step, number of ranks, versions.
         data_state: The position of the data on all ranks.
         records: Size and checksum of the files that all ranks wrote, by the path within `partial`.
-        keep: Number of checkpoints to keep, this one included.
+        keep: Number of checkpoints to keep, this one included; that of the best validation so far,
+            which the manifest names, is kept in addition.
         require_owner: Called before each rename; does not return if another process owns the run.
 
     Raises:
@@ -217,7 +248,7 @@ def finish_partial(
         atomic.sync(partial.parent)
         require_owner()
         clean_partial(partial.parent)
-        _prune(partial.parent, manifest["step"], keep, require_owner)
+        _prune(partial.parent, manifest["step"], keep, _best_of(manifest), require_owner)
     return complete
 
 
@@ -274,11 +305,15 @@ def _shards(checkpoint: Path) -> list[Path]:
     return list((checkpoint / DEEPSPEED_TAG).glob("*mp_rank_*_states.pt"))
 
 
-def _prune(folder: Path, newest: int, keep: int, require_owner: Callable[[], None]) -> None:
+def _prune(
+    folder: Path, newest: int, keep: int, best: int | None, require_owner: Callable[[], None]
+) -> None:
     # Only complete checkpoints are counted and removed, and none of a later step than the one just
     # written: a later one was skipped when the run resumed, and may be unusable.
-    complete = [path for step, path in list_checkpoints(folder) if step <= newest]
-    for path in complete[:-keep]:
+    complete = [(step, path) for step, path in list_checkpoints(folder) if step <= newest]
+    for step, path in complete[:-keep]:
+        if step == best:
+            continue
         # Renamed first: a half-removed checkpoint must not look like one.
         require_owner()
         doomed = path.with_suffix(".partial")

@@ -1,7 +1,7 @@
 """checkpoint.json: what a checkpoint is, and the size and the checksum of each of its files.
 
     {"step": …, "world_size": …, "versions": …, "skipped_steps": …, "levels": …, "schedule": …,
-     "adapters": …,
+     "adapters": …, "validation": …,
      "files": {name: size}, "checksums": {name: xxh3_128},
      "checksum": of checkpoint.json itself, with zeros in place of this checksum}
 

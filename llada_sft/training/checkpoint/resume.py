@@ -20,6 +20,7 @@ from llada_sft.run_dir import RunDir
 from llada_sft.training.checkpoint.data_state import DataState, read_data_state
 from llada_sft.training.checkpoint.folder import (
     clean_partial,
+    list_checkpoints,
     list_damaged,
     list_named,
     point_to,
@@ -41,6 +42,7 @@ from llada_sft.training.host import Host
 from llada_sft.training.masks.level_losses import LevelState
 from llada_sft.training.nonfinite import SkippedSteps
 from llada_sft.training.schedule.plan import Planned
+from llada_sft.training.validation.best import ValidationState
 
 # How often the ranks exchange the state of a conversion.
 _POLL_S = 1.0
@@ -60,6 +62,7 @@ class Resume:
         world_size: The number of ranks that wrote the checkpoint.
         skipped: Steps that were skipped because their loss or gradient was not finite.
         levels: The losses by noise level.
+        validation: The best validation so far.
     """
 
     checkpoint: Path | None
@@ -71,6 +74,7 @@ class Resume:
     world_size: int | None = None
     skipped: SkippedSteps = SkippedSteps()  # noqa: RUF009 (frozen)
     levels: LevelState = LevelState()  # noqa: RUF009 (frozen)
+    validation: ValidationState = ValidationState()  # noqa: RUF009 (frozen)
 
     @property
     def positions(self) -> Positions | None:
@@ -126,6 +130,9 @@ def find_resume(
         world_size=manifest["world_size"],
         skipped=SkippedSteps(**manifest.get("skipped_steps", {})),
         levels=LevelState.from_json(manifest.get("levels")),
+        validation=_with_best_there(
+            ValidationState.from_json(manifest.get("validation")), run.checkpoints, consensus
+        ),
     )
     is_done = max_steps is not None and resume.step >= max_steps
     if manifest["world_size"] == placement.world_size or is_done:
@@ -139,6 +146,13 @@ def find_resume(
     if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
         return replace(resume, checkpoint=None, stopped=True)
     return replace(resume, checkpoint=universal_path(checkpoint), universal=True)
+
+
+def _with_best_there(state: ValidationState, folder: Path, consensus: Consensus) -> ValidationState:
+    """Forget the best checkpoint if it is gone: a later one would never replace it."""
+    steps = cast(list[int], consensus.gather([step for step, _ in list_checkpoints(folder)])[0])
+    gone = state.best is not None and state.best.step not in steps
+    return replace(state, best=None) if gone else state
 
 
 def _choose(

@@ -69,7 +69,7 @@ class MetricsCsv(Logger):
         super().__init__()
         self._require_owner = require_owner
         self._path, self._first_step, self._ready = path, first_step, False
-        self._columns = (*COLUMNS, *more_columns)
+        self._columns = tuple(dict.fromkeys((*COLUMNS, *more_columns)))
 
     @property
     def name(self) -> str:

@@ -9,6 +9,10 @@ class TensorBoardLog(TensorBoardLogger):
     To write it, Lightning asks whether the folder is on S3, and imports s3fs for that.
     """
 
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Log a text in Markdown."""
+        self.experiment.add_text(tag, text, step)
+
     def save(self) -> None:
         if self._experiment is not None:
             self._experiment.flush()

@@ -24,7 +24,11 @@ FILES = st.lists(st.integers(0, 30), min_size=1, max_size=5)
 def test_rows_are_chosen_once_and_in_order(num_rows: list[int], chunk_rows: int, some: int) -> None:
     every = [(number, row) for number, rows in enumerate(num_rows) for row in range(rows)]
     assert chosen(whole_files(num_rows, chunk_rows)) == every
-    assert chosen(first_rows(num_rows, some, chunk_rows)) == every[:some]
+    one_set = [len(num_rows)]
+    assert chosen(first_rows(num_rows, one_set, some, chunk_rows)) == every[:some]
+    own_sets = [1] * len(num_rows)
+    first_of_each = [(number, row) for number, row in every if row < some]
+    assert chosen(first_rows(num_rows, own_sets, some, chunk_rows)) == first_of_each
     sample = spread_sample(num_rows, some, chunk_rows)
     found = chosen(sample)
     assert len(found) == min(some, len(every))

@@ -30,7 +30,7 @@ BAD_FILES = {
     "like nothing": (
         "log:\n  qqqqq: 3",
         "a.yaml:5: log.qqqqq: unknown key; the keys here are"
-        " every_n_steps, tensorboard, csv, wandb_project",
+        " level, every_n_steps, tensorboard, csv, wandb_project",
     ),
     "unknown section": ("trian: {}", "a.yaml:4: trian: unknown key; did you mean 'train'?"),
     "not a number": (
@@ -697,6 +697,47 @@ def test_a_dumped_config_reads_back_equal(
         }
     )
     assert load(dump_config(config)) == config
+
+
+BEST = "train.keep_best: must be one of validation_loss, validation/bound, validation/perplexity"
+BAD_VALIDATION = {
+    "a number": (
+        ["data.validation=3"],
+        "data.validation: must be a path, or paths by name, got 3",
+    ),
+    "no set": (["data.validation={}"], "data.validation: must be not empty, got a mapping"),
+    "no mask": (["validation.draws=0"], "validation.draws: must be at least 1, got 0"),
+    "nothing to compare": (
+        ["train.keep_best=validation_loss"],
+        "train.keep_best: needs data.validation, which is null; set it",
+    ),
+    "a number that is better high": (
+        ["data.validation=x", "train.keep_best=validation/accuracy"],
+        f"{BEST}, got 'validation/accuracy'",
+    ),
+    "no patience": (
+        ["data.validation=x", "train.early_stop={metric: validation_loss}"],
+        "train.early_stop.patience: missing; add 'patience:' under 'train.early_stop:'",
+    ),
+    "a set that is not there": (
+        ["data.validation={dev: x}", "train.early_stop={patience: 2}"],
+        "train.early_stop.metric: must be one of validation/dev/loss, validation/dev/bound,"
+        " validation/dev/perplexity, got 'validation_loss'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "problem"), BAD_VALIDATION.values(), ids=BAD_VALIDATION)
+def test_what_is_wrong_with_a_validation(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(MINIMAL, *overrides)
+    (line,) = str(caught.value).splitlines()
+    assert line.endswith(problem)
+
+
+def test_sets_of_validation_have_paths() -> None:
+    config = resolve_paths(load(MINIMAL, "data.validation={dev: a, hard: /b}"), "/base")
+    assert config.data.validation_sets == {"dev": "/base/a", "hard": "/b"}
 
 
 def test_paths_are_resolved_against_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

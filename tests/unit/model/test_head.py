@@ -179,6 +179,16 @@ def test_losses_of_positions_without_a_confidence_loss_change_nothing_else() -> 
         assert torch.equal(value, reference)
     assert terms.losses is not None
     assert (terms.losses * coefficients).sum().item() == pytest.approx(plain.item(), rel=1e-5)
+    assert terms.predictions is None
+
+
+def test_the_most_likely_tokens_are_given_where_they_are_wanted() -> None:
+    x, weight, targets, coefficients = inputs()
+    terms = LossTerms(coefficients, torch.zeros(POSITIONS).long(), 1, predicts=True)
+    plain = weighted_cross_entropy(x, weight, targets, coefficients, 5 * ROW_BYTES)
+    assert torch.equal(weighted_cross_entropy(x, weight, targets, terms, 5 * ROW_BYTES), plain)
+    assert terms.predictions is not None
+    assert torch.equal(terms.predictions, (x @ weight.T).argmax(-1))
 
 
 def test_rows_without_positions_are_counted_among_the_rows() -> None:

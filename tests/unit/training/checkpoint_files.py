@@ -17,6 +17,7 @@ from llada_sft.training.checkpoint.checksums import FileRecord
 from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.checkpoint.folder import create_partial, finish_partial
 from llada_sft.training.checkpoint.shard_writer import ShardWriter
+from llada_sft.training.validation.best import Lowest, ValidationState
 
 NETWORK = {"wte.weight": (20, 32), "block.q.weight": (32, 33), "ln.weight": (31,)}
 STATE = DataState(1, {"a.jsonl": FilePosition(3, 2)}, {"a.jsonl": "11"})
@@ -32,6 +33,7 @@ def write_checkpoint(
     keep: int = 9,
     network: Mapping[str, tuple[int, ...]] = NETWORK,
     stage: int = 3,
+    best: int | None = None,
     **more: Any,
 ) -> Path:
     """Write a checkpoint of random weights; `more` goes into the first rank's optimizer file."""
@@ -45,7 +47,13 @@ def write_checkpoint(
         writer.save(state, str(partial / OPTIMIZER.format(rank)))
     writer.save_text("checkpoint", partial / "latest")
     assert writer.error is None
-    manifest = {"step": step, "world_size": world_size, "versions": {"llada-sft": "0.1.0"}}
+    lowest = None if best is None else Lowest("validation_loss", 1.0, best)
+    manifest = {
+        "step": step,
+        "world_size": world_size,
+        "versions": {"llada-sft": "0.1.0"},
+        "validation": ValidationState(step, best=lowest).to_json(),
+    }
     return finish_partial(partial, manifest, STATE, writer.records(partial), keep)
 
 

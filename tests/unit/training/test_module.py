@@ -61,7 +61,7 @@ class Module(DiffusionModule):
     """A module without Lightning's Trainer."""
 
     def __init__(self, first_step: int = 0, **more: Any) -> None:
-        super().__init__(torch.nn.Identity, OPTIM, 2, [], **more)
+        super().__init__(torch.nn.Identity, OPTIM, 2, **more)
         self.made, self.zero3, self.optimizer = first_step, Zero3(), Optimizer()
         self.logged: list[tuple[int, dict[str, float]]] = []
 

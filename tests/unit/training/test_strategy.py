@@ -149,11 +149,9 @@ def test_the_module_itself_makes_steps(
 ) -> None:
     module = SimpleNamespace(
         training_step=lambda batch, number: ("train", batch, number),
-        validation_step=lambda batch, number: ("validate", batch, number),
     )
     monkeypatch.setattr(Zero3Strategy, "lightning_module", module)
     assert strategy.training_step("batch", 0) == ("train", "batch", 0)
-    assert strategy.validation_step("batch", 1) == ("validate", "batch", 1)
 
 
 def test_a_step_without_a_norm(strategy: Zero3Strategy, monkeypatch: pytest.MonkeyPatch) -> None:

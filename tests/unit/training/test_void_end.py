@@ -14,22 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.diffusion.noise import Noise
 from llada_sft.diffusion.objective import confidence_loss, masked_cross_entropy
-from llada_sft.training.consensus import Consensus, Report
+from llada_sft.training.consensus import Report
 from llada_sft.training.masks.level_losses import LevelLosses, LevelState
 from llada_sft.training.masks.void_end import answer_masks
 from llada_sft.training.noising import (
     MicroBatch,
     NoiseSource,
     noisy_micro_batch,
-    validation_micro_batches,
 )
 from tests.unit.diffusion.enumeration import ANSWER, MASKS, mask_index
-from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import (
     EOS,
     MASK,
@@ -264,21 +261,6 @@ def test_levels_know_the_whole_loss_of_an_example() -> None:
         assert importance != pytest.approx(1.0, abs=1e-3)
         # Undone by the scale: what the example would count with uniform levels.
         assert float(own.sum()) * made.levels.scales[number] == pytest.approx(2.0, rel=1e-5)
-
-
-def test_validation_has_the_first_term_alone() -> None:
-    rows = [with_end(1, 6, 4), with_end(0, 3, 2, line=2)]
-
-    def work(rank: int, consensus: Consensus) -> list[MicroBatch]:
-        return validation_micro_batches([pack(rows)], TokenIds(VOCAB, EOS, MASK), 1, consensus)
-
-    ((made,),) = on_ranks(1, work)
-    void = made.targets == VOID
-    assert int(void.sum()) == 6
-    assert made.coefficients[void].tolist() == [0.0] * 6
-    # (6 + 1) / 7 / 2 and (3 + 1) / 4 / 2.
-    assert float(made.coefficients.sum()) == pytest.approx(1.0)
-    assert at(made, [7]).item() == pytest.approx(1 / 7 / 2)
 
 
 def test_padding_is_no_end() -> None:

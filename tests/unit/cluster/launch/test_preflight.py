@@ -224,6 +224,15 @@ def test_an_imported_hook_counts(project: Path) -> None:
     assert problems(project) == []
 
 
+def test_each_set_of_validation_is_looked_at(project: Path) -> None:
+    (project / "empty").mkdir()
+    (project / "empty/a.jsonl").write_text("")
+    assert problems(project, "data.validation={dev: held_out, hard: empty}") == [
+        "held_out: no such folder or file",
+        "empty: no rows in 1 files: fill it, or remove the set hard",
+    ]
+
+
 def test_validation_files_are_looked_for(project: Path) -> None:
     assert problems(project, "data.validation=held_out") == ["held_out: no such folder or file"]
 

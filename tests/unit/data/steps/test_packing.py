@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada_sft.config.data_section import DataConfig
-from llada_sft.data.examples.encode import Example, build_encoder
+from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import FilePosition, Pending, Positions
-from llada_sft.data.sources import list_sources, list_validation
+from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.collate import EQUAL_TOKENS, pack, pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.data.steps.packing import costliest_first, in_order, of_similar_length, packs
-from llada_sft.data.steps.validation import validation_batches
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from tests.unit.data.batches import examples_of
 from tests.unit.data.stepping import WholePositions
@@ -349,12 +348,3 @@ def test_a_sample_stands_for_all_rows(tmp_path: Path) -> None:
 def test_no_rows_make_no_steps(tmp_path: Path) -> None:
     (end,) = dataset(write(tmp_path, [[]]))
     assert (end.epoch_steps, end.steps_left, end.end_of_epoch) == (0, 0, True)
-
-
-def test_validation_is_packed_too(tmp_path: Path) -> None:
-    files = [[[5], [4], [3], [6], [6]]]
-    config = write(tmp_path, files)
-    config = config.model_copy(update={"validation": config.train})
-    encoder = build_encoder(config, Path("none"), IDS)
-    batches = validation_batches(config, list_validation(config), encoder, 0, 1, 1, 100)
-    assert [batch.lengths for batch in batches] == [(5, 6), (4, 6), (3,)]

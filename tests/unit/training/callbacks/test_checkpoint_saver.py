@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from llada_sft.config.schema import TrainConfig
+from llada_sft.config.validation_section import EarlyStopConfig
 from llada_sft.errors import PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
+from llada_sft.training.validation.best import BestSoFar
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 Errors = list[OSError | None]
@@ -76,21 +78,23 @@ def gather(item: Any) -> list[Any]:
     return [item or "it cannot be written", item if isinstance(item, tuple) else ""]
 
 
-def make_saver(tmp_path: Path, errors: Errors | None = None, **train: Any) -> tuple[Saver, Journal]:
+def make_saver(
+    tmp_path: Path, errors: Errors | None = None, best: BestSoFar | None = None, **train: Any
+) -> tuple[Saver, Journal]:
     journal: Any = Journal()
     feed: Any = SimpleNamespace(stop_agreed=False, writes_ended=0)
     consensus: Any = SimpleNamespace(gather=gather)
     config = TrainConfig.model_validate({"checkpoint_every_steps": 10, **train})
     run = RunDir(tmp_path)
     run.checkpoints.mkdir(exist_ok=True)
-    saver = Saver(run, config, consensus, feed, {}, journal)
+    saver = Saver(run, config, consensus, feed, {}, journal, best=best)
     saver.errors = errors or [None, None]
     return saver, journal
 
 
 def make_trainer(step: int, **more: Any) -> Any:
     there = {"is_last_batch": False, "max_steps": -1, "is_global_zero": True, "global_rank": 0}
-    ends = {"limit_val_batches": 1.0, "should_stop": False}
+    ends = {"should_stop": False}
     return SimpleNamespace(global_step=step, world_size=2, **{**there, **ends, **more})
 
 
@@ -128,9 +132,9 @@ def test_positions_are_those_of_all_batches_together(tmp_path: Path) -> None:
     assert saver._positions == {"a": 1, "b": 3}
 
 
-def test_a_stop_saves_and_ends_the_run_without_a_validation(tmp_path: Path) -> None:
+def test_a_stop_saves_and_ends_the_run(tmp_path: Path) -> None:
     saver, trainer, said = end_of_step(tmp_path, 7, stop=True)
-    assert saver.stopped and trainer.should_stop and trainer.limit_val_batches == 0
+    assert saver.stopped and trainer.should_stop
     # Noted before the save, for which the time may not be enough.
     assert said == [("signal", 7), ("checkpoint", 7)]
 
@@ -141,7 +145,7 @@ def test_a_stop_at_the_very_last_step_is_the_end(
     tmp_path: Path, last: dict[str, Any], stop: bool
 ) -> None:
     saver, trainer, said = end_of_step(tmp_path, 7, stop=stop, **last)
-    assert not saver.stopped and not trainer.should_stop and trainer.limit_val_batches == 1.0
+    assert not saver.stopped and not trainer.should_stop
     assert said == [("checkpoint", 7)]
 
 
@@ -274,3 +278,38 @@ def test_only_bytes_that_are_written_count_as_progress(tmp_path: Path) -> None:
     saver._consensus = consensus
     saver._wait(writer, 7)
     assert pulses == ["checkpoint"] * 2
+
+
+def test_the_best_step_has_a_checkpoint(tmp_path: Path) -> None:
+    best = BestSoFar(keep_best="validation_loss")
+    saver, journal = make_saver(tmp_path, best=best, async_checkpoints=False)
+    for step, loss in ((3, 2.0), (6, 1.5), (9, 1.7)):
+        best.validated(step, {"validation_loss": loss})
+        end_step(saver, make_trainer(step))
+    assert journal.said == [("checkpoint", 3), ("checkpoint", 6)]
+
+
+def test_the_best_step_whose_checkpoint_failed_is_forgotten(tmp_path: Path) -> None:
+    best = BestSoFar(keep_best="validation_loss")
+    options = {"async_checkpoints": False, "on_failed_save": "go_on"}
+    saver, _ = make_saver(tmp_path, best=best, **options)
+    best.validated(3, {"validation_loss": 2.0})
+    end_step(saver, make_trainer(3))
+    saver.errors = [FULL, None]
+    best.validated(6, {"validation_loss": 1.5})
+    end_step(saver, make_trainer(6))
+    assert best.is_best(3)
+
+
+def test_an_early_stop_saves_and_is_no_stop_by_a_signal(tmp_path: Path) -> None:
+    best = BestSoFar(early_stop=EarlyStopConfig(metric="validation_loss", patience=1))
+    saver, journal = make_saver(tmp_path, best=best, async_checkpoints=True)
+    saver._feed.stop_agreed = True
+    trainer = make_trainer(7)
+    for loss in (1.0, 1.0):
+        best.validated(7, {"validation_loss": loss})
+    end_step(saver, trainer)
+    # Waited for, as every last checkpoint.
+    assert saver.begun == [(7, False)]
+    assert journal.said == [("checkpoint", 7)]
+    assert trainer.should_stop and not saver.stopped

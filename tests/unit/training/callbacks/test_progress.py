@@ -113,10 +113,3 @@ def test_a_terminal_gets_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
     assert "100%" in last
     assert "8/8" in last
     assert "loss 1.2346  12,346 tokens/s" in last
-
-
-def test_validation_gets_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer: Any = SimpleNamespace(global_step=7, is_global_zero=True)
-    module = SimpleNamespace(last_metrics={"validation_loss": 0.98765})
-    Progress(1).on_validation_end(trainer, module)
-    assert capsys.readouterr().out == "step 7: validation loss 0.9877\n"

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.data.rows.position import FilePosition, Pending
+from llada_sft.errors import CheckpointError
 from llada_sft.training.checkpoint.checksums import FileRecord, record_of_file
 from llada_sft.training.checkpoint.data_state import DataState, read_data_state
 from llada_sft.training.checkpoint.folder import (
     abandon_partial,
+    best_step,
     clean_partial,
     create_partial,
     finish_partial,
@@ -26,6 +28,7 @@ from llada_sft.training.checkpoint.folder import (
     universal_path,
 )
 from llada_sft.training.checkpoint.manifest import read_manifest
+from llada_sft.training.validation.best import Lowest, ValidationState
 
 STATE = DataState(
     epoch=1,
@@ -50,10 +53,21 @@ def write(partial: Path, world_size: int) -> dict[str, FileRecord]:
     return records
 
 
-def make(folder: Path, step: int, keep: int = 9, world_size: int = 2, written: int = 2) -> Path:
+def make(
+    folder: Path,
+    step: int,
+    keep: int = 9,
+    world_size: int = 2,
+    written: int = 2,
+    best: int | None = None,
+) -> Path:
     partial = create_partial(folder, step)
     records = write(partial, written)
-    return finish_partial(partial, {"step": step, "world_size": world_size}, STATE, records, keep)
+    manifest: dict[str, object] = {"step": step, "world_size": world_size}
+    if best is not None:
+        lowest = Lowest("validation_loss", 1.0, best)
+        manifest["validation"] = ValidationState(best=lowest).to_json()
+    return finish_partial(partial, manifest, STATE, records, keep)
 
 
 def test_a_finished_checkpoint(tmp_path: Path) -> None:
@@ -257,6 +271,29 @@ def test_the_oldest_ones_are_removed(tmp_path: Path, keep: int) -> None:
         make(tmp_path, step, keep)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [8, 9, 10, 11][-keep:]
     assert list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_one_is_kept_until_another_is_better(tmp_path: Path, keep: int) -> None:
+    for step, best in ((1, 1), (2, 2), (3, 2), (4, 2), (5, 2)):
+        make(tmp_path, step, keep, best=best)
+    newest = [4, 5][-keep:]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [2, *newest]
+    assert best_step(tmp_path) == 2
+    make(tmp_path, 6, keep, best=6)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 6][-keep:]
+    assert best_step(tmp_path) == 6
+
+
+def test_a_best_one_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^[^\n]*: no complete checkpoint; train first$"):
+        best_step(tmp_path)
+    make(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"^[^\n]*: no validation was compared; set train"):
+        best_step(tmp_path)
+    make(tmp_path, 2, best=7)
+    with pytest.raises(CheckpointError, match=r"^[^\n]*, of step 7, is gone; choose another one"):
+        best_step(tmp_path)
 
 
 def test_a_conversion_goes_with_the_next_checkpoint(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def test_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert seen.notes == []
     assert names(folder) == ["latest", "step_2", "step_4"]
     assert capsys.readouterr().out == f"resuming from {made[1]}\n"
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4):
+        write_checkpoint(folder, step, best=2)
+
+    def best_steps() -> set[int | None]:
+        resumed = [one.validation for one in resume(tmp_path).outcomes.values()]  # type: ignore[union-attr]
+        assert [state.last_step for state in resumed] == [4, 4]
+        return {None if state.best is None else state.best.step for state in resumed}
+
+    assert best_steps() == {2}
+    shutil.rmtree(folder / "step_2")
+    assert best_steps() == {None}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""The section `validation`: what is done with the rows of `data.validation`, and its numbers."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field
+
+from llada_sft.config.values import NonEmptyStr, PositiveInt, Section
+
+# Of the numbers of a set, those by which checkpoints can be compared: the lower, the better.
+LOWER_IS_BETTER = ("loss", "bound", "perplexity")
+
+
+class ValidationConfig(Section):
+    # Masks of each row, each of another noise level: a row costs as many forward passes. The more,
+    # the less the numbers depend on the masks (docs/validation.md).
+    draws: Annotated[int, Field(ge=1, le=1024)] = 4
+    # Held-out prompts that are answered at each validation, by the official sampler, and logged as
+    # texts next to their references: in logs/answers.jsonl and TensorBoard. 0 = none.
+    answers: Annotated[int, Field(ge=0, le=256)] = 0
+    # Tokens of an answer; it costs as many forward passes. Prompts that leave no room for it within
+    # the model's max_sequence_length are not chosen.
+    answer_length: Annotated[int, Field(ge=1, le=4096)] = 128
+
+
+class EarlyStopConfig(Section):
+    # A number of the validation, as in the log.
+    metric: NonEmptyStr = "validation_loss"
+    # Validations in a row without a lower one, after which the training ends.
+    patience: PositiveInt
+
+
+def metric_name(set_name: str, number: str) -> str:
+    """Return what a number of a validation set is called in the logs.
+
+    Args:
+        set_name: Empty where `data.validation` is one folder.
+        number: "loss", "bound", ...
+    """
+    if set_name:
+        return f"validation/{set_name}/{number}"
+    return "validation_loss" if number == "loss" else f"validation/{number}"
+
+
+def comparable_metrics(set_names: Iterable[str]) -> list[str]:
+    """Return the names of the numbers by which checkpoints can be compared."""
+    return [metric_name(name, number) for name in set_names for number in LOWER_IS_BETTER]
