@@ -19,6 +19,7 @@ from llada_sft.training.host import Phase
 from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.log_interval import Interval
 from llada_sft.training.log.metrics_csv import MetricsCsv
+from llada_sft.training.log.signals import StepSignals
 from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.noising import MicroBatch, StepBatch
 from llada_sft.training.nonfinite import poison_gradient
@@ -63,6 +64,7 @@ class DiffusionModule(pl.LightningModule):
         efficiency: What MFU is worked out from.
         levels: Collects the losses by noise level, if levels are drawn by them.
         balance: The losses of routers; None if the network has no experts.
+        signals: Sums up what the losses say; None: it is not logged.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class DiffusionModule(pl.LightningModule):
         efficiency: Efficiency | None = None,
         levels: LevelLosses | None = None,
         balance: Balance | None = None,
+        signals: StepSignals | None = None,
     ) -> None:
         super().__init__()
-        self._balance = balance
+        self._balance, self._signals = balance, signals
         self.automatic_optimization = False
         self._build_network, self._levels = build_network, levels
         self._optim = optim
@@ -145,7 +148,7 @@ class DiffusionModule(pl.LightningModule):
         if self._balance is not None:
             world_size = self.trainer.world_size
             self._balance.begin_step(batch.counts.tokens, world_size, self.device)
-        losses = self._accumulate(batch.micro_batches)
+        losses = self._accumulate(batch)
         optimizer.step()
         if self._levels is not None:
             self._levels.step_ended(step)
@@ -155,18 +158,23 @@ class DiffusionModule(pl.LightningModule):
             self._report_skipped_step(step + 1, batch.micro_batches, losses, batch.pace.is_last)
             self._skipped_steps += 1
         self._interval.add(batch.counts)
+        if self._signals is not None:
+            self._signals.see(batch.positions)
         if (step + 1) % self._log_every_n_steps == 0:
             self._log_step(step + 1, torch.stack(losses).sum(), rate, batch)
 
-    def _accumulate(self, batches: list[MicroBatch]) -> list[Tensor]:
+    def _accumulate(self, step: StepBatch) -> list[Tensor]:
         """Add up the gradients of a step; return the loss of each micro-batch."""
         losses: list[Tensor] = []
+        batches = step.micro_batches
         for batch in batches:
             self._pulse("step", self.global_step)
             micro_loss = self._zero3.deepspeed_engine(batch)
             losses.append(micro_loss.detach())
             if self._levels is not None:
                 self._note_levels(self._levels, batch)
+            if self._signals is not None:
+                self._signals.add(batch, step.counts.examples / self.trainer.world_size)
             last = batch is batches[-1]
             if last:
                 micro_loss = poison_gradient(micro_loss, torch.stack(losses).sum())
@@ -185,9 +193,14 @@ class DiffusionModule(pl.LightningModule):
         if self._balance is not None:
             loss = loss - self._balance.added
             routers = self._balance.metrics(mean_of, batch.counts.tokens)
+        if self._signals is None:
+            signals = {"loss": float(mean_of(loss))}
+        else:
+            sum_of = partial(self._zero3.reduce, reduce_op="sum")
+            signals = self._signals.close(loss, sum_of, self.trainer.world_size)
         self.last_metrics = {
             "epoch": batch.epoch,
-            "loss": float(mean_of(loss)),
+            **signals,
             "lr": rate,
             "gradient_norm": self._zero3.gradient_norm,
             "examples": batch.counts.examples,

@@ -59,8 +59,8 @@ class MicroBatch:
         coefficients: fp32 [M], what the cross-entropy of each is multiplied by.
         sequences: The examples of a packed row, else None.
         rows: File and line of each example, of twins once.
-        terms: The coefficients, and what else the loss takes; None if it takes nothing else.
-        levels: Which levels the losses belong to, if levels are drawn by these.
+        terms: The coefficients, and what else the loss takes and gives; None in a validation.
+        levels: Which levels the losses belong to; None in a validation.
         real: bool [B * L], the tokens of the examples, without what was added to their rows, be it
             learned or not; None where nothing was added.
     """
@@ -86,34 +86,34 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         sequences = self.sequences
         if sequences is not None:
-            ends, places = _moved(sequences.ends, device), _moved(sequences.places, device)
+            ends, places = moved(sequences.ends, device), moved(sequences.places, device)
             sequences = Sequences(sequences.lengths, ends, places)
-        coefficients, terms = _moved(self.coefficients, device), self.terms
+        coefficients, terms = moved(self.coefficients, device), self.terms
         if terms is not None:
             confidence = terms.confidence
             terms = LossTerms(
                 coefficients,
-                rows=_moved(terms.rows, device),
+                rows=moved(terms.rows, device),
                 num_rows=terms.num_rows,
-                confidence=None if confidence is None else _moved(confidence, device),
+                confidence=None if confidence is None else moved(confidence, device),
             )
         return MicroBatch(
-            noisy_ids=_moved(self.noisy_ids, device),
+            noisy_ids=moved(self.noisy_ids, device),
             attention_mask=(
-                None if self.attention_mask is None else _moved(self.attention_mask, device)
+                None if self.attention_mask is None else moved(self.attention_mask, device)
             ),
-            positions=_moved(self.positions, device),
-            targets=_moved(self.targets, device),
+            positions=moved(self.positions, device),
+            targets=moved(self.targets, device),
             coefficients=coefficients,
             sequences=sequences,
             rows=self.rows,
             terms=terms,
             levels=self.levels,
-            real=None if self.real is None else _moved(self.real, device),
+            real=None if self.real is None else moved(self.real, device),
         )
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for what the device has still to do."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         # From memory that is not pinned, the copy would wait. Torch keeps the pinned memory until
@@ -315,11 +315,9 @@ class NoiseSource:
             confidence=confidence,
             void_weight=self.objective.void_weight,
         )
-        if self.levels is not None:
-            rows = examples_at(batch, made.positions)
-            num_rows = max(1, len(batch.keys))
-            made.terms = made.terms or LossTerms(made.coefficients, rows, num_rows)
-            made.levels = self._levels(batch, noises, counts, made)
+        rows = examples_at(batch, made.positions)
+        made.terms = made.terms or LossTerms(made.coefficients, rows, max(1, len(batch.keys)))
+        made.levels = self._levels(batch, noises, counts, made)
         return made
 
     def _levels(
@@ -331,11 +329,18 @@ class NoiseSource:
         scales = [of_rank / noise.importance for noise in drawn]
         for number, by_hook in enumerate(batch.corrupted[:: self.draws]):
             scales[number] = math.nan if by_hook else scales[number]
+        corrupted = batch.corrupted or (False,) * len(noises)
+        shares = [
+            math.nan if by_hook else noise.t
+            for noise, by_hook in zip(noises, corrupted, strict=True)
+        ]
         return BatchLevels(
             examples=examples_at(batch, made.positions).numpy() // self.draws,
             coefficients=made.coefficients.double().numpy(),
             levels=[noise.level for noise in drawn],
             scales=scales,
+            rows=examples_at(batch, made.positions).numpy(),
+            shares=shares,
         )
 
     def _draw(

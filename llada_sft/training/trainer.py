@@ -53,6 +53,7 @@ from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.log_interval import share_of
 from llada_sft.training.log.metrics_csv import MetricsCsv
+from llada_sft.training.log.signals import StepSignals, signal_columns
 from llada_sft.training.log.step_journal import StepJournal
 from llada_sft.training.log.tensorboard import TensorBoardLog
 from llada_sft.training.log.wandb_log import WandbLog
@@ -212,6 +213,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         ),
         levels=levels,
         balance=balance,
+        signals=StepSignals(token_ids(network_config).eos_token_id, dataset.mixed_sources),
     )
     validation = build_validation(
         config,
@@ -234,6 +236,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             placement,
             first_step=resume.step,
             columns=[
+                *signal_columns(dataset.mixed_sources),
                 *map(share_of, dataset.mixed_sources),
                 *(() if balance is None else balance.COLUMNS),
                 *column_names(config.data.validation_sets),

@@ -29,7 +29,7 @@ TRACING = {
     "deepspeed/runtime/zero/utils.py:get_lst_from_rank0",
 }
 LOGGING = {
-    "llada_sft/training/module.py:_log_step",
+    "llada_sft/training/log/signals.py:close",
     "llada_sft/training/strategy.py:gradient_norm",
 }
 

@@ -38,6 +38,9 @@ class BatchLevels:
         levels: Of each example.
         scales: What the loss of each example is multiplied by, so that it is what the example adds
             to the global loss with uniform levels, times the number of examples.
+        rows: int64 [M], the number of the row of each masked position; twins are two rows.
+        shares: Of each row, the share of the answer that is masked; NaN where the hook has
+            corrupted it.
     """
 
     def __init__(
@@ -46,7 +49,10 @@ class BatchLevels:
         coefficients: NDArray[np.float64],
         levels: Sequence[float],
         scales: Sequence[float],
+        rows: NDArray[np.int64],
+        shares: Sequence[float],
     ) -> None:
+        self.rows, self.shares = rows, tuple(shares)
         self.examples, self.coefficients = examples, coefficients
         self.levels, self.scales = tuple(levels), tuple(scales)
 

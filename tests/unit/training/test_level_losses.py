@@ -180,7 +180,8 @@ def test_empty_micro_batches_and_losses_that_are_not_finite_say_nothing() -> Non
     for batch in batches:
         assert batch.levels is not None
         levels.add(batch.levels, torch.zeros(1))
-    bad = BatchLevels(np.zeros(1, np.int64), np.ones(1), [0.5], [1.0])
+    first = np.zeros(1, np.int64)
+    bad = BatchLevels(first, np.ones(1), [0.5], [1.0], rows=first, shares=[0.5])
     levels.add(bad, torch.tensor([math.nan]))
     levels.step_ended(0)
     assert levels.report(2) == NO_SUMS

@@ -322,7 +322,10 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     moved = vars(batch.to(torch.device("meta")))
     assert moved.pop("sequences") is None
     assert moved.pop("rows") == (("a", 1), ("a", 2))
-    assert (moved.pop("terms"), moved.pop("levels")) == (None, None)
+    terms = vars(moved.pop("terms"))
+    assert [terms[name].device.type for name in ("coefficients", "rows")] == ["meta"] * 2
+    # Where the losses belong to is known on the host.
+    assert moved.pop("levels") is batch.levels
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
     assert len(tensors) == len(moved) == 6
     assert {tensor.device.type for tensor in tensors} == {"meta"}
