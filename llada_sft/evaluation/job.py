@@ -33,9 +33,10 @@ requeue() {
 }
 trap requeue USR2
 export PYTHONUNBUFFERED=1
+# The ranks do not wait for each other: if one fails, the others finish their shares.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * ranks_per_node))" \
     --ntasks-per-node="$ranks_per_node" --cpus-per-task="$cpus_per_rank" --export=ALL \
-    --kill-on-bad-exit=1 "$python" -m llada_sft.evaluation rank "$plan" &
+    --kill-on-bad-exit=0 "$python" -m llada_sft.evaluation rank "$plan" &
 wait $!
 status=$?
 if [ "$status" -eq 0 ]; then
@@ -44,8 +45,9 @@ if [ "$status" -eq 0 ]; then
     wait $!
     status=$?
 fi
-# 2 is a mistake of the user's, and TERM comes with scancel and a preemption.
-[ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$status" -eq 143 ] && exit "$status"
+# 2 is a mistake of the user's. After scancel, a preemption or the loss of a node, SLURM decides.
+[ "$status" -eq 0 ] || [ "$status" -eq 2 ] && exit "$status"
+scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q " JobState=RUNNING " || exit "$status"
 failures=$(cat "$count" 2> /dev/null || echo 0)
 [ "$failures" -lt "$max_failures" ] || exit "$status"
 echo $((failures + 1)) > "$count"
