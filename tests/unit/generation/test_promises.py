@@ -345,3 +345,19 @@ def test_growing_needs_an_eos_token(golden: Network, monkeypatch: pytest.MonkeyP
         generate(golden, [[1]], settings_of({"sampler": "threshold"}, start_length=4))
     expected = "eos_token_id must be given: the model's config.json does not name it"
     assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("sampler", ["official", "prefix_cache", "dual_cache"])
+def test_a_row_leaves_in_the_middle_of_its_block(golden: Network, sampler: str) -> None:
+    """The network is the surer the further left, and certain of EOS at the second position."""
+
+    def from_the_left(logits: Tensor, places: Tensor) -> Tensor:
+        scores = torch.zeros_like(logits)
+        tokens = torch.where(places - 3 == 1, 505, 7)
+        scores[torch.arange(len(scores)), tokens] = 30.0 - places.double()
+        return scores
+
+    with changed_logits(golden, from_the_left):
+        way = {"sampler": sampler, "eos_early_stop": True}
+        (answer,) = generate(golden, prompts_of(3), settings_of(way))
+    assert (answer.ids, answer.num_passes) == ([7, 505], 2)
