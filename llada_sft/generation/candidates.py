@@ -77,7 +77,16 @@ class Candidates:
             return -self._uncertainty(logits)
         return probability_of(logits, tokens)
 
-        chosen = self._tokens(without(logits, self._banned), eligible, rows)
+    def _uncertainty(self, logits: Tensor) -> Tensor:
+        """Return the entropy among the tokens that may be chosen, plus the surprise at having to
+        choose one of them, in nats, [M] float64.
+        """
+        allowed = without(logits.double(), self._banned)
+        entropies: Tensor = torch.special.entr(allowed.softmax(dim=-1)).sum(dim=-1)
+        surprises: Tensor = logits.double().logsumexp(dim=-1) - allowed.logsumexp(dim=-1)
+        return entropies.add_(surprises)
+
+    def _draws(self, eligible: Tensor, rows: Tensor, *shape: int) -> Tensor:
         """Return uniform draws for each candidate, [M, *shape] float64."""
         draws = [
             torch.rand(
