@@ -2,13 +2,12 @@
 
 schema.py          every section and key, with its type and its limits
 data_section.py    the section data; model_section.py: model and lora; values.py: types of values
+slurm_section.py   the section slurm, and the numbers of nodes that divide the batch
 validation_section.py  the section validation, and the names of its numbers
 reader.py          YAML and overrides -> a config, with all mistakes at once
 yaml12.py          YAML 1.2; problems.py: a mistake in our words
-urls.py            paths that are URLs
 record_formats.py  the formats of records, and their fields
 arithmetic.py      what follows: ranks, batches, steps
-elastic.py         the numbers of nodes that divide the batch
 changes.py         what a resume may change; renamed.py: keys that had another name
 """
 

@@ -22,7 +22,7 @@ from llada_sft.config.data_section import SourceConfig
 from llada_sft.config.problems import describe_problems, shown
 from llada_sft.config.renamed import under_new_names
 from llada_sft.config.schema import Config
-from llada_sft.config.urls import is_url
+from llada_sft.config.values import is_url
 from llada_sft.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]

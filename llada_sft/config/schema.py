@@ -15,8 +15,8 @@ from pydantic import (
 )
 
 from llada_sft.config.data_section import DataConfig
-from llada_sft.config.elastic import check_range
 from llada_sft.config.model_section import LoraConfig, ModelConfig
+from llada_sft.config.slurm_section import SlurmConfig, check_range
 from llada_sft.config.validation_section import (
     EarlyStopConfig,
     ValidationConfig,
@@ -24,7 +24,6 @@ from llada_sft.config.validation_section import (
 )
 from llada_sft.config.values import (
     Beta,
-    Count,
     Elements,
     Fraction,
     Minutes,
@@ -34,8 +33,6 @@ from llada_sft.config.values import (
     PositiveFloat,
     PositiveInt,
     RunName,
-    SbatchKey,
-    SbatchValue,
     Seconds,
     Section,
 )
@@ -212,65 +209,6 @@ _OF_STAGE_3 = (
     "zero_quantized_weights",
     "zero_quantized_gradients",
 )
-
-
-class SlurmConfig(Section):
-    nodes: Count = 1
-    # Ranks on each node: one per GPU; on CPU as many as you like.
-    ranks_per_node: Count = 8
-    # GPUs asked for on each node; null = one per rank, 0 = none.
-    gpus_per_node: NonNegativeInt | None = None
-    cpus_per_rank: Count = 8
-    # null = the partition's default.
-    mem_gb_per_node: PositiveInt | None = None
-    time_min: Minutes = 1440
-    partition: SbatchValue | None = None
-    account: SbatchValue | None = None
-    qos: SbatchValue | None = None
-    constraint: SbatchValue | None = None
-    exclude: SbatchValue | None = None
-    # Seconds before the time limit at which the job is signalled to save and requeue itself.
-    signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
-    # [1, 4]: start on as many nodes as SLURM has free, at least 1 and at most 4; null = on `nodes`.
-    # The global batch stays what it is on `nodes`.
-    elastic: tuple[Count, Count] | None = None
-    # Restarts after the loss of a node or a rank that was killed; preemptions and time limits are
-    # not counted.
-    node_failure_restarts: NonNegativeInt = 10
-    # Number of attempts in a row without progress that end the job: failed attempts without a new
-    # checkpoint, and attempts that a time limit or preemption ended before min_steps_per_attempt
-    # new steps.
-    attempts_without_progress: PositiveInt = 3
-    min_steps_per_attempt: NonNegativeInt = 3
-    # A shell script that every node sources first: modules, virtual environment, NCCL variables.
-    setup: NonEmptyStr | None = "slurm/setup.sh"
-    # Further sbatch options, by their long names: {reservation: week42}.
-    extra: dict[SbatchKey, SbatchValue | int] = Field({})
-
-    @property
-    def node_range(self) -> range:
-        """The numbers of nodes that an attempt may run on."""
-        least, most = self.elastic or (self.nodes, self.nodes)
-        return range(least, most + 1)
-
-    @model_validator(mode="after")
-    def _lead_within_the_limit(self) -> "SlurmConfig":
-        if self.signal_lead_s >= self.time_min * 60:
-            raise ValueError(
-                "signal_lead_s: must be less than time_min, or the job is signalled to stop when it"
-                f" has just started: got {self.signal_lead_s} s for {self.time_min} min"
-                f" ({self.time_min * 60} s)"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _elastic_around_nodes(self) -> "SlurmConfig":
-        if self.nodes not in self.node_range:
-            raise ValueError(
-                "elastic: must be [least, most] with nodes between them, "
-                f"got {list(self.elastic or ())} for nodes: {self.nodes}"
-            )
-        return self
 
 
 class LogConfig(Section):

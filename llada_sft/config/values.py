@@ -1,5 +1,6 @@
-"""The types of values in a config, with their limits; and what all sections share."""
+"""The types of values in a config, with their limits; what all sections share; and URLs."""
 
+import re
 from typing import Annotated
 
 from pydantic import (
@@ -38,3 +39,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
     )
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL: `s3://bucket/train`, `memory://x`."""
+    return _URL.match(path) is not None

@@ -48,7 +48,7 @@ Shard = Path | RemoteFile
 def is_remote(path: str) -> bool:
     if "://" not in path:
         return False
-    from llada_sft.config.urls import is_url
+    from llada_sft.config.values import is_url
 
     return is_url(path) and not path.startswith("file://")
 

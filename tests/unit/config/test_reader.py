@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
-from llada_sft.config.elastic import check_range
+from llada_sft.config.slurm_section import check_range
 from llada_sft.errors import ConfigError
 
 INT_64 = st.integers(-(2**63), 2**63 - 1)

@@ -1,0 +1,125 @@
+"""The section `slurm`: the job and its nodes.
+
+`slurm.elastic` says on which numbers of nodes an attempt may run: they share out one and the same
+global batch. On n nodes a rank accumulates nodes × accumulate_grad_batches / n micro-batches. Where
+that is a whole number for every n of the range, the training is the same optimization on all of
+them.
+"""
+
+from math import gcd, lcm
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from llada_sft.config.values import (
+    Count,
+    Minutes,
+    NonEmptyStr,
+    NonNegativeInt,
+    PositiveInt,
+    SbatchKey,
+    SbatchValue,
+    Section,
+)
+
+# The least common multiple of a wide range may have thousands of digits.
+MAX_ACCUMULATION = 1_000_000
+
+
+class SlurmConfig(Section):
+    nodes: Count = 1
+    # Ranks on each node: one per GPU; on CPU as many as you like.
+    ranks_per_node: Count = 8
+    # GPUs asked for on each node; null = one per rank, 0 = none.
+    gpus_per_node: NonNegativeInt | None = None
+    cpus_per_rank: Count = 8
+    # null = the partition's default.
+    mem_gb_per_node: PositiveInt | None = None
+    time_min: Minutes = 1440
+    partition: SbatchValue | None = None
+    account: SbatchValue | None = None
+    qos: SbatchValue | None = None
+    constraint: SbatchValue | None = None
+    exclude: SbatchValue | None = None
+    # Seconds before the time limit at which the job is signalled to save and requeue itself.
+    signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
+    # [1, 4]: start on as many nodes as SLURM has free, at least 1 and at most 4; null = on `nodes`.
+    # The global batch stays what it is on `nodes`.
+    elastic: tuple[Count, Count] | None = None
+    # Restarts after the loss of a node or a rank that was killed; preemptions and time limits are
+    # not counted.
+    node_failure_restarts: NonNegativeInt = 10
+    # Number of attempts in a row without progress that end the job: failed attempts without a new
+    # checkpoint, and attempts that a time limit or preemption ended before min_steps_per_attempt
+    # new steps.
+    attempts_without_progress: PositiveInt = 3
+    min_steps_per_attempt: NonNegativeInt = 3
+    # A shell script that every node sources first: modules, virtual environment, NCCL variables.
+    setup: NonEmptyStr | None = "slurm/setup.sh"
+    # Further sbatch options, by their long names: {reservation: week42}.
+    extra: dict[SbatchKey, SbatchValue | int] = Field({})
+
+    @property
+    def node_range(self) -> range:
+        """The numbers of nodes that an attempt may run on."""
+        least, most = self.elastic or (self.nodes, self.nodes)
+        return range(least, most + 1)
+
+    @model_validator(mode="after")
+    def _lead_within_the_limit(self) -> "SlurmConfig":
+        if self.signal_lead_s >= self.time_min * 60:
+            raise ValueError(
+                "signal_lead_s: must be less than time_min, or the job is signalled to stop when it"
+                f" has just started: got {self.signal_lead_s} s for {self.time_min} min"
+                f" ({self.time_min * 60} s)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_around_nodes(self) -> "SlurmConfig":
+        if self.nodes not in self.node_range:
+            raise ValueError(
+                "elastic: must be [least, most] with nodes between them, "
+                f"got {list(self.elastic or ())} for nodes: {self.nodes}"
+            )
+        return self
+
+
+def check_range(nodes: int, accumulate: int, allowed: range) -> None:
+    """Check that each number of nodes can share out the batch of `nodes` × `accumulate`.
+
+    Raises:
+        ValueError: One cannot; names numbers that work.
+    """
+    unfit = next((count for count in allowed if nodes * accumulate % count), None)
+    if unfit is None:
+        return
+    least, most = _fitting_range(nodes, accumulate, allowed)
+    fitting = _fitting_accumulation(nodes, accumulate, allowed)
+    other = f"train.accumulate_grad_batches={fitting}, or " if fitting else ""
+    raise ValueError(
+        f"slurm.elastic: {unfit} nodes cannot share out the global batch, slurm.nodes × "
+        f"train.accumulate_grad_batches = {nodes} × {accumulate}, evenly; use "
+        f"{other}slurm.elastic=[{least}, {most}]"
+    )
+
+
+def _fitting_accumulation(nodes: int, accumulate: int, allowed: range) -> int | None:
+    """Return the next larger accumulation that all can share out; None if it is too large."""
+    whole = 1
+    for count in allowed:
+        whole = lcm(whole, count)
+        if whole > MAX_ACCUMULATION * nodes:
+            return None
+    unit = whole // gcd(whole, nodes)
+    return -(-accumulate // unit) * unit
+
+
+def _fitting_range(nodes: int, accumulate: int, allowed: range) -> tuple[int, int]:
+    """Return the widest part of the range around `nodes` that can share out this batch."""
+    least = most = nodes
+    while least > allowed[0] and nodes * accumulate % (least - 1) == 0:
+        least -= 1
+    while most < allowed[-1] and nodes * accumulate % (most + 1) == 0:
+        most += 1
+    return least, most
