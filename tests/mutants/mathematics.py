@@ -35,8 +35,8 @@ MUTANTS = (
         "generation/candidates.py",
         "generation/test_promises.py",
         (
-            "logits[:, self._banned] = -torch.inf",
-            "pass",
+            "self._tokens(without(logits, self._banned), eligible, rows)",
+            "self._tokens(logits, eligible, rows)",
             "banned tokens and the mask token are written",
         ),
     ),

@@ -178,7 +178,7 @@ MUTANTS = (
         "training/validation/test_results.py",
         ("table[np.argsort(table[:, _ITEM])]", "table", "rows get the numbers of others"),
         (
-            "own[:, _NATS] * lengths / own[:, _MASKED]",
+            "own[:, _BOUND] * lengths",
             "own[:, _NATS]",
             "the bound is of the masked tokens alone",
         ),

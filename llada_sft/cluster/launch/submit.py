@@ -13,7 +13,7 @@ from typing import Any
 from llada_sft.cluster import slurm
 from llada_sft.cluster.launch import batch_script, sbatch_environment
 from llada_sft.config import Config
-from llada_sft.config.schema import SlurmConfig
+from llada_sft.config.slurm_section import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
