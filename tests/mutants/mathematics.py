@@ -14,6 +14,12 @@ MUTANTS = (
         ("(cfg_scale + 1) * (logits", "cfg_scale * (logits", "guidance is weaker than its scale"),
     ),
     *of_file(
+        "diffusion/grid.py",
+        "diffusion/test_grid.py",
+        ("counted[chosen] += 1 / count", "pass", "all masks of a row hide the same tokens"),
+        ("(part + within) / draws", "within", "all masks of a row are of one level"),
+    ),
+    *of_file(
         "diffusion/likelihood.py",
         "diffusion/test_likelihood.py",
         (
