@@ -170,9 +170,9 @@ def main() -> None:
     )
     parser.add_argument("--config", default="config/demo.yaml", help="whose data is read")
     parser.add_argument("--model", type=Path, nargs="+", default=[Path("demo/early")])
-    parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--seeds", type=int, default=24)
     parser.add_argument("--size", type=int, default=100, help="rows of a forward pass")
     parser.add_argument("--out", type=Path)
     sizes = parser.parse_args()
@@ -195,9 +195,9 @@ def main() -> None:
         print(f"\n{path}, {sizes.rows} rows")
         report.print_table([shown(line) for line in lines])
         found["models"][str(path)] = lines
-    if sizes.out is not None:
-        sizes.out.parent.mkdir(parents=True, exist_ok=True)
-        report.write(sizes.out, found)
+        if sizes.out is not None:
+            sizes.out.parent.mkdir(parents=True, exist_ok=True)
+            report.write(sizes.out, found)
 
 
 if __name__ == "__main__":

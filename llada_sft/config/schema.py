@@ -20,7 +20,7 @@ from llada_sft.config.slurm_section import SlurmConfig, check_range
 from llada_sft.config.validation_section import (
     EarlyStopConfig,
     ValidationConfig,
-    comparable_metrics,
+    require_comparable,
 )
 from llada_sft.config.values import (
     Beta,
@@ -296,18 +296,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _best_by_a_number_of_validation(self) -> "Config":
-        early = self.train.early_stop
-        asked = {
-            "train.keep_best": self.train.keep_best,
-            "train.early_stop.metric": None if early is None else early.metric,
-        }
-        known = comparable_metrics(self.data.validation_sets)
-        for key, metric in asked.items():
-            if metric is None or metric in known:
-                continue
-            if not known:
-                raise ValueError(f"{key}: needs data.validation, which is null; set it")
-            raise ValueError(f"{key}: must be one of {', '.join(known)}, got {metric!r}")
+        early, names = self.train.early_stop, self.data.validation_sets
+        require_comparable("train.keep_best", self.train.keep_best, names)
+        if early is not None:
+            require_comparable("train.early_stop.metric", early.metric, names)
         return self
 
     @model_validator(mode="after")

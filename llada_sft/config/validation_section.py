@@ -42,6 +42,21 @@ def metric_name(set_name: str, number: str) -> str:
     return "validation_loss" if number == "loss" else f"validation/{number}"
 
 
-def comparable_metrics(set_names: Iterable[str]) -> list[str]:
-    """Return the names of the numbers by which checkpoints can be compared."""
-    return [metric_name(name, number) for name in set_names for number in LOWER_IS_BETTER]
+def require_comparable(key: str, metric: str | None, set_names: Iterable[str]) -> None:
+    """Check that a key names a number by which checkpoints can be compared, or none.
+
+    Args:
+        key: Of the config.
+        metric: Its value.
+        set_names: Of `data.validation`; without any there are no numbers.
+
+    Raises:
+        ValueError: It does not; the text has the names that it could have.
+    """
+    if metric is None:
+        return
+    known = [metric_name(name, number) for name in set_names for number in LOWER_IS_BETTER]
+    if not known:
+        raise ValueError(f"{key}: needs data.validation, which is null; set it")
+    if metric not in known:
+        raise ValueError(f"{key}: must be one of {', '.join(known)}, got {metric!r}")

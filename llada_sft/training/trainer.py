@@ -128,7 +128,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     if best.stop_reason:
         if placement.rank == 0:
             print(stopped_early(best.stop_reason, resume.step), flush=True)
-            host.ended_early(best.stop_reason)
+            host.ended_early(f"early stop: {best.stop_reason}")
         return "finished"
     dataset = build_dataset(
         config,
@@ -262,8 +262,8 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     host.pulse("end", trainer.global_step)
     ended = outcome(saver.stopped, trainer.global_step)
     if best.stop_reason and placement.rank == 0 and ended == "finished":
-        print(f"step {trainer.global_step}: {best.stop_reason}", flush=True)
-        host.ended_early(best.stop_reason)
+        print(f"step {trainer.global_step}: early stop: {best.stop_reason}", flush=True)
+        host.ended_early(f"early stop: {best.stop_reason}")
     elif placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
         print(no_rows_left(resume.step), flush=True)
     return ended

@@ -74,6 +74,12 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "diffusion/grid.py",
+        "diffusion/test_grid.py",
+        ("counted[chosen] += 1 / count", "pass", "all masks of a row hide the same tokens"),
+        ("(part + within) / draws", "within", "all masks of a row are of one level"),
+    ),
+    *of_file(
         "diffusion/likelihood.py",
         "diffusion/test_likelihood.py",
         (

@@ -139,6 +139,22 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/log/signals.py",
+        "training/log/test_signals.py",
+        ("examples_of_rank / len(levels.levels)", "1", "the variance depends on the batch's size"),
+        (
+            "loss.detach().double()[None] / world_size",
+            "loss[None]",
+            "the loss grows with the ranks",
+        ),
+    ),
+    *of_file(
+        "training/validation/answers.py",
+        "training/validation/test_answers.py",
+        ("number = first + rank", "number = first", "all ranks answer the same prompts"),
+        ("0 < len(question.prompt_ids) <= longest_prompt", "True", "prompts that do not fit"),
+    ),
+    *of_file(
         "training/checkpoint/manifest.py",
         "training/checkpoint/test_manifest.py",
         (

@@ -153,6 +153,18 @@ def test_head_compares_both_ways(tmp_path: Path) -> None:
     assert all(row["s"] > 0 and row["peak_gb"] > 0 for row in found["heads"])
 
 
+def demo_model(folder: Path) -> None:
+    """Make the demo's data, and a model that was not trained."""
+    write_demo(folder / "demo")
+    (folder / "utils").symlink_to(ROOT / "utils")
+    config = load_config(ROOT / "config/demo.yaml", [f"model.path={folder / 'demo/tokenizer'}"])
+    model = build_network(config.model, resolve_network(config.model), seed=0)
+    tokenizer = folder / "demo/tokenizer"
+    export_checkpoint(
+        network_tensors(model), model.config, tokenizer, folder / "demo/model", torch.float32
+    )
+
+
 @pytest.mark.slow
 def test_endings_have_a_line_for_each_end(tmp_path: Path) -> None:
     """After three steps nothing is right; with tokens that are never written there are two."""
@@ -170,14 +182,7 @@ def test_endings_have_a_line_for_each_end(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_variances_have_a_line_for_each_estimator(tmp_path: Path) -> None:
     """At a size at which no variance means anything: the means agree, and all numbers are there."""
-    write_demo(tmp_path / "demo")
-    (tmp_path / "utils").symlink_to(ROOT / "utils")
-    config = load_config(ROOT / "config/demo.yaml", [f"model.path={tmp_path / 'demo/tokenizer'}"])
-    model = build_network(config.model, resolve_network(config.model), seed=0)
-    tokenizer = tmp_path / "demo/tokenizer"
-    export_checkpoint(
-        network_tensors(model), model.config, tokenizer, tmp_path / "demo/model", torch.float32
-    )
+    demo_model(tmp_path)
     sizes = {"rows": 8, "examples": 64, "batches": 30, "sets": 3, "repeats": 3, "gradients": 4}
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
     subprocess.run(
@@ -194,3 +199,23 @@ def test_variances_have_a_line_for_each_estimator(tmp_path: Path) -> None:
         assert abs(line["mean"] - default["mean"]) < 4 * error
         for name in ("masks", "all", "gradient"):
             assert line[f"{name}_x_less"] == pytest.approx(default[name] / line[name])
+
+
+@pytest.mark.slow
+def test_a_validation_has_a_line_for_each_estimator_and_number_of_draws(tmp_path: Path) -> None:
+    demo_model(tmp_path)
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks/validation.py", "--config", ROOT / "config/demo.yaml",
+         "--model", "demo/model", "--rows=12", "--draws", "1", "4", "--seeds=6",
+         "--out", tmp_path / "out.json"],
+        cwd=tmp_path, check=True, capture_output=True, timeout=200,
+    )  # fmt: skip
+    lines = json.loads((tmp_path / "out.json").read_text())["models"]["demo/model"]
+    assert [(line["estimator"], line["draws"]) for line in lines] == [
+        (name, draws) for draws in (1, 4) for name in ("official", "exact", "grid")
+    ]
+    for line in lines:
+        official = next(each for each in lines if each["draws"] == line["draws"])
+        error = math.hypot(line["loss_mean_se"], official["loss_mean_se"])
+        assert abs(line["loss"] - official["loss"]) < 6 * error
+        assert line["loss_x_less"] == pytest.approx(official["loss_error"] / line["loss_error"])

@@ -21,9 +21,6 @@ class Lowest:
     value: float
     step: int
 
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4f} at step {self.step}"
-
 
 @dataclass(frozen=True)
 class ValidationState:
@@ -107,8 +104,9 @@ class BestSoFar:
         early, state = self.early_stop, self.state
         if early is None or state.misses < early.patience:
             return ""
-        than = "never finite" if state.lowest is None else f"not below {state.lowest}"
-        return f"early stop: {early.metric} was {than} in {state.misses} validations"
+        lowest = state.lowest
+        was = f"not below {lowest.value:.4f} (step {lowest.step})" if lowest else "never finite"
+        return f"{early.metric} was {was} in {state.misses} validations"
 
 
 def _lower(

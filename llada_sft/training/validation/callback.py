@@ -60,6 +60,8 @@ class Validation(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step > self._best.state.last_step:
             self._validate_if_due(trainer, cast(DiffusionModule, pl_module))
+            # After a step, the saver ends the run; here its checkpoint is there already.
+            trainer.should_stop = trainer.should_stop or bool(self._best.stop_reason)
 
     def on_train_batch_end(
         self,

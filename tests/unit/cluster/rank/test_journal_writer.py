@@ -76,3 +76,12 @@ def test_a_signal_is_noted_with_its_cause_where_slurm_answers(
     noted.job = RankJob("42", restarts=0, signal_lead_s=60)
     noted.stop_agreed(13, ["SIGTERM"], "all ranks")
     assert journal.read(tmp_path / "journal")[0].get("cause") == noted.cause == cause
+
+
+def test_the_reason_of_an_early_end_is_in_the_last_entry(tmp_path: Path) -> None:
+    noted = RankJournal(tmp_path / "journal", {"attempt": 1})
+    assert noted.early_end == ""
+    noted.ended_early("early stop: it got worse")
+    noted.ended(Cause.FINISHED, detail=noted.early_end)
+    (entry,) = journal.read(tmp_path / "journal")
+    assert (entry["cause"], entry["detail"]) == (Cause.FINISHED, "early stop: it got worse")

@@ -41,16 +41,13 @@ def test_the_end_comes_after_so_many_misses_in_a_row() -> None:
     best = both(patience=2)
     follow([3.0, 4.0, 2.0, 5.0, 2.0, 1.0], best)
     assert best.state.last_step == 5
-    assert best.stop_reason == (
-        "early stop: validation_loss was not below validation_loss 2.0000 at step 3 in"
-        " 2 validations"
-    )
+    assert best.stop_reason == ("validation_loss was not below 2.0000 (step 3) in 2 validations")
 
 
 def test_a_number_that_never_was_finite_ends_a_run_too() -> None:
     best = both(patience=2)
     follow([math.nan, math.nan], best)
-    assert best.stop_reason == "early stop: validation_loss was never finite in 2 validations"
+    assert best.stop_reason == "validation_loss was never finite in 2 validations"
 
 
 @given(st.lists(st.floats(0, 9, width=16), min_size=2, max_size=12), st.data())

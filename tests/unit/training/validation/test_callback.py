@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llada_sft.config.validation_section import EarlyStopConfig
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.noising import MicroBatch
-from llada_sft.training.validation.best import BestSoFar, ValidationState
+from llada_sft.training.validation.best import BestSoFar, Lowest, ValidationState
 from llada_sft.training.validation.callback import Validation
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, TABLE, logits_at
@@ -48,17 +49,24 @@ class Run:
     """Steps of one rank with a validation every 5 steps."""
 
     def __init__(
-        self, consensus: Consensus, rank: int = 0, world_size: int = 1, last_step: int = 0
+        self,
+        consensus: Consensus,
+        rank: int = 0,
+        world_size: int = 1,
+        last_step: int = 0,
+        best: BestSoFar | None = None,
     ) -> None:
         self.module, self.stop_agreed = Module(), False
-        self.trainer: Any = SimpleNamespace(global_step=0, is_global_zero=rank == 0)
+        self.trainer: Any = SimpleNamespace(
+            global_step=0, is_global_zero=rank == 0, should_stop=False
+        )
         self.callback = Validation(
             batches_of([rows(3, 4, 5, 6, 2, name="dev"), rows(2, name="hard")], rank, world_size),
             5,
             consensus,
             EOS,
             stop_agreed=lambda: self.stop_agreed,
-            best=BestSoFar(state=ValidationState(last_step)),
+            best=best or BestSoFar(state=ValidationState(last_step)),
         )
 
     def start(self, step: int) -> "Run":
@@ -107,6 +115,15 @@ def test_a_run_that_stops_does_not_validate_and_does_so_when_it_resumes() -> Non
     assert alone(lambda run: run.start(10).steps(12), last_step=5).validated == [10]
     assert alone(lambda run: run.start(10).steps(12), last_step=10).validated == []
     assert alone(lambda run: run.start(9).steps(12), last_step=5).validated == [10]
+
+
+def test_a_run_whose_missing_validation_is_one_too_many_does_not_train() -> None:
+    early = EarlyStopConfig(metric="validation/dev/loss", patience=1)
+    for lowest, ends in ((0.0, True), (99.0, False)):
+        state = ValidationState(5, lowest=Lowest(early.metric, lowest, 5))
+        best = BestSoFar(early_stop=early, state=state)
+        run = alone(lambda run: run.start(10), best=best)
+        assert (run.validated, run.trainer.should_stop) == ([10], ends)
 
 
 def test_all_ranks_have_the_same_numbers_on_any_ranks(capsys: pytest.CaptureFixture[str]) -> None:
