@@ -16,7 +16,7 @@ _OWN = "LLADA_SFT_EVALUATION"
 _POLL_S = 0.1
 
 
-class Share(NamedTuple):
+class RankShare(NamedTuple):
     """One of `world_size` equal parts of the work; `local_rank` chooses the GPU."""
 
     rank: int
@@ -24,19 +24,19 @@ class Share(NamedTuple):
     local_rank: int
 
 
-def share_of(environment: Mapping[str, str]) -> Share:
+def rank_share(environment: Mapping[str, str]) -> RankShare:
     """Return this process's share: all, unless `run_shares` or `srun` has started it."""
     if own := environment.get(_OWN):
         rank, number = map(int, own.split("/"))
-        return Share(rank, number, rank)
+        return RankShare(rank, number, rank)
     # A batch script has the number of its tasks, too, but is no task itself.
     if "SLURM_STEP_NUM_TASKS" in environment:
-        return Share(
+        return RankShare(
             int(environment["SLURM_PROCID"]),
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment["SLURM_LOCALID"]),
         )
-    return Share(0, 1, 0)
+    return RankShare(0, 1, 0)
 
 
 def run_shares(number: int, plan: str) -> int:
@@ -44,7 +44,7 @@ def run_shares(number: int, plan: str) -> int:
 
     Args:
         number: Of processes.
-        plan: The evaluation, as `Plan.to_json` returns it.
+        plan: The evaluation, as `EvalPlan.to_json` returns it.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // number)
     command = [sys.executable, "-m", "llada_sft.evaluation", "rank", plan]
