@@ -65,6 +65,7 @@ def generate(
         prompts,
         length=settings.start_length or settings.gen_length,
         max_length=settings.gen_length,
+        block_length=settings.block_length,
         mask_token_id=mask_token_id,
         eos_token_id=_eos_token_id(model, settings),
         device=model.device,

@@ -60,7 +60,7 @@ def fill_blocks(decoding: Decoding) -> None:
 
 def _fill_block(decoding: Decoding, rows: Tensor, block: int) -> None:
     canvas, settings = decoding.canvas, decoding.settings
-    is_open = canvas.open_in_block(rows, block, settings.block_length)
+    is_open = canvas.open_in_block(rows, block)
     shares = num_transfer_tokens(is_open.sum(1), settings.steps_per_block)  # [R, steps]
     cache, step = None, 0
     while len(rows) and not (settings.caches == "dual" and step == settings.steps_per_block):
@@ -68,7 +68,7 @@ def _fill_block(decoding: Decoding, rows: Tensor, block: int) -> None:
             cache = decoding.predictor.new_cache()
         share = shares[:, step] if step < shares.shape[1] else torch.zeros_like(rows)
         _step(decoding, rows, block, share, cache, is_first=step == 0)
-        is_open = canvas.open_in_block(rows, block, settings.block_length)
+        is_open = canvas.open_in_block(rows, block)
         kept = is_open.any(1) & ~canvas.ended(rows)
         if cache is not None and not bool(kept.all()):
             decoding.predictor.keep(cache, kept)
@@ -87,24 +87,22 @@ def _step(
     canvas, settings = decoding.canvas, decoding.settings
     ids, places = canvas.ids[rows], None
     if is_first or cache is None:
-        ends = canvas.starts[rows] + (block + 1) * settings.block_length
-        eligible = canvas.within(torch.zeros_like(ends), ends) & (ids == canvas.mask_token_id)
+        eligible = canvas.open_until(ids, rows, block)
     else:
-        places = _computed_places(decoding, rows, block)
-        eligible = canvas.open_in_block(rows, block, settings.block_length)
+        places = _computed_places(decoding, rows, block, cache.width)
+        eligible = canvas.open_in_block(rows, block)
     logits = decoding.predictor.logits(ids, rows, eligible, cache, places)
     tokens, scores = decoding.candidates.choose(logits, eligible, rows)
     taken = select(settings.choice, scores, eligible.sum(1), share)
     canvas.ids[rows] = torch.where(taken, tokens, ids)
 
 
-def _computed_places(decoding: Decoding, rows: Tensor, block: int) -> Tensor:
+def _computed_places(decoding: Decoding, rows: Tensor, block: int, width: int) -> Tensor:
     """Return the positions that a pass after the first one of a block computes, [R, Q] int64."""
-    canvas, settings = decoding.canvas, decoding.settings
-    firsts = canvas.starts[rows] + block * settings.block_length
-    length = settings.block_length
-    if settings.caches == "prefix":
+    canvas = decoding.canvas
+    firsts, length = canvas.block_starts(rows, block), canvas.block_length
+    if decoding.settings.caches == "prefix":
         length = int((canvas.ends[rows] - firsts).max())
     lead = decoding.predictor.lead
-    num_places = min(length + lead, canvas.ids.shape[1])
-    return (firsts - lead).clamp(min=0)[:, None] + torch.arange(num_places, device=rows.device)
+    places = torch.arange(min(length + lead, width), device=rows.device)
+    return (firsts - lead).clamp(min=0)[:, None] + places

@@ -57,31 +57,28 @@ class Candidates:
             float64, -inf but at candidates.
         """
         logits[:, self._banned] = -torch.inf
-        numbers = eligible.sum(1).tolist()
-        chosen = self._tokens(logits, numbers, rows)
+        chosen = self._tokens(logits, eligible, rows)
         tokens = torch.zeros_like(eligible, dtype=torch.int64)
         tokens[eligible] = chosen
         scores = torch.full(eligible.shape, -torch.inf, dtype=torch.float64, device=logits.device)
-        scores[eligible] = self._scores(logits, chosen, numbers, rows)
+        scores[eligible] = self._scores(logits, chosen, eligible, rows)
         return tokens, scores
 
-    def _tokens(self, logits: Tensor, numbers: Sequence[int], rows: Tensor) -> Tensor:
+    def _tokens(self, logits: Tensor, eligible: Tensor, rows: Tensor) -> Tensor:
         if self._temperature == 0:
             return logits.argmax(dim=-1)
-        uniform = self._draws(numbers, rows, logits.shape[-1])
+        uniform = self._draws(eligible, rows, logits.shape[-1])
         return with_gumbel_noise(logits, uniform, self._temperature).argmax(dim=-1)
 
-    def _scores(
-        self, logits: Tensor, tokens: Tensor, numbers: Sequence[int], rows: Tensor
-    ) -> Tensor:
+    def _scores(self, logits: Tensor, tokens: Tensor, eligible: Tensor, rows: Tensor) -> Tensor:
         if self._random:
-            return self._draws(numbers, rows)
+            return self._draws(eligible, rows)
         if self._by_entropy:
             entropies: Tensor = torch.special.entr(logits.double().softmax(dim=-1)).sum(dim=-1)
             return -entropies
         return probability_of(logits, tokens)
 
-    def _draws(self, numbers: Sequence[int], rows: Tensor, *shape: int) -> Tensor:
+    def _draws(self, eligible: Tensor, rows: Tensor, *shape: int) -> Tensor:
         """Return uniform draws for each candidate, [M, *shape] float64."""
         draws = [
             torch.rand(
@@ -90,6 +87,6 @@ class Candidates:
                 device=rows.device,
                 generator=self._generators[row],
             )
-            for number, row in zip(numbers, rows.tolist(), strict=True)
+            for number, row in zip(eligible.sum(1).tolist(), rows.tolist(), strict=True)
         ]
         return torch.cat(draws)

@@ -19,6 +19,7 @@ class Canvas:
         prompts: Token ids; their lengths may differ, and be 0.
         length: Tokens of each answer at first.
         max_length: Tokens that it may grow to.
+        block_length: Tokens of a block.
         mask_token_id: From the model's config.
         eos_token_id: The token that ends an answer; None: all of its tokens are wanted.
         device: The model's.
@@ -38,11 +39,13 @@ class Canvas:
         *,
         length: int,
         max_length: int,
+        block_length: int,
         mask_token_id: int,
         eos_token_id: int | None,
         device: torch.device,
     ) -> None:
         self.mask_token_id, self.eos_token_id = mask_token_id, eos_token_id
+        self.block_length = block_length
         longest = max(map(len, prompts)) + max_length
         # Any token but the mask token, which would be uncovered.
         padding = int(mask_token_id == 0)
@@ -54,26 +57,45 @@ class Canvas:
         self.places = torch.arange(longest, device=device)
         self.is_prompt = (self.places < self.starts[:, None]) & (self.ids != mask_token_id)
 
-    def real(self, rows: Tensor) -> Tensor | None:
-        """Return [R, L] bool, true but at padding; None where there is none."""
-        real = self.places < self.ends[rows, None]
+    def width(self, rows: Tensor) -> int:
+        """Return the positions that passes over rows need; what is after them is padding."""
+        return int(self.starts[rows].max() + (self.ends - self.starts)[rows].max())
+
+    def real(self, rows: Tensor, width: int) -> Tensor | None:
+        """Return [R, width] bool, true but at padding; None where there is none."""
+        real = self.places[:width] < self.ends[rows, None]
         return None if bool(real.all()) else real
 
     def within(self, firsts: Tensor, ends: Tensor) -> Tensor:
         """Return [R, L] bool, true from `firsts` to before `ends`, both [R] int64."""
         return (self.places >= firsts[:, None]) & (self.places < ends[:, None])
 
-    def open_in_block(self, rows: Tensor, block: int, block_length: int) -> Tensor:
+    def block_starts(self, rows: Tensor, block: int) -> Tensor:
+        """Return where a block of rows starts, [R] int64."""
+        return self.starts[rows] + block * self.block_length
+
+    def open_in_block(self, rows: Tensor, block: int) -> Tensor:
         """Return [R, L] bool, true at the mask tokens of a block of rows."""
-        firsts = self.starts[rows] + block * block_length
-        in_block = self.within(firsts, firsts + block_length)
+        firsts = self.block_starts(rows, block)
+        in_block = self.within(firsts, firsts + self.block_length)
         return in_block & (self.ids[rows] == self.mask_token_id)
 
-    def grow(self, rows: Tensor, num_tokens: int) -> None:
-        """Add mask tokens at the end of rows."""
-        added = self.within(self.ends[rows], self.ends[rows] + num_tokens)
+    def open_until(self, ids: Tensor, rows: Tensor, block: int) -> Tensor:
+        """Return [R, L] bool, true at all mask tokens up to the end of a block.
+
+        Args:
+            ids: [R, L] int64, states of rows.
+            rows: [R] int64.
+            block: Of the answer.
+        """
+        before_end = self.places < self.block_starts(rows, block + 1)[:, None]
+        return before_end & (ids == self.mask_token_id)
+
+    def grow(self, rows: Tensor) -> None:
+        """Add a block of mask tokens at the end of rows."""
+        added = self.within(self.ends[rows], self.ends[rows] + self.block_length)
         self.ids[rows] = self.ids[rows].masked_fill(added, self.mask_token_id)
-        self.ends[rows] += num_tokens
+        self.ends[rows] += self.block_length
 
     def open_before(self, rows: Tensor) -> Tensor:
         """Return the number of mask tokens in the prompts of rows, [R] int64."""

@@ -24,23 +24,19 @@ def grow_canvas(
         block: The next block.
         settings: Of the sampler.
     """
-    length = settings.block_length
-    num_tokens = (canvas.ends - canvas.starts)[rows]  # [R]
     # What was decoded has no EOS.
-    used_up = rows[num_tokens == block * length]
-    canvas.grow(used_up, length)
-    num_tokens = (canvas.ends - canvas.starts)[rows]
-    in_last_block = (num_tokens == (block + 1) * length) & (num_tokens < settings.gen_length)
-    asked = rows[in_last_block]
+    canvas.grow(rows[canvas.ends[rows] == canvas.block_starts(rows, block)])
+    is_last = canvas.ends[rows] == canvas.block_starts(rows, block + 1)
+    asked = rows[is_last & (canvas.ends - canvas.starts < settings.gen_length)[rows]]
     if len(asked):
-        canvas.grow(asked[~_will_end(predictor, canvas, asked, block, settings)], length)
+        canvas.grow(asked[~_will_end(predictor, canvas, asked, block, settings)])
 
 
 def _will_end(
     predictor: Predictor, canvas: Canvas, rows: Tensor, block: int, settings: SamplerSettings
 ) -> Tensor:
     """Return whether EOS is probable somewhere in the last block of rows, [R] bool."""
-    wanted = canvas.open_in_block(rows, block, settings.block_length)
+    wanted = canvas.open_in_block(rows, block)
     logits = predictor.logits(canvas.ids[rows], rows, wanted)  # [M, V]
     is_probable = wanted.clone()
     probabilities = logits.double().softmax(dim=-1)[:, canvas.eos_token_id]

@@ -29,7 +29,9 @@ def fill_officially(predictor: Predictor, canvas: Canvas, settings: SamplerSetti
         generator = torch.Generator(canvas.ids.device).manual_seed(settings.seed)
 
     def predict(ids: Tensor, wanted: Tensor) -> Tensor:
-        return predictor.logits(ids, rows, wanted)
+        is_wanted = torch.zeros_like(ids, dtype=torch.bool)
+        is_wanted.view(-1)[wanted] = True
+        return predictor.logits(ids, rows, is_wanted)
 
     uncover_blocks(
         predict,

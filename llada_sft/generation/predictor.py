@@ -49,14 +49,16 @@ class Predictor:
         Args:
             ids: [R, L] int64.
             rows: [R] int64, the row of the canvas that each of `ids` is a state of.
-            wanted: [R, L] bool; or [M] int64, indices into the flattened R·L positions.
+            wanted: [R, L] bool.
             cache: It is filled by a pass over whole rows, and used where there are `places`.
             places: [R, Q] int64, the positions to compute, where all wanted ones are; None: all.
         """
         self._count(rows)
-        real = self._canvas.real(rows)
-        is_prompt = self._canvas.is_prompt[rows]
-        if places is not None:
+        width = self._canvas.width(rows) if places is None or cache is None else cache.width
+        real, is_prompt = self._canvas.real(rows, width), self._canvas.is_prompt[rows]
+        if places is None:
+            ids, wanted, is_prompt = ids[:, :width], wanted[:, :width], is_prompt[:, :width]
+        else:
             ids, wanted = ids.gather(1, places), wanted.gather(1, places)
             is_prompt = is_prompt.gather(1, places)
 
@@ -72,9 +74,7 @@ class Predictor:
             return logits
 
         predict_guided = guided(predict, is_prompt, self._cfg_scale, self._canvas.mask_token_id)
-        if wanted.dtype == torch.bool:
-            wanted = wanted.flatten().nonzero()[:, 0]
-        return predict_guided(ids, wanted)
+        return predict_guided(ids, wanted.flatten().nonzero()[:, 0])
 
     def new_cache(self) -> KeyValueCache:
         """Return an empty cache for the passes over some rows."""

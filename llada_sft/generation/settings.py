@@ -10,13 +10,8 @@ Sampler = Literal[
 # What tokens are chosen by, and its number.
 Choice = tuple[Literal["fixed", "threshold", "factor", "entropy"], float]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
-# Settings of samplers that decode blocks of another kind of network, with their values here.
-_OF_BLOCK_DIFFUSION = {
-    "editing_threshold": None,
-    "max_post_steps": None,
-    "num_to_transfer": None,
-    "minimal_topk": None,
-}
+# Settings of the samplers of block-diffusion networks.
+_OF_BLOCK_DIFFUSION = ("editing_threshold", "max_post_steps", "num_to_transfer", "minimal_topk")
 # What a sampler chooses tokens by, where the settings do not say it.
 _DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1}
 _CACHED = ("prefix_cache", "dual_cache")
@@ -58,10 +53,11 @@ class SamplerSettings:
         start_length: Tokens of the canvas at first; it grows by one block at a time, up to
             `gen_length`, while no EOS is probable in its last block. None: `gen_length`.
         growth_threshold: The probability of EOS at which a canvas no longer grows.
-        max_drafts: Steps ahead that `verify` computes with each forward pass, at most.
+        max_drafts: Rows that `verify` computes for an answer in one pass, at most: its state and
+            guesses of the next ones. More of them save passes, and cost rows that prove wrong.
         seed: Of all random draws; None: they follow torch's global generator.
         editing_threshold, max_post_steps, num_to_transfer, minimal_topk: Of the samplers of
-            block-diffusion networks; None for all that are here.
+            block-diffusion networks (LLaDA2), none of which is here yet: None.
 
     Raises:
         ValueError: A value is out of its range, or does not fit another one.
@@ -82,7 +78,7 @@ class SamplerSettings:
     mask_token_id: int | None = None
     start_length: int | None = None
     growth_threshold: float = 0.5
-    max_drafts: int = 8
+    max_drafts: int = 4
     seed: int | None = None
     editing_threshold: float | None = None
     max_post_steps: int | None = None
@@ -145,8 +141,8 @@ class SamplerSettings:
                 yield f"{name} must be a whole number above 0, got {value!r}"
         yield from self._problems_of_lengths()
         yield from self._problems_of_choice()
-        for name, unused in _OF_BLOCK_DIFFUSION.items():
-            if getattr(self, name) is not unused:
+        for name in _OF_BLOCK_DIFFUSION:
+            if getattr(self, name) is not None:
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
 
     def _problems_of_lengths(self) -> Iterator[str]:

@@ -14,7 +14,7 @@ Source: the idea is that of arXiv 2510.04147 and arXiv 2510.00294.
 Shapes: B prompts, S states in a pass, L positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from torch import Tensor
 from llada_sft.diffusion.generate import num_transfer_tokens
 from llada_sft.generation.blocks import Decoding
 from llada_sft.generation.growth import grow_canvas
+
+# What a pass predicts at a state: the tokens, [L] int64, and how good each is, [L] float64.
+_Prediction = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -31,14 +34,15 @@ class _Row:
     Attributes:
         index: Of the canvas.
         shares: Tokens that each step still to come writes.
-        tokens: [L] int64, and scores: [L] float64, of the last pass; None before the first one.
+        known: The states of this block that were computed.
+        last: What was predicted at the state before the present one; None at the first one.
         num_guesses: How many states to guess.
     """
 
     index: int
     shares: list[int]
-    tokens: Tensor | None = None
-    scores: Tensor | None = None
+    known: dict[bytes, _Prediction] = field(default_factory=dict)
+    last: _Prediction | None = None
     num_guesses: int = 1
 
 
@@ -65,7 +69,7 @@ class Verifier:
                 pending = [row for row in pending if not self._is_done(row, block)]
 
     def _start_block(self, rows: Tensor, block: int) -> list[_Row]:
-        is_open = self._canvas.open_in_block(rows, block, self._settings.block_length)
+        is_open = self._canvas.open_in_block(rows, block)
         shares = num_transfer_tokens(is_open.sum(1), self._settings.steps_per_block).tolist()
         # A step without a share changes nothing. Mask tokens of a prompt take shares of the block,
         # and the official sampler leaves as many masks there; others need more steps.
@@ -78,54 +82,53 @@ class Verifier:
     def _pass(self, pending: list[_Row], block: int) -> None:
         """Compute the states of rows and the guesses after them, and take the steps known by it."""
         canvas = self._canvas
-        states = [[canvas.ids[row.index].clone(), *self._guesses(row)] for row in pending]
+        states = [self._states(row) for row in pending]
         ids = torch.stack([state for own in states for state in own])  # [S, L]
         indices = [row.index for row, own in zip(pending, states, strict=True) for _ in own]
         rows = torch.tensor(indices, device=ids.device)  # [S]
-        ends = canvas.starts[rows] + (block + 1) * self._settings.block_length
-        eligible = canvas.within(torch.zeros_like(ends), ends) & (ids == canvas.mask_token_id)
+        eligible = canvas.open_until(ids, rows, block)
         logits = self._decoding.predictor.logits(ids, rows, eligible)
         tokens, scores = self._decoding.candidates.choose(logits, eligible, rows)
         # Where the mask token itself was predicted, a step may have fewer candidates than its
         # share: what else it takes stays as it is.
-        tokens = torch.where(eligible, tokens, ids)
-        first = 0
+        predictions = zip(torch.where(eligible, tokens, ids), scores, strict=True)
         for row, own in zip(pending, states, strict=True):
-            after = first + len(own)
-            self._follow(row, block, own, tokens[first:after], scores[first:after])
-            first = after
+            row.known |= {_key(state): next(predictions) for state in own}
+            num_steps = self._follow(row, block)
+            most = self._settings.max_drafts - 1
+            row.num_guesses = min(most, 2 * len(own) - 1 if num_steps >= len(own) else num_steps)
 
-    def _follow(
-        self, row: _Row, block: int, states: list[Tensor], tokens: Tensor, scores: Tensor
-    ) -> None:
-        """Take the steps of a row as long as they lead to its next guess."""
-        ids = self._canvas.ids[row.index]
-        num_right = 0
-        for number, state in enumerate(states):
-            if number and (self._is_done(row, block) or not torch.equal(ids, state)):
-                break
-            num_right = number
-            row.tokens, row.scores = tokens[number], scores[number]
-            taken = self._best(row.scores, row.shares.pop(0))
-            ids[taken] = row.tokens[taken]
-        all_right = num_right == len(states) - 1
-        row.num_guesses = min(
-            self._settings.max_drafts - 1, 2 * len(states) - 1 if all_right else max(1, num_right)
-        )
+    def _follow(self, row: _Row, block: int) -> int:
+        """Take the steps of a row as long as its state was computed; return their number."""
+        ids, num_steps = self._canvas.ids[row.index], 0
+        while not self._is_done(row, block) and _key(ids) in row.known:
+            row.last = tokens, scores = row.known[_key(ids)]
+            taken = self._best(scores, row.shares.pop(0))
+            ids[taken] = tokens[taken]
+            num_steps += 1
+        return num_steps
 
-    def _guesses(self, row: _Row) -> list[Tensor]:
-        """Return the states that the next steps of a row may reach, by its last pass.
+    def _states(self, row: _Row) -> list[Tensor]:
+        """Return the state of a row, and those that its next steps may reach, to be computed.
 
-        The state after the last step needs no pass.
+        Each is guessed by what was predicted at the one before it, or last at one before that. A
+        state that was computed on another way to it is not computed again. The state after the last
+        step needs no pass.
         """
-        if row.tokens is None or row.scores is None:
-            return []
-        ids = self._canvas.ids[row.index]
-        scores = row.scores.masked_fill(ids != self._canvas.mask_token_id, -torch.inf)
-        states, shares = [ids], row.shares[:-1][: row.num_guesses]
-        for taken in torch.split(self._best(scores, sum(shares)), shares):
-            states.append(states[-1].scatter(0, taken, row.tokens[taken]))
-        return states[1:]
+        ids = self._canvas.ids[row.index].clone()
+        states, prediction = [ids], row.last
+        for share in row.shares[:-1]:
+            if prediction is None or len(states) > row.num_guesses:
+                break
+            tokens, scores = prediction
+            open_scores = scores.masked_fill(ids != self._canvas.mask_token_id, -torch.inf)
+            taken = self._best(open_scores, share)
+            ids = ids.scatter(0, taken, tokens[taken])
+            if _key(ids) in row.known:
+                prediction = row.known[_key(ids)]
+            else:
+                states.append(ids)
+        return states
 
     def _best(self, scores: Tensor, number: int) -> Tensor:
         """Return the positions of the highest scores, [number] int64, the highest first.
@@ -140,5 +143,9 @@ class Verifier:
         if self._settings.exact:
             return not row.shares
         rows = torch.tensor([row.index], device=self._canvas.ids.device)
-        is_open = self._canvas.open_in_block(rows, block, self._settings.block_length)
+        is_open = self._canvas.open_in_block(rows, block)
         return not bool(is_open.any()) or bool(self._canvas.ended(rows))
+
+
+def _key(ids: Tensor) -> bytes:
+    return ids.cpu().numpy().tobytes()

@@ -18,6 +18,62 @@ MUTANTS = (
         ("(cfg_scale + 1) * (logits", "cfg_scale * (logits", "guidance is weaker than its scale"),
     ),
     *of_file(
+        "generation/selection.py",
+        "generation/test_selection.py",
+        (
+            "torch.where(first_failure == last, num_candidates, first_failure)",
+            "first_failure",
+            "a last candidate that fails is not taken",
+        ),
+        (
+            "numbers.clamp(min=1).minimum(num_candidates)",
+            "numbers.minimum(num_candidates)",
+            "a step may write nothing",
+        ),
+    ),
+    *of_file(
+        "generation/candidates.py",
+        "generation/test_promises.py",
+        (
+            "logits[:, self._banned] = -torch.inf",
+            "pass",
+            "banned tokens and the mask token are written",
+        ),
+    ),
+    *of_file(
+        "generation/blocks.py",
+        "generation/test_promises.py",
+        ("is_open.any(1) & ~canvas.ended(rows)", "is_open.any(1)", "a row with its EOS continues"),
+        (
+            "(firsts - lead).clamp(min=0)",
+            "firsts.clamp(min=0)",
+            "a cached pass of Dream lacks the position before its block",
+        ),
+    ),
+    *of_file(
+        "generation/verify.py",
+        "generation/test_verify.py",
+        (
+            "row.last = tokens, scores = row.known[_key(ids)]",
+            "tokens, scores = row.last = row.last or row.known[_key(ids)]",
+            "steps follow what was predicted at an older state",
+        ),
+    ),
+    *of_file(
+        "model/layers/cache.py",
+        "model/test_cache.py",
+        (
+            "self.keys[rows, places], self.values[rows, places] = k, v",
+            "self.keys[rows, places] = k",
+            "old values are looked at with new keys",
+        ),
+        (
+            "layer.keys[rows], layer.values[rows]",
+            "layer.keys[: len(rows)], layer.values[: len(rows)]",
+            "rows that are kept have the keys of others",
+        ),
+    ),
+    *of_file(
         "diffusion/likelihood.py",
         "diffusion/test_likelihood.py",
         (

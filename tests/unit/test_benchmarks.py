@@ -131,6 +131,21 @@ def test_step_has_a_line_for_each_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_generate_has_a_line_for_each_sampler_and_length(tmp_path: Path) -> None:
+    sizes = ("--steps", "2", "--prompts", "2", "--lengths", "32", "64")
+    found = measured("generate", tmp_path / "out.json", *sizes)
+    names = [line["sampler"] for line in found["summary"]]
+    assert [line["sampler"] for line in found["lines"]] == names * 2
+    assert {name.split()[0] for name in names} == {
+        *("official", "verify,", "threshold", "factor", "entropy", "prefix", "dual")
+    }
+    official, verified = found["summary"][:2]
+    assert official["passes"] == official["rows"] == 48
+    assert verified["same %"] == 100
+    assert verified["passes"] < 48 <= verified["rows"]
+
+
+@pytest.mark.slow
 def test_head_compares_both_ways(tmp_path: Path) -> None:
     sizes = ("--positions", "64", "--vocabulary", "20000", "--width", "32", "--repeats", "1")
     found = measured("head", tmp_path / "out.json", *sizes)

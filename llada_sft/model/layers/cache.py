@@ -70,6 +70,13 @@ class KeyValueCache:
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerCache() for _ in range(num_layers)]
 
+    @property
+    def width(self) -> int:
+        """C; after the first pass."""
+        keys = self.layers[0].keys
+        assert keys is not None
+        return keys.shape[1]
+
     def plans(self, places: Tensor | None, real: Tensor | None) -> list[CachedPlan]:
         """Return how each block attends in a pass.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llada_sft import generation
+from llada_sft.diffusion import generate as plain
 from llada_sft.diffusion.generate import generate
 from llada_sft.generation import SamplerSettings
 from llada_sft.model import Network, load_model
@@ -58,7 +59,7 @@ def test_prompts_of_different_lengths_have_the_answers_of_each_alone(of_family: 
     settings = SamplerSettings(gen_length=8, block_length=4, mask_token_id=510)
     together = generation.generate(of_family, prompts, settings)
     alone = [generation.generate(of_family, [prompt], settings)[0] for prompt in prompts]
-    assert together == alone
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
     assert len({tuple(answer.ids) for answer in together}) > 1
 
 
@@ -78,3 +79,30 @@ def test_a_token_that_the_model_lacks_is_refused(golden: Network) -> None:
     with pytest.raises(ValueError) as error:
         generation.generate(golden, [[1], [2, 512]], SamplerSettings())
     assert str(error.value) == "prompt 1: tokens must be below 512, got 512"
+
+
+def test_the_head_runs_at_masked_positions_of_the_block_alone(golden: Network) -> None:
+    numbers = []
+
+    def watch(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        numbers.append(len(kwargs["positions"]))
+
+    hook = golden.register_forward_pre_hook(watch, with_kwargs=True)
+    generation.generate(golden, [[1, 2, 3]], SamplerSettings(gen_length=8, block_length=4))
+    hook.remove()
+    assert numbers == [4, 3, 2, 1] * 2
+
+
+def test_the_softmax_of_the_plain_function_is_of_candidates_alone(
+    golden: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+
+    def watched(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(logits.shape))
+        return probability_of(logits, tokens)
+
+    probability_of = plain.probability_of
+    monkeypatch.setattr(plain, "probability_of", watched)
+    generate(golden, torch.tensor([[1, 2, 3], [4, 5, 6]]), 2, 4, 4, mask_token_id=510)
+    assert shapes == [(8, 512), (4, 512)]

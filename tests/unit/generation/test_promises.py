@@ -88,12 +88,13 @@ def test_each_row_of_an_uneven_batch_has_the_logits_of_its_single_run(of_family:
             prompts,
             length=4,
             max_length=4,
+            block_length=4,
             mask_token_id=MASK,
             eos_token_id=None,
             device=torch.device("cpu"),
         )
         rows = torch.arange(len(prompts))
-        wanted = canvas.open_in_block(rows, 0, 4)
+        wanted = canvas.open_in_block(rows, 0)
         return list(Predictor(of_family, canvas, 1.5).logits(canvas.ids, rows, wanted).split(4))
 
     prompts = prompts_of(3, 8, 0)
@@ -222,12 +223,13 @@ def test_a_fresh_cache_gives_the_logits_of_a_whole_pass(
         prompts,
         length=12,
         max_length=12,
+        block_length=4,
         mask_token_id=MASK,
         eos_token_id=None,
         device=torch.device("cpu"),
     )
     predictor, rows = Predictor(of_family, canvas, 0.5), torch.arange(num_prompts)
-    wanted = canvas.open_in_block(rows, 1, 4)
+    wanted = canvas.open_in_block(rows, 1)
     cache = predictor.new_cache()
     whole = predictor.logits(canvas.ids, rows, wanted, cache)
     firsts = (canvas.starts + 4 - predictor.lead)[:, None]
@@ -313,9 +315,8 @@ def test_a_canvas_grows_while_eos_is_not_probable_in_its_last_block(
         return scores
 
     def watch(_: object, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        if args[0].shape[1] == 19:
-            real = kwargs["attention_mask"]
-            seen.add(16 if real is None else int(real[0].sum()) - 3)
+        if kwargs["places"] is None:
+            seen.add(args[0].shape[1] - 3)
 
     settings = SamplerSettings(
         sampler=sampler,
@@ -333,12 +334,13 @@ def test_a_canvas_grows_while_eos_is_not_probable_in_its_last_block(
     assert sorted(seen) == canvases
 
 
-def test_a_row_grows_by_itself(golden: Network) -> None:
-    settings = settings_of({"sampler": "threshold"}, start_length=4, eos_token_id=137)
-    prompts = prompts_of(5, 7, 2)
-    together = generate(golden, prompts, settings)
+@pytest.mark.parametrize("sampler", ["threshold", "prefix_cache", "dual_cache"])
+def test_a_row_grows_by_itself(of_family: Network, sampler: str) -> None:
+    settings = settings_of({"sampler": sampler}, start_length=4, eos_token_id=137)
+    prompts = prompts_of(5, 7, 0)
+    together = generate(of_family, prompts, settings)
     assert [answer.ids for answer in together] == [
-        generate(golden, [prompt], settings)[0].ids for prompt in prompts
+        generate(of_family, [prompt], settings)[0].ids for prompt in prompts
     ]
 
 
@@ -348,3 +350,19 @@ def test_growing_needs_an_eos_token(golden: Network, monkeypatch: pytest.MonkeyP
         generate(golden, [[1]], settings_of({"sampler": "threshold"}, start_length=4))
     expected = "eos_token_id must be given: the model's config.json does not name it"
     assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("sampler", ["official", "prefix_cache", "dual_cache"])
+def test_a_row_leaves_in_the_middle_of_its_block(golden: Network, sampler: str) -> None:
+    """The network is the surer the further left, and certain of EOS at the second position."""
+
+    def from_the_left(logits: Tensor, places: Tensor) -> Tensor:
+        scores = torch.zeros_like(logits)
+        tokens = torch.where(places - 3 == 1, 505, 7)
+        scores[torch.arange(len(scores)), tokens] = 30.0 - places.double()
+        return scores
+
+    with changed_logits(golden, from_the_left):
+        way = {"sampler": sampler, "eos_early_stop": True}
+        (answer,) = generate(golden, prompts_of(3), settings_of(way))
+    assert (answer.ids, answer.num_passes) == ([7, 505], 2)
