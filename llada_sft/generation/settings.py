@@ -78,7 +78,7 @@ class SamplerSettings:
     mask_token_id: int | None = None
     start_length: int | None = None
     growth_threshold: float = 0.5
-    max_drafts: int = 4
+    max_drafts: int = 3
     seed: int | None = None
     editing_threshold: float | None = None
     max_post_steps: int | None = None
