@@ -3,10 +3,10 @@
 The bound is the mean over l ~ U{1..L} and over all sets of l masked tokens of (L / l) Σ_masked CE.
 It is a sum over strata of l, each with its share of the draws:
 
-- With at least two draws for each l, each l is a stratum. Where it has no more masks than draws,
-  each of them is taken once, and the stratum has no error: an answer of one token needs one forward
-  pass, and one of six needs 63 of 128. Its other draws go to the larger strata. In these, masks are
-  drawn without replacement while they can be listed.
+- With at least two draws for each l, each l is a stratum; where little is masked, terms differ
+  most, and more is drawn. A stratum that has no more masks than draws has each of them once, and no
+  error: an answer of one token needs one forward pass, and one of six needs 63 of 128. In the other
+  strata, masks are drawn without replacement while they can be listed.
 - With fewer draws, [0, 1) is cut into half as many equal parts as there are draws, and two values
   of l are drawn independently in each.
 
@@ -115,14 +115,32 @@ def combine(length: int, strata: Sequence[Stratum], losses: Sequence[float]) -> 
 
 
 def _shares(length: int, num_draws: int) -> dict[int, int]:
-    """Return the draws of each level, by level: equal ones, but never more than it has masks."""
-    levels = sorted(range(1, length + 1), key=lambda level: (math.comb(length, level), level))
-    shares, remaining = {}, num_draws
-    for number, level in enumerate(levels):
-        share = remaining // (length - number)
-        shares[level] = min(share, math.comb(length, level))
-        remaining -= shares[level]
+    """Return the draws of each level, by level; no level has more of them than masks.
+
+    If the losses of tokens depended on the token alone, the terms of level l would have a variance
+    in proportion to 1/l - 1/L. The draws that each level has besides two are in proportion to its
+    root, which is best then. The estimate is unbiased however they are dealt out.
+
+    Source: Cochran, 5.5 (Neyman's allocation).
+    """
+    shares: dict[int, int] = {}
+    levels = list(range(1, length + 1))
+    while levels:
+        proposed = _proportional(levels, length, num_draws - sum(shares.values()))
+        small = [level for level in levels if math.comb(length, level) <= proposed[level]]
+        if not small:
+            return shares | proposed
+        # What these do not need is dealt out again.
+        shares |= {level: math.comb(length, level) for level in small}
+        levels = [level for level in levels if level not in small]
     return shares
+
+
+def _proportional(levels: Sequence[int], length: int, num_draws: int) -> dict[int, int]:
+    weights = {level: math.sqrt(1 / level - 1 / length) for level in levels}
+    extra = num_draws - 2 * len(levels)
+    total = sum(weights.values()) or 1.0
+    return {level: 2 + math.floor(extra * weights[level] / total) for level in levels}
 
 
 def _of_level(length: int, level: int, count: int, generator: torch.Generator) -> Stratum:

@@ -3,14 +3,14 @@
     python -m llada_sft.evaluation rank PLAN
     python -m llada_sft.evaluation finish PLAN
 
-PLAN is what `Plan.to_json` returns. `llada-sft eval` and its batch script start these.
+PLAN is what `EvalPlan.to_json` returns. `llada-sft eval` and its batch script start these.
 """
 
 import os
 import sys
 
 from llada_sft.entry import exit_code
-from llada_sft.evaluation.plan import Plan
+from llada_sft.evaluation.plan import EvalPlan
 from llada_sft.local_ranks import rank_of
 
 
@@ -20,7 +20,7 @@ def main(step: str, plan_text: str) -> int:
     def command() -> int:
         from llada_sft.evaluation.run import compute_share, finish
 
-        plan = Plan.from_json(plan_text)
+        plan = EvalPlan.from_json(plan_text)
         if step == "rank":
             compute_share(plan, rank_of(os.environ))
         else:

@@ -6,12 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from llada_sft.errors import ConfigError
-from llada_sft.evaluation.plan import Plan
+from llada_sft.evaluation.plan import EvalPlan
 from llada_sft.evaluation.settings import load_eval_config
 from llada_sft.local_ranks import run_ranks
 
 
-def plan_of(arguments: Namespace) -> Plan:
+def plan_of(arguments: Namespace) -> EvalPlan:
     """Return the evaluation that a command asks for, without importing torch.
 
     Raises:
@@ -32,10 +32,10 @@ def plan_of(arguments: Namespace) -> Plan:
         )
     model: Path = arguments.out.absolute()
     results = arguments.results or arguments.out / "eval"
-    return Plan(model, results.absolute(), tasks, include, config)
+    return EvalPlan(model, results.absolute(), tasks, include, config)
 
 
-def run_here(plan: Plan, ranks: int) -> int:
+def run_here(plan: EvalPlan, ranks: int) -> int:
     """Evaluate on this machine, and return the exit code.
 
     Raises:
@@ -53,7 +53,7 @@ def run_here(plan: Plan, ranks: int) -> int:
     return 0
 
 
-def check_tasks(plan: Plan) -> None:
+def check_tasks(plan: EvalPlan) -> None:
     """Look for the tasks before anything is started or submitted: this takes seconds.
 
     Raises:

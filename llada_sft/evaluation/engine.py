@@ -12,8 +12,11 @@ A chunk is on the disk before the next one is computed.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
+
+from tqdm import tqdm
 
 from llada_sft.evaluation.answer_cache import AnswerCache, Entry, request_key
 from llada_sft.evaluation.loaded import LoadedModel
@@ -75,6 +78,8 @@ class Engine:
 
     Attributes:
         num_truncated: Requests that were too long for the model, and lost the start of their text.
+        checks_greedy: Whether it is computed if the model would give an answer.
+        shows_progress: Whether a bar is shown, on a terminal.
         on_answer: Called with each request that was computed, and its entry.
     """
 
@@ -84,10 +89,16 @@ class Engine:
         self.model, self.config, self.cache = model, config, cache
         self.texts = Texts(model.tokenizer, chat)
         self.num_truncated = 0
+        self.checks_greedy = config.likelihood.check_greedy is not False
+        self.shows_progress = False
         self.on_answer: Callable[[Asked, Entry], None] = lambda asked, entry: None
         section = config.likelihood
         self._scoring = ScoringSettings(
-            section.num_draws, section.cfg_scale, section.seed, section.max_tokens
+            num_draws=section.num_draws,
+            cfg_scale=section.cfg_scale,
+            seed=section.seed,
+            max_tokens=section.max_tokens,
+            mask_token_id=model.mask_token_id,
         )
         self._sampler = config.generation.sampler_settings()
         self._is_random = bool(self._sampler.temperature or self._sampler.remasking == "random")
@@ -136,14 +147,14 @@ class Engine:
         unknown = [request for request in asked if request.key not in self.cache]
         generated = [request for request in unknown if request.kind == GENERATE]
         scored = [request for request in unknown if request.kind != GENERATE]
-        self._keep_each(self._generated(generated))
-        self._keep_each(self._scored(scored))
-
-    def _keep_each(self, chunks: Iterator[list[tuple[Asked, Entry]]]) -> None:
-        for chunk in chunks:
-            self.cache.add(entry for _, entry in chunk)
-            for request, entry in chunk:
-                self.on_answer(request, entry)
+        # None: not where the output is no terminal.
+        disable = None if self.shows_progress and unknown else True
+        with tqdm(total=len(unknown), desc="answers", disable=disable) as bar:
+            for chunk in chain(self._generated(generated), self._scored(scored)):
+                self.cache.add(entry for _, entry in chunk)
+                for request, entry in chunk:
+                    self.on_answer(request, entry)
+                bar.update(len(chunk))
 
     def _scored(self, asked: Sequence[Asked]) -> Iterator[list[tuple[Asked, Entry]]]:
         chunk: list[tuple[Asked, list[AnswerInContext]]] = []
@@ -170,7 +181,7 @@ class Engine:
         network = self.model.network
         bounds = iter(log_likelihoods(network, pieces, self._scoring))
         greedy = iter([False] * len(pieces))
-        if self.config.likelihood.check_greedy:
+        if self.checks_greedy:
             greedy = iter(are_greedy(network, pieces, self._scoring))
         entries = []
         for request, own in chunk:
@@ -241,7 +252,8 @@ class Engine:
         settings = self.config.generation.model_copy(
             update={"seed": hashed(self.config.generation.seed, batch[0].key) % _SEEDS}
         )
-        answers = generate(self.model.network, prompts, settings.sampler_settings())
+        sampler = replace(settings.sampler_settings(), mask_token_id=self.model.mask_token_id)
+        answers = generate(self.model.network, prompts, sampler)
         entries = []
         for request, answer in zip(batch, answers, strict=True):
             cut = self.texts.cut(answer.ids, request.until)

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from llada_sft.errors import LaunchError
-from llada_sft.evaluation.plan import Plan
+from llada_sft.evaluation.plan import EvalPlan
 from llada_sft.evaluation.settings import JobSection
 
 SUBMIT_TIMEOUT_S = 60
@@ -56,7 +56,7 @@ requeue
 """
 
 
-def batch_script(plan: Plan, python: str = sys.executable) -> str:
+def batch_script(plan: EvalPlan, python: str = sys.executable) -> str:
     """Return the whole batch script of an evaluation."""
     slurm = plan.config.slurm
     logs = plan.results / "slurm"
@@ -88,7 +88,7 @@ def require_sbatch_command() -> None:
         raise LaunchError("sbatch not found: this machine has no SLURM; leave --slurm away")
 
 
-def submit_evaluation(plan: Plan) -> str:
+def submit_evaluation(plan: EvalPlan) -> str:
     """Submit an evaluation; return what to tell the user.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from llada_sft.data.examples.tokenizer import load_tokenizer
-from llada_sft.errors import CheckpointError
 from llada_sft.model.configuration import read_config
 from llada_sft.model.index import fingerprint, read_index
 from llada_sft.model.loading import load_model
@@ -28,8 +27,8 @@ class LoadedModel:
         device: None: a GPU if there is one.
 
     Raises:
-        CheckpointError: It is no model directory, or names no mask token.
-        DataError: Its tokenizer cannot be loaded.
+        CheckpointError: It is no model directory.
+        DataError: Its tokenizer cannot be loaded; or neither it nor the model names a mask token.
     """
 
     def __init__(self, directory: Path, dtype: str, device: str | None = None) -> None:
@@ -40,14 +39,12 @@ class LoadedModel:
             dtype = "bf16" if self.device.type == "cuda" else "fp32"
         self.dtype = dtype
         config = read_config(directory)
-        if config.mask_token_id is None:
-            raise CheckpointError(
-                f"{directory / 'config.json'}: mask_token_id: must be given, got null"
-            )
         self.max_length = config.architecture.max_length
         raw = load_tokenizer(directory, config.mask_token_id)
         self.has_template = bool(raw.chat_template)
         self.tokenizer: Any = raw
+        named = config.mask_token_id
+        self.mask_token_id = int(raw.mask_token_id if named is None else named)
         if not raw.chat_template and config.chat_template is not None:
             raw.chat_template = config.chat_template
 

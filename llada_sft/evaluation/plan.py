@@ -13,7 +13,7 @@ from llada_sft.evaluation.settings import EvalConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """An evaluation.
 
     Attributes:

@@ -49,12 +49,14 @@ class ScoringSettings:
         cfg_scale: Strength of unsupervised classifier-free guidance; 0 is none, and half the work.
         seed: Of the masks.
         max_tokens: Tokens of a forward pass, at most; a longer row is alone.
+        mask_token_id: None: the model's.
     """
 
     num_draws: int = 128
     cfg_scale: float = 0.0
     seed: int = 0
     max_tokens: int = 8192
+    mask_token_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class _MaskedRow:
 
     Attributes:
         ids: [L] int64, with mask tokens.
+        without_context: [L] int64, with the context masked, too.
         context_length: Tokens before the answer.
         positions: [m] int64, the masked ones.
     """
 
     ids: Tensor
+    without_context: Tensor
     context_length: int
     positions: Tensor
 
@@ -83,6 +87,9 @@ def log_likelihoods(
         requests: What is scored; an empty answer is certain.
         settings: For all of them.
 
+    Raises:
+        ValueError: Neither the settings nor the model name the mask token.
+
     Source: LLaDA (arXiv 2502.09992), eq. 6 and 14, algorithm 3; `diffusion/strata.py`.
     """
     answered = [request for request in requests if request.answer]
@@ -93,8 +100,9 @@ def log_likelihoods(
         for request in answered
     ]
     masks = [[mask for stratum in each for mask in stratum.masks] for each in strata]
+    mask_token_id = _mask_token_id(model, settings)
     rows = (
-        (_masked_row(model, request, mask), torch.tensor(request.answer)[mask])
+        (_masked_row(request, mask, mask_token_id), torch.tensor(request.answer)[mask])
         for request, own in zip(answered, masks, strict=True)
         for mask in own
     )
@@ -122,13 +130,17 @@ def are_greedy(
         requests: What is asked; an empty answer is given.
         settings: `num_draws` and `seed` are not used.
 
+    Raises:
+        ValueError: Neither the settings nor the model name the mask token.
+
     Source: the official eval_llada.py, `suffix_greedy_prediction`.
     """
+    mask_token_id = _mask_token_id(model, settings)
     masked = {i: torch.ones(len(r.answer), dtype=torch.bool) for i, r in enumerate(requests)}
     greedy = [True] * len(requests)
     active = [i for i, request in enumerate(requests) if request.answer]
     while active:
-        rows = ((_masked_row(model, requests[i], masked[i]), i) for i in active)
+        rows = ((_masked_row(requests[i], masked[i], mask_token_id), i) for i in active)
         for batch in _batches(model, rows, settings):
             logits = _masked_logits(model, [row for row, _ in batch], settings.cfg_scale)
             parts = torch.split(logits, [len(row.positions) for row, _ in batch])
@@ -142,11 +154,21 @@ def are_greedy(
     return greedy
 
 
-def _masked_row(model: Network, request: AnswerInContext, mask: Tensor) -> _MaskedRow:
-    answer = torch.tensor(request.answer).masked_fill(mask, model.config.mask_token_id)
-    ids = torch.cat([torch.tensor(request.context, dtype=torch.int64), answer])
+def _mask_token_id(model: Network, settings: ScoringSettings) -> int:
+    chosen = settings.mask_token_id
+    if chosen is None:
+        chosen = model.architecture.mask_token_id
+    if chosen is None:
+        raise ValueError("mask_token_id must be given: the model's config.json does not name it")
+    return chosen
+
+
+def _masked_row(request: AnswerInContext, mask: Tensor, mask_token_id: int) -> _MaskedRow:
     num_context = len(request.context)
-    return _MaskedRow(ids, num_context, num_context + mask.nonzero().squeeze(1))
+    answer = torch.tensor(request.answer).masked_fill(mask, mask_token_id)
+    ids = torch.cat([torch.tensor(request.context, dtype=torch.int64), answer])
+    without = ids.index_fill(0, torch.arange(num_context), mask_token_id)
+    return _MaskedRow(ids, without, num_context, num_context + mask.nonzero().squeeze(1))
 
 
 def _batches(
@@ -189,12 +211,8 @@ def _masked_logits(model: Network, rows: Sequence[_MaskedRow], cfg_scale: float)
     """
     if cfg_scale == 0:
         return _packed_logits(model, [row.ids for row in rows], [row.positions for row in rows])
-    without = [row.ids.clone() for row in rows]
-    for ids, row in zip(without, rows, strict=True):
-        ids[: row.context_length] = model.config.mask_token_id
-    both = _packed_logits(
-        model, [row.ids for row in rows] + without, [row.positions for row in rows] * 2
-    )
+    copies = [row.ids for row in rows] + [row.without_context for row in rows]
+    both = _packed_logits(model, copies, [row.positions for row in rows] * 2)
     logits, unconditional = both.chunk(2)
     return unconditional + (cfg_scale + 1) * (logits - unconditional)
 

@@ -38,9 +38,9 @@ class LikelihoodSection(Section):
     num_draws: PositiveInt = 128
     cfg_scale: NonNegativeFloat = 0.0
     seed: NonNegativeInt = 0
-    # Whether the model would give an answer is computed only if asked for: one forward pass for
-    # each token. Without it, that metric is 0 (perplexities and multiple choices do not use it).
-    check_greedy: bool = False
+    # Whether it is computed if the model would give an answer: one forward pass for each token.
+    # null = for tasks whose metrics ask for it, as LAMBADA's accuracy does
+    check_greedy: bool | None = None
     # Tokens of a forward pass. The result does not depend on it.
     max_tokens: PositiveInt = 8192
 
@@ -167,6 +167,6 @@ def load_eval_config(path: Path | None, overrides: Sequence[str] = ()) -> EvalCo
     return config
 
 
-def described(settings: SamplerSettings) -> dict[str, Any]:
+def given_settings(settings: SamplerSettings) -> dict[str, Any]:
     """Return the settings of a sampler that are given."""
     return {name: value for name, value in asdict(settings).items() if value is not None}

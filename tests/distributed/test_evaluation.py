@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 # Three different answers are scored for each word.
 NUM_REQUESTS = {"reverse": len(WORDS), "choose": 3 * len(WORDS)}
 SHORT = ["generation.gen_length=8", "generation.block_length=4", "generation.batch_size=1"]
+# Few-shot examples are the same for all processes.
+SHORT += ["num_fewshot=2"]
 # A chunk for each request.
 SHORT += ["likelihood.max_tokens=1"]
 

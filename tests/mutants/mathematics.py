@@ -107,8 +107,8 @@ MUTANTS = (
             "the standard error ignores how much of a stratum was drawn",
         ),
         (
-            "shares[level] = min(share, math.comb(length, level))",
-            "shares[level] = min(share, num_draws // length)",
+            "num_draws - sum(shares.values())",
+            "num_draws - length",
             "draws that small strata do not need are lost",
         ),
     ),

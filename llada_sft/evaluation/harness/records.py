@@ -5,7 +5,7 @@ from typing import Any
 
 from llada_sft.evaluation.engine import GENERATE, Engine
 from llada_sft.evaluation.loaded import LoadedModel
-from llada_sft.evaluation.settings import EvalConfig, described
+from llada_sft.evaluation.settings import EvalConfig, given_settings
 from llada_sft.keys import digest
 
 VERSIONED = ("llada-sft", "torch", "transformers", "tokenizers", "lm_eval", "datasets")
@@ -90,11 +90,15 @@ def _of_part(engine: Engine, config: EvalConfig, task: Any) -> dict[str, Any]:
         "num_truncated": engine.num_truncated,
     }
     if record["mode"] == "likelihood":
-        return record | {"likelihood": config.likelihood.model_dump(mode="json")}
+        section = config.likelihood.model_dump(mode="json")
+        return record | {"likelihood": section | {"check_greedy": engine.checks_greedy}}
     generation = config.generation
     settings = generation.sampler_settings()
+    shown = given_settings(settings)
+    if settings.choice[0] == "fixed":
+        shown["steps"] = settings.steps or settings.gen_length
     return record | {
-        "generation": described(settings) | {"steps": settings.steps or settings.gen_length},
+        "generation": shown,
         "batch_size": generation.batch_size,
         "remasking": generation.remasking,
         "until": list(engine.until(task.get_config("generation_kwargs") or {})),

@@ -1,6 +1,7 @@
 """Scores of a task -> its folder of results."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
 from llada_sft.atomic import replacing, write_synced
-from llada_sft.evaluation.engine import GENERATE, Engine
+from llada_sft.evaluation.engine import GENERATE, ROLLING, Engine
 from llada_sft.evaluation.harness.model import HarnessModel
 from llada_sft.evaluation.harness.records import VERSIONED, record_of, warnings_of
 from llada_sft.evaluation.harness.tasks import load_tasks
@@ -64,12 +65,18 @@ def _with_answers(sample: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """Add what is known of the answers of a sample."""
     shown = []
     for args in sample["arguments"]:
-        kind = GENERATE if len(args) == 2 and isinstance(args[1], dict) else "loglikelihood"
-        (asked,) = engine.asked(kind, [tuple(args)])
+        (asked,) = engine.asked(_kind_of(args), [tuple(args)])
         if asked.key in engine.cache:
             entry = engine.cache[asked.key]
             shown.append({name: entry[name] for name in _SHOWN if name in entry})
     return {**sample, "llada_sft": shown}
+
+
+def _kind_of(args: Sequence[Any]) -> str:
+    """Return the method that has answered a request with these arguments."""
+    if len(args) == 1:
+        return ROLLING
+    return GENERATE if isinstance(args[1], dict) else "loglikelihood"
 
 
 def _json(value: object, indent: int | None) -> str:

@@ -56,7 +56,12 @@ def load_tasks(manager: TaskManager, name: str, config: EvalConfig) -> dict[str,
         raise ConfigError(
             f"--tasks: {name}: cannot be loaded: {type(error).__name__}: {what}"
         ) from None
-    for task in tasks.values():
+    for part, task in tasks.items():
+        if getattr(task, "UNSAFE_CODE", False) and not config.run_unsafe_code:
+            raise ConfigError(
+                f"--tasks: {part}: runs the code that the model writes; do so in a sandbox only,"
+                " and set run_unsafe_code=true"
+            )
         own = task.get_config("num_fewshot")
         if config.num_fewshot is not None and own != 0:
             task.set_config(key="num_fewshot", value=config.num_fewshot)
@@ -64,6 +69,15 @@ def load_tasks(manager: TaskManager, name: str, config: EvalConfig) -> dict[str,
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=config.fewshot_seed)
     return tasks
+
+
+def ask_for_greedy(tasks: dict[str, Any]) -> bool:
+    """Return whether a metric of a task is of whether the model would give an answer."""
+    return any(
+        task.OUTPUT_TYPE == "loglikelihood"
+        or (task.OUTPUT_TYPE == "multiple_choice" and "exact_match" in task.aggregation())
+        for task in tasks.values()
+    )
 
 
 def requests_of(

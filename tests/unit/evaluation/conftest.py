@@ -51,6 +51,7 @@ class GoldenModel(LoadedModel):
 
     def __init__(self, network: Network, tokenizer: PreTrainedTokenizerFast) -> None:
         self.directory, self.device, self.dtype = GOLDEN / "tiny_llada", network.device, "fp64"
+        self.mask_token_id = network.config.mask_token_id
         self.max_length, self.tokenizer, self.has_template = 256, tokenizer, False
         self._network = network
 

@@ -1,4 +1,4 @@
-"""A tiny random model with a tokenizer, and two tasks of two files each: nothing is downloaded."""
+"""A tiny random model with a tokenizer, and tasks with a file of words: nothing is downloaded."""
 
 import json
 from pathlib import Path
@@ -35,10 +35,21 @@ target_delimiter: ""
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 metadata: {{version: 1.0}}
 """
+ROLLING = """
+task: text
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{word}}}}"
+metric_list: [{{metric: byte_perplexity}}]
+metadata: {{version: 1.0}}
+"""
 
 
 def write_tasks(folder: Path) -> Path:
-    """Write the tasks `reverse` and `choose` into a folder, and return it."""
+    """Write the tasks `reverse`, `choose` and `text` into a folder, and return it."""
     folder.mkdir()
     rows = [
         {"word": word, "answer": word[::-1], "choices": [word[::-1], word, word[:2]]}
@@ -46,7 +57,7 @@ def write_tasks(folder: Path) -> Path:
     ]
     data = folder / "words.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, text in (("reverse", GENERATIVE), ("choose", CHOICE)):
+    for name, text in (("reverse", GENERATIVE), ("choose", CHOICE), ("text", ROLLING)):
         (folder / f"{name}.yaml").write_text(text.format(data=data))
     return folder
 

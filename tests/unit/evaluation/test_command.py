@@ -1,6 +1,7 @@
 """`llada-sft eval` on this machine: scores, records, and mistakes before torch is imported."""
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def test_a_base_model_is_told_what_generation_means(
     assert len(samples) == 2
     record = results["llada_sft"]["tasks"]["reverse"]
     assert (record["until"], record["chat_template"], record["limit"]) == ([" "], None, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_perplexity_is_of_whole_texts(
+    monkeypatch: pytest.MonkeyPatch, model_dir: Path, tasks_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [model_dir, "--tasks", "text", "--include-path", tasks_dir, "chat=false"]
+    assert evaluate(monkeypatch, *arguments, "--results", tmp_path) == 0
+    results, samples = results_of(tmp_path, "text")
+    values = [sample["llada_sft"][0]["value"] for sample in samples]
+    expected = math.exp(-sum(values) / sum(map(len, WORDS)))
+    assert results["results"]["text"]["byte_perplexity,none"] == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore")

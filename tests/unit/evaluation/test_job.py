@@ -10,20 +10,22 @@ import pytest
 from llada_sft.errors import LaunchError
 from llada_sft.evaluation import job
 from llada_sft.evaluation.job import batch_script, require_sbatch_command, submit_evaluation
-from llada_sft.evaluation.plan import Plan
+from llada_sft.evaluation.plan import EvalPlan
 from llada_sft.evaluation.settings import load_eval_config
 
 HOSTILE = "it's $(touch hacked) \"; rm x"
 
 
-def plan_of(tmp_path: Path, *overrides: str) -> Plan:
+def plan_of(tmp_path: Path, *overrides: str) -> EvalPlan:
     config = load_eval_config(None, ["slurm.gpus_per_node=0", *overrides])
-    return Plan(tmp_path / "model", tmp_path / "eval", ("a", "b"), (tmp_path / "tasks",), config)
+    return EvalPlan(
+        tmp_path / "model", tmp_path / "eval", ("a", "b"), (tmp_path / "tasks",), config
+    )
 
 
 def test_a_plan_reads_back(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "tasks={a: {num_fewshot: 0}}", "num_fewshot=3", "limit=5")
-    again = Plan.from_json(plan.to_json())
+    again = EvalPlan.from_json(plan.to_json())
     assert again == plan
     assert again.config.for_task("a").num_fewshot == 0
     assert again.config.for_task("b").num_fewshot == 3

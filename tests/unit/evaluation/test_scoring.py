@@ -14,7 +14,8 @@ from llada_sft.evaluation.scoring import (
     are_greedy,
     log_likelihoods,
 )
-from llada_sft.model import Network
+from llada_sft.model import Network, load_model
+from tests.unit.evaluation.conftest import GOLDEN
 
 NUMBER_OF_CASES = 8
 
@@ -135,3 +136,21 @@ def test_a_mask_token_in_a_text_is_a_token_like_others(golden: Network) -> None:
     (bound,) = log_likelihoods(golden, [AnswerInContext((mask, 5), (7,))], ScoringSettings())
     logits = golden(torch.tensor([[mask, 5, mask]])).logits[0, 2].detach().float()
     assert bound.value == pytest.approx(float(logits.log_softmax(-1)[7]), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["tiny_llada_moe", "tiny_llada_moe_shared", "tiny_dream"])
+def test_networks_of_each_family_are_scored(family: str) -> None:
+    model = load_model(GOLDEN / family, torch.float64)
+    requests = [AnswerInContext((3, 4, 5), (6, 7, 8)), AnswerInContext((9,), (10, 11))]
+    bounds = log_likelihoods(model, requests, ScoringSettings(mask_token_id=510))
+    for request, bound in zip(requests, bounds, strict=True):
+        ids = torch.tensor([*request.context, *request.answer])
+        response = torch.arange(len(ids)) >= len(request.context)
+        value = log_likelihood(model, ids, response, 128, 510)
+        assert bound.value == pytest.approx(value, rel=1e-6)
+
+
+def test_a_model_without_a_mask_token_is_told() -> None:
+    model = load_model(GOLDEN / "tiny_llada_moe")
+    with pytest.raises(ValueError, match="mask_token_id must be given"):
+        log_likelihoods(model, [AnswerInContext((1,), (2,))], ScoringSettings())
