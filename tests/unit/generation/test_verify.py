@@ -27,6 +27,7 @@ def random_case(seed: int) -> tuple[list[list[int]], dict[str, Any]]:
     return prompts, sizes | more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
 def test_the_tokens_are_the_official_ones(golden: Network, part: int) -> None:
     """500 random prompts and settings, in float64."""
