@@ -26,7 +26,7 @@ _BLOCK_LENGTH = 32
 
 
 @dataclass(frozen=True)
-class Question:
+class HeldOutPrompt:
     """A prompt, and the answer that the data has for it.
 
     Attributes:
@@ -55,7 +55,7 @@ class LoggedAnswer:
 
 def choose_questions(
     sets: Sequence[ValidationSet], count: int, longest_prompt: int
-) -> list[Question]:
+) -> list[HeldOutPrompt]:
     """Choose prompts at equal distances among the rows of all sets.
 
     Args:
@@ -73,7 +73,7 @@ def choose_questions(
     return [fitting[place * len(fitting) // count] for place in range(count)]
 
 
-def _question(set_name: str, example: Example) -> Question:
+def _question(set_name: str, example: Example) -> HeldOutPrompt:
     learned = np.flatnonzero(example.response_mask)
     start = int(learned[0])
     # Of several responses in one conversation, the first.
@@ -81,7 +81,7 @@ def _question(set_name: str, example: Example) -> Question:
     end = start + int(ends[0]) if len(ends) else len(example.response_mask)
     ids = example.input_ids.tolist()
     row = f"{example.file}:{example.line}"
-    return Question(set_name, row, tuple(ids[:start]), tuple(ids[start:end]))
+    return HeldOutPrompt(set_name, row, tuple(ids[:start]), tuple(ids[start:end]))
 
 
 class Answers:
@@ -98,7 +98,7 @@ class Answers:
 
     def __init__(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[HeldOutPrompt],
         length: int,
         tokenizer: Any,
         ids: TokenIds,
@@ -133,7 +133,7 @@ class Answers:
         return [of_rank[turn] for turn in turns for of_rank in of_ranks if turn < len(of_rank)]
 
     def _generate(
-        self, question: Question, predict: Callable[[Tensor], Tensor], device: torch.device
+        self, question: HeldOutPrompt, predict: Callable[[Tensor], Tensor], device: torch.device
     ) -> list[int]:
         prompt = torch.tensor([question.prompt_ids], device=device)
         block_length = self._length if self._length % _BLOCK_LENGTH else _BLOCK_LENGTH
@@ -148,7 +148,7 @@ class Answers:
         answer: list[int] = output[0, prompt.shape[1] :].tolist()
         return answer
 
-    def _logged(self, question: Question, answer: Sequence[int]) -> LoggedAnswer:
+    def _logged(self, question: HeldOutPrompt, answer: Sequence[int]) -> LoggedAnswer:
         return LoggedAnswer(
             question.set_name,
             question.row,

@@ -15,7 +15,7 @@ from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.log.answers_log import AnswersLog
 from llada_sft.training.log.tensorboard import TensorBoardLog
-from llada_sft.training.validation.answers import Answers, Question, choose_questions
+from llada_sft.training.validation.answers import Answers, HeldOutPrompt, choose_questions
 from llada_sft.training.validation.rows import ValidationSet
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, example
@@ -51,7 +51,7 @@ class Digits:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_rank_makes_as_many_passes_and_has_all_answers(world_size: int) -> None:
-    questions = [Question("", f"a:{n}", (n,) * (n + 1), (n, 7, EOS)) for n in range(3)]
+    questions = [HeldOutPrompt("", f"a:{n}", (n,) * (n + 1), (n, 7, EOS)) for n in range(3)]
     # Without masks and ends: what is predicted depends on the place alone.
     place = torch.randn(20, VOCAB, generator=torch.Generator().manual_seed(1))
     place[:, MASK] = -9
