@@ -263,7 +263,7 @@ def test_a_base_in_4_bits(stage: int, overrides: list[str], tmp_path: Path) -> N
             config_file=CONFIG, folder=str(run), overrides=given, frozen=False, stop_at=stop_at,
         )  # fmt: skip
     assert len(numbers(whole)) == 8
-    # The validation at the step of the stop is skipped.
+    # The validation at the step of the stop is made when the run resumes.
     steps = [[row for row in numbers(each) if row[0]] for each in (run, whole)]
     assert steps[0] == steps[1]
     assert len(steps[0]) == 6
