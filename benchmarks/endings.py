@@ -4,8 +4,9 @@
 
 The task is the demo's (llada_sft/demo), with words of `--shortest` to `--longest` letters of eight
 instead of three to five; all lengths are equally frequent. A network of the demo's size is trained
-from the same weights, on the same rows in the same order and with the same number of steps, once
-for each end. Examples, noise, coefficients and the network are those of the package; the loop is
+with `batch_max` for `--base-steps`, as the published networks were: what an EOS is, they know. From
+there it is trained once for each end, on the same rows in the same order and with the same number
+of steps. Examples, noise, coefficients and the network are those of the package; the loop is
 one process. Then words that were never trained are answered with the official sampler, one token
 at each step, on canvases of `--canvases` times the longest answer with its EOS, in one block: the
 network alone decides where an answer ends.
@@ -17,6 +18,7 @@ among the tokens that may be written (`among the others`).
 """
 
 import argparse
+import copy
 import json
 import random
 import sys
@@ -96,14 +98,16 @@ def _row(word: str, line: int) -> Row:
     return Row("words", line, 0, json.dumps(record).encode(), "words")
 
 
-def batches(task: Task, sizes: argparse.Namespace) -> Iterator[list[Example]]:
-    """Yield the batches of the training: no word comes twice, but by chance."""
-    rows = words(sizes.steps * sizes.batch, sizes.shortest, sizes.longest, seed=1)
+def batches(task: Task, sizes: argparse.Namespace, steps: int) -> Iterator[list[Example]]:
+    """Yield the batches of a training: no word comes twice, but by chance."""
+    rows = words(steps * sizes.batch, sizes.shortest, sizes.longest, seed=1 + steps)
     for start in range(0, len(rows), sizes.batch):
         yield task.examples(rows[start : start + sizes.batch], start)
 
 
-def train(model: Network, task: Task, objective: ObjectiveConfig, sizes: argparse.Namespace) -> int:
+def train(
+    model: Network, task: Task, objective: ObjectiveConfig, sizes: argparse.Namespace, steps: int
+) -> int:
     """Train a network in place; return how many tokens it has read."""
     ids = token_ids(model.config)
     noise = NoiseSource(objective, 0, ids.mask_token_id, rank=0, world_size=1)
@@ -112,14 +116,14 @@ def train(model: Network, task: Task, objective: ObjectiveConfig, sizes: argpars
     )
     model.train()
     positions = 0
-    for step, examples in enumerate(batches(task, sizes)):
+    for step, examples in enumerate(batches(task, sizes, steps)):
         grows = any(example.grows for example in examples)
         together = pad(examples, ids.eos_token_id) if grows else pack(examples)
         local = LocalStep((together,), 0, {})
         counts = Report(examples=local.num_examples, response_tokens=local.num_response_tokens)
         (batch,) = noise.micro_batches(local, counts, step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(OPTIM, step, sizes.steps)
+            group["lr"] = learning_rate(OPTIM, step, steps)
         loss: torch.Tensor = model(
             batch.noisy_ids,
             attention_mask=batch.attention_mask,
@@ -133,7 +137,7 @@ def train(model: Network, task: Task, objective: ObjectiveConfig, sizes: argpars
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.gradient_clip)
         optimizer.step()
         positions += local.num_positions
-        if step % 100 == 0 or step == sizes.steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             print(f"  step {step + 1}: loss {loss.item():.4f}", flush=True)
     return positions
 
@@ -173,10 +177,10 @@ def ends(sizes: argparse.Namespace, ids: list[int]) -> dict[str, Line]:
     }
 
 
-def compare(name: str, keys: Line, tokenizer: Any, sizes: argparse.Namespace) -> list[Line]:
-    """Train one network, and let it answer on each canvas."""
+def network_of(tokenizer: Any, sizes: argparse.Namespace) -> NetworkConfig:
+    """Return the demo's network, with room for the longest canvas."""
     longest = (sizes.longest + 1) * max(sizes.canvases)
-    network = NetworkConfig.from_size(
+    return NetworkConfig.from_size(
         d_model=96,
         n_layers=3,
         n_heads=4,
@@ -187,14 +191,32 @@ def compare(name: str, keys: Line, tokenizer: Any, sizes: argparse.Namespace) ->
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    data = DataConfig(train="-", max_length=2 * longest, **keys)
+
+
+def data_of(network: NetworkConfig, keys: Line) -> DataConfig:
+    return DataConfig(train="-", max_length=network.architecture.max_length, **keys)
+
+
+def base_network(keys: Line, tokenizer: Any, sizes: argparse.Namespace) -> Network:
+    """Train the network that each end begins with."""
+    network = network_of(tokenizer, sizes)
     model = build_model(network, seed=sizes.seed)
-    task = Task(data, tokenizer, network)
+    task = Task(data_of(network, keys), tokenizer, network)
+    train(model, task, ObjectiveConfig(), sizes, sizes.base_steps)
+    return model
+
+
+def compare(
+    name: str, keys: Line, base: Network, tokenizer: Any, sizes: argparse.Namespace
+) -> list[Line]:
+    """Train one network, and let it answer on each canvas."""
+    model, data = copy.deepcopy(base), data_of(base.config, keys)
+    task = Task(data, tokenizer, model.config)
     start = time.monotonic()
     weight = {"void_weight": sizes.void_weight} if name == "void" else {}
-    positions = train(model, task, ObjectiveConfig(**weight), sizes)
+    positions = train(model, task, ObjectiveConfig(**weight), sizes, sizes.steps)
     trained = {"tokens": positions, "train_s": time.monotonic() - start}
-    model.config.suppress_tokens = end_token_ids(data, token_ids(network))
+    model.config.suppress_tokens = end_token_ids(data, token_ids(model.config))
     held_out = words(sizes.held_out, sizes.shortest, sizes.longest, seed=0)
     canvases = [times * (sizes.longest + 1) for times in sizes.canvases]
 
@@ -224,11 +246,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ends", nargs="+", default=["batch_max", "1", "void", "rainbow"])
-    parser.add_argument("--shortest", type=int, default=4)
-    parser.add_argument("--longest", type=int, default=24)
+    parser.add_argument("--shortest", type=int, default=3)
+    parser.add_argument("--longest", type=int, default=8)
+    parser.add_argument("--base-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--end-tokens", type=int, default=96)
+    parser.add_argument("--end-tokens", type=int, default=36)
     parser.add_argument("--void-weight", type=float, default=1.0)
     parser.add_argument("--canvases", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--held-out", type=int, default=210)
@@ -242,9 +265,10 @@ def main() -> None:
     found["options"] = {name: value for name, value in vars(sizes).items() if name != "out"}
     lines = []
     all_ends = ends(sizes, tokenizer.convert_tokens_to_ids(list(RESERVED)))
+    base = base_network(all_ends["batch_max"], tokenizer, sizes)
     for name in sizes.ends:
         print(name, flush=True)
-        lines += compare(name, all_ends[name], tokenizer, sizes)
+        lines += compare(name, all_ends[name], base, tokenizer, sizes)
     found["ends"] = lines
     report.print_table([shown(line, sizes.canvases) for line in lines])
     if sizes.out is not None:

@@ -168,7 +168,14 @@ def demo_model(folder: Path) -> None:
 @pytest.mark.slow
 def test_endings_have_a_line_for_each_end(tmp_path: Path) -> None:
     """After three steps nothing is right; with tokens that are never written there are two."""
-    sizes = ["--steps=3", "--batch=4", "--held-out=4", "--longest=6", "--end-tokens=8"]
+    sizes = [
+        "--base-steps=2",
+        "--steps=3",
+        "--batch=4",
+        "--held-out=4",
+        "--longest=6",
+        "--end-tokens=8",
+    ]
     found = measured("endings", tmp_path / "out.json", *sizes)
     others = "among the others"
     assert [line["end"] for line in found["ends"]] == [

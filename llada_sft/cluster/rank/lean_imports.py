@@ -8,11 +8,12 @@
     Muon            DeepSpeed imports this optimizer to ask whether it is the one in use, and hands
                     its functions to torch.compile, which imports torch._inductor
     transformers    its `__init__` reads the files of all of its models, and so does theirs
+    scipy.optimize  transformers takes a function of it for the losses of object detection
 
 Nothing is taken away. The first three become packages whose `__init__` has not run yet. They
 answer the questions above, and run it when they are asked anything else, or for another of their
 modules: by torch.compile, or by a hook that computes metrics. Muon's functions go to torch.compile
-at their first call. If a library asks something new, its import costs what it cost before: a test
+at their first call, and that of scipy.optimize imports it at its first call. If a library asks something new, its import costs what it cost before: a test
 of a rank's first step (tests/distributed/test_lean_rank.py) says so.
 """
 
@@ -31,6 +32,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 _DYNAMO, _METRICS, _BOTO = "torch._dynamo", "torchmetrics", "boto3"
+_OPTIMIZE = "scipy.optimize"
 # Where Lightning's two names, and what it asks for the version, really are.
 _METRICS_HOMES = {
     "Metric": "torchmetrics.metric",
@@ -48,6 +50,8 @@ def lean_imports() -> Iterator[None]:
     for name, stand_in in ((_METRICS, _LeanMetrics), (_DYNAMO, _LeanDynamo), (_BOTO, _StandIn)):
         if name not in sys.modules and (spec := find_spec(name)):
             sys.modules[name] = stand_in(spec)
+    if _OPTIMIZE not in sys.modules and find_spec(_OPTIMIZE.partition(".")[0]):
+        sys.modules[_OPTIMIZE] = _LeanOptimize(_OPTIMIZE)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     _import_models()
@@ -232,6 +236,28 @@ def _loaded_dynamo() -> Any:
     if module is None or isinstance(module, _StandIn):
         return None
     return None if getattr(module.__spec__, "_initializing", False) else module
+
+
+class _LeanOptimize(ModuleType):
+    """`scipy.optimize`, which is imported when a function of it is called, or another is asked for.
+
+    Whoever has this module keeps it: it answers for the real one.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(self._real(), name)
+
+    def linear_sum_assignment(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function of this name."""
+        return self._real().linear_sum_assignment(*args, **kwargs)
+
+    def _real(self) -> Any:
+        with _loading:
+            if sys.modules.get(_OPTIMIZE) is self:
+                del sys.modules[_OPTIMIZE]
+            return importlib.import_module(_OPTIMIZE)
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -110,3 +110,15 @@ def test_transformers_knows_the_same_models_as_after_reading_them_twice() -> Non
         "print('=', all(lean[name] == module for name, module in whole.items()))\n"
         "print('=', transformers.LlamaConfig is models.llama.LlamaConfig)"
     ) == ["= True True", "= transformers.utils.import_utils", "= True", "= True"]
+
+
+def test_scipy_is_whole_once_a_function_of_it_is_called() -> None:
+    assert run(
+        "import pytest\n"
+        "pytest.importorskip('scipy')\n"
+        "from transformers.loss.loss_for_object_detection import linear_sum_assignment as assign\n"
+        "print('=', 'scipy' in sys.modules)\n"
+        "print('=', [list(map(int, part)) for part in assign([[4, 1], [2, 8]])])\n"
+        "import scipy.optimize\n"
+        "print('=', scipy.optimize.minimize.__module__, 'scipy' in sys.modules)\n"
+    ) == ["= False", "= [[0, 1], [1, 0]]", "= scipy.optimize._minimize True"]
