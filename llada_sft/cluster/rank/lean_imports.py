@@ -13,8 +13,9 @@
 Nothing is taken away. The first three become packages whose `__init__` has not run yet. They
 answer the questions above, and run it when they are asked anything else, or for another of their
 modules: by torch.compile, or by a hook that computes metrics. Muon's functions go to torch.compile
-at their first call, and that of scipy.optimize imports it at its first call. If a library asks something new, its import costs what it cost before: a test
-of a rank's first step (tests/distributed/test_lean_rank.py) says so.
+at their first call, and the function of scipy.optimize imports it at its first call. If a library
+asks something new, its import costs what it cost before: a test of a rank's first step
+(tests/distributed/test_lean_rank.py) says so.
 """
 
 import functools

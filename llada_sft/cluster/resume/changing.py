@@ -130,7 +130,7 @@ def replace_config(run: RunDir, config: Config) -> None:
     data = config.model_dump(mode="json")
     for name in list(data):
         section, written = getattr(config, name), known.get(name)
-        if section is None and name not in known:
+        if name not in known and section == Config.model_fields[name].default:
             del data[name]
         if section is None or not isinstance(written, dict):
             continue

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[4]
 LEAN = """
 import sys
@@ -113,9 +115,8 @@ def test_transformers_knows_the_same_models_as_after_reading_them_twice() -> Non
 
 
 def test_scipy_is_whole_once_a_function_of_it_is_called() -> None:
+    pytest.importorskip("scipy")
     assert run(
-        "import pytest\n"
-        "pytest.importorskip('scipy')\n"
         "from transformers.loss.loss_for_object_detection import linear_sum_assignment as assign\n"
         "print('=', 'scipy' in sys.modules)\n"
         "print('=', [list(map(int, part)) for part in assign([[4, 1], [2, 8]])])\n"

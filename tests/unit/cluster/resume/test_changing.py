@@ -71,3 +71,12 @@ def test_a_section_that_may_be_null_stays_out_of_an_older_file(tmp_path: Path) -
     assert read_values(run.config)["lora"]["rank"] == 4
     replace_config(run, load_config(run.config, ["lora=null"]))
     assert read_values(run.config)["lora"] is None
+
+
+def test_a_section_that_came_later_stays_out_until_it_says_something(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.config.write_text("run: {name: a}\nmodel: {path: m}\ndata: {train: d}\n")
+    replace_config(run, load_config(run.config))
+    assert set(read_values(run.config)) == {"run", "model", "data"}
+    replace_config(run, load_config(run.config, ["validation.draws=2"]))
+    assert read_values(run.config)["validation"]["draws"] == 2
