@@ -2,8 +2,9 @@
 
 A sampler writes no void token. So the network sees none, neither here nor there, and learns from
 their places alone where nothing follows. A sampler does write the EOS: a network that has not
-learned it before takes it for noise then (docs/recipes.md). The noise is drawn over the L tokens of the answer before
-its EOS. With its weights w (L / l, or 1 / p) and K void tokens, the loss of an example is
+learned it before takes it for noise then (docs/recipes.md). The noise is drawn over the L tokens of
+the answer before its EOS. With its weights w (L / l, or 1 / p) and K void tokens, the loss of an
+example is
 
     1 / (L + 1) · (Σ_masked w · CE + CE_EOS)  +  λ / K · Σ_void CE
 
