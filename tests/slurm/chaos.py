@@ -224,6 +224,7 @@ class ChaosRun:
         """Put together what the ranks, the log and the journal say of each attempt."""
         entries = journal.read(self.run.journal)
         ended = [entry for entry in entries if entry["event"] == "ended"]
+        saved = [entry for entry in entries if entry["event"] == "checkpoint"]
         damaged = [entry.get("attempt") for entry in entries if entry["event"] == "damaged"]
         plan: list[Planned | None] = [*self.plan, None]
         return [
@@ -235,6 +236,7 @@ class ChaosRun:
                 causes=[e["cause"] for e in ended if e["attempt"] == number + 1],
                 damaged=damaged.count(number + 1),
                 seconds=times[number + 1] - times[number],
+                saved=max((e["step"] for e in saved if e["attempt"] <= number + 1), default=0),
             )
             for number, planned in enumerate(plan)
         ]

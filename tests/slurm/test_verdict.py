@@ -95,6 +95,13 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert found == [f"attempt 2 (a damaged newest checkpoint): {one}" for one in expected]
 
 
+@pytest.mark.parametrize(("saved", "expected"), [(12, []), (18, ["lost 7 steps, 6 are allowed"])])
+def test_a_checkpoint_that_was_being_written_may_be_lost(saved: int, expected: list[str]) -> None:
+    """A kill after step 19: checkpoint 18 was still being written, or it was complete."""
+    found = problems(*changed(2, last=19, saved=saved))
+    assert found == [f"attempt 2 (kill -9 of a rank): {one}" for one in expected]
+
+
 def test_damage_is_found_where_it_is_and_nowhere_else() -> None:
     damaged = Attempt(Planned(Fault.DAMAGED, after=14, rank=0), 10, 23, ["step_9"], ["killed"])
     last = Attempt(None, 13, 40, ["step_12"], ["finished"])

@@ -20,6 +20,9 @@ class Attempt:
         causes: The journal's causes of its end: one.
         damaged: Checkpoints that it passed over for damage, as the journal says.
         seconds: From its first step to the first one of the next attempt.
+        saved: The step of the newest checkpoint that the journal calls complete at its end; None:
+            that of the last step at which one was due. Checkpoints are written while the training
+            continues: a kill may come before the newest one is complete.
     """
 
     planned: Planned | None
@@ -29,6 +32,7 @@ class Attempt:
     causes: Sequence[str]
     damaged: int = 0
     seconds: float = 0.0
+    saved: int | None = None
 
 
 def judge(
@@ -86,8 +90,12 @@ def _lost(attempt: Attempt, following: Attempt, checkpoint_every: int) -> str | 
     # More than one: the newest of so many checkpoints must not be used.
     spent = CHECKPOINTS_BEFORE.get(attempt.planned.fault, 1)
     least, most = (spent - 1) * checkpoint_every, spent * checkpoint_every
+    newest = attempt.last // checkpoint_every * checkpoint_every
     if attempt.planned.fault in GRACEFUL:
         most = 0
+    elif attempt.saved is not None and attempt.saved < newest:
+        # The newest one was being written.
+        most += checkpoint_every - 1
     if least <= lost <= most:
         return None
     return f"lost {lost} steps, {f'{least} to ' if least else ''}{most} are allowed"
