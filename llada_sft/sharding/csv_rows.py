@@ -57,7 +57,8 @@ def _delimiter(path: Path, header: bytes) -> str:
 
 
 def _parsed(path: Path, file: IO[bytes], delimiter: str, findings: Findings) -> Iterator[Parsed]:
-    csv.field_size_limit(_MAX_CHARACTERS)
+    # The limit is that of the whole process.
+    limit_before = csv.field_size_limit(_MAX_CHARACTERS)
     # Bytes that are not UTF-8 become what JSON cannot hold: then one row is bad, not the file.
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     try:
@@ -79,6 +80,7 @@ def _parsed(path: Path, file: IO[bytes], delimiter: str, findings: Findings) -> 
             columns = "column counts" if table.num_index == 1 else "columns count"
             findings.note(path, f"left out the index: the first {columns} the rows")
     finally:
+        csv.field_size_limit(limit_before)
         # The caller, which opened the file, closes it.
         text.detach()
 

@@ -1,5 +1,6 @@
 """Rows that are left out, files that cannot be read: what is said of them, and where."""
 
+import csv
 import gzip
 import io
 import json
@@ -333,11 +334,14 @@ def test_a_file_that_cannot_be_used_is_one_line(
 def test_a_csv_field_that_swallows_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    limit = csv.field_size_limit()
     monkeypatch.setattr(csv_rows, "_MAX_CHARACTERS", 100)
     message = error_of(tmp_path / "a.csv", b'a\n1\n"2\n' + b"3\n" * 100)
     assert message == "a.csv:3: a quoted field does not end; close its quote"
     message = error_of(tmp_path / "a.csv", b"a\n1\n" + b"2" * 100)
     assert message == "a.csv:3: a line of more than 100 characters"
+    # It is the process's: other readers have what they had.
+    assert csv.field_size_limit() == limit
 
 
 def test_without_pyarrow_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
