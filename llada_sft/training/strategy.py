@@ -37,6 +37,9 @@ from llada_sft.training.checkpoint.shard_writer import ShardWriter
 from llada_sft.training.checkpoint.universal import OptimizerRepair
 from llada_sft.training.ranks import device_ordinal
 
+# Elements of a gradient whose fp64 copy exists at one time: 32 MB.
+_NORM_ELEMENTS = 1 << 22
+
 
 class RankEnvironment(ClusterEnvironment):
     """Gives Lightning the placement that the job has determined.
@@ -159,6 +162,26 @@ def _one_kind_of_optimizer() -> Iterator[None]:
         DeepSpeedEngine._do_optimizer_sanity_check = choose
 
 
+def _take_norms_in_pieces(optimizer: Any) -> None:
+    """Let DeepSpeed take the norm of each gradient in pieces.
+
+    It sums squares in fp64, for which it copies a whole gradient; a piece of a copy is enough. The
+    result differs in the order of the sum alone. The method is private; a test counts bytes.
+    """
+    take = optimizer.get_grad_norm_direct
+
+    def taken(gradients: Iterable[Tensor], params: Iterable[nn.Parameter], *more: Any) -> Any:
+        real = (one for one in gradients if not getattr(one, "_zero_padding", False))
+        pieces = [
+            (piece, param)
+            for gradient, param in zip(real, params, strict=False)
+            for piece in torch.split(gradient.flatten(), _NORM_ELEMENTS)
+        ]
+        return take([piece for piece, _ in pieces], [param for _, param in pieces], *more)
+
+    optimizer.get_grad_norm_direct = taken
+
+
 def _copies_loaded(config: dict[str, Any], device: torch.device) -> bool:
     """Whether DeepSpeed copies what it loads: an optimizer on the CPU would keep it."""
     return device.type == "cuda" and "offload_optimizer" not in config.get("zero_optimization", {})
@@ -273,6 +296,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         # Stages 1 and 2 look for NaN and infinity in fp16 only, unless this is set.
         zero_optimizer.check_grad_overflow = True
         engine.checkpoint_engine = self.shard_writer
+        _take_norms_in_pieces(zero_optimizer)
         # Otherwise rank 0 would copy two DeepSpeed scripts into each checkpoint, which must not
         # hold code. The method is private.
         engine._copy_recovery_script = lambda save_path: None

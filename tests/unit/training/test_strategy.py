@@ -211,7 +211,8 @@ class Engines:
 
     def __call__(self, model: torch.nn.Module, **more: Any) -> tuple[Any, ...]:
         self.leaves = deepspeed.utils.get_z3_leaf_modules(model)
-        return SimpleNamespace(), SimpleNamespace(), None, None
+        optimizer = SimpleNamespace(get_grad_norm_direct=None)
+        return SimpleNamespace(), optimizer, None, None
 
 
 def leaves_of(
@@ -270,3 +271,23 @@ def test_second_slices_of_frozen_parameters_are_dropped_after_loading(
     monkeypatch.setattr(DeepSpeedStrategy, "load_checkpoint", lambda self, path: {"loops": path})
     assert strategy.load_checkpoint("here") == {"loops": "here"}
     assert vars(frozen)["ds_secondary_tensor"] is None
+
+
+def test_norms_are_taken_of_pieces_without_zero_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed copies what it takes the norm of to fp64."""
+    monkeypatch.setattr(strategy_module, "_NORM_ELEMENTS", 10)
+    sizes: list[int] = []
+
+    def take(gradients: list[torch.Tensor], params: list[Any], norm_type: float = 2) -> Any:
+        assert len(gradients) == len(params) and norm_type == 2
+        sizes.extend(gradient.numel() for gradient in gradients)
+        return torch.stack([gradient.double().norm(2) for gradient in gradients]).norm(2)
+
+    optimizer = SimpleNamespace(get_grad_norm_direct=take)
+    strategy_module._take_norms_in_pieces(optimizer)
+    gradients = [torch.randn(3, 7), torch.randn(10), torch.full((5,), math.nan)]
+    gradients[2]._zero_padding = True  # type: ignore[attr-defined]
+    norm = optimizer.get_grad_norm_direct(gradients, ["a", "b"])
+    assert sizes == [10, 10, 1, 10]
+    whole = torch.cat([gradient.flatten() for gradient in gradients[:2]])
+    assert float(norm) == pytest.approx(float(whole.double().norm(2)), rel=1e-12)
