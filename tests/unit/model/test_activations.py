@@ -9,8 +9,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_sft.model import NetworkConfig, build_model
-from llada_sft.model.families import llada
-from llada_sft.model.layers.activations import (
+from llada_sft.model.families import llada, llada_moe
+from llada_sft.model.layers.balance import Routing
+from llada_sft.model.layers.kept_bytes import (
     Checkpointing,
     kept_bytes,
     most_kept,
@@ -108,6 +109,32 @@ def test_the_bytes_that_a_block_keeps(
         model.set_activation_checkpointing(checkpointing)
         with Results(model) as results:
             loss = model(torch.arange(num_tokens)[None] % 32).logits.sum()
+            kept.append(results.alive)
+        assert loss.requires_grad
+    expected = kept_bytes(config.architecture, dtype.itemsize)[checkpointing]
+    assert (kept[0] - kept[1]) / num_tokens == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [None, 40])
+def test_the_bytes_that_experts_keep(
+    checkpointing: Checkpointing, dtype: torch.dtype, shared: int | None
+) -> None:
+    num_tokens, kept, config = 64, [], NetworkConfig()
+    for blocks in (3, 2):
+        values = llada_moe.FAMILY.config_json(
+            hidden_size=64, num_hidden_layers=blocks, num_attention_heads=4, vocab_size=32,
+            num_experts=8, num_experts_per_tok=3, expert_intermediate_size=48,
+            shared_expert_intermediate_size=shared, moe_layer_freq=[1] * blocks,
+            eos_token_id=1, mask_token_id=2, pad_token_id=1,
+        )  # fmt: skip
+        config = NetworkConfig(values)
+        model = build_model(config).to(dtype)
+        model.set_activation_checkpointing(checkpointing)
+        with Results(model) as results:
+            routing = Routing()
+            loss = model(torch.arange(num_tokens)[None] % 32, routing=routing).logits.sum()
             kept.append(results.alive)
         assert loss.requires_grad
     expected = kept_bytes(config.architecture, dtype.itemsize)[checkpointing]
