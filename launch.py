@@ -24,8 +24,17 @@ def parser() -> argparse.ArgumentParser:
         "--print-config", action="store_true", help="print the whole config and its arithmetic"
     )
     what.add_argument(
+        "--plan", action="store_true", help="print memory, traffic, time and disk it will take"
+    )
+    what.add_argument(
         "--prepare", action="store_true", help="make the run directory and print its path"
     )
+    of_plan = parser.add_argument_group("assumptions of --plan")
+    of_plan.add_argument("--gpu", default="NVIDIA H100", metavar="NAME", help="as CUDA names it")
+    of_plan.add_argument(
+        "--mfu", type=float, default=0.4, metavar="SHARE", help="of the GPU's rate, reached"
+    )
+    of_plan.add_argument("--tokens", type=float, metavar="N", help="of an epoch (llada-sft check)")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="change a key of the config"
     )

@@ -8,6 +8,7 @@ model/      the network
 generation/ the samplers: prompts -> answers; answering/: `llada-sft sample`, `llada-sft chat`
 evaluation/ likelihoods, and the tasks of lm-evaluation-harness
 training/   the loop
+plan/       what a config takes: memory, traffic, time, disk
 cluster/    the job
 demo/       the embedded default
 

@@ -195,6 +195,16 @@ class DeepSpeedConfig(Section):
         """Whether each module of a block gathers its own weights."""
         return self.stage == 3 and not self.leaf_blocks
 
+    def contiguous(self, precision: Literal["bf16", "fp32"]) -> bool:
+        """Return whether gradients are copied into one buffer.
+
+        Stage 3 lays them out once more for each reduction: of gradients that need no conversion the
+        buffer would be one copy too many.
+        """
+        if self.contiguous_gradients is not None:
+            return self.contiguous_gradients
+        return self.stage < 3 or self.reduce_dtype != precision
+
     @model_validator(mode="after")
     def _of_stage_3(self) -> "DeepSpeedConfig":
         for name in _OF_STAGE_3 if self.stage < 3 else ():

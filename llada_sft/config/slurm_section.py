@@ -16,6 +16,7 @@ from llada_sft.config.values import (
     Minutes,
     NonEmptyStr,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     SbatchKey,
     SbatchValue,
@@ -33,6 +34,8 @@ class SlurmConfig(Section):
     # GPUs asked for on each node; null = one per rank, 0 = none.
     gpus_per_node: NonNegativeInt | None = None
     cpus_per_rank: Count = 8
+    # GB (10^9 bytes) of a GPU's memory: `launch.py --plan` says what fits; null = unknown.
+    gpu_mem_gb: PositiveFloat | None = None
     # null = the partition's default.
     mem_gb_per_node: PositiveInt | None = None
     time_min: Minutes = 1440

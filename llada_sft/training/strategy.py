@@ -92,14 +92,9 @@ def deepspeed_config(
     config: DeepSpeedConfig, gradient_clip: float, precision: Literal["bf16", "fp32"]
 ) -> dict[str, Any]:
     """Render DeepSpeed's own configuration: ZeRO, gradients summed in fp32."""
-    contiguous = config.contiguous_gradients
-    if contiguous is None:
-        # Stage 3 lays them out once more for each reduction: of gradients that need no conversion
-        # the buffer would be one copy too many.
-        contiguous = config.stage < 3 or config.reduce_dtype != precision
     zero: dict[str, Any] = {
         "stage": config.stage,
-        "contiguous_gradients": contiguous,
+        "contiguous_gradients": config.contiguous(precision),
         "overlap_comm": config.overlap_comm,
         "reduce_bucket_size": config.reduce_bucket_size,
         "stage3_prefetch_bucket_size": config.stage3_prefetch_bucket_size,

@@ -48,13 +48,13 @@ MEMBERS: dict[str, tuple[Family, dict[str, Any]]] = {
 }
 
 
-def write_member(name: str, tokenizer_dir: Path, out: Path) -> Path:
-    """Write a model directory of a member."""
+def write_member(name: str, tokenizer_dir: Path, out: Path, **changes: Any) -> Path:
+    """Write a model directory of a member, with other sizes if they are given."""
     family, sizes = MEMBERS[name]
     tokenizer = load_tokenizer(tokenizer_dir)
     eos = tokenizer.eos_token_id
     ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": eos, "pad_token_id": eos}
-    values = family.config_json(**sizes, **ids, vocab_size=len(tokenizer))
+    values = family.config_json(**{**sizes, **changes}, **ids, vocab_size=len(tokenizer))
     network = build_model(NetworkConfig(values), seed=3)
     export_checkpoint(network_tensors(network), network.config, tokenizer_dir, out, torch.float32)
     return out

@@ -1,6 +1,7 @@
 """From a config to a job: what `launch.py` and `llada-sft resume` do.
 
 --print-config   the config and its arithmetic, nothing written
+--plan           the memory, traffic, time and disk that it will take, nothing written
 --dry-run        the sbatch text, nothing written or submitted, also without SLURM
 --prepare        the run directory, nothing started
 otherwise        preflight -> run directory -> SLURM, or with --local this machine
@@ -44,6 +45,10 @@ class LaunchOptions:
     dry_run: bool = False
     print_config: bool = False
     prepare: bool = False
+    plan: bool = False
+    gpu: str = "NVIDIA H100"
+    mfu: float = 0.4
+    tokens: float | None = None
     follow: bool = False
     command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
 
@@ -60,6 +65,8 @@ def launch(options: LaunchOptions) -> int:
     base = Path.cwd()
     if options.print_config:
         return _print_config(config, base)
+    if options.plan:
+        return _print_plan(config, base, options)
     if options.dry_run:
         return _dry_run(config, base)
     if not options.local and not options.prepare:
@@ -207,6 +214,14 @@ def _print_config(config: Config, base: Path) -> int:
     config = resolve_paths(config, base)
     print(dump_config(config), end="")
     print("\n".join(f"# {line}" for line in _summary(config)))
+    return 0
+
+
+def _print_plan(config: Config, base: Path, options: LaunchOptions) -> int:
+    from llada_sft.plan.report import Assumptions, plan_lines
+
+    assumed = Assumptions(options.gpu, options.mfu, options.tokens)
+    print("\n".join(plan_lines(resolve_paths(config, base), assumed)))
     return 0
 
 

@@ -104,8 +104,6 @@ def most_kept(network: Architecture, kinds: Sequence[Checkpointing], element_byt
     While a block is computed again, all of it is in memory once.
     """
     of_layers = [kept_bytes(network, element_bytes, layer) for layer in range(len(kinds))]
-    again = [
-        of_kinds["none"] for of_kinds, kind in zip(of_layers, kinds, strict=True) if kind != "none"
-    ]
-    kept = sum(of_kinds[kind] for of_kinds, kind in zip(of_layers, kinds, strict=True))
-    return kept + max(again, default=0)
+    kept = [of_kinds[kind] for of_kinds, kind in zip(of_layers, kinds, strict=True)]
+    again = (of_kinds["none"] - own for of_kinds, own in zip(of_layers, kept, strict=True))
+    return sum(kept) + max(again, default=0)

@@ -148,7 +148,7 @@ LLADA_8B = NetworkConfig().architecture
     ("budget", "compiled", "expected"),
     [
         (200e9, False, {"none": 32}),
-        (90e9, False, {"none": 20, "selective": 12}),
+        (90e9, False, {"none": 22, "selective": 10}),
         (40e9, False, {"selective": 20, "full": 12}),
         (40e9, True, {"none": 10, "full": 22}),
         (1e9, False, {"full": 32}),

@@ -1,0 +1,241 @@
+"""The lines of `launch.py --plan`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llada_sft.config.schema import Config
+from llada_sft.errors import ConfigError
+from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters
+from llada_sft.model.families import llada
+from llada_sft.model.families.architecture import Architecture
+from llada_sft.model.flops import peak_rate
+from llada_sft.model.layers.kept_bytes import Checkpointing, within_budget
+from llada_sft.model.settings import architecture_of, read_settings, require_trainable
+from llada_sft.plan.cost import checkpoint_bytes, step_operations, traffic
+from llada_sft.plan.fitting import fewest_nodes, largest_micro_batch
+from llada_sft.plan.memory import Load, RankMemory, Sizes, rank_memory, sizes_of
+
+_GB = 1e9
+# The share of a GPU's memory that tensors may have: the rest is for CUDA, NCCL and what the
+# allocator cannot use.
+_USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a config does not say.
+
+    Attributes:
+        gpu: A name as CUDA gives it.
+        mfu: The share of its rate that the training reaches.
+        tokens: Real tokens of an epoch; None: not known.
+    """
+
+    gpu: str = "NVIDIA H100"
+    mfu: float = 0.4
+    tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A config with its network.
+
+    Attributes:
+        config: The whole config.
+        network: The sizes of its network.
+        adapters: What is trained instead of the network's own parameters.
+    """
+
+    config: Config
+    network: Architecture
+    adapters: AdapterPlan | None
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens of a micro-batch."""
+        config = self.config
+        return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+
+    @property
+    def sizes(self) -> Sizes:
+        return sizes_of(self.network, self.adapters, self.config.world_size)
+
+    def kinds(self, tokens: int) -> list[Checkpointing]:
+        """Return what is kept of each block with micro-batches of so many tokens."""
+        model = self.config.model
+        if model.activation_checkpointing != "auto":
+            return [model.activation_checkpointing] * self.network.num_layers
+        assert model.activation_gb is not None
+        element = 2 if self.config.train.precision == "bf16" else 4
+        budget = _GB * model.activation_gb
+        return within_budget(self.network, tokens, element, budget, self.compiled)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether blocks are compiled, as far as a login node can tell."""
+        if self.config.model.compile == "auto":
+            return not self.config.deepspeed.hooks_inside_blocks and self.config.lora is None
+        return self.config.model.compile == "on"
+
+    def memory(self, tokens: int | None = None) -> RankMemory:
+        """Return the bytes of a rank, all tokens of its micro-batch being masked."""
+        tokens = self.tokens if tokens is None else tokens
+        load = Load(tokens, tokens)
+        cuda = self.config.train.accelerator != "cpu"
+        kinds = self.kinds(tokens)
+        return rank_memory(self.config, self.network, self.adapters, kinds, load, cuda)
+
+    def on(self, nodes: int) -> "Setup":
+        """Return the same on other nodes, with the same micro-batches."""
+        slurm = self.config.slurm.model_copy(update={"nodes": nodes, "elastic": None})
+        config = self.config.model_copy(update={"slurm": slurm})
+        return Setup(config, self.network, self.adapters)
+
+
+def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
+    """Work a config out.
+
+    Args:
+        config: The config, with absolute paths.
+        assumed: What it does not say.
+
+    Raises:
+        LladaSftError: The model directory cannot be read, or an assumption is a mistake.
+    """
+    if not 0 < assumed.mfu <= 1:
+        raise ConfigError(f"--mfu: must be above 0 and at most 1, got {assumed.mfu:g}")
+    if assumed.tokens is not None and not assumed.tokens > 0:
+        raise ConfigError(f"--tokens: must be above 0, got {assumed.tokens:g}")
+    network = _network(config)
+    adapters = None if config.lora is None else plan_adapters(network, config.lora)
+    planned = Setup(config, network, adapters)
+    memory = planned.memory()
+    return [
+        *_of_network(planned),
+        *_of_memory(memory, planned),
+        *_of_fit(planned),
+        *_of_step(planned, assumed),
+        *_of_disk(planned, memory),
+    ]
+
+
+def _network(config: Config) -> Architecture:
+    directory = Path(config.model.path)
+    if config.model.size is None:
+        network = architecture_of(read_settings(directory))
+        require_trainable(directory, network)
+        return network
+    # Its vocabulary is the tokenizer's.
+    from llada_sft.data.examples.tokenizer import load_tokenizer
+
+    vocabulary = len(load_tokenizer(directory))
+    sizes = llada.from_size(**config.model.size.model_dump(), vocab_size=vocabulary)
+    return architecture_of(sizes)
+
+
+def _of_network(planned: Setup) -> Iterator[str]:
+    sizes, config = planned.sizes, planned.config
+    trained = sum(sizes.trained)
+    everything = trained + sum(sizes.frozen)
+    share = "" if planned.adapters is None else f", {trained:,} of them trained"
+    where = f"stage {config.deepspeed.stage}, {sizes.ranks:,} ranks"
+    yield f"parameters       {everything:,}{share}; {where}"
+
+
+def _of_memory(memory: RankMemory, planned: Setup) -> Iterator[str]:
+    tokens = planned.tokens
+    yield (
+        f"bytes of a rank  {_gb(memory.peak)} at the most: {memory.peak_moment}, with {tokens:,}"
+        " tokens, all masked"
+    )
+    yield from _table(memory.standing)
+    yield from _table(memory.moments[memory.peak_moment])
+    others = (
+        f"{name} {_gb(sum(parts.values()))}"
+        for name, parts in memory.moments.items()
+        if name != memory.peak_moment
+    )
+    yield f"                 other moments, on top of what stands: {', '.join(others)}"
+    if memory.host:
+        yield f"host, each rank  {_gb(sum(memory.host.values()))}, offloaded"
+        yield from _table(memory.host)
+
+
+def _table(parts: Mapping[str, int]) -> Iterator[str]:
+    for name, size in parts.items():
+        yield f"                 {_gb(size):>9}  {name}"
+
+
+def _of_fit(planned: Setup) -> Iterator[str]:
+    given = planned.config.slurm.gpu_mem_gb
+    if given is None:
+        yield "fits             unknown: set slurm.gpu_mem_gb to the memory of a GPU"
+        return
+    room = _USABLE * given * _GB
+    fits = planned.memory().peak <= room
+    yield (
+        f"fits             {'yes' if fits else 'no'}: tensors may have {_USABLE:.0%} of"
+        f" slurm.gpu_mem_gb, {given:g} GB"
+    )
+    most = largest_micro_batch(lambda tokens: planned.memory(tokens).peak <= room)
+    key = "data.max_tokens" if planned.config.data.max_tokens else "tokens of a micro-batch"
+    nodes = fewest_nodes(lambda nodes: planned.on(nodes).memory().peak <= room)
+    few = f"{nodes:,}" if nodes else "more than 1,024"
+    yield (
+        f"                 at most {most:,} {key} here; at least {few} nodes with"
+        f" {planned.tokens:,}"
+    )
+
+
+def _of_step(planned: Setup, assumed: Assumptions) -> Iterator[str]:
+    config, sizes = planned.config, planned.sizes
+    sent = traffic(config, sizes)
+    yield (
+        f"traffic          a rank receives {_gb(sent.weights)} of weights and"
+        f" {_gb(sent.gradients)} of gradients in a step; a node {_gb(sent.between_nodes)} from"
+        " others"
+    )
+    if config.train.accelerator == "cpu":
+        return
+    rate = peak_rate(assumed.gpu)
+    if rate is None:
+        raise ConfigError(f"--gpu: no rate is known of {assumed.gpu!r}; try H100, H200 or A100")
+    trained = None if planned.adapters is None else planned.adapters.num_trained
+    needed = step_operations(config, planned.network, planned.tokens, trained)
+    seconds = needed / (rate * assumed.mfu)
+    tokens = planned.tokens * config.train.accumulate_grad_batches
+    a_second = tokens / seconds
+    yield (
+        f"time             {seconds:.3g} s a step and {a_second:,.0f} tokens/s for each GPU,"
+        f" if MFU is {assumed.mfu:.0%} of {rate / 1e12:,.0f} Tflop/s ({assumed.gpu}): an"
+        " assumption; a training logs its own"
+    )
+    if assumed.tokens is None:
+        yield "                 hours of an epoch: --tokens N, as llada-sft check counts them"
+        return
+    steps = assumed.tokens / (tokens * sizes.ranks)
+    hours = steps * seconds / 3600
+    yield (
+        f"                 an epoch of {assumed.tokens:,.0f} tokens: at least {steps:,.0f} steps"
+        f" and {hours:,.1f} h; {config.train.epochs} epochs {config.train.epochs * hours:,.1f} h"
+    )
+
+
+def _of_disk(planned: Setup, memory: RankMemory) -> Iterator[str]:
+    config, sizes = planned.config, planned.sizes
+    size = checkpoint_bytes(config, sizes)
+    # One more while it is written, and the best one.
+    number = config.train.keep_checkpoints + 1 + (config.train.keep_best is not None)
+    nodes = config.slurm.nodes
+    yield (
+        f"a checkpoint     {_gb(size)}; {_gb(number * size)} of disk for {number} of them"
+        f" (train.keep_checkpoints, and the one that is written);"
+        f" {size / nodes / _GB:,.1f} s to write at 1 GB/s from each node"
+    )
+    if config.train.async_checkpoints:
+        yield f"                 {_gb(size / nodes)} of host memory on each node for the copy"
+
+
+def _gb(size: float) -> str:
+    return f"{size / _GB:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"

@@ -1,0 +1,193 @@
+"""The plan's numbers against sums by hand, and the lines that a user sees."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llada_sft.config import load_config
+from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.model.families import llada, llada_moe
+from llada_sft.plan.cost import checkpoint_bytes, traffic
+from llada_sft.plan.fitting import MOST_NODES, fewest_nodes, largest_micro_batch
+from llada_sft.plan.memory import Load, Sizes, rank_memory, sizes_of
+from llada_sft.plan.report import Assumptions, Setup, plan_lines
+
+ROOT = Path(__file__).parents[3]
+IDS = {"mask_token_id": 5, "eos_token_id": 6, "pad_token_id": 6}
+LLADA_8B = llada.FAMILY.config_json(n_layers=32, **IDS)
+LLADA_MOE = llada_moe.FAMILY.config_json(
+    **{**llada_moe.FAMILY.defaults, "qk_layernorm": True}, **IDS
+)
+# Embedding and head of 126,464 × 4,096; 32 × (4 × 4096² + 3 × 4096 × 12288 + 2 × 4096); a norm.
+P_8B = 2 * 126_464 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096) + 4096
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(LLADA_8B))
+    return tmp_path / "model"
+
+
+def planned(values: dict[str, Any], *changes: str) -> Setup:
+    from llada_sft.model.settings import architecture_of
+
+    config = load_config(ROOT / "config/zero3.yaml", list(changes))
+    return Setup(config, architecture_of(values), None)
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 64])
+def test_the_bytes_of_llada_8b_by_hand(nodes: int) -> None:
+    """config/zero3.yaml on 8, 32 and 512 GPUs of 6,144 tokens."""
+    plan = planned(LLADA_8B, f"slurm.nodes={nodes}").memory()
+    ranks, tokens = 8 * nodes, 6144
+    assert P_8B == 8_015_581_184
+    each = -(-P_8B // ranks)
+    assert plan.standing == {
+        "weights": pytest.approx(2 * each, rel=1e-4),
+        "optimizer": pytest.approx(12 * each, rel=1e-4),
+        "gradient sums": pytest.approx(4 * each, rel=1e-4),
+        "bucket": 4 * 200_000_000,
+    }
+    loss = plan.moments["loss"]
+    # At most 1e9 weights are whole, and the 65 norms.
+    assert loss["gathered weights"] == 2 * (1_000_000_000 + 65 * 4096)
+    # 32 blocks keep their input, seven products and attention's result; cosines and sines; the last
+    # stream, and the normalised one at the masks.
+    of_block = 2 * (3 * 4096 + 4 * 4096 + 2 * 12288) + 4 * 32
+    around = 8 * 128 + 2 * 4096 + (3 * 2 + 4) * 4096
+    assert loss["activations"] == tokens * (32 * of_block + around)
+    # 1,061 positions of logits in bf16 and fp32; the weight's gradient in fp32, and one more piece.
+    piece, weight = (512 << 20) // (4 * 126_464) * 126_464, 126_464 * 4096
+    assert loss["head"] == 6 * piece + 4 * weight + 2 * weight
+    # DeepSpeed lays out 1e9 elements at a time.
+    flat = min(4 * each, 4_000_000_000)
+    assert plan.moments["optimizer step"]["flat gradients"] == pytest.approx(flat, rel=1e-4)
+    assert plan.peak_moment == "loss"
+
+
+def test_experts_count_as_many_as_are_there_and_compute_as_many_as_are_chosen() -> None:
+    made = planned(LLADA_MOE)
+    assert sum(made.sizes.trained) == sum(sizes_of(made.network, None, 1).trained)
+    assert 7.2e9 < sum(made.sizes.trained) < 7.5e9
+    dense = planned(LLADA_8B)
+    assert made.memory().standing["weights"] < dense.memory().standing["weights"]
+
+
+def test_offloaded_states_are_on_the_host() -> None:
+    on_device = planned(LLADA_8B).memory()
+    offloaded = planned(LLADA_8B, "deepspeed.offload_optimizer=cpu").memory()
+    assert offloaded.host["optimizer"] == on_device.standing["optimizer"]
+    assert set(offloaded.standing) == {"weights", "bucket"}
+    both = planned(
+        LLADA_8B, "deepspeed.offload_optimizer=cpu", "deepspeed.offload_param=cpu"
+    ).memory()
+    assert both.host["weights"] == on_device.standing["weights"]
+    assert set(both.standing) == {"bucket"}
+
+
+def test_low_stages_keep_whole_weights() -> None:
+    made = planned(LLADA_8B, "deepspeed.stage=1").memory()
+    assert made.standing["weights"] == 2 * P_8B
+    assert made.moments["loss"]["gradient sums"] == 4 * P_8B
+    made = planned(LLADA_8B, "deepspeed.stage=2").memory()
+    assert made.moments["loss"]["gradient sums"] == pytest.approx(4 * P_8B / 32, rel=1e-4)
+
+
+def test_fewer_masks_need_less() -> None:
+    made = planned(LLADA_8B)
+    kinds = made.kinds(6144)
+    few, many = (
+        rank_memory(made.config, made.network, None, kinds, Load(6144, masked)).moments["loss"]
+        for masked in (100, 6144)
+    )
+    assert few["head"] < many["head"] and few["activations"] < many["activations"]
+
+
+def test_traffic_by_hand() -> None:
+    sizes = Sizes((1_000_000_000, 3_000_000_000), (), (1_000_000_000,), ranks=32)
+    config = planned(LLADA_8B).config
+    sent = traffic(config, sizes)
+    part = 31 / 32
+    # Gathered twice in bf16, reduced in fp32, one micro-batch.
+    assert sent.weights == pytest.approx(part * 2 * 2 * 4e9)
+    assert sent.gradients == pytest.approx(part * 4 * 4e9)
+    assert sent.between_nodes == pytest.approx(sent.weights + sent.gradients)
+    hpz = planned(LLADA_8B, "deepspeed.zero_hpz_partition_size=8").config
+    assert traffic(hpz, sizes).between_nodes == pytest.approx(sent.weights / 2 + sent.gradients)
+    one_node = planned(LLADA_8B, "slurm.nodes=1").config
+    assert traffic(one_node, sizes).between_nodes == 0
+    assert checkpoint_bytes(config, sizes) == 14 * 4_000_000_000
+
+
+@pytest.mark.parametrize("limit", [0, 255, 256, 257, 1000, 6144, 123_456])
+def test_the_largest_micro_batch(limit: int) -> None:
+    assert largest_micro_batch(lambda tokens: tokens <= limit) == limit // 256 * 256
+
+
+@pytest.mark.parametrize("least", [1, 2, 3, 17, MOST_NODES])
+def test_the_fewest_nodes(least: int) -> None:
+    assert fewest_nodes(lambda nodes: nodes >= least) == least
+    assert fewest_nodes(lambda nodes: False) is None
+
+
+def test_what_fits_is_what_the_memory_says(model: Path) -> None:
+    """The named largest micro-batch fits, and one step more does not."""
+    overrides = [f"model.path={model}", "slurm.gpu_mem_gb=80"]
+    config = load_config(ROOT / "config/zero3.yaml", overrides)
+    lines = plan_lines(config, Assumptions(tokens=1e9))
+    fits = next(n for n, line in enumerate(lines) if line.startswith("fits"))
+    assert "yes" in lines[fits]
+    named = int(lines[fits + 1].split("at most ")[1].split()[0].replace(",", ""))
+    made = planned(LLADA_8B)
+    assert made.memory(named).peak <= 72e9 < made.memory(named + 256).peak
+    small = load_config(ROOT / "config/zero3.yaml", [*overrides, "slurm.gpu_mem_gb=16"])
+    assert any(line.startswith("fits             no") for line in plan_lines(small, Assumptions()))
+
+
+@pytest.mark.parametrize(
+    ("assumed", "line"),
+    [
+        (Assumptions(mfu=0), "--mfu: must be above 0 and at most 1, got 0"),
+        (Assumptions(mfu=40), "--mfu: must be above 0 and at most 1, got 40"),
+        (Assumptions(mfu=float("nan")), "--mfu: must be above 0 and at most 1, got nan"),
+        (Assumptions(tokens=-1), "--tokens: must be above 0, got -1"),
+        (Assumptions(gpu="abacus"), "--gpu: no rate is known of 'abacus'; try H100, H200 or A100"),
+    ],
+)
+def test_mistaken_assumptions(model: Path, assumed: Assumptions, line: str) -> None:
+    config = load_config(ROOT / "config/zero3.yaml", [f"model.path={model}"])
+    with pytest.raises(ConfigError) as error:
+        plan_lines(config, assumed)
+    assert str(error.value) == line
+
+
+def test_a_model_that_is_not_there_is_one_line() -> None:
+    config = load_config(ROOT / "config/zero3.yaml")
+    with pytest.raises(LladaSftError, match=r"no config\.json"):
+        plan_lines(config, Assumptions())
+
+
+@pytest.mark.parametrize("shipped", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_has_a_plan(model: Path, shipped: Path) -> None:
+    config = load_config(shipped, [f"model.path={model}"])
+    if config.model.size is None:
+        lines = plan_lines(config, Assumptions())
+        assert lines[0].startswith("parameters ")
+
+
+def test_the_command(model: Path) -> None:
+    """Also that neither torch nor transformers are imported for it."""
+    command = [
+        *(sys.executable, "-X", "importtime", "launch.py", "--config", "config/zero3.yaml"),
+        *("--plan", f"model.path={model}", "--tokens", "1e9"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("parameters       8,015,581,184; stage 3, 32 ranks\n")
+    assert "an epoch of 1,000,000,000 tokens" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "deepspeed"}
