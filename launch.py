@@ -4,14 +4,27 @@
 import argparse
 import sys
 
+from llada_sft import __version__
 from llada_sft.entry import exit_code
+
+_EPILOG = """\
+Launching the same config again continues the run from its last checkpoint.
+
+examples:
+  launch.py --config config/zero3.yaml --nodes 4 run.name=first --plan
+  launch.py --config config/zero3.yaml --nodes 4 run.name=first --follow
+  launch.py --config config/demo.yaml --local train.max_steps=20
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Launching the same config again continues the run from its last checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
     )
+    version = f"llada-sft {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
     parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
     parser.add_argument("--local", action="store_true", help="run all ranks on this machine")

@@ -9,14 +9,27 @@ import argparse
 import sys
 from pathlib import Path
 
+from llada_sft import __version__
 from llada_sft.entry import exit_code
+
+_EPILOG = """\
+examples:
+  llada-sft check config/zero3.yaml
+  llada-sft status runs/first
+  llada-sft export runs/first out/first && llada-sft chat out/first
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `handler` is the function of the chosen command."""
     parser = argparse.ArgumentParser(
-        prog="llada-sft", description="Prepare data, and work with runs."
+        prog="llada-sft",
+        description="Prepare data, and work with runs.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EPILOG,
     )
+    version = f"llada-sft {__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     status = commands.add_parser("status", help="what a run is doing")

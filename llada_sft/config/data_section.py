@@ -40,6 +40,7 @@ class SourceConfig(Section):
     epochs: PositiveInt | None = None
     # As in data, and where null, those of data.
     format: RecordFormat | None = None
+    # The same.
     fields: dict[str, NonEmptyStr] | None = None
 
     @field_validator("fields")
@@ -164,6 +165,7 @@ class DataConfig(Section):
     end_tokens: PositiveInt = DEFAULT_END_TOKENS
     # Ids of tokens that no text has; null = those that the network's tokenizer reserves.
     void_token_id: NonNegativeInt | None = None
+    # At least two, which follow one another in a cycle.
     rainbow_token_ids: Annotated[tuple[NonNegativeInt, ...], Field(min_length=2)] | None = None
     # padded: micro-batches of train.micro_batch_size examples, brought to one length;
     # packed: examples one after the other in one row of at most max_tokens tokens.

@@ -21,10 +21,15 @@ from llada_sft.config.values import (
 class ModelSize(Section):
     """The size of a network with `model.init: random`."""
 
+    # Width of the residual stream.
     d_model: PositiveInt
+    # Blocks.
     n_layers: PositiveInt
+    # Heads of attention; d_model / n_heads is even.
     n_heads: PositiveInt
+    # Width inside the MLP.
     mlp_hidden_size: PositiveInt
+    # Most tokens of an example.
     max_sequence_length: PositiveInt = 4096
 
     @model_validator(mode="after")
@@ -48,7 +53,9 @@ class ModelConfig(Section):
     # A directory with config.json, *.safetensors and the tokenizer; with `init: random` only the
     # tokenizer is read from it.
     path: NonEmptyStr
+    # random: weights are drawn, for a network of model.size.
     init: Literal["pretrained", "random"] = "pretrained"
+    # With init: random; the vocabulary is the tokenizer's.
     size: ModelSize | None = None
     # What the backward pass computes again instead of keeping it: full = each block, for a third
     # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
@@ -100,6 +107,7 @@ class LoraConfig(Section):
     targets: Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)] | None = None
     # It stays 0: a mask from torch's generator would be another one after a resume.
     dropout: float = 0.0
+    # Divide by √rank instead of rank.
     rslora: bool = False
     # Length and direction of each row are trained apart: a magnitude for each row, and LoRA.
     dora: bool = False

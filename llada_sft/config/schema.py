@@ -44,6 +44,7 @@ _WATCHDOG_REPORTS_S = 120
 
 
 class RunConfig(Section):
+    # Names the run directory, and the job.
     name: RunName
     # The folder that holds the run directories; on a cluster it must be shared by all nodes.
     root: NonEmptyStr = "runs"
@@ -85,16 +86,22 @@ class ObjectiveConfig(Section):
 
 
 class OptimConfig(Section):
+    # The learning rate after the warm-up.
     lr: PositiveFloat = 2.5e-5
+    # What it has come down to at the end of the schedule.
     final_lr: NonNegativeFloat = 2.5e-6
+    # Of AdamW.
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     # Below 1e-37 it is 0 in fp32, and 0 / 0 is NaN.
     eps: Annotated[float, Field(ge=1e-37, le=1)] = 1e-8
+    # Of AdamW; of matrices alone, not of gains and biases.
     weight_decay: NonNegativeFloat = 0.1
     # warmup_constant_decay: linear warm-up, constant, linear to final_lr over the last part;
     # cosine: linear warm-up, then half a cosine to final_lr.
     schedule: Literal["warmup_constant_decay", "cosine"] = "warmup_constant_decay"
+    # Optimizer steps from 0 to lr.
     warmup_steps: NonNegativeInt = 50
+    # The part of all steps, at the end, in which warmup_constant_decay comes down.
     decay_fraction: Fraction = 0.1
     # Largest global L2 norm of the gradient; 0 = no clipping.
     gradient_clip: NonNegativeFloat = 1.0
@@ -103,18 +110,25 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     # Examples of a micro-batch; with data.batching: packed it stays 1, for all are in one row.
     micro_batch_size: PositiveInt = 1
+    # Micro-batches of each rank in an optimizer step.
     accumulate_grad_batches: PositiveInt = 1
+    # How often each row is trained.
     epochs: PositiveInt = 3
     # Stop after this many optimizer steps, also in the middle of an epoch.
     max_steps: PositiveInt | None = None
+    # Of weights and activations; optimizer states and sums of gradients are fp32 in any case.
     precision: Literal["bf16", "fp32"] = "bf16"
+    # auto = CUDA where there is a GPU.
     accelerator: Literal["auto", "cuda", "cpu"] = "auto"
     # CPU threads of each rank.
     threads_per_rank: Annotated[int, Field(ge=1, le=1024)] = 1
     # Optimizer steps between two validations, and rows of data.validation that are used.
     validate_every_steps: PositiveInt = 500
+    # Rows of each validation set that are used, its first ones.
     validation_max_rows: PositiveInt = 1024
+    # Optimizer steps between two checkpoints.
     checkpoint_every_steps: PositiveInt = 500
+    # The newest ones are kept, so many; older ones are deleted.
     keep_checkpoints: PositiveInt = 2
     # A number of the validation, as in the log: the checkpoint of the step at which it was lowest
     # is kept as well, and `llada-sft export --best` takes it; null = none.
@@ -160,7 +174,9 @@ class DeepSpeedConfig(Section):
     # too; 3 = weights, too. Keys that name stage3, leaf_blocks and those of hpZ, qwZ, qgZ and
     # offloading are for 3.
     stage: Literal[1, 2, 3] = 3
+    # Keep optimizer states and gradient sums in the CPU's memory, and make the step there.
     offload_optimizer: Literal["none", "cpu"] = "none"
+    # Keep the weights there, too.
     offload_param: Literal["none", "cpu"] = "none"
     # Reduce gradients while the backward pass continues.
     overlap_comm: bool = True
@@ -172,8 +188,11 @@ class DeepSpeedConfig(Section):
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     # Elements that are reduced together.
     reduce_bucket_size: Annotated[Elements, Field(ge=1)] = 200_000_000
+    # Elements that are gathered ahead.
     stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
+    # Parameters with at most so many elements stay whole on each rank.
     stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
+    # Elements that may be whole at a time.
     stage3_max_live_parameters: Annotated[Elements, Field(ge=1)] = 1_000_000_000
     # Gather the weights of a block at once instead of one matrix after the other: fewer hooks and
     # collectives, gradients as without ZeRO; the weights of a whole block are in memory together.
@@ -185,6 +204,7 @@ class DeepSpeedConfig(Section):
     # Weights (qwZ) and gradients (qgZ) travel as 8-bit and 4-bit integers: less traffic, and a loss
     # of precision that is not measured. CUDA only; DeepSpeed compiles the kernels with nvcc.
     zero_quantized_weights: bool = False
+    # See zero_quantized_weights.
     zero_quantized_gradients: bool = False
     # A collective that takes longer than this is an error. It is never less than the watchdog needs
     # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
@@ -225,8 +245,11 @@ _OF_STAGE_3 = (
 class LogConfig(Section):
     # debug: rank 0 prints where its start has spent its time.
     level: Literal["info", "debug"] = "info"
+    # Optimizer steps between two lines of the log.
     every_n_steps: PositiveInt = 10
+    # Write logs/tensorboard in the run directory.
     tensorboard: bool = True
+    # Write logs/metrics.csv in the run directory.
     csv: bool = True
     # The project at Weights & Biases (README). All attempts of a run are one curve there.
     wandb_project: NonEmptyStr | None = None

@@ -28,21 +28,29 @@ MAX_ACCUMULATION = 1_000_000
 
 
 class SlurmConfig(Section):
+    # Nodes of the job; --nodes N is the same.
     nodes: Count = 1
     # Ranks on each node: one per GPU; on CPU as many as you like.
     ranks_per_node: Count = 8
     # GPUs asked for on each node; null = one per rank, 0 = none.
     gpus_per_node: NonNegativeInt | None = None
+    # CPU cores of each rank.
     cpus_per_rank: Count = 8
     # GB (10^9 bytes) of a GPU's memory: `launch.py --plan` says what fits; null = unknown.
     gpu_mem_gb: PositiveFloat | None = None
     # null = the partition's default.
     mem_gb_per_node: PositiveInt | None = None
+    # Minutes of an attempt; the job is requeued when they are over.
     time_min: Minutes = 1440
+    # As sbatch takes it; null = the cluster's default. So are the next four.
     partition: SbatchValue | None = None
+    # What the time is charged to.
     account: SbatchValue | None = None
+    # Quality of service.
     qos: SbatchValue | None = None
+    # Features that nodes must have: a100&ib.
     constraint: SbatchValue | None = None
+    # Nodes that are not used: node[3,7].
     exclude: SbatchValue | None = None
     # Seconds before the time limit at which the job is signalled to save and requeue itself.
     signal_lead_s: Annotated[int, Field(ge=1, le=65535)] = 300
@@ -56,6 +64,7 @@ class SlurmConfig(Section):
     # checkpoint, and attempts that a time limit or preemption ended before min_steps_per_attempt
     # new steps.
     attempts_without_progress: PositiveInt = 3
+    # See attempts_without_progress.
     min_steps_per_attempt: NonNegativeInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
     setup: NonEmptyStr | None = "slurm/setup.sh"

@@ -1,0 +1,44 @@
+"""docs/config.md is what the schema says."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from llada_sft.config.schema import Config
+
+ROOT = Path(__file__).parents[3]
+REFERENCE: str = runpy.run_path(str(ROOT / "docs/write_config.py"))["reference"]()
+
+
+def rows() -> list[list[str]]:
+    lines = REFERENCE.splitlines()
+    return [line.split(" | ") for line in lines if line.startswith("| `")]
+
+
+def test_the_file_is_not_stale() -> None:
+    """If it is: python docs/write_config.py > docs/config.md"""
+    assert (ROOT / "docs/config.md").read_text() == REFERENCE
+
+
+def test_every_key_is_there_with_its_meaning() -> None:
+    names = {row[0].strip("|` ") for row in rows()}
+    for name, field in Config.model_fields.items():
+        assert f"## {name}\n" in REFERENCE, name
+        assert set(getattr(field.annotation, "model_fields", ())) - {"size", "early_stop"} <= names
+    assert [row[0] for row in rows() if len(row[3].strip(" |")) < 3] == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `lr` | number > 0 | `2.5e-05` |",
+        "| `precision` | `bf16`, `fp32` | `bf16` |",
+        "| `max_steps` | whole number ≥ 1 or null | `null` |",
+        "| `leaf_blocks` | `true`, `false` | `true` |",
+        "| `offload_param` | `none`, `cpu` | `none` |",
+        "| `extra` | names: text or whole number | `{}` |",
+    ],
+)
+def test_types_limits_and_defaults(row: str) -> None:
+    assert row in REFERENCE
