@@ -91,7 +91,7 @@ def require_trainable(model_dir: Path, network: Architecture) -> None:
     for key in ("mask_token_id", "eos_token_id"):
         if getattr(network, key) is None:
             raise CheckpointError(f"{path}: {key}: must be given, got null")
-    if network.experts is not None and network.experts.bias:
+    if network.experts is not None and network.experts.router.bias == "weights":
         raise CheckpointError(
             f"{path}: a router with a bias cannot be trained, only sampled: take another checkpoint"
         )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.model.families.architecture import Experts
+from llada_sft.model.families.architecture import Experts, Router
 from llada_sft.model.layers.balance import Balance, Routing, balance_loss
 from llada_sft.model.layers.experts import Choice
 
@@ -14,7 +14,7 @@ EXPERTS = Experts(
     per_token=2,
     size=1,
     shared_size=None,
-    bias=False,
+    router=Router(),
     balance_weight=0.01,
 )
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from torch import Tensor
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.export import export_checkpoint, network_tensors
 from llada_sft.model.families import llada_moe
+from llada_sft.model.families.architecture import Router
 from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.balance import Balance, Routing
 from llada_sft.model.layers.experts import Choice, StackedExperts, count, route
@@ -91,12 +92,12 @@ def test_groups_equal_a_loop(
 def test_probabilities_are_not_normalised_and_the_bias_counts() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.bfloat16)
     softmax = logits.float().softmax(-1)
-    chosen, weights = route(logits, None, Choice(2).choose)
+    chosen, weights = route(logits, None, Choice(2).choose, Router())
     assert chosen.tolist() == [[0, 1]]
     assert weights.dtype == torch.bfloat16
     assert weights.equal(softmax[:, :2].bfloat16())
     bias = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    chosen, weights = route(logits, bias, Choice(2).choose)
+    chosen, weights = route(logits, bias, Choice(2).choose, Router(bias="weights"))
     assert chosen.tolist() == [[3, 0]]
     assert weights.equal((softmax + bias)[:, [3, 0]].bfloat16())
 

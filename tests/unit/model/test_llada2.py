@@ -1,0 +1,205 @@
+"""LLaDA2 against the numbers of both developers' code, and in other shapes against its formulas."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llada_sft.model import Network, NetworkConfig, build_model, load_model
+from llada_sft.model.export import network_tensors, official_parts
+from llada_sft.model.families.llada2 import FAMILY
+from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.balance import Routing
+from llada_sft.model.layers.experts import route
+from tests.unit.model.plain_llada2 import PlainLLaDA2
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+NAMES = ("tiny_llada2_moe", "tiny_llada2_moe_b")
+
+
+class Golden:
+    """One of the two networks, and what the official code computes with it."""
+
+    def __init__(self, name: str) -> None:
+        self.directory = GOLDEN / name
+        self.model = load_model(self.directory)
+        self.expected: dict[str, Tensor] = load_file(self.directory / "expected.safetensors")
+        experts = self.model.architecture.experts
+        assert experts is not None
+        self.router = experts.router
+        self.layers = [layer for layer, there in enumerate(experts.layers) if there]
+
+
+@pytest.fixture(params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
+
+
+def gradients(model: Network) -> dict[str, Tensor]:
+    """Return the gradients by official names."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        official = model.architecture.official_tensors(name, tuple(parameter.shape))
+        parts = [parameter.grad] if len(official) == 1 else list(parameter.grad)
+        found |= {part: grad for (part, _), grad in zip(official, parts, strict=True)}
+    return found
+
+
+def test_logits_and_hidden_states(golden: Golden) -> None:
+    states: list[Tensor] = []
+    model, expected = golden.model, golden.expected
+    model.get_input_embeddings().register_forward_hook(lambda *call: states.append(call[2]))
+    for block in model.blocks()[:-1]:
+        block.register_forward_hook(lambda *call: states.append(call[2][0]))
+    norm = model.get_submodule(model.architecture.names.final_norm)
+    norm.register_forward_hook(lambda *call: states.append(call[2]))
+    logits = model(expected["input_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=0)
+    for number, state in enumerate(states):
+        torch.testing.assert_close(state, expected[f"hidden.{number}"], atol=1e-5, rtol=0)
+    assert len(states) == model.architecture.num_layers + 1
+
+
+def test_choices_of_routers(golden: Golden) -> None:
+    routing = Routing()
+    golden.model(golden.expected["input_ids"], routing=routing)
+    for layer, logits, choice in zip(golden.layers, routing.logits, routing.choices, strict=True):
+        official = golden.expected[f"router_logits.{layer}"].flatten(0, 1)
+        torch.testing.assert_close(logits, official, atol=1e-5, rtol=0)
+        assert choice.experts is not None
+        assert choice.experts.equal(golden.expected[f"router_selected.{layer}"].flatten(0, 1))
+        _, weights = route(logits, None, choice.choose, golden.router)
+        official = golden.expected[f"router_weights.{layer}"].flatten(0, 1)
+        torch.testing.assert_close(weights, official, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_loss_and_gradients_under_full_attention(
+    golden: Golden, checkpointing: Checkpointing
+) -> None:
+    model, expected = golden.model, golden.expected
+    model.set_activation_checkpointing(checkpointing)
+    logits = model(expected["sft_noisy_ids"]).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), expected["sft_labels"].flatten())
+    assert loss.item() == pytest.approx(expected["sft_full_loss_noisy_inputs"].item(), rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    own, before = gradients(model), "grad_full_noisy."
+    official = {
+        name.removeprefix(before): gradient
+        for name, gradient in expected.items()
+        if name.startswith(before)
+    }
+    assert len(official) >= 6
+    for name, gradient in official.items():
+        assert (own[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    assert not own["model.word_embeddings.weight"][expected["grad_embed_rows_ids"][0]].any()
+    assert not any("expert_bias" in name for name in own)
+
+
+def test_packed_and_padded_rows_are_each_computed_alone(golden: Golden) -> None:
+    ids, lengths = golden.expected["input_ids"], (17, 40, 23)
+    pieces = [ids[row, :length] for row, length in enumerate(lengths)]
+    alone = torch.cat([golden.model(piece[None]).logits[0] for piece in pieces])
+    packed = golden.model(torch.cat(pieces)[None], sequences=Sequences(lengths)).logits[0]
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+    real = torch.arange(40) < torch.tensor(lengths)[:, None]
+    padded = golden.model(ids, attention_mask=real).logits[real]
+    torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 53,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "use_bias": False,
+    "attention_dropout": 0.0,
+    "max_position_embeddings": 64,
+    "rope_theta": 1000.0,
+    "mask_token_id": 52,
+    "eos_token_id": 51,
+    "pad_token_id": 51,
+    "num_experts": 12,
+    "num_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 10,
+    "first_k_dense_replace": 1,
+}
+
+
+def randomised(values: dict[str, Any]) -> Network:
+    """Return a network whose parameters and buffers are all random and none is small."""
+    model = build_model(NetworkConfig(values), seed=5)
+    draw = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            scale = tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 0.2
+            tensor.copy_(torch.randn(tensor.shape, generator=draw) * scale)
+            if tensor.dim() == 1 and not tensor.requires_grad:
+                continue
+            if tensor.dim() == 1:
+                tensor += 1
+    return model
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 0},
+        {"num_key_value_heads": 3, "head_dim": None, "num_attention_heads": 3},
+        {"head_dim": None, "num_attention_heads": 5, "num_key_value_heads": 1},
+        {"head_dim": 7, "partial_rotary_factor": 0.6},
+        {"head_dim": 16, "use_qkv_bias": True, "use_bias": True},
+        {"partial_rotary_factor": 1.0},
+        {"partial_rotary_factor": 0.25},
+        {"n_group": 1, "topk_group": 1},
+        {"topk_group": 4},
+        {"topk_group": 1, "num_experts_per_tok": 3},
+        {"n_group": 6, "topk_group": 2},
+        {"num_experts_per_tok": 1},
+        {"num_experts_per_tok": 1, "routed_scaling_factor": 1.0},
+        {"routed_scaling_factor": 1.0},
+        {"first_k_dense_replace": 0},
+        {"first_k_dense_replace": 2},
+        {"first_k_dense_replace": 3, "num_experts": 7},
+        {"num_experts": None},
+        {"num_shared_experts": None},
+        {"num_shared_experts": 0},
+        {"num_shared_experts": 3},
+        {"hidden_size": 20, "moe_intermediate_size": 9},
+        {"tie_word_embeddings": True},
+    ],
+    ids=str,
+)
+def test_other_shapes_are_what_the_formulas_say(changes: dict[str, Any]) -> None:
+    values = FAMILY.config_json(**(TINY | changes))
+    assert list(FAMILY.problems(values)) == []
+    model = randomised(values)
+    parts = official_parts(network_tensors(model), model.config)
+    tensors = {name: part.read().clone().requires_grad_() for name, part in parts.items()}
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == (
+        model.architecture.tensor_shapes()
+    )
+    head = "model.word_embeddings" if values["tie_word_embeddings"] else "lm_head"
+    plain = PlainLLaDA2(values, tensors, head)
+    ids = torch.arange(18).reshape(2, 9) * 5 % 53
+    official, own = torch.stack([plain.logits(row) for row in ids]), model(ids).logits
+    torch.testing.assert_close(own, official, atol=2e-5, rtol=1e-5)
+    for logits in (own, official):
+        logits.logsumexp(-1).sum().backward()
+    for name, gradient in gradients(model).items():
+        expected = tensors[name].grad
+        expected = torch.zeros_like(gradient) if expected is None else expected  # has no token
+        assert (gradient - expected).abs().max() <= 1e-4 * expected.abs().max(), name
