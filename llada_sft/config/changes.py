@@ -92,6 +92,7 @@ RULES: Mapping[str, Rule] = {
         "path",
     ),
     **_trained("the checkpoint's weights belong to this network", "model", "init", "size"),
+    **_trained("the checkpoint was trained with this mask token", "model", "mask_token"),
     **_free("model", "activation_checkpointing", "activation_gb", "compile"),
     **_free("model", "router_balance_weight", "router_z_weight"),
     **_stated(_FILES, "data", "train", "train.path"),

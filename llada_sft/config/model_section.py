@@ -12,6 +12,7 @@ from pydantic import (
 from llada_sft.config.values import (
     NonEmptyStr,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -50,6 +51,9 @@ class ModelConfig(Section):
     path: NonEmptyStr
     init: Literal["pretrained", "random"] = "pretrained"
     size: ModelSize | None = None
+    # Text or id of the mask token, where neither config.json (mask_token_id) nor the tokenizer
+    # (mask_token) names it; LLaDA2's config.json does not.
+    mask_token: NonEmptyStr | NonNegativeInt | None = None
     # What the backward pass computes again instead of keeping it: full = each block, for a third
     # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
     # auto = what activation_gb has room for, block by block. true and false mean full and none.

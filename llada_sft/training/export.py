@@ -37,6 +37,7 @@ def export_run(
     step: int | None,
     adapter: bool = False,
     average: int = 1,
+    stacked: bool = False,
 ) -> Path:
     """Write a checkpoint of a run in Hugging Face's layout; adapters are merged into the network.
 
@@ -47,6 +48,7 @@ def export_run(
         step: Which checkpoint; None takes the newest.
         adapter: Whether the adapters are written alone, as PEFT reads them.
         average: How many checkpoints, up to this step, the weights are the mean of.
+        stacked: Whether the experts of a layer are one tensor for each of their matrices.
 
     Returns:
         The checkpoint that was exported; of several, the newest.
@@ -54,11 +56,12 @@ def export_run(
     Raises:
         CheckpointError: There is no such checkpoint, or there are too few; one is damaged, or
             `out` is in use.
-        ConfigError: The run trains no adapters, and one was asked for; or the mean of some.
+        ConfigError: The run trains no adapters, and one was asked for; or the mean of some; or
+            experts are to be stacked whose stacks nobody else reads.
     """
     run = RunDir(run_dir)
     config = load_run_config(run.config)
-    network = resolve_network(config.model)
+    network = resolve_network(config.model).of_layout(stacked)
     ends = end_token_ids(config.data, token_ids(network))
     network.suppress_tokens = tuple(dict.fromkeys((*network.suppress_tokens, *ends)))
     plan = plan_training(config, network)
@@ -79,7 +82,8 @@ def export_run(
         base = _base_tensors(config, network)
         weights = [merged_tensors(base, adapters, plan) for adapters in weights]
     tensors = averaged(weights) if average > 1 else weights[0]
-    export_checkpoint(tensors, network, source, out, _DTYPES[dtype or config.train.precision])
+    written = _DTYPES[dtype or config.train.precision]
+    export_checkpoint(tensors, network, source, out, written, stacked=stacked)
     return checkpoints[-1]
 
 

@@ -56,7 +56,7 @@ BROKEN = {
     "no settings": (
         ("model/config.json", "{}"),
         "model/config.json: model_type: no network that is implemented here"
-        " (LLaDA-MoE, LLaDA, Dream), got None, architectures None",
+        " (LLaDA-MoE, LLaDA, LLaDA2, Dream), got None, architectures None",
     ),
     "no JSON": (
         ("model/tokenizer.json", "{\n  x"),
