@@ -11,11 +11,14 @@ from torch import Tensor
 
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.export import network_tensors, official_parts
-from llada_sft.model.families.llada2 import FAMILY
+from llada_sft.model.families import family_of
+from llada_sft.model.families.llada2 import FAMILY, MINI
+from llada_sft.model.flops import needed_operations
 from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.experts import route
+from llada_sft.model.settings import read_settings
 from tests.unit.model.plain_llada2 import PlainLLaDA2
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -203,3 +206,66 @@ def test_other_shapes_are_what_the_formulas_say(changes: dict[str, Any]) -> None
         expected = tensors[name].grad
         expected = torch.zeros_like(gradient) if expected is None else expected  # has no token
         assert (gradient - expected).abs().max() <= 1e-4 * expected.abs().max(), name
+
+
+def test_the_released_sizes() -> None:
+    network = FAMILY.architecture(FAMILY.config_json(**MINI))
+    number = sum(torch.Size(shape).numel() for shape in network.parameter_shapes().values())
+    assert number / 1e9 == pytest.approx(16.26, abs=0.005)
+    experts = [s for name, s in network.parameter_shapes().items() if ".mlp.experts." in name]
+    assert sum(torch.Size(shape).numel() for shape in experts) / number == pytest.approx(
+        0.94, abs=0.005
+    )
+    # Each token is computed by 8 of 256 experts: with head and embedding, 1.4 billion parameters.
+    used = needed_operations(network, tokens=1, squares=0, masked=1) / 6
+    assert (used + network.num_embeddings * network.width) / 1e9 == pytest.approx(1.43, abs=0.005)
+    ids = (network.mask_token_id, network.eos_token_id, network.pad_row)
+    assert ids == (None, 156892, 156892)
+    assert network.linear_names() == {
+        "query_key_value", "dense", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        {"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]},
+        {"model_type": "llada2_moe_veomni"},
+        {"model_type": "llada21_moe"},
+        {"architectures": ["LLaDA2MoeModelLM"]},
+    ],
+)
+def test_its_names(identity: dict[str, Any], tmp_path: Path) -> None:
+    values = {key: v for key, v in FAMILY.config_json(**TINY).items() if key not in FAMILY.identity}
+    assert family_of(values | identity) is FAMILY
+    (tmp_path / "config.json").write_text(NetworkConfig(values | identity).to_json_string())
+    assert read_settings(tmp_path)["model_type"] == identity.get("model_type", "llada2_moe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"hidden_act": "gelu"}, 'hidden_act: only "silu" is implemented, got "gelu"'),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: only null is implemented, got {"),
+        ({"use_sliding_window": True}, "use_sliding_window: only false is implemented, got true"),
+        ({"use_bias": "yes"}, 'use_bias: must be true or false, got "yes"'),
+        ({"head_dim": 0}, "head_dim: must be at least 1, got 0"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: must divide num_attention_heads, 4"),
+        ({"partial_rotary_factor": 0.4}, "partial_rotary_factor: must make an even number of"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: must make an even number of"),
+        ({"n_group": 5}, "num_experts / n_group: must be a whole number above 1, got 12 / 5"),
+        ({"n_group": 12}, "num_experts / n_group: must be a whole number above 1, got 12 / 12"),
+        ({"topk_group": 5}, "topk_group: must be at most n_group, 4, got 5"),
+        ({"topk_group": 0}, "topk_group: must be at least 1, got 0"),
+        ({"num_experts_per_tok": 7}, "num_experts_per_tok: must be at most the 6 experts of"),
+        ({"routed_scaling_factor": 0}, "routed_scaling_factor: must be a positive number, got 0"),
+        ({"attention_dropout": -0.1}, "attention_dropout: must be a positive number, got -0.1"),
+        ({"intermediate_size": None}, "intermediate_size: must be a whole number, got null"),
+        ({"moe_intermediate_size": None}, "moe_intermediate_size: must be a whole number, got"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace: must be at least 0, got -1"),
+        ({"pad_token_id": 53}, "pad_token_id: does not fit vocab_size, 53, got 53"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_be(changes: dict[str, Any], line: str) -> None:
+    (problem,) = FAMILY.problems(FAMILY.config_json(**(TINY | changes)))
+    assert problem.startswith(line)
