@@ -1,6 +1,6 @@
 """From a run directory to a model directory: `llada-sft export`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from llada_sft.model.export import (
     network_tensors,
     zero3_tensors,
 )
+from llada_sft.model.families.architecture import last_part
 from llada_sft.model.index import read_index
 from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
@@ -75,6 +76,8 @@ def export_run(
     checkpoints = [_choose(run, chosen, look) for chosen in steps]
     weights = [zero3_tensors(checkpoint) for checkpoint in checkpoints]
     source = Path(config.model.path)
+    if plan is not None:
+        weights = [_without_buffers(tensors, network) for tensors in weights]
     if plan is not None and adapter:
         write_adapter(weights[0], plan, str(source), out, _DTYPES[dtype or "fp32"])
         return checkpoints[-1]
@@ -92,6 +95,14 @@ def _base_tensors(config: Config, network: NetworkConfig) -> dict[str, LazyTenso
     if config.model.size is None:
         return official_tensors(read_index(Path(config.model.path)))
     return network_tensors(build_model(network, config.run.seed))
+
+
+def _without_buffers(
+    tensors: Mapping[str, LazyTensor], network: NetworkConfig
+) -> dict[str, LazyTensor]:
+    """Return the adapters of a checkpoint: the network's files have its buffers."""
+    buffers = {last_part(name) for name in network.architecture.buffer_shapes()}
+    return {name: tensor for name, tensor in tensors.items() if last_part(name) not in buffers}
 
 
 def _choose(run: RunDir, step: int, look: Look) -> Path:
