@@ -86,7 +86,9 @@ def _token_id(tokenizer: Mapping[str, Any], text: str) -> int | None:
             return int(token["id"])
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     if not isinstance(vocabulary, dict):
-        vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
+        # Unigram's: pairs of a token and its logarithm.
+        texts = (entry[0] if isinstance(entry, list) else None for entry in vocabulary)
+        vocabulary = {text: number for number, text in enumerate(texts)}
     found: int | None = vocabulary.get(text)
     return found
 
