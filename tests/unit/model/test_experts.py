@@ -102,6 +102,44 @@ def test_probabilities_are_not_normalised_and_the_bias_counts() -> None:
     assert weights.equal((softmax + bias)[:, [3, 0]].bfloat16())
 
 
+def sigmoids(*scores: float) -> Tensor:
+    """Return logits of one token with these scores."""
+    return torch.tensor([scores]).logit()
+
+
+@pytest.mark.parametrize(
+    ("router", "per_token", "chosen", "weights"),
+    [
+        # The bias lifts expert 5 to 1.1, and counts in nothing else.
+        (Router(scores="sigmoid", bias="choice"), 2, [5, 0], [0.1, 0.9]),
+        (Router(scores="sigmoid", bias="choice", normalised=True), 2, [5, 0], [0.1, 0.9]),
+        (Router(scores="sigmoid", bias="choice", normalised=True, scale=2.5), 1, [5], [0.25]),
+        # Sums of the two best of a group of three: 1.4 and 1.5. The best expert is in the first.
+        (Router(scores="sigmoid", num_groups=2, kept_groups=1), 2, [3, 4], [0.8, 0.7]),
+        (
+            Router(scores="sigmoid", num_groups=2, kept_groups=1, normalised=True, scale=3.0),
+            3,
+            [3, 4, 5],
+            [1.5, 1.3125, 0.1875],
+        ),
+    ],
+)
+def test_sigmoids_in_groups(
+    router: Router, per_token: int, chosen: list[int], weights: list[float]
+) -> None:
+    logits = sigmoids(0.9, 0.5, 0.3, 0.8, 0.7, 0.1)
+    bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0]) if router.bias == "choice" else None
+    found, counted = route(logits, bias, Choice(per_token).choose, router)
+    assert found.tolist() == [chosen]
+    torch.testing.assert_close(counted, torch.tensor([weights]))
+
+
+def test_no_tokens_choose_nothing() -> None:
+    router = Router(scores="sigmoid", num_groups=2, kept_groups=1, normalised=True)
+    found, counted = route(torch.empty(0, 6), None, Choice(2).choose, router)
+    assert found.shape == counted.shape == (0, 2)
+
+
 def test_counts_are_of_real_tokens() -> None:
     chosen = torch.tensor([[0, 2], [2, 1], [3, 0]])
     assert count(chosen, 5).tolist() == [2, 1, 2, 1, 0]
