@@ -19,16 +19,18 @@ from llada_sft.training.checkpoint.folder import newest_checkpoint
 from llada_sft.training.export import export_run
 from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.members import write_member
-from tests.distributed.ranks import run_on_ranks
+from tests.distributed.ranks import run_on_ranks, started_ranks
 from tests.distributed.test_families import of_member
-from tests.distributed.test_lora import check_exports
+from tests.distributed.test_kills import assert_same_weights
+from tests.distributed.test_lora import check_exports, checkpoint_of, newest_step
 from tests.distributed.test_training import CONFIG, distance, states, write_shards
-from tests.distributed.test_zero import train_each
+from tests.distributed.test_zero import numbers, train_each
 from tests.distributed.training_workers import losses
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 GOLDEN = Path(__file__).parents[1] / "golden"
-NETWORKS = {"tiny_llada_moe_shared": 6, "tiny_llada2_moe": 16}
+MOE, LLADA2 = "tiny_llada_moe_shared", "tiny_llada2_moe"
+NUM_EXPERTS = {MOE: 6, LLADA2: 16}
 WORKERS = "tests.distributed.moe_workers"
 
 
@@ -79,19 +81,21 @@ def test_the_gradient_of_routers_is_that_of_the_global_batch(
     assert distance(without, one) > 0.1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_ranks_whose_tokens_choose_disjoint_experts_do_not_hang(name: str) -> None:
-    for leaves in (True, False):
-        ranks = run_on_ranks(
-            f"{WORKERS}:disjoint_experts", 2, 180,
-            model_dir=str(GOLDEN / name), num_steps=200, leaves=leaves,
-        )  # fmt: skip
-        assert ranks == [
-            {"steps": 200, "chosen": list(range(rank, NETWORKS[name], 2))} for rank in range(2)
-        ]
+@pytest.mark.parametrize(
+    ("name", "leaves"),
+    [(MOE, True), (MOE, False), (LLADA2, True)],
+)
+def test_ranks_whose_tokens_choose_disjoint_experts_do_not_hang(name: str, leaves: bool) -> None:
+    ranks = run_on_ranks(
+        f"{WORKERS}:disjoint_experts", 2, 180,
+        model_dir=str(GOLDEN / name), num_steps=200, leaves=leaves,
+    )  # fmt: skip
+    assert ranks == [
+        {"steps": 200, "chosen": list(range(rank, NUM_EXPERTS[name], 2))} for rank in range(2)
+    ]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [MOE, LLADA2])
 def test_the_gradients_of_experts_in_leaves_are_those_without_zero(name: str) -> None:
     ranks = run_on_ranks(
         "tests.distributed.zero_workers:leaves_without_zero", 1, 200, model_dir=str(GOLDEN / name)
@@ -99,7 +103,7 @@ def test_the_gradients_of_experts_in_leaves_are_those_without_zero(name: str) ->
     assert ranks == [{"none": [], "selective": [], "full": []}]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [MOE, LLADA2])
 def test_no_gathered_expert_stays_in_memory(name: str) -> None:
     """A view of a weight that was saved for the backward pass would keep it whole until then."""
     # Of one rank the gathered weight is its slice, which is always there.
@@ -188,6 +192,30 @@ def test_buffers_survive_an_elastic_resume_and_an_export(
     export_checkpoint(zero3_tensors(checkpoint), network, llada2, out)
     assert read_index(out).keys() == read_index(llada2).keys()
     assert load_model(out).get_buffer("model.layers.1.mlp.gate.expert_bias").equal(expected)
+
+
+def test_killed_with_experts_and_resumed_bit_for_bit(
+    llada2: Path, demo: Path, tmp_path: Path
+) -> None:
+    given = [
+        *of_member(llada2, demo / "data/train"),
+        "train.max_steps=6",
+        "train.checkpoint_every_steps=2",
+        "train.async_checkpoints=false",
+    ]
+    whole, run, note = tmp_path / "whole", tmp_path / "killed", tmp_path / "note"
+    train_each({whole: given})
+    with started_ranks(
+        "tests.distributed.kill_workers:killed_run", 2,
+        folder=str(run), config_file=CONFIG, overrides=given,
+        moments=[((4, 0), 200), None], note=str(note),
+    ) as ranks:  # fmt: skip
+        ranks.wait(120)
+        assert note.exists(), ranks.logs()
+    assert newest_step(run) == 2
+    train_each({run: given})
+    assert numbers(run)[-4:] == numbers(whole)[-4:]
+    assert_same_weights(checkpoint_of(run), checkpoint_of(whole))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
