@@ -28,13 +28,17 @@ class PlainLLaDA2:
         self._kv_heads = values["num_key_value_heads"] or self._heads
         self._head_dim = values["head_dim"] or values["hidden_size"] // self._heads
 
-    def logits(self, ids: Tensor, sees: Tensor | None = None) -> Tensor:
+    def logits(
+        self, ids: Tensor, sees: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Return the logits of one sequence, [L, V].
 
         Args:
             ids: [L] int64.
             sees: [L, L] bool, whether the row's position sees the column's; None: all do.
+            positions: [L] int64, by which queries and keys are rotated; None: 0, 1, 2 ...
         """
+        self._positions = torch.arange(len(ids)) if positions is None else positions
         x = self._tensors["model.word_embeddings.weight"][ids]
         for layer in range(self._values["num_hidden_layers"]):
             before = f"model.layers.{layer}"
@@ -71,7 +75,7 @@ class PlainLLaDA2:
         size = int(self._head_dim * self._values["partial_rotary_factor"])
         half, out = size // 2, x.clone()
         for i in range(half):
-            angle = torch.arange(len(x)) * self._values["rope_theta"] ** (-2 * i / size)
+            angle = self._positions * self._values["rope_theta"] ** (-2 * i / size)
             first, second = x[:, i], x[:, i + half]
             out[:, i] = first * angle.cos() - second * angle.sin()
             out[:, i + half] = second * angle.cos() + first * angle.sin()

@@ -1,5 +1,6 @@
 """LLaDA2 against the numbers of both developers' code, and in other shapes against its formulas."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,16 @@ def test_its_names(identity: dict[str, Any], tmp_path: Path) -> None:
 def test_what_it_cannot_be(changes: dict[str, Any], line: str) -> None:
     (problem,) = FAMILY.problems(FAMILY.config_json(**(TINY | changes)))
     assert problem.startswith(line)
+
+
+def test_the_formulas_give_the_official_numbers_under_three_masks(golden: Golden) -> None:
+    """What other shapes are compared with."""
+    expected, values = golden.expected, json.loads((golden.directory / "config.json").read_text())
+    parts = official_parts(network_tensors(golden.model), golden.model.config)
+    plain = PlainLLaDA2(values, {name: part.read() for name, part in parts.items()})
+    ids, block = expected["input_ids"][0], torch.arange(40) // int(expected["block_size"])
+    for sees, name in ((None, "logits"), (block <= block[:, None], "logits_block_causal")):
+        torch.testing.assert_close(plain.logits(ids, sees), expected[name][0], atol=2e-5, rtol=0)
+    both = torch.cat([expected["sft_noisy_ids"][0], ids])
+    logits = plain.logits(both, expected["bd_mask"].bool(), torch.arange(40).repeat(2))[:40]
+    torch.testing.assert_close(logits, expected["bd_logits_noisy_half"][0], atol=2e-5, rtol=0)
