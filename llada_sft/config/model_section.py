@@ -66,7 +66,7 @@ class ModelConfig(Section):
     # (docs/performance.md). auto = on CUDA, where Triton is there.
     compile: Literal["auto", "on", "off"] = "auto"
     # For networks with experts: the weight of the loss that keeps their load even
-    # (docs/families.md); null = router_aux_loss_coef of the model's config.json.
+    # (docs/families.md); null = router_aux_loss_coef of the model's config.json; LLaDA2 has none.
     router_balance_weight: NonNegativeFloat | None = None
     # And of the mean of (log Σ exp)² of the router's logits, which keeps these small.
     router_z_weight: NonNegativeFloat = 0.0

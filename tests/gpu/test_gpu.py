@@ -50,6 +50,15 @@ def test_golden_logits_and_loss(name: str) -> None:
     assert loss.item() == pytest.approx(expected["sft_loss"].item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tiny_llada2_moe", "tiny_llada2_moe_b"])
+def test_golden_logits_of_llada2(name: str) -> None:
+    golden = GOLDEN.parent / name
+    expected = load_file(golden / "expected.safetensors", device="cuda")
+    with torch.no_grad():
+        logits = load_model(golden, device="cuda")(expected["input_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
     """Half precision goes through the kernel for variable lengths, fp32 one sequence at a time."""
