@@ -199,10 +199,8 @@ def _tokenizer(config: Config) -> Iterator[str]:
     if isinstance(tokenizer, str):
         yield tokenizer
         return
-    no_mask, given = (
-        f"{model / 'tokenizer.json'}: tokenizer has no mask token",
-        config.model.mask_token,
-    )
+    no_mask = f"{model / 'tokenizer.json'}: tokenizer has no mask token"
+    given = config.model.mask_token
     if isinstance(given, int) and given not in _token_ids(tokenizer):
         yield f"model.mask_token: {model / 'tokenizer.json'} has no token of this id, got {given}"
         return

@@ -54,7 +54,7 @@ class Block(nn.Module):
 
     def _add_experts(self, width: int, experts: Experts) -> None:
         names = self.names
-        self.router = router = experts.router
+        self.of_router = router = experts.router
         kind = Fp32Linear if router.fp32 else Linear
         add_module(self, names.router, kind(width, experts.num_experts))
         matrices = (last_part(names.gate), last_part(names.up), last_part(names.down))
@@ -141,12 +141,12 @@ class Block(nn.Module):
     def _run_experts(self, y: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
         """Return what the experts make of [B·L, C], and the router's logits."""
         logits = self._run(self.names.router, y)
-        chosen, weights = route(logits, self._expert_bias(), choose, self.router)
+        chosen, weights = route(logits, self._expert_bias(), choose, self.of_router)
         experts = self.get_submodule(self.names.experts)
         return cast(Tensor, experts(y, chosen, weights)), logits
 
     def _expert_bias(self) -> Tensor | None:
-        if self.router.bias == "none":
+        if self.of_router.bias == "none":
             return None
         parent, _, name = self.names.expert_bias.rpartition(".")
         holder = self.get_submodule(parent)
