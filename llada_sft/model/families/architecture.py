@@ -123,7 +123,8 @@ class Architecture:
         max_length: Most tokens of an example.
         norm_eps: Of the norms.
         rope_theta: Base of the rotary positions.
-        rotary_dim: The first features of each head, which are rotated; the others are not.
+        rotary_dim: The first features of each head, which are rotated; the others are not. Where
+            it is odd, one more is, at the frequencies of the odd number.
         mask_token_id, eos_token_id, pad_token_id: None where the config names none.
         reserved_token_ids: Tokens of the official tokenizer that no text has, free for `data.end`.
         qk_norm: Whether queries and keys of each head are normalised before they are rotated.

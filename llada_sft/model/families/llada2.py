@@ -160,10 +160,11 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     if heads % kv_heads:
         yield f"num_key_value_heads: must divide num_attention_heads, {heads}, got {kv_heads}"
     head_dim, rotated = _head_dim(values), _rotary_dim(values)
-    if not 0 < rotated <= head_dim or rotated % 2:
+    # Pairs of features are rotated: one more where the number is odd, as in the released code.
+    if not 0 < rotated + rotated % 2 <= head_dim:
         yield (
-            f"partial_rotary_factor: must make an even number of the {head_dim} features of a"
-            f" head, got {values['partial_rotary_factor']}, {rotated} of them"
+            f"partial_rotary_factor: must make pairs of the {head_dim} features of a head,"
+            f" got {values['partial_rotary_factor']}, {rotated} of them"
         )
     if any(_layers_with_experts(values)):
         yield from _contradictions_of_experts(values)

@@ -73,7 +73,7 @@ class PlainLLaDA2:
 
     def _rotated(self, x: Tensor) -> Tensor:
         size = int(self._head_dim * self._values["partial_rotary_factor"])
-        half, out = size // 2, x.clone()
+        half, out = (size + 1) // 2, x.clone()
         for i in range(half):
             angle = self._positions * self._values["rope_theta"] ** (-2 * i / size)
             first, second = x[:, i], x[:, i + half]
