@@ -18,6 +18,7 @@ from llada_sft.model.flops import needed_operations
 from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.balance import Routing
+from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.experts import route
 from llada_sft.model.settings import read_settings
 from tests.unit.model.plain_llada2 import PlainLLaDA2
@@ -35,7 +36,7 @@ class Golden:
         self.expected: dict[str, Tensor] = load_file(self.directory / "expected.safetensors")
         experts = self.model.architecture.experts
         assert experts is not None
-        self.router = experts.router
+        self.router, self.block_length = experts.router, int(self.expected["block_size"])
         self.layers = [layer for layer, there in enumerate(experts.layers) if there]
 
 
@@ -104,6 +105,47 @@ def test_loss_and_gradients_under_full_attention(
         assert (own[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
     assert not own["model.word_embeddings.weight"][expected["grad_embed_rows_ids"][0]].any()
     assert not any("expert_bias" in name for name in own)
+
+
+def test_logits_in_blocks(golden: Golden) -> None:
+    model, expected, length = golden.model, golden.expected, golden.block_length
+    logits = model(expected["input_ids"], blocks=Blocks(length)).logits
+    torch.testing.assert_close(logits, expected["logits_block_causal"], atol=1e-5, rtol=0)
+    both = torch.cat([expected["sft_noisy_ids"], expected["input_ids"]], dim=1)
+    logits = model(both, blocks=Blocks(length, doubled=True)).logits[:, :40]
+    torch.testing.assert_close(logits, expected["bd_logits_noisy_half"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_loss_and_gradients_of_block_diffusion(
+    golden: Golden, checkpointing: Checkpointing
+) -> None:
+    """dFactory's loss: the mean over the masked positions, without 1/t."""
+    model, expected = golden.model, golden.expected
+    model.set_activation_checkpointing(checkpointing)
+    both = torch.cat([expected["sft_noisy_ids"], expected["input_ids"]], dim=1)
+    masked = expected["sft_labels"] >= 0
+    # Flat indices into rows of 80.
+    positions = F.pad(masked, (0, 40)).flatten().nonzero().flatten()
+    loss = model(
+        both,
+        positions=positions,
+        targets=expected["sft_labels"][masked],
+        coefficients=torch.full((len(positions),), 1 / len(positions)),
+        blocks=Blocks(golden.block_length, doubled=True),
+    ).loss
+    assert loss.item() == pytest.approx(expected["sft_bd_loss"].item(), rel=1e-5)
+    loss.backward()
+    own = gradients(model)
+    for name, gradient in own.items():
+        official = expected[f"grad.{name}"]
+        gradient = gradient if gradient.shape == official.shape else gradient.flatten()[:4096]
+        assert (gradient - official).abs().max() <= 1e-5 * official.abs().max(), name
+    norm = torch.stack([gradient.norm() for gradient in own.values()]).norm()
+    assert norm.item() == pytest.approx(expected["grad_norm"].item(), rel=1e-5)
+    rows, embedding = expected["grad_embed_rows_ids"], own["model.word_embeddings.weight"]
+    torch.testing.assert_close(embedding[rows], expected["grad_embed_rows"], atol=1e-5, rtol=1e-5)
+    assert not embedding[rows[0]].any()
 
 
 def test_packed_and_padded_rows_are_each_computed_alone(golden: Golden) -> None:
@@ -280,7 +322,7 @@ def test_the_formulas_give_the_official_numbers_under_three_masks(golden: Golden
     expected, values = golden.expected, json.loads((golden.directory / "config.json").read_text())
     parts = official_parts(network_tensors(golden.model), golden.model.config)
     plain = PlainLLaDA2(values, {name: part.read() for name, part in parts.items()})
-    ids, block = expected["input_ids"][0], torch.arange(40) // int(expected["block_size"])
+    ids, block = expected["input_ids"][0], torch.arange(40) // golden.block_length
     for sees, name in ((None, "logits"), (block <= block[:, None], "logits_block_causal")):
         torch.testing.assert_close(plain.logits(ids, sees), expected[name][0], atol=2e-5, rtol=0)
     both = torch.cat([expected["sft_noisy_ids"][0], ids])
