@@ -138,8 +138,9 @@ def checkpointing_line(
 
 
 def most_tokens(config: Config) -> int:
-    """Return the most tokens that a micro-batch can have."""
-    return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    """Return the most tokens that the network can run on in a micro-batch."""
+    tokens = config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    return tokens * config.objective.halves
 
 
 def _element_bytes(config: Config) -> int:
@@ -179,8 +180,8 @@ def compiles(
     return config.compile == "on"
 
 
-def token_ids(network: NetworkConfig) -> TokenIds:
-    """Return what encoding the data needs to know of a network."""
+def token_ids(network: NetworkConfig, block_length: int = 0) -> TokenIds:
+    """Return what encoding the data needs to know of a network, and of blocks, if there are any."""
     found = network.architecture
     assert found.mask_token_id is not None and found.eos_token_id is not None
     return TokenIds(
@@ -190,4 +191,5 @@ def token_ids(network: NetworkConfig) -> TokenIds:
         chat_template=network.chat_template,
         pad_token_id=found.pad_token_id,
         reserved=found.reserved_token_ids,
+        block_length=block_length,
     )

@@ -18,7 +18,7 @@ from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.experts import StackedExperts
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
 from llada_sft.model.layers.kept_bytes import Checkpointing
-from llada_sft.training.noising import MicroBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
