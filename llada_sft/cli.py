@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--average", type=int, metavar="K", default=1, help="the mean of the K newest checkpoints"
     )
+    export.add_argument(
+        "--layout",
+        choices=["official", "stacked"],
+        default="official",
+        help="stacked: the experts of a layer in one tensor, as dFactory has LLaDA2's",
+    )
     which = export.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="the checkpoint; without it the last")
     which.add_argument("--best", action="store_true", help="the best one by train.keep_best")
@@ -197,7 +203,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from llada_sft.training.export import export_run
 
     dtype, adapter = arguments.dtype, arguments.adapter
-    checkpoint = export_run(run, out, dtype, step, adapter, arguments.average)
+    stacked = arguments.layout == "stacked"
+    checkpoint = export_run(run, out, dtype, step, adapter, arguments.average, stacked)
     print(f"exported {checkpoint} to {out}")
 
 
@@ -233,7 +240,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     ranks = config.world_size if arguments.ranks is None else arguments.ranks
     request = Request(config, ranks, arguments.sample, progress=sys.stderr.isatty())
-    return run_check(request, token_ids(resolve_network(config.model)), arguments.json)
+    ids = token_ids(resolve_network(config.model), config.objective.block_tokens)
+    return run_check(request, ids, arguments.json)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def _look_at_network(model: ModelConfig) -> None:
     """Look at what the network's sizes are read from: config.json, or the tokenizer."""
     directory = Path(model.path)
     if model.size is None:
-        read_settings(directory)
+        read_settings(directory, model.mask_token)
     else:
         tokenizer_file(directory)
 

@@ -12,6 +12,7 @@ from pydantic import (
 from llada_sft.config.values import (
     NonEmptyStr,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -57,6 +58,9 @@ class ModelConfig(Section):
     init: Literal["pretrained", "random"] = "pretrained"
     # With init: random; the vocabulary is the tokenizer's.
     size: ModelSize | None = None
+    # Text or id of the mask token, where neither config.json (mask_token_id) nor the tokenizer
+    # (mask_token) names it; LLaDA2's config.json does not.
+    mask_token: NonEmptyStr | NonNegativeInt | None = None
     # What the backward pass computes again instead of keeping it: full = each block, for a third
     # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
     # auto = what activation_gb has room for, block by block. true and false mean full and none.
@@ -69,7 +73,7 @@ class ModelConfig(Section):
     # (docs/performance.md). auto = on CUDA, where Triton is there.
     compile: Literal["auto", "on", "off"] = "auto"
     # For networks with experts: the weight of the loss that keeps their load even
-    # (docs/families.md); null = router_aux_loss_coef of the model's config.json.
+    # (docs/families.md); null = router_aux_loss_coef of the model's config.json; LLaDA2 has none.
     router_balance_weight: NonNegativeFloat | None = None
     # And of the mean of (log Σ exp)² of the router's logits, which keeps these small.
     router_z_weight: NonNegativeFloat = 0.0

@@ -11,7 +11,8 @@ from typing import Any, Self
 import torch
 from transformers import PretrainedConfig, __version__
 
-from llada_sft.model.families import family_of, llada
+from llada_sft.errors import ConfigError
+from llada_sft.model.families import FAMILIES, family_of, llada
 from llada_sft.model.families.architecture import Architecture
 from llada_sft.model.settings import read_settings, read_suppressed
 
@@ -59,6 +60,24 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
         changed.suppress_tokens = self.suppress_tokens
         return changed
 
+    def of_layout(self, stacked: bool) -> Self:
+        """Return the config of files whose experts of a layer are one tensor each, or are not.
+
+        Raises:
+            ConfigError: Nobody else reads such files of this member.
+        """
+        family = family_of(self._values)
+        assert family is not None
+        if stacked and family.stacked_model_type is None:
+            raise ConfigError(
+                f"--layout: stacked is for {_with_stacks()}, this is {family.name}; remove it"
+            )
+        if stacked:
+            return self.changed(model_type=family.stacked_model_type)
+        if self.model_type == family.stacked_model_type:
+            return self.changed(model_type=family.identity["model_type"])
+        return self
+
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the whole file under its official keys: transformers saves what this returns."""
         dtype = str(self.dtype or torch.float32).removeprefix("torch.")
@@ -69,15 +88,24 @@ class NetworkConfig(PretrainedConfig):  # type: ignore[misc]
         return self.to_diff_dict()
 
 
-def read_config(model_dir: Path) -> NetworkConfig:
+def _with_stacks() -> str:
+    return ", ".join(family.name for family in FAMILIES if family.stacked_model_type)
+
+
+def read_config(model_dir: Path, mask_token: str | int | None = None) -> NetworkConfig:
     """Read `config.json` of a model directory, without running any code of it.
 
     What samplers must not write is in `generation_config.json`, if there is one.
 
+    Args:
+        model_dir: The model directory.
+        mask_token: `model.mask_token`.
+
     Raises:
         CheckpointError: A file is missing or not JSON, or describes a network that is not
             implemented here; one line per key.
+        ConfigError: `mask_token` is not in the tokenizer, or is not what `config.json` names.
     """
-    config = NetworkConfig(read_settings(model_dir))
+    config = NetworkConfig(read_settings(model_dir, mask_token))
     config.suppress_tokens = read_suppressed(model_dir, config.vocab_size)
     return config

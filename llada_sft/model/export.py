@@ -13,7 +13,7 @@ import json
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,7 @@ def export_checkpoint(
     out_dir: Path,
     dtype: torch.dtype = torch.bfloat16,
     max_shard_size: int | str = "5GB",
+    stacked: bool = False,
 ) -> None:
     """Write a model directory; one shard at a time is in memory.
 
@@ -126,27 +127,36 @@ def export_checkpoint(
         out_dir: Must not exist, or be empty.
         dtype: Of the written weights.
         max_shard_size: Bytes, or text as "5GB".
+        stacked: Whether the experts of a layer are one tensor for each of their matrices.
 
     Raises:
         CheckpointError: `out_dir` is in use, or the tensors are not those of `config`.
+        ConfigError: `stacked`, and nobody else reads such files of this member of the family.
     """
+    config = config.of_layout(stacked)
     require_unused(out_dir)
     partial = out_dir.with_name(f"{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was interrupted
     partial.mkdir(parents=True)
-    _write_weights(official_parts(tensors, config), partial, dtype, max_shard_size)
+    parts = stacked_parts(tensors, config) if stacked else official_parts(tensors, config)
+    _write_weights(parts, config.architecture.buffer_shapes(), partial, dtype, max_shard_size)
     _write_config(config, partial, dtype)
     apply_umask(partial, "config.json")
     _copy_files(tokenizer_dir, partial)
     _write_suppressed(config, partial)
-    _verify(config, partial)
+    _verify(config, partial, stacked)
     partial.rename(out_dir)
 
 
 def official_parts(
     tensors: Mapping[str, LazyTensor], config: NetworkConfig
 ) -> dict[str, LazyTensor]:
-    """Return the tensors of a model directory: what is stacked in training is taken apart."""
+    """Return the tensors of a model directory: what is stacked in training is taken apart.
+
+    Args:
+        tensors: Of a network or a training checkpoint, or of a model directory of any layout.
+        config: Of the network.
+    """
     parts: dict[str, LazyTensor] = {}
     last = _LastStack()
     for name, whole in tensors.items():
@@ -157,6 +167,28 @@ def official_parts(
         for number, (part, shape) in enumerate(official):
             parts[part] = LazyTensor(shape, functools.partial(last.read, whole, number))
     return parts
+
+
+def stacked_parts(
+    tensors: Mapping[str, LazyTensor], config: NetworkConfig
+) -> dict[str, LazyTensor]:
+    """Return the tensors of a model directory whose experts of a layer are stacked.
+
+    Args:
+        tensors: As in `official_parts`.
+        config: Of the network.
+    """
+    parts = dict(tensors)
+    for name, shape in config.architecture.parameter_shapes().items():
+        official = [part for part, _ in config.architecture.official_tensors(name, shape)]
+        if name not in parts and all(part in parts for part in official):
+            experts = [parts.pop(part) for part in official]
+            parts[name] = LazyTensor(shape, functools.partial(_stack, experts))
+    return parts
+
+
+def _stack(experts: Sequence[LazyTensor]) -> Tensor:
+    return torch.stack([expert.read() for expert in experts])
 
 
 class _LastStack:
@@ -175,7 +207,11 @@ class _LastStack:
 
 
 def _write_weights(
-    tensors: Mapping[str, LazyTensor], out_dir: Path, dtype: torch.dtype, max_shard_size: int | str
+    tensors: Mapping[str, LazyTensor],
+    buffers: Collection[str],
+    out_dir: Path,
+    dtype: torch.dtype,
+    max_shard_size: int | str,
 ) -> None:
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -185,7 +221,11 @@ def _write_weights(
         max_shard_size=max_shard_size,
     )
     for file, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name].read().to("cpu", dtype).contiguous() for name in names}
+        # Buffers keep what they are: the bias of a router decides between near scores.
+        kinds = {name: None if name in buffers else dtype for name in names}
+        shard = {
+            name: tensors[name].read().to("cpu", kind).contiguous() for name, kind in kinds.items()
+        }
         save_file(shard, out_dir / file, metadata={"format": "pt"})
         del shard  # before the next one is gathered
     if split.is_sharded:
@@ -220,6 +260,6 @@ def _write_suppressed(config: NetworkConfig, out_dir: Path) -> None:
     (out_dir / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _verify(config: NetworkConfig, out_dir: Path) -> None:
+def _verify(config: NetworkConfig, out_dir: Path, stacked: bool) -> None:
     """Read back what was written; a checkpoint of another network is noticed here."""
-    check_tensors(config.architecture.tensor_shapes(), read_index(out_dir), out_dir)
+    check_tensors(config.architecture.tensor_shapes(stacked), read_index(out_dir), out_dir)

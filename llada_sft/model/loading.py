@@ -101,16 +101,13 @@ def load_weights(model: Network, model_dir: Path) -> LoadReport:
     """
     slots = read_index(model_dir)
     network = model.architecture
-    tensors = [
-        (network.official_tensors(name, full_shape(tensor)), tensor)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    ]
-    shapes = {name: shape for parts, _ in tensors for name, shape in parts}
-    check_tensors(shapes, slots, model_dir)
+    stacked = network.is_stacked(slots)
+    check_tensors(network.tensor_shapes(stacked), slots, model_dir)
     buffer = bytearray(BUFFER_BYTES)
     bytes_read = 0
-    for parts, tensor in tensors:
-        slots_of = [slots[official] for official, _ in parts]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        parts = network.official_tensors(name, full_shape(tensor))
+        slots_of = [slots[name]] if stacked else [slots[official] for official, _ in parts]
         bytes_read += _read_parts(slots_of, owned_slice(tensor), buffer)
     return LoadReport(num_tensors=len(slots), bytes_read=bytes_read)
 

@@ -23,6 +23,7 @@ from llada_sft.model.layers.attention import Plan, Sequences, plan_attention, ro
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
 from llada_sft.model.layers.block import Block
+from llada_sft.model.layers.blocks import Blocks, plan_blocks
 from llada_sft.model.layers.cache import KeyValueCache
 from llada_sft.model.layers.head import Head, LossTerms, TiedEmbedding
 from llada_sft.model.layers.kept_bytes import Checkpointing
@@ -95,6 +96,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         routing: Routing | None = None,
         cache: KeyValueCache | None = None,
         places: Tensor | None = None,
+        blocks: Blocks | None = None,
     ) -> MaskedLMOutput:
         """Predict the token at every position, or at chosen ones; or return the loss of it.
 
@@ -117,29 +119,32 @@ class Network(PreTrainedModel):  # type: ignore[misc]
                 those of `cache`, and `attention_mask` is of all. Each row's follow one another.
                 Where the architecture is `shifted`, a token is predicted only if the one before it
                 is among them. None: `input_ids` are whole rows.
+            blocks: How positions attend in blocks, counted from the start of each sequence; padding
+                is at the end of rows. None: all of a sequence see each other. If they are doubled,
+                `input_ids` are [B, 2L], the noisy halves of the rows and then the clean ones, or,
+                of `sequences`, all noisy ones and then all clean ones; `attention_mask` and
+                `sequences` are those of one half, `positions` those of the 2L. With `cache`, a
+                position sees the cached ones of its own block and of those before it.
 
         Returns:
             `.logits`: [B, L, V], or [M, V] with `positions`; of the weights' dtype. With `targets`
             only `.loss`, the sum over the positions, fp32: logits then exist piece by piece.
+
+        Raises:
+            ValueError: The arguments do not go together.
         """
         real = None if attention_mask is None else attention_mask.bool()
-        if sequences is not None:
-            wanted, got = [1, sum(sequences.lengths)], list(input_ids.shape)
-            if got != wanted or attention_mask is not None:
-                raise ValueError(
-                    f"sequences: input_ids must be {wanted}, without a mask, got {got}"
-                )
+        _check_sequences(input_ids, attention_mask, sequences, blocks)
+        _check_cache(cache, places, blocks)
         network, names = self.architecture, self.architecture.names
-        if places is not None and cache is None:
-            raise ValueError("places: the positions between them need a cache")
         x = self.get_input_embeddings()(input_ids)  # [B, L, C]
         if self.adapted and torch.is_grad_enabled():
             # The embedding is frozen. Blocks that are checkpointed, or leaves of ZeRO-3, have a
             # backward pass only if their input needs a gradient.
             x = x.requires_grad_()
-        counted = self._positions(x, real, sequences, places)
+        counted = self._positions(x, real, sequences, places, blocks)
         rotary = rotary_table(counted, network.rotary_dim, network.rope_theta)
-        plans = self._plans(x, real, sequences, cache, places)
+        plans = self._plans(x, real, sequences, cache, places, blocks)
         routing = Routing() if routing is None else routing
         for block, checkpointing, how in zip(self.blocks(), self.checkpointing, plans, strict=True):
             inputs = [x, rotary, how]
@@ -192,11 +197,17 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         sequences: Sequences | None,
         cache: KeyValueCache | None,
         places: Tensor | None,
+        blocks: Blocks | None,
     ) -> Sequence[Plan]:
-        """Return how each block attends."""
+        """Return how each layer attends."""
         if cache is not None:
-            return cache.plans(places, real)
-        plan = plan_attention(real, sequences, x.device, x.dtype)
+            return cache.plans(places, real, x.shape[1], blocks)
+        plan: Plan
+        if blocks is None:
+            plan = plan_attention(real, sequences, x.device, x.dtype)
+        else:
+            width = x.shape[1] // blocks.halves
+            plan = plan_blocks(blocks, (width,) if sequences is None else sequences.lengths, real)
         return [plan] * self.architecture.num_layers
 
     def _positions(
@@ -205,14 +216,42 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         real: Tensor | None,
         sequences: Sequences | None,
         places: Tensor | None,
+        blocks: Blocks | None,
     ) -> Tensor:
         """Return the position of each token in its sequence, [L] or [B, L]."""
+        halves = 1 if blocks is None else blocks.halves
         if sequences is not None:
-            return sequences.places.to(x.device)
-        if real is not None and self.architecture.counts_real:
+            counted = sequences.places.to(x.device)
+        elif real is not None and self.architecture.counts_real:
             counted = (real.cumsum(1) - 1).masked_fill(~real, 1)
-            return counted if places is None else counted.gather(1, places)
-        return torch.arange(x.shape[1], device=x.device) if places is None else places
+            counted = counted if places is None else counted.gather(1, places)
+        elif places is None:
+            counted = torch.arange(x.shape[1] // halves, device=x.device)
+        else:
+            counted = places
+        return torch.cat([counted] * halves, dim=-1)
+
+
+def _check_sequences(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    sequences: Sequences | None,
+    blocks: Blocks | None,
+) -> None:
+    halves, got = 1 if blocks is None else blocks.halves, list(input_ids.shape)
+    if sequences is not None:
+        wanted = [1, halves * sum(sequences.lengths)]
+        if got != wanted or attention_mask is not None:
+            raise ValueError(f"sequences: input_ids must be {wanted}, without a mask, got {got}")
+    elif got[1] % halves:
+        raise ValueError(f"blocks: input_ids must be two halves of one length, got {got}")
+
+
+def _check_cache(cache: KeyValueCache | None, places: Tensor | None, blocks: Blocks | None) -> None:
+    if places is not None and cache is None:
+        raise ValueError("places: the positions between them need a cache")
+    if cache is not None and blocks is not None and blocks.doubled:
+        raise ValueError("blocks: rows of two halves have no cache")
 
 
 def _shifted(x: Tensor, positions: Tensor) -> Tensor:

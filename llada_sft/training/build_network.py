@@ -19,7 +19,7 @@ from llada_sft.model.layers.balance import Balance
 from llada_sft.model.layers.kept_bytes import Checkpointing, most_kept, within_budget
 from llada_sft.model.loading import build_model
 from llada_sft.model.network import Network
-from llada_sft.model.settings import require_experts, require_trainable
+from llada_sft.model.settings import find_mask_token, require_experts, require_trainable
 
 
 def resolve_network(config: ModelConfig) -> NetworkConfig:
@@ -30,10 +30,11 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
     """
     directory = Path(config.path)
     if config.size is None:
-        network = read_config(directory)
+        network = read_config(directory, config.mask_token)
         require_trainable(directory, network.architecture)
         return network
-    tokenizer = load_tokenizer(directory)
+    mask_token_id = find_mask_token(directory, config.mask_token)
+    tokenizer = load_tokenizer(directory, mask_token_id)
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"{directory}: tokenizer has no EOS token; "
@@ -42,7 +43,7 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
     return NetworkConfig.from_size(
         **config.size.model_dump(),
         vocab_size=len(tokenizer),
-        mask_token_id=tokenizer.mask_token_id,
+        mask_token_id=tokenizer.mask_token_id if mask_token_id is None else mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
@@ -137,8 +138,9 @@ def checkpointing_line(
 
 
 def most_tokens(config: Config) -> int:
-    """Return the most tokens that a micro-batch can have."""
-    return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    """Return the most tokens that the network can run on in a micro-batch."""
+    tokens = config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    return tokens * config.objective.halves
 
 
 def _element_bytes(config: Config) -> int:
@@ -149,10 +151,10 @@ def build_balance(config: ModelConfig, network: NetworkConfig) -> Balance | None
     """Return what keeps the load of experts even; None if the network has no experts.
 
     Raises:
-        ConfigError: It has none, and a weight of its loss is given.
+        ConfigError: A weight of a loss is given that its routers do not have.
     """
     experts = network.architecture.experts
-    require_experts(experts is not None, config.router_balance_weight, config.router_z_weight)
+    require_experts(experts, config.router_balance_weight, config.router_z_weight)
     if experts is None:
         return None
     weight = config.router_balance_weight
@@ -178,8 +180,8 @@ def compiles(
     return config.compile == "on"
 
 
-def token_ids(network: NetworkConfig) -> TokenIds:
-    """Return what encoding the data needs to know of a network."""
+def token_ids(network: NetworkConfig, block_length: int = 0) -> TokenIds:
+    """Return what encoding the data needs to know of a network, and of blocks, if there are any."""
     found = network.architecture
     assert found.mask_token_id is not None and found.eos_token_id is not None
     return TokenIds(
@@ -189,4 +191,5 @@ def token_ids(network: NetworkConfig) -> TokenIds:
         chat_template=network.chat_template,
         pad_token_id=found.pad_token_id,
         reserved=found.reserved_token_ids,
+        block_length=block_length,
     )

@@ -1,6 +1,6 @@
 """From a run directory to a model directory: `llada-sft export`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from llada_sft.model.export import (
     network_tensors,
     zero3_tensors,
 )
+from llada_sft.model.families.architecture import last_part
 from llada_sft.model.index import read_index
 from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
@@ -37,6 +38,7 @@ def export_run(
     step: int | None,
     adapter: bool = False,
     average: int = 1,
+    stacked: bool = False,
 ) -> Path:
     """Write a checkpoint of a run in Hugging Face's layout; adapters are merged into the network.
 
@@ -47,6 +49,7 @@ def export_run(
         step: Which checkpoint; None takes the newest.
         adapter: Whether the adapters are written alone, as PEFT reads them.
         average: How many checkpoints, up to this step, the weights are the mean of.
+        stacked: Whether the experts of a layer are one tensor for each of their matrices.
 
     Returns:
         The checkpoint that was exported; of several, the newest.
@@ -54,11 +57,12 @@ def export_run(
     Raises:
         CheckpointError: There is no such checkpoint, or there are too few; one is damaged, or
             `out` is in use.
-        ConfigError: The run trains no adapters, and one was asked for; or the mean of some.
+        ConfigError: The run trains no adapters, and one was asked for; or the mean of some; or
+            experts are to be stacked whose stacks nobody else reads.
     """
     run = RunDir(run_dir)
     config = load_run_config(run.config)
-    network = resolve_network(config.model)
+    network = resolve_network(config.model).of_layout(stacked)
     ends = end_token_ids(config.data, token_ids(network))
     network.suppress_tokens = tuple(dict.fromkeys((*network.suppress_tokens, *ends)))
     plan = plan_training(config, network)
@@ -72,6 +76,8 @@ def export_run(
     checkpoints = [_choose(run, chosen, look) for chosen in steps]
     weights = [zero3_tensors(checkpoint) for checkpoint in checkpoints]
     source = Path(config.model.path)
+    if plan is not None:
+        weights = [_without_buffers(tensors, network) for tensors in weights]
     if plan is not None and adapter:
         write_adapter(weights[0], plan, str(source), out, _DTYPES[dtype or "fp32"])
         return checkpoints[-1]
@@ -79,7 +85,8 @@ def export_run(
         base = _base_tensors(config, network)
         weights = [merged_tensors(base, adapters, plan) for adapters in weights]
     tensors = averaged(weights) if average > 1 else weights[0]
-    export_checkpoint(tensors, network, source, out, _DTYPES[dtype or config.train.precision])
+    written = _DTYPES[dtype or config.train.precision]
+    export_checkpoint(tensors, network, source, out, written, stacked=stacked)
     return checkpoints[-1]
 
 
@@ -88,6 +95,14 @@ def _base_tensors(config: Config, network: NetworkConfig) -> dict[str, LazyTenso
     if config.model.size is None:
         return official_tensors(read_index(Path(config.model.path)))
     return network_tensors(build_model(network, config.run.seed))
+
+
+def _without_buffers(
+    tensors: Mapping[str, LazyTensor], network: NetworkConfig
+) -> dict[str, LazyTensor]:
+    """Return the adapters of a checkpoint: the network's files have its buffers."""
+    buffers = {last_part(name) for name in network.architecture.buffer_shapes()}
+    return {name: tensor for name, tensor in tensors.items() if last_part(name) not in buffers}
 
 
 def _choose(run: RunDir, step: int, look: Look) -> Path:

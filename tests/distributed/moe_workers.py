@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import llada_sft.training.build_network as build_network_module
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.model import build_model
@@ -62,7 +61,7 @@ def disjoint_experts(model_dir: str, num_steps: int, leaves: bool) -> dict[str, 
 def with_a_bias(
     folder: str, config_file: str, overrides: list[str], value: float | None, stop_at: int
 ) -> list[float]:
-    """Train a router with a bias, which users cannot; return the buffer at the end.
+    """Train a network whose router has a bias; return the buffer at the end.
 
     Args:
         folder: The run.
@@ -89,7 +88,6 @@ def with_a_bias(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "build_network", build)
-        patch.setattr(build_network_module, "require_trainable", lambda *given: None)
         config = load_config(config_file, overrides)
         train(config, RunDir(Path(folder)), placement(), Host(stop))
     return torch.cat([buffer.flatten() for buffer in built[0].buffers()]).tolist()

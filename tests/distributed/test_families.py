@@ -20,7 +20,7 @@ from tests.distributed.training_workers import losses
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(params=["tied", "dream", "moe"], scope="module")
+@pytest.fixture(params=["tied", "dream", "moe", "llada2"], scope="module")
 def member(
     request: pytest.FixtureRequest, demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -29,7 +29,9 @@ def member(
 
 
 def of_member(member: Path, train: Path) -> list[str]:
+    in_blocks = read_config(member).architecture.decodes_in_blocks
     return [
+        *(["objective.kind=block", "objective.block_length=8"] if in_blocks else []),
         *(each for each in SMALL if not each.startswith("model.size.")),
         f"model.path={member}",
         "model.init=pretrained",
@@ -83,8 +85,13 @@ def test_a_packed_run_goes_on_bit_for_bit(member: Path, tmp_path: Path) -> None:
     trained, network = zero3_tensors(checkpoint), read_config(member)
     export_checkpoint(trained, network, member, tmp_path / "out", torch.float32)
     assert read_index(tmp_path / "out").keys() == read_index(member).keys()
-    ids = torch.arange(6, 18)[None]
-    before, after = (load_model(path)(ids).logits for path in (member, tmp_path / "out"))
+    ids, models = (
+        torch.arange(6, 18)[None],
+        [load_model(path) for path in (member, tmp_path / "out")],
+    )
+    kept = [dict(model.named_buffers()) for model in models]
+    assert all(buffer.equal(kept[1][name]) for name, buffer in kept[0].items())
+    before, after = (model(ids).logits for model in models)
     assert 1e-3 < (after - before).abs().max() < 10
 
 
@@ -93,4 +100,7 @@ def test_each_byte_is_read_by_one_rank(member: Path) -> None:
         "tests.distributed.loading_workers:born_partitioned", 2, 120,
         model_dir=str(member), bf16=False,
     )  # fmt: skip
-    assert sum(bytes_read) == sum(slot.num_bytes for slot in read_index(member).values())
+    slots, buffers = read_index(member), read_config(member).architecture.buffer_shapes()
+    # Each rank has all buffers.
+    again = sum(slots[name].num_bytes for name in buffers)
+    assert sum(bytes_read) == sum(slot.num_bytes for slot in slots.values()) + again

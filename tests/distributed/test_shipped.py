@@ -11,7 +11,7 @@ from tests.distributed.training_workers import losses
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 # demo.yaml is tested by the demo itself.
 FILES = sorted(set(Path("config").glob("*.yaml")) - {Path("config/demo.yaml")})
-MEMBER = {"illada": "tied", "llada-moe": "moe"}
+MEMBER = {"illada": "tied", "llada-moe": "moe", "llada2-mini": "llada2"}
 # What is tiny, and what a machine without GPUs has. Everything else is what is shipped.
 TINY = [
     "data.validation=null",

@@ -18,7 +18,7 @@ from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.experts import StackedExperts
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
 from llada_sft.model.layers.kept_bytes import Checkpointing
-from llada_sft.training.noising import MicroBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -48,6 +48,15 @@ def test_golden_logits_and_loss(name: str) -> None:
         num_examples,
     )
     assert loss.item() == pytest.approx(expected["sft_loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny_llada2_moe", "tiny_llada2_moe_b"])
+def test_golden_logits_of_llada2(name: str) -> None:
+    golden = GOLDEN.parent / name
+    expected = load_file(golden / "expected.safetensors", device="cuda")
+    with torch.no_grad():
+        logits = load_model(golden, device="cuda")(expected["input_ids"]).logits
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

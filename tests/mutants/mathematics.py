@@ -309,14 +309,29 @@ MUTANTS = (
             "experts are chosen again where a block is computed again",
         ),
         (
-            "scores = scores + bias",
-            "scores = scores - bias",
+            "else scores + bias",
+            "else scores - bias",
             "the bias of the router works the other way",
         ),
         (
-            "scores.gather(-1, chosen).to(logits.dtype)",
-            "scores.gather(-1, chosen).softmax(-1).to(logits.dtype)",
+            "weights = counted.gather(-1, chosen)",
+            "weights = counted.gather(-1, chosen).softmax(-1)",
             "what the chosen experts count is normalised again",
+        ),
+        (
+            'counted = ranked if router.bias == "weights" else scores',
+            "counted = ranked",
+            "a bias that only chooses counts",
+        ),
+        (
+            "if router.normalised and chosen.shape[1] > 1:",
+            "if router.normalised:",
+            "one expert alone always counts one",
+        ),
+        (
+            "groups.topk(_BEST_OF_GROUP, dim=-1).values.sum(-1)",
+            "groups.amax(-1)",
+            "a group is as good as its best expert",
         ),
     ),
     *of_file(

@@ -117,6 +117,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         architecture_of,
         read_settings,
         require_experts,
+        require_objective,
         require_trainable,
     )
 
@@ -124,7 +125,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         return
     model = Path(config.model.path)
     try:
-        settings = read_settings(model)
+        settings = read_settings(model, config.model.mask_token)
     except LladaSftError as error:
         yield str(error)
         return
@@ -136,13 +137,18 @@ def _checkpoint(config: Config) -> Iterator[str]:
         )
     yield from _end_tokens(config, network)
     try:
-        require_trainable(model, network)
-        has_experts, given = network.experts is not None, config.model
-        require_experts(has_experts, given.router_balance_weight, given.router_z_weight)
+        require_objective(model, network, config.objective)
     except LladaSftError as error:
         yield str(error)
     try:
-        check_tensors(network.tensor_shapes(), read_index(model), model)
+        require_trainable(model, network)
+        given = config.model
+        require_experts(network.experts, given.router_balance_weight, given.router_z_weight)
+    except LladaSftError as error:
+        yield str(error)
+    try:
+        slots = read_index(model)
+        check_tensors(network.tensor_shapes(network.is_stacked(slots)), slots, model)
     except LladaSftError as error:
         yield str(error)
 
@@ -181,12 +187,14 @@ def _adapters(config: Config) -> Iterator[str]:
     if config.model.init == "random":
         return
     try:
-        plan_adapters(architecture_of(read_settings(Path(config.model.path))), config.lora)
+        settings = read_settings(Path(config.model.path), config.model.mask_token)
+    except LladaSftError:
+        # `_checkpoint` says why.
+        return
+    try:
+        plan_adapters(architecture_of(settings), config.lora)
     except ConfigError as error:
         yield from str(error).splitlines()
-    except LladaSftError:
-        # The model directory, of which `_checkpoint` says why.
-        return
 
 
 def _tokenizer(config: Config) -> Iterator[str]:
@@ -197,12 +205,16 @@ def _tokenizer(config: Config) -> Iterator[str]:
         yield tokenizer
         return
     no_mask = f"{model / 'tokenizer.json'}: tokenizer has no mask token"
+    given = config.model.mask_token
+    if isinstance(given, int) and given not in _token_ids(tokenizer):
+        yield f"model.mask_token: {model / 'tokenizer.json'} has no token of this id, got {given}"
+        return
     if config.model.init == "random":
         names = _read_json(model / "tokenizer_config.json")
         if isinstance(names, str):
             yield names
             return
-        if not names.get("mask_token"):
+        if not names.get("mask_token") and given is None:
             yield f"{no_mask}; add it as mask_token to tokenizer_config.json"
         if not names.get("eos_token") and not (model / "special_tokens_map.json").exists():
             yield (

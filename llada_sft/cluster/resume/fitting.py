@@ -68,7 +68,8 @@ def _sizes(before: Config, after: Config) -> Iterator[str]:
     from llada_sft.model.settings import read_settings
 
     try:
-        old, new = (read_settings(Path(config.model.path)) for config in (before, after))
+        models = (before.model, after.model)
+        old, new = (read_settings(Path(model.path), model.mask_token) for model in models)
     except LladaSftError:
         # Preflight reports the problem of the new one; without the old one nothing is known.
         return

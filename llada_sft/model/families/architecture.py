@@ -7,9 +7,9 @@ Shapes: C width of the residual stream, H query heads, K key and value heads, D 
 F width inside an MLP, E experts, V rows of the embedding and of the head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -19,20 +19,24 @@ Shapes = dict[str, Shape]
 class BlockNames:
     """Where the parts of a block are, from the block on; as in the official parameter names.
 
+    `qkv` is one matrix of the rows of all queries, then all keys, then all values; where it is
+    named, `q`, `k` and `v` are not.
+
     `experts` holds the matrices of all experts; the official tensor of expert number 3 is named
     `experts.3.up_proj.weight`, with the last part of `gate`, `up` and `down`. `expert_bias` is a
     buffer.
     """
 
     attn_norm: str
-    q: str
-    k: str
-    v: str
     attn_out: str
     mlp_norm: str
     gate: str
     up: str
     down: str
+    q: str = ""
+    k: str = ""
+    v: str = ""
+    qkv: str = ""
     q_norm: str = ""
     k_norm: str = ""
     router: str = ""
@@ -55,6 +59,31 @@ class Names:
 
 
 @dataclass(frozen=True)
+class Router:
+    """How a router chooses the experts of a token, and what each counts.
+
+    Attributes:
+        scores: What is made of its logits, in fp32.
+        bias: Where a buffer is added to the scores: nowhere; `choice`, to choose alone; `weights`,
+            also to what the chosen ones count: such a network cannot be trained.
+        num_groups: Groups of experts that follow one another, of one size.
+        kept_groups: Groups that a token chooses from: those with the largest sums of their two
+            best scores.
+        normalised: Whether what the chosen ones count is divided by its sum, if there are several.
+        scale: What it is multiplied by after that.
+        fp32: Whether the logits are computed in fp32, whatever the dtype of the weights.
+    """
+
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    bias: Literal["none", "choice", "weights"] = "none"
+    num_groups: int = 1
+    kept_groups: int = 1
+    normalised: bool = False
+    scale: float = 1.0
+    fp32: bool = False
+
+
+@dataclass(frozen=True)
 class Experts:
     """The mixture of experts that takes the place of the MLP in some layers.
 
@@ -64,8 +93,7 @@ class Experts:
         per_token: Experts that compute each token.
         size: F of one expert.
         shared_size: F of the MLP that computes every token as well; None: there is none.
-        bias: Whether a buffer is added to the router's probabilities: such a network cannot be
-            trained.
+        router: How they are chosen.
         balance_weight: Weight of the loss that keeps the load of experts even.
     """
 
@@ -74,7 +102,7 @@ class Experts:
     per_token: int
     size: int
     shared_size: int | None
-    bias: bool
+    router: Router
     balance_weight: float
 
 
@@ -95,7 +123,8 @@ class Architecture:
         max_length: Most tokens of an example.
         norm_eps: Of the norms.
         rope_theta: Base of the rotary positions.
-        rotary_dim: The first features of each head, which are rotated; the others are not.
+        rotary_dim: The first features of each head, which are rotated; the others are not. Where
+            it is odd, one more is, at the frequencies of the odd number.
         mask_token_id, eos_token_id, pad_token_id: None where the config names none.
         reserved_token_ids: Tokens of the official tokenizer that no text has, free for `data.end`.
         qk_norm: Whether queries and keys of each head are normalised before they are rotated.
@@ -106,6 +135,8 @@ class Architecture:
         counts_real: Whether positions count real tokens only, for rows that are padded in front.
         pad_row: The row of the embedding that gets no gradient from the input.
         experts: None: every block has an MLP.
+        attention_dropout: Of the official training; there is none here.
+        decodes_in_blocks: Whether it was trained, and samplers run it, with block-causal attention.
     """
 
     names: Names
@@ -134,6 +165,8 @@ class Architecture:
     pad_row: int | None = None
     experts: Experts | None = None
     reserved_token_ids: tuple[int, ...] = ()
+    attention_dropout: float = 0.0
+    decodes_in_blocks: bool = False
 
     def has_experts(self, layer: int) -> bool:
         """Return whether a block has experts instead of an MLP."""
@@ -156,7 +189,7 @@ class Architecture:
 
     def buffer_shapes(self) -> Shapes:
         """Return the shape of each buffer by its name, which is the official one."""
-        if self.experts is None or not self.experts.bias:
+        if self.experts is None or self.experts.router.bias == "none":
             return {}
         name = self.names.of_block.expert_bias
         return {
@@ -165,14 +198,27 @@ class Architecture:
             if there
         }
 
-    def tensor_shapes(self) -> Shapes:
-        """Return the shape of each tensor of a model directory, by its official name."""
-        parameters = {
-            name: shape
-            for parameter, whole in self.parameter_shapes().items()
-            for name, shape in self.official_tensors(parameter, whole)
-        }
+    def tensor_shapes(self, stacked: bool = False) -> Shapes:
+        """Return the shape of each tensor of a model directory, by its name there.
+
+        Args:
+            stacked: Whether the experts are as in `parameter_shapes`, not under their own names.
+        """
+        parameters = self.parameter_shapes()
+        if not stacked:
+            parameters = {
+                name: shape
+                for parameter, whole in parameters.items()
+                for name, shape in self.official_tensors(parameter, whole)
+            }
         return parameters | self.buffer_shapes()
+
+    def is_stacked(self, names: Collection[str]) -> bool:
+        """Return whether a model directory with these tensors has the experts of a layer as one."""
+        return any(
+            name in names and self.official_tensors(name, shape)[0][0] != name
+            for name, shape in self.parameter_shapes().items()
+        )
 
     def official_tensors(self, parameter: str, shape: Shape) -> list[tuple[str, Shape]]:
         """Return the tensors of a model directory that a parameter consists of, one after another.
@@ -210,19 +256,27 @@ class Architecture:
         Neither the router nor experts, the embedding or the head are among them.
         """
         names = self.names.of_block
-        parts = [names.q, names.k, names.v, names.attn_out]
+        parts = [name for name, _ in self.qkv_sizes()]
+        parts.append(names.attn_out)
         if self.experts is None or not all(self.experts.layers):
             parts += [names.gate, names.up, names.down]
         if self.experts is not None and self.experts.shared_size is not None:
             parts += [names.shared_gate, names.shared_up, names.shared_down]
         return frozenset(part.rpartition(".")[2] for part in parts)
 
+    def qkv_sizes(self) -> list[tuple[str, int]]:
+        """Return the matrices that make queries, keys and values, with the rows of each."""
+        names, features = self.names.of_block, self.num_heads * self.head_dim
+        kv_features = self.num_kv_heads * self.head_dim
+        if names.qkv:
+            return [(names.qkv, features + 2 * kv_features)]
+        return [(names.q, features), (names.k, kv_features), (names.v, kv_features)]
+
     def block_shapes(self, layer: int) -> Iterator[tuple[str, Shape]]:
         """Give the name and the shape of each parameter of a block."""
         names, width, features = self.names.of_block, self.width, self.num_heads * self.head_dim
-        kv_features = self.num_kv_heads * self.head_dim
         yield f"{names.attn_norm}.weight", (width,)
-        for name, size in ((names.q, features), (names.k, kv_features), (names.v, kv_features)):
+        for name, size in self.qkv_sizes():
             yield f"{name}.weight", (size, width)
             if self.qkv_bias:
                 yield f"{name}.bias", (size,)

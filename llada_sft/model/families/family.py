@@ -21,6 +21,8 @@ class Family:
             all, so that the official code reads what was meant.
         hub_code: `auto_map` of an export whose source has none.
         chat_template: Of a tokenizer that has none; None: the one of LLaDA.
+        stacked_model_type: `model_type` of files whose experts of a layer are one tensor; None:
+            nobody else reads such files of this kind.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Family:
     defaults: Mapping[str, Any]
     hub_code: Mapping[str, str]
     chat_template: str | None = None
+    stacked_model_type: str | None = None
 
     def config_json(self, **changes: Any) -> dict[str, Any]:
         """Return a config.json of this kind, of the size of `defaults`, with values changed."""

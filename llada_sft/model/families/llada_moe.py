@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llada_sft.model.families import keys
-from llada_sft.model.families.architecture import Architecture, Experts
+from llada_sft.model.families.architecture import Architecture, Experts, Router
 from llada_sft.model.families.family import Family
 from llada_sft.model.families.qwen_names import NAMES
 
@@ -191,7 +191,7 @@ def _experts(values: Mapping[str, Any]) -> Experts:
         per_token=values["num_experts_per_tok"],
         size=values["expert_intermediate_size"],
         shared_size=values["shared_expert_intermediate_size"],
-        bias=bool(values["moe_router_enable_expert_bias"]),
+        router=Router(bias="weights" if values["moe_router_enable_expert_bias"] else "none"),
         balance_weight=values["router_aux_loss_coef"],
     )
 

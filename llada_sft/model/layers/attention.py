@@ -1,4 +1,4 @@
-"""Bidirectional attention with rotary positions, on torch's kernels.
+"""Attention with rotary positions, on torch's kernels; in blocks, blocks.py does it.
 
 `Sequences` describes examples that share one row; they never look at each other. `plan_attention`
 decides once for a forward pass how its blocks attend, and `attend` does it in each block: on CUDA
@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from llada_sft.model.layers.blocks import BlockPlan, attend_in_blocks
 from llada_sft.model.layers.cache import CachedPlan
 
-# How the blocks attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
+# How the layers attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
 # seen. For one row of several sequences: where they start and the last one ends (int32 [N + 1])
-# with the longest, for the kernel; or their lengths. None: everything is seen. Nothing more than
-# tuples: DeepSpeed looks for tensors in what its modules are given. A cache is only for sampling.
-Plan = Tensor | tuple[Tensor, int] | tuple[int, ...] | CachedPlan | None
+# with the longest, for the kernel; or their lengths. For attention in blocks: its chunks. None:
+# everything is seen. Nothing more than tuples: DeepSpeed looks for tensors in what its modules are
+# given. A cache is only for sampling.
+Plan = Tensor | BlockPlan | tuple[Tensor, int] | tuple[int, ...] | CachedPlan | None
 
 
 class Sequences:
@@ -113,22 +115,24 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
-    """Let every position look at every real one of its example, in both directions.
+    """Let every position look at what it sees: if not in blocks, every real one of its example.
 
     Args:
         q: [B, L, H, D] floating.
         k: [B, L, K, D] floating.
         v: [B, L, K, D] floating.
-        how: What `plan_attention` returned.
+        how: What `plan_attention`, `plan_blocks` or a cache returned.
 
     Returns:
         [B, L, H, D]. What comes out at padding is of no meaning.
     """
     if isinstance(how, CachedPlan):
         k, v = how.layer.update(k, v, how.places)  # [B, C, K, D]
-        return _attend_in_rows(q, k, v, how.mask)
+        return attend(q, k, v, how.how)
     if not isinstance(how, tuple):
         return _attend_in_rows(q, k, v, how)
+    if isinstance(how, BlockPlan):
+        return attend_in_blocks(q, k, v, how)
     if isinstance(how[0], Tensor):
         ends, longest = how
         return _attend_in_sequences(q, k, v, ends, int(longest))

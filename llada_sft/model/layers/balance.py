@@ -4,7 +4,8 @@ The released function takes both factors of the balance loss from one micro-batc
 (`balance_loss`). So its gradient depends on how rows meet in micro-batches, and on the number of
 ranks. In training (`Balance`) both are of the real tokens of the global batch: P_e, the mean
 probability, of this step; f_e, the share of tokens that chose the expert, of the step before. The
-loss is then linear in P_e, and is summed over micro-batches and ranks like any other.
+loss is then linear in P_e, and is summed over micro-batches and ranks like any other. The
+probabilities of a router with sigmoids are its scores, divided by their sum.
 
 Shapes: T tokens, E experts, k of them for each token, N layers with experts.
 """
@@ -142,9 +143,19 @@ class Balance:
     def _sum(self, logits: Tensor, real: Tensor | None) -> Tensor:
         """Return E · Σ f_e p_e and the square of log Σ exp, summed over the tokens of a layer."""
         logits = logits.float()
-        even = logits.shape[1] * (logits.softmax(-1) @ self._shares)  # [T]
+        even = logits.shape[1] * (self._probabilities(logits) @ self._shares)  # [T]
         both = torch.stack([even, logits.logsumexp(-1) ** 2])
         return (both if real is None else both * real).sum(1)
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Return what is kept even.
+
+        Source of the second: DeepSeek-V3 (arXiv 2412.19437), eq. 17-20.
+        """
+        if self._experts.router.scores == "softmax":
+            return logits.softmax(-1)
+        scores = logits.sigmoid()
+        return scores / scores.sum(-1, keepdim=True)
 
     def end_step(self, add_up: Callable[[Tensor], Tensor]) -> None:
         """Take the load of this step for the next one.

@@ -3,6 +3,9 @@
 Torch's initialisation of a network of 8B parameters takes minutes, and would be thrown away.
 """
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +19,27 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Skip torch's initialisation."""
+
+
+class Fp32Linear(Linear):
+    """A matrix that multiplies in fp32, and whose buffers stay what they are, whatever its dtype.
+
+    Two experts may differ by less than bf16 can tell.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., out_features] fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            moved = self.get_buffer(name)
+            kept = moved.to(buffer.dtype) if buffer.is_meta else buffer.to(moved.device)
+            self.register_buffer(name, kept)
+        return self
 
 
 class Embedding(nn.Embedding):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llada_sft.model.families.architecture import Architecture, Experts, last_part
 from llada_sft.model.layers.attention import Plan, attend, rotate
-from llada_sft.model.layers.basic import Linear, RMSNorm, add_module
+from llada_sft.model.layers.basic import Fp32Linear, Linear, RMSNorm, add_module
 from llada_sft.model.layers.experts import Choose, StackedExperts, route
 
 
@@ -31,9 +31,9 @@ class Block(nn.Module):
         self.head_dim, self.clip_qkv = network.head_dim, network.clip_qkv
         self.has_qk_norm = network.qk_norm
         width, features = network.width, network.num_heads * network.head_dim
-        kv_features = network.num_kv_heads * network.head_dim
+        self.num_of_each = [network.num_heads, network.num_kv_heads, network.num_kv_heads]
         add_module(self, names.attn_norm, RMSNorm(width, network.norm_eps))
-        for name, size in ((names.q, features), (names.k, kv_features), (names.v, kv_features)):
+        for name, size in network.qkv_sizes():
             add_module(self, name, Linear(width, size, network.qkv_bias))
         if network.qk_norm:
             add_module(self, names.q_norm, RMSNorm(network.head_dim, network.norm_eps))
@@ -54,14 +54,18 @@ class Block(nn.Module):
 
     def _add_experts(self, width: int, experts: Experts) -> None:
         names = self.names
-        add_module(self, names.router, Linear(width, experts.num_experts))
+        self.of_router = router = experts.router
+        kind = Fp32Linear if router.fp32 else Linear
+        add_module(self, names.router, kind(width, experts.num_experts))
         matrices = (last_part(names.gate), last_part(names.up), last_part(names.down))
         stacks = StackedExperts(experts.num_experts, width, experts.size, matrices)
         add_module(self, names.experts, stacks)
-        if experts.bias:
+        if router.bias != "none":
             parent, _, name = names.expert_bias.rpartition(".")
-            self.get_submodule(parent).register_buffer(name, torch.zeros(experts.num_experts))
-        self.has_bias, self.has_shared = experts.bias, experts.shared_size is not None
+            # `float`: inside zero.Init, torch.zeros has the dtype of the weights.
+            values = torch.zeros(experts.num_experts).float()
+            self.get_submodule(parent).register_buffer(name, values)
+        self.has_shared = experts.shared_size is not None
         if experts.shared_size is not None:
             shared = names.shared_gate, names.shared_up, names.shared_down
             self._add_mlp(shared, width, experts.shared_size)
@@ -106,8 +110,12 @@ class Block(nn.Module):
     def _before_attention(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         names = self.names
         y = self._run(names.attn_norm, x)
-        q = self._heads(self._run(names.q, y))  # [B, L, H, D]
-        k, v = self._heads(self._run(names.k, y)), self._heads(self._run(names.v, y))
+        if names.qkv:
+            # [B, L, H, D], and twice [B, L, K, D]
+            together = self._heads(self._run(names.qkv, y))
+            q, k, v = torch.split(together, self.num_of_each, dim=2)
+        else:
+            q, k, v = (self._heads(self._run(name, y)) for name in (names.q, names.k, names.v))
         if self.has_qk_norm:
             q, k = self._run(names.q_norm, q), self._run(names.k_norm, k)
         if self.clip_qkv is not None:
@@ -133,10 +141,17 @@ class Block(nn.Module):
     def _run_experts(self, y: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
         """Return what the experts make of [B·L, C], and the router's logits."""
         logits = self._run(self.names.router, y)
-        bias = self.get_buffer(self.names.expert_bias) if self.has_bias else None
-        chosen, weights = route(logits, bias, choose)
+        chosen, weights = route(logits, self._expert_bias(), choose, self.of_router)
         experts = self.get_submodule(self.names.experts)
         return cast(Tensor, experts(y, chosen, weights)), logits
+
+    def _expert_bias(self) -> Tensor | None:
+        if self.of_router.bias == "none":
+            return None
+        parent, _, name = self.names.expert_bias.rpartition(".")
+        holder = self.get_submodule(parent)
+        # LoRA may have wrapped the router.
+        return cast(Tensor, getattr(holder, "base_layer", holder).get_buffer(name))
 
     def _run_mlp(self, y: Tensor, gate: str, up: str, down: str) -> Tensor:
         return self._run(down, F.silu(self._run(gate, y)) * self._run(up, y))

@@ -1,7 +1,8 @@
 """Keys and values that later forward passes look at without computing them again.
 
-Attention is bidirectional, so a cache is an approximation: keys and values of a position depend on
+Attention in both directions makes a cache an approximation: keys and values of a position depend on
 all tokens, those that were written since included. Whoever keeps one decides when it is refreshed.
+Of attention in blocks it is exact, once a block and those before it are finished.
 
 Shapes: B rows, C positions of the cache, L positions of a pass, K key and value heads, D features
 of a head.
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from llada_sft.model.layers.blocks import BlockPlan, Blocks, plan_blocks
 
 
 class LayerCache:
@@ -49,12 +52,13 @@ class CachedPlan:
     Attributes:
         layer: Its keys and values.
         places: [B, L] int64, the positions of the pass; None: all.
-        mask: [B, 1, 1, C] bool, true where a position is seen; None: all are.
+        how: [B, 1, 1 or L, C] bool, true where a position is seen; None: all are; or, in a pass
+            over all positions, how they attend in blocks.
     """
 
     layer: LayerCache
     places: Tensor | None
-    mask: Tensor | None
+    how: Tensor | BlockPlan | None
 
 
 class KeyValueCache:
@@ -77,15 +81,35 @@ class KeyValueCache:
         assert keys is not None
         return keys.shape[1]
 
-    def plans(self, places: Tensor | None, real: Tensor | None) -> list[CachedPlan]:
-        """Return how each block attends in a pass.
+    def plans(
+        self,
+        places: Tensor | None,
+        real: Tensor | None,
+        length: int,
+        blocks: Blocks | None = None,
+    ) -> list[CachedPlan]:
+        """Return how each layer attends in a pass.
 
         Args:
             places: [B, L] int64; None: all positions.
             real: [B, C] bool, true at real tokens; None: all are.
+            length: L.
+            blocks: How the positions of the cache attend; None: all see each other.
         """
-        mask = None if real is None else real[:, None, None, :]
-        return [CachedPlan(layer, places, mask) for layer in self.layers]
+        how: Tensor | BlockPlan | None
+        if blocks is None:
+            how = None if real is None else real[:, None, None, :]
+        elif places is None:
+            how = plan_blocks(blocks, (length,), real)
+        else:
+            how = self._before(places, blocks, real)
+        return [CachedPlan(layer, places, how) for layer in self.layers]
+
+    def _before(self, places: Tensor, blocks: Blocks, real: Tensor | None) -> Tensor:
+        """Return which positions those of a pass see: [B, 1, L, C] bool."""
+        block = torch.arange(self.width, device=places.device) // blocks.length  # [C]
+        seen = block <= (places // blocks.length)[..., None]  # [B, L, C]
+        return (seen if real is None else seen & real[:, None])[:, None]
 
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows.

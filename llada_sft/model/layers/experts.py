@@ -15,12 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada_sft.model.families.architecture import Router
+
 # Finds the chosen experts, [T, k] int64, by the scores of all, [T, E]. A method rather than an
 # object: DeepSpeed looks for tensors in the objects that its modules are given.
 Choose = Callable[[Tensor], Tensor]
 _GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What the strides of matrices must be a multiple of.
 _GROUPED_BYTES = 16
+# How many scores of a group say how good it is.
+_BEST_OF_GROUP = 2
+# Added to the sum that weights are divided by, as the released code does.
+_TINY = 1e-20
 
 
 class Choice:
@@ -47,27 +53,49 @@ class Choice:
         return self.experts
 
 
-def route(logits: Tensor, bias: Tensor | None, choose: Choose) -> tuple[Tensor, Tensor]:
+def route(
+    logits: Tensor, bias: Tensor | None, choose: Choose, router: Router
+) -> tuple[Tensor, Tensor]:
     """Choose the experts of tokens, and what each expert's result counts.
 
-    The softmax is fp32. What a chosen expert counts is its probability, with the bias if there is
-    one, not normalised over the chosen ones, as in the released code.
+    The scores are fp32. What a chosen expert counts is its score; with the bias where the router
+    says so.
 
-    Source: LLaDA-MoE's modeling_lladamoe.py.
+    Source: LLaDA-MoE's modeling_lladamoe.py (softmax); sigmoid, groups and a bias that only
+    chooses: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, as in LLaDA2's modeling_llada2_moe.py.
 
     Args:
         logits: [T, E] floating, of the router.
         bias: [E] floating; None: there is none.
         choose: Finds the experts.
+        router: What is made of the logits.
 
     Returns:
         The experts, [T, k] int64, and what each counts, [T, k] of the dtype of `logits`.
     """
-    scores = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    if bias is not None:
-        scores = scores + bias
-    chosen = choose(scores)
-    return chosen, scores.gather(-1, chosen).to(logits.dtype)
+    if router.scores == "sigmoid":
+        scores = logits.float().sigmoid()
+    else:
+        scores = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    ranked = scores if bias is None else scores + bias
+    chosen = choose(_in_best_groups(ranked.detach(), router))
+    counted = ranked if router.bias == "weights" else scores
+    weights = counted.gather(-1, chosen)
+    if router.normalised and chosen.shape[1] > 1:
+        weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
+    return chosen, (weights * router.scale).to(logits.dtype)
+
+
+def _in_best_groups(scores: Tensor, router: Router) -> Tensor:
+    """Return scores, [T, E], that are -inf outside of each token's best groups."""
+    if router.kept_groups == router.num_groups:
+        return scores
+    num_tokens, num_experts = scores.shape
+    groups = scores.view(num_tokens, router.num_groups, num_experts // router.num_groups)
+    values = groups.topk(_BEST_OF_GROUP, dim=-1).values.sum(-1)  # [T, G]
+    best = values.topk(router.kept_groups, dim=-1).indices
+    is_left = torch.ones_like(values, dtype=torch.bool).scatter_(-1, best, False)
+    return groups.masked_fill(is_left[..., None], -torch.inf).view_as(scores)
 
 
 class StackedExperts(nn.Module):
@@ -104,7 +132,8 @@ class StackedExperts(nn.Module):
         rows = _rows(x, order // per_token, places, per_token)  # [T·k, C]
         inside = F.silu(_grouped(rows, gate, ends)) * _grouped(rows, up, ends)
         results = _rows(_grouped(inside, down, ends), places, order, 1)
-        return (results.view(*chosen.shape, -1) * weights[..., None]).sum(1)
+        counted = results.view(*chosen.shape, -1) * weights[..., None]
+        return counted.sum(1).to(x.dtype)
 
 
 def count(chosen: Tensor, number: int, real: Tensor | None = None) -> Tensor:

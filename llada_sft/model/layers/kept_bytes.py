@@ -15,8 +15,8 @@ from llada_sft.model.families.architecture import Architecture, Experts
 
 # What is kept of a block, and what is computed again: see activations.py.
 Checkpointing = Literal["none", "selective", "full"]
-# Of an index.
-_INT64 = 8
+# Of an index, and of a number.
+_INT64, _FP32 = 8, 4
 
 
 def kept_bytes(
@@ -39,13 +39,21 @@ def kept_bytes(
         of_norms += (4 + element_bytes) * (features + kv_features)
         of_norms += 4 * (network.num_heads + network.num_kv_heads)
     inside = 2 * (features + kv_features)
+    of_fused = 0
+    if network.names.of_block.qkv and not (network.qk_norm and element_bytes == _FP32):
+        # Values are a part of one tensor, and keep it. In fp32, the norms of queries and keys do.
+        of_fused = element_bytes * (features + kv_features)
     # The products of gate and up, SiLU of one and the product of both.
     hidden = element_bytes * network.mlp_size
     of_mlp: dict[Checkpointing, int] = {"none": 4 * hidden, "selective": 2 * hidden, "full": 0}
     if network.has_experts(layer):
         of_mlp = _of_experts(network, element_bytes)
     return {
-        "none": element_bytes * (4 * width + inside) + of_norms + of_heads + of_mlp["none"],
+        "none": element_bytes * (4 * width + inside)
+        + of_norms
+        + of_heads
+        + of_fused
+        + of_mlp["none"],
         # The block's input, the results of its products and of attention.
         "selective": element_bytes * (3 * width + inside) + of_heads + of_mlp["selective"],
         "full": element_bytes * width + of_mlp["full"],
@@ -60,12 +68,20 @@ def _of_experts(network: Architecture, element_bytes: int) -> dict[Checkpointing
     experts, width = cast(Experts, network.experts), network.width
     chosen, size = experts.per_token, experts.size
     shared = element_bytes * (experts.shared_size or 0)
-    logits = element_bytes * experts.num_experts
+    of_score = _FP32 if experts.router.fp32 else element_bytes
+    logits = of_score * experts.num_experts
+    # The scores, and what the weights of the chosen ones are divided by.
+    scores = _FP32 * experts.num_experts
+    if experts.router.normalised and chosen > 1:
+        scores += _FP32 * (chosen + 1)
+    if of_score > element_bytes:
+        # A copy of the router's input, which itself is kept by a shared expert alone.
+        scores += _FP32 * width - (0 if shared else element_bytes * width)
     # Of an MLP, the result of its last product is among the 3 C of a block.
     no_mlp = 0 if shared else -element_bytes * width
-    of_chosen = 3 * _INT64 + element_bytes * (1 + 2 * width + 4 * size)
+    of_chosen = 3 * _INT64 + of_score + element_bytes * (2 * width + 4 * size)
     return {
-        "none": chosen * of_chosen + logits + 4 * experts.num_experts + 4 * shared,
+        "none": chosen * of_chosen + logits + scores + 4 * shared,
         "selective": chosen * (_INT64 + element_bytes * (width + 2 * size))
         + logits
         + no_mlp

@@ -1,10 +1,12 @@
 """Losses of routers: linear, of the global batch, of real tokens alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.model.families.architecture import Experts
+from llada_sft.model.families.architecture import Experts, Router
 from llada_sft.model.layers.balance import Balance, Routing, balance_loss
 from llada_sft.model.layers.experts import Choice
 
@@ -14,7 +16,7 @@ EXPERTS = Experts(
     per_token=2,
     size=1,
     shared_size=None,
-    bias=False,
+    router=Router(),
     balance_weight=0.01,
 )
 CPU = torch.device("cpu")
@@ -89,6 +91,22 @@ def test_how_tokens_meet_changes_nothing(cuts: tuple[int, ...], world_size: int)
             torch.testing.assert_close(own, other)
         balance.end_step(lambda counts: counts)
     assert balance.counts.sum() == 12 * 2 * 2
+
+
+def test_sigmoids_are_divided_by_their_sum() -> None:
+    """One expert chosen by all: the loss grows with its share of the scores."""
+    experts = replace(EXPERTS, router=Router(scores="sigmoid"))
+    balance = Balance(experts, balance_weight=1.0, z_weight=0.0)
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, -1.0]] * 3, requires_grad=True)
+    balance.load_state([[6, 6, 0, 0, 0]] * 2)
+    balance.begin_step(3, world_size=1, device=CPU)
+    loss = balance.loss(routing_of([logits, logits]), real=None)
+    scores = logits.detach()[0].sigmoid()
+    shares = scores / scores.sum()
+    assert loss.item() == pytest.approx(5 * (shares[0] + shares[1]).item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient[:, 0] > 0).all()
+    assert (gradient[:, 2:] < 0).all()
 
 
 def test_padding_does_not_count() -> None:

@@ -9,8 +9,9 @@ from llada_sft.config.model_section import LoraConfig
 from llada_sft.model import NetworkConfig, build_model
 from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import add_adapters
-from llada_sft.model.families import llada_moe
+from llada_sft.model.families import llada2, llada_moe
 from llada_sft.model.layers.attention import Sequences
+from tests.unit.model.test_llada2 import TINY
 
 
 @pytest.fixture
@@ -37,10 +38,20 @@ def moe_config() -> NetworkConfig:
     )
 
 
+@pytest.fixture
+def llada2_config() -> NetworkConfig:
+    return NetworkConfig(llada2.FAMILY.config_json(**TINY | {"vocab_size": 101}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "num_graphs", "adapters"),
-    [("small_config", 2, None), ("small_config", 2, LoraConfig()), ("moe_config", 3, None)],
+    [
+        ("small_config", 2, None),
+        ("small_config", 2, LoraConfig()),
+        ("moe_config", 3, None),
+        ("llada2_config", 3, None),
+    ],
 )
 # Of torch's compiler itself; elsewhere warnings are errors.
 @pytest.mark.filterwarnings("ignore")

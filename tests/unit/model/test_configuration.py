@@ -159,8 +159,8 @@ def test_shapes_are_those_of_the_network(
 def test_another_architecture(tmp_path: Path) -> None:
     file = write(tmp_path, {"model_type": "llama"}) / "config.json"
     assert refusal(tmp_path) == [
-        f"{file}: model_type: no network that is implemented here (LLaDA-MoE, LLaDA, Dream), "
-        "got 'llama', architectures None"
+        f"{file}: model_type: no network that is implemented here"
+        " (LLaDA-MoE, LLaDA, LLaDA2, Dream), got 'llama', architectures None"
     ]
 
 

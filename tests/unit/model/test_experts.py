@@ -11,6 +11,7 @@ from torch import Tensor
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.export import export_checkpoint, network_tensors
 from llada_sft.model.families import llada_moe
+from llada_sft.model.families.architecture import Router
 from llada_sft.model.layers.balance import Balance, Routing
 from llada_sft.model.layers.experts import Choice, StackedExperts, count, route
 from llada_sft.model.layers.kept_bytes import Checkpointing
@@ -91,14 +92,52 @@ def test_groups_equal_a_loop(
 def test_probabilities_are_not_normalised_and_the_bias_counts() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.bfloat16)
     softmax = logits.float().softmax(-1)
-    chosen, weights = route(logits, None, Choice(2).choose)
+    chosen, weights = route(logits, None, Choice(2).choose, Router())
     assert chosen.tolist() == [[0, 1]]
     assert weights.dtype == torch.bfloat16
     assert weights.equal(softmax[:, :2].bfloat16())
     bias = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    chosen, weights = route(logits, bias, Choice(2).choose)
+    chosen, weights = route(logits, bias, Choice(2).choose, Router(bias="weights"))
     assert chosen.tolist() == [[3, 0]]
     assert weights.equal((softmax + bias)[:, [3, 0]].bfloat16())
+
+
+def sigmoids(*scores: float) -> Tensor:
+    """Return logits of one token with these scores."""
+    return torch.tensor([scores]).logit()
+
+
+@pytest.mark.parametrize(
+    ("router", "per_token", "chosen", "weights"),
+    [
+        # The bias lifts expert 5 to 1.1, and counts in nothing else.
+        (Router(scores="sigmoid", bias="choice"), 2, [5, 0], [0.1, 0.9]),
+        (Router(scores="sigmoid", bias="choice", normalised=True), 2, [5, 0], [0.1, 0.9]),
+        (Router(scores="sigmoid", bias="choice", normalised=True, scale=2.5), 1, [5], [0.25]),
+        # Sums of the two best of a group of three: 1.4 and 1.5. The best expert is in the first.
+        (Router(scores="sigmoid", num_groups=2, kept_groups=1), 2, [3, 4], [0.8, 0.7]),
+        (
+            Router(scores="sigmoid", num_groups=2, kept_groups=1, normalised=True, scale=3.0),
+            3,
+            [3, 4, 5],
+            [1.5, 1.3125, 0.1875],
+        ),
+    ],
+)
+def test_sigmoids_in_groups(
+    router: Router, per_token: int, chosen: list[int], weights: list[float]
+) -> None:
+    logits = sigmoids(0.9, 0.5, 0.3, 0.8, 0.7, 0.1)
+    bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0]) if router.bias == "choice" else None
+    found, counted = route(logits, bias, Choice(per_token).choose, router)
+    assert found.tolist() == [chosen]
+    torch.testing.assert_close(counted, torch.tensor([weights]))
+
+
+def test_no_tokens_choose_nothing() -> None:
+    router = Router(scores="sigmoid", num_groups=2, kept_groups=1, normalised=True)
+    found, counted = route(torch.empty(0, 6), None, Choice(2).choose, router)
+    assert found.shape == counted.shape == (0, 2)
 
 
 def test_counts_are_of_real_tokens() -> None:

@@ -100,13 +100,14 @@ def test_logits_and_hidden_states(golden: Golden) -> None:
 
 def test_choices_of_routers(golden: Golden) -> None:
     routing = Routing()
+    assert golden.experts is not None
     golden.model(golden.expected["input_ids"], routing=routing)
     for layer, logits, choice in zip(golden.layers, routing.logits, routing.choices, strict=True):
         official = golden.expected[f"router_logits.{layer}"]
         torch.testing.assert_close(logits, official, atol=1e-5, rtol=0)
         assert choice.experts is not None
         assert choice.experts.equal(golden.expected[f"router_selected.{layer}"])
-        _, weights = route(logits, None, choice.choose)
+        _, weights = route(logits, None, choice.choose, golden.experts.router)
         official = golden.expected[f"router_weights.{layer}"]
         torch.testing.assert_close(weights, official, atol=1e-6, rtol=0)
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from llada_sft.model import Network, NetworkConfig
+from llada_sft.model.families import llada2
 from llada_sft.model.layers import attention
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.kept_bytes import Checkpointing
+from tests.unit.model.test_llada2 import TINY
 
 LENGTHS = (7, 1, 12)
 META = torch.device("meta")
@@ -21,10 +23,15 @@ def kernel_of_shapes(q: Tensor, k: Tensor, v: Tensor, *bounds: object) -> Tensor
     return q + k + v
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    # Of experts, the meta device has a product in bf16 alone.
+    [("dense", torch.float32), ("dense", torch.bfloat16), ("llada2", torch.bfloat16)],
+)
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_forward_and_backward_read_no_value(
+    kind: str,
     small_config: NetworkConfig,
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
@@ -33,8 +40,13 @@ def test_forward_and_backward_read_no_value(
 ) -> None:
     monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel_of_shapes)
+    config = small_config
+    if kind == "llada2":
+        # Sizes that the grouped product takes in bf16.
+        sizes = TINY | {"hidden_size": 32, "moe_intermediate_size": 16}
+        config = NetworkConfig(llada2.FAMILY.config_json(**sizes))
     with META:
-        model = Network(small_config).to(dtype)
+        model = Network(config).to(dtype)
     model.set_activation_checkpointing(checkpointing)
     sequences = Sequences(LENGTHS)
     sequences.ends, sequences.places = sequences.ends.to(META), sequences.places.to(META)

@@ -14,7 +14,7 @@ from llada_sft.errors import CheckpointError, ConfigError, DataError
 from llada_sft.model import NetworkConfig, adapter_plan
 from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import import_packages
-from llada_sft.model.families import llada_moe
+from llada_sft.model.families import llada2, llada_moe
 from llada_sft.model.layers.balance import Balance
 from llada_sft.model.layers.kept_bytes import kept_bytes
 from llada_sft.training import build_network as build_network_module
@@ -189,6 +189,22 @@ def test_a_network_without_experts_has_nothing_to_balance(directory: Path) -> No
     config, network = random_network(directory, router_z_weight=0.25)
     with pytest.raises(ConfigError, match=r"^model\.router_z_weight: the network has no experts"):
         build_balance(config, network)
+
+
+def test_a_router_with_sigmoids_has_no_loss_by_default(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = NetworkConfig(llada2.FAMILY.config_json(**llada2.MINI))
+    seen: list[float] = []
+    monkeypatch.setattr(Balance, "__init__", lambda _, experts, *weights: seen.extend(weights))
+    for weight in (None, 0.1):
+        build_balance(ModelConfig(path=str(directory), router_balance_weight=weight), network)
+    assert seen == [0.0, 0.0, 0.1, 0.0]
+    with pytest.raises(ConfigError) as caught:
+        build_balance(ModelConfig(path=str(directory), router_z_weight=0.25), network)
+    assert str(caught.value) == (
+        "model.router_z_weight: the router has sigmoids and no softmax, got 0.25; set it to 0"
+    )
 
 
 def test_of_adapters_a_and_b_decay_and_magnitudes_do_not(directory: Path) -> None:

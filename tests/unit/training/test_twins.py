@@ -13,8 +13,9 @@ from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.consensus import Report
 from llada_sft.training.feed import StepFeed
+from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.masks.twins import each_twice
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.noising import NoiseSource
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import (
     EOS,

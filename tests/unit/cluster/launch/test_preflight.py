@@ -12,6 +12,7 @@ from llada_sft.cluster.launch.preflight import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
 from llada_sft.model import adapter_plan
+from llada_sft.model.families import llada2
 from llada_sft.model.settings import architecture_of
 from tests.unit.cluster.conftest import MODEL, write_weights
 
@@ -56,7 +57,7 @@ BROKEN = {
     "no settings": (
         ("model/config.json", "{}"),
         "model/config.json: model_type: no network that is implemented here"
-        " (LLaDA-MoE, LLaDA, Dream), got None, architectures None",
+        " (LLaDA-MoE, LLaDA, LLaDA2, Dream), got None, architectures None",
     ),
     "no JSON": (
         ("model/tokenizer.json", "{\n  x"),
@@ -155,6 +156,43 @@ def test_tokens_that_end_answers(project: Path, keys: list[str], problem: str | 
 def test_a_mask_token_of_the_vocabulary_counts(project: Path, tokenizer: str) -> None:
     (project / "model/tokenizer.json").write_text(tokenizer)
     assert problems(project) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (None, "model/config.json: mask_token_id: must be given, got null, and the tokenizer names"
+         " no mask token; set model.mask_token to its text or its id"),
+        (7, None),
+        ("<m>", None),
+        (9, "model.mask_token: model/tokenizer.json has no token of this id, got 9"),
+        ("<x>", "model.mask_token: model/tokenizer.json has no such token, got '<x>'"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_network_whose_files_name_no_mask_token(
+    project: Path, given: str | int | None, problem: str | None, stacked: bool
+) -> None:
+    """In both layouts of its files."""
+    sizes = {
+        "vocab_size": 10,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "moe_intermediate_size": 4,
+        "attention_dropout": 0,
+        "eos_token_id": 6,
+        "pad_token_id": 6,
+    }
+    values = llada2.FAMILY.config_json(**sizes)
+    (project / "model/config.json").write_text(json.dumps(values))
+    shapes = architecture_of(values).tensor_shapes(stacked)
+    write_weights(project / "model/model.safetensors", shapes)
+    tokenizer = {"added_tokens": [{"id": 7, "content": "<m>"}]}
+    (project / "model/tokenizer.json").write_text(json.dumps(tokenizer))
+    keys = [] if given is None else [f"model.mask_token={given}"]
+    found = problems(project, *keys)
+    assert found == ([] if problem is None else [problem])
 
 
 @pytest.mark.parametrize(
