@@ -52,7 +52,8 @@ def _lines(section: type[Section], path: str) -> Iterator[str]:
             inner.append((where, of_field))
         if of_field is None or path:
             kind = _type(schema["properties"][name], schema.get("$defs", {}))
-            rows.append(f"| `{name}` | {kind} | {_default(field)} | {comments.get(name, '')} |")
+            meaning = comments.get(name) or field.description or ""
+            rows.append(f"| `{name}` | {kind} | {_default(field)} | {meaning} |")
     if rows:
         yield f"\n## {path}\n"
         yield from [f"{about}\n"] if about else []

@@ -10,7 +10,13 @@ from llada_sft.config.values import Fraction, NonNegativeFloat, Section
 DEFAULT_BLOCK_LENGTH = 32
 
 # `from` is a word of Python: no attribute of a class can be written so.
-_SOURCE: dict[str, Any] = {"from": (Literal["random", "model"], "random")}
+_ABOUT = (
+    "random: replaced by tokens of the vocabulary; model: by what the network predicts there, in"
+    " one more forward pass of each micro-batch."
+)
+_SOURCE: dict[str, Any] = {
+    "from": (Literal["random", "model"], Field("random", description=_ABOUT))
+}
 _WithSource: Any = create_model("_WithSource", __base__=Section, **_SOURCE)
 
 
@@ -21,8 +27,7 @@ class EditConfig(_WithSource):
     """
 
     # Of the answer tokens of a noisy block that are not masked, this share is replaced; 0 = none.
-    # from: random = by tokens of the vocabulary; model = by what the network predicts there, in one
-    # more forward pass of each micro-batch. Its target is the original token.
+    # The target is the original token.
     share: Fraction = 0.0
     # What the loss of a replaced token is multiplied by; a token of the answer has 1.
     weight: NonNegativeFloat = 1.0

@@ -60,10 +60,11 @@ def step_operations(
 ) -> float:
     """Count the operations that a rank's step needs, whose micro-batches have `tokens` each.
 
-    Rows are taken to be half as long as `data.max_length`, and half of the tokens masked.
+    Rows are taken to be half as long as `data.max_length`, and half of the tokens masked. With
+    `objective.kind: block` matrices run on both halves; of their attention each half sees half.
     """
-    length = min(tokens, max(1, config.data.max_length // 2))
-    operations = needed_operations(network, tokens, tokens * length, tokens / 2, adapters)
+    length, halves = min(tokens, max(1, config.data.max_length // 2)), config.objective.halves
+    operations = needed_operations(network, halves * tokens, tokens * length, tokens / 2, adapters)
     return operations * config.train.accumulate_grad_batches
 
 

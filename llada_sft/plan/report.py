@@ -53,16 +53,21 @@ class Setup:
 
     @property
     def tokens(self) -> int:
-        """The most tokens of a micro-batch."""
+        """The most tokens of a micro-batch, of both twins with `objective.pairs`."""
         config = self.config
         return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+
+    @property
+    def halves(self) -> int:
+        """How often each token is in the network: noisy and clean with `objective.kind: block`."""
+        return self.config.objective.halves
 
     @property
     def sizes(self) -> Sizes:
         return sizes_of(self.network, self.adapters, self.config.world_size)
 
     def kinds(self, tokens: int) -> list[Checkpointing]:
-        """Return what is kept of each block with micro-batches of so many tokens."""
+        """Return what is kept of each block with micro-batches of so many positions."""
         model = self.config.model
         if model.activation_checkpointing != "auto":
             return [model.activation_checkpointing] * self.network.num_layers
@@ -81,9 +86,9 @@ class Setup:
     def memory(self, tokens: int | None = None) -> RankMemory:
         """Return the bytes of a rank, all tokens of its micro-batch being masked."""
         tokens = self.tokens if tokens is None else tokens
-        load = Load(tokens, tokens)
+        load = Load(tokens * self.halves, tokens)
         cuda = self.config.train.accelerator != "cpu"
-        kinds = self.kinds(tokens)
+        kinds = self.kinds(tokens * self.halves)
         return rank_memory(self.config, self.network, self.adapters, kinds, load, cuda)
 
     def on(self, nodes: int) -> "Setup":
@@ -123,7 +128,7 @@ def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
 def _network(config: Config) -> Architecture:
     directory = Path(config.model.path)
     if config.model.size is None:
-        network = architecture_of(read_settings(directory))
+        network = architecture_of(read_settings(directory, config.model.mask_token))
         require_trainable(directory, network)
         return network
     # Its vocabulary is the tokenizer's.

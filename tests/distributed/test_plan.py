@@ -27,6 +27,13 @@ WIDE = {
         "num_hidden_layers": 3,
         "moe_layer_freq": [0, 1, 1],
     },
+    "llada2": {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "moe_intermediate_size": 192,
+        "num_experts": 8,
+        "num_hidden_layers": 3,
+    },
 }
 
 
@@ -40,6 +47,7 @@ WIDE = {
         ("dense", 2, ["deepspeed.stage=2"]),
         ("dense", 2, ["deepspeed.stage=1"]),
         ("moe", 2, []),
+        ("llada2", 2, ["objective.kind=block", "objective.block_length=4"]),
         ("moe", 2, ["lora.rank=8", "model.activation_checkpointing=selective"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else str(value),
