@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llada_sft.cluster import door, journal, slurm
-from llada_sft.cluster.launch import preflight, prepare, sbatch_environment, submit
+from llada_sft.cluster.launch import can_start, preflight, prepare, sbatch_environment, submit
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
@@ -32,6 +32,9 @@ from llada_sft.config import (
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
 from llada_sft.errors import EXIT_CODE, LladaSftError
 from llada_sft.run_dir import RunDir
+
+# Seconds for the question whether a job can start.
+_START_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def launch(options: LaunchOptions) -> int:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
     preflight.require(sources, prepare.run_dir_of(sources))
+    if not options.local and not options.prepare:
+        _require_start(sources)
     with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
         run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
@@ -84,6 +89,19 @@ def launch(options: LaunchOptions) -> int:
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
         return start(run, load_run_config(run.config), options.local, options.follow)
+
+
+def _require_start(config: Config) -> None:
+    """Check that SLURM can start the job, and say what it would wait for.
+
+    Raises:
+        ConfigError: It never will.
+    """
+    # Its own limit: what SLURM takes here must not be missing for the submission.
+    with slurm.patience(_START_S):
+        can_start.require(config, prepare.run_dir_of(config))
+        for line in can_start.warnings(config):
+            print(line)
 
 
 def _config(options: LaunchOptions) -> Config:
@@ -128,6 +146,8 @@ def resume(
             print(nothing_to_do(max_steps, step))
             return 0
         preflight.require(plan.sources)
+        if not local:
+            _require_start(plan.sources)
         print("\n".join(_summary(plan.sources)))
         holder.claim(run)
         changing.apply(run, plan)

@@ -1,0 +1,137 @@
+"""Jobs that could never start are refused before they are submitted, on a real SLURM."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+
+PARTITIONS = (
+    "short Nodes=ALL MaxTime=10",
+    "one Nodes=ALL MaxNodes=1",
+    "pair Nodes=node[1-2]",
+    "narrow Nodes=ALL MaxCPUsPerNode=2",
+    "ours Nodes=ALL AllowAccounts=ours AllowQos=special",
+    "shut Nodes=ALL State=INACTIVE",
+    "down Nodes=ALL State=DOWN",
+)
+
+
+@pytest.fixture(scope="module")
+def partitions(cluster: Cluster) -> None:
+    """Add partitions; they stay, for SLURM keeps those of jobs that have ended."""
+    for partition in PARTITIONS:
+        cluster.run(["scontrol", "create", *f"PartitionName={partition}".split()])
+
+
+def launch(
+    cluster: Cluster, project: Path, name: str, *overrides: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "launch.py", "--config", "config/demo.yaml", f"run.name={name}"]
+    command += ["slurm.nodes=1", "slurm.time_min=60", "slurm.signal_lead_s=60", *overrides]
+    return subprocess.run(
+        command, cwd=project, env=cluster.env, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["slurm.partition=short"],
+            "slurm.time_min: 60 min is above partition short's 10 min: the job will never start;"
+            " lower it (a run resumes by itself), or take another partition",
+        ),
+        (
+            ["slurm.nodes=2", "slurm.partition=one"],
+            "slurm.nodes: 2 nodes are above partition one's 1: the job will never start; lower it,"
+            " or take another partition",
+        ),
+        (
+            ["slurm.nodes=4", "slurm.ranks_per_node=1", "slurm.partition=pair"],
+            "slurm.nodes: partition pair has 2 nodes, got 4; lower it",
+        ),
+        (
+            ["slurm.cpus_per_rank=3"],
+            "slurm.cpus_per_rank: the nodes of partition low have at most 4 CPUs, got"
+            " 2 ranks × 3 = 6; lower it",
+        ),
+        (
+            ["slurm.partition=narrow", "slurm.cpus_per_rank=2"],
+            "slurm.cpus_per_rank: 2 ranks × 2 = 4 CPUs of a node are above partition narrow's 2;"
+            " lower it",
+        ),
+        (
+            ["slurm.mem_gb_per_node=9"],
+            "slurm.mem_gb_per_node: the nodes of partition low have at most 3.9 GB, got 9; lower"
+            " it",
+        ),
+        (
+            ["slurm.gpus_per_node=3"],
+            "slurm.gpus_per_node: the nodes of partition low have at most 2 GPUs, got 3; lower it",
+        ),
+        (
+            ["slurm.partition=shut"],
+            "slurm.partition: sbatch --test-only: Required partition not available (inactive or"
+            " drain); correct it",
+        ),
+        (
+            ["slurm.partition=nowhere"],
+            "slurm.partition: sbatch --test-only: Invalid partition name specified; correct it",
+        ),
+        (
+            ["slurm.partition=ours", "slurm.account=theirs", "slurm.qos=special"],
+            "slurm.account: partition ours takes ours alone, got theirs",
+        ),
+        (
+            ["slurm.partition=ours", "slurm.account=ours", "slurm.qos=normal"],
+            "slurm.qos: partition ours takes special alone, got normal",
+        ),
+        (
+            ["slurm.constraint=h100"],
+            "slurm.constraint: sbatch --test-only: Invalid feature specification; correct it",
+        ),
+        (
+            ["slurm.extra={reservation: none}"],
+            "slurm.extra.reservation: sbatch --test-only: Requested reservation is invalid; correct"
+            " it",
+        ),
+        (
+            ["slurm.extra={nodelist: node9}"],
+            "slurm.extra.nodelist: sbatch --test-only: Invalid node name specified; correct it",
+        ),
+        (
+            ["slurm.extra={dependency: 'afterok:999999'}"],
+            "slurm.extra.dependency: afterok:999999: SLURM has no job 999999: this one would wait"
+            " for ever; remove it",
+        ),
+        (
+            ["slurm.exclude=node[1-4]"],
+            "slurm: sbatch --test-only: Requested node configuration is not available: the job"
+            " would not start; compare it with  scontrol show partition  and  sinfo -N -l",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("partitions")
+def test_a_job_that_can_never_start_is_refused(
+    cluster: Cluster, project: Path, overrides: list[str], line: str
+) -> None:
+    done = launch(cluster, project, "never", *overrides)
+    assert (done.returncode, done.stderr) == (2, f"{line}\n")
+    assert not (project / "runs/never").exists()
+
+
+@pytest.mark.usefixtures("partitions")
+def test_what_can_start_is_submitted(cluster: Cluster, project: Path) -> None:
+    """One partition of two is enough; and one that is down may come up again."""
+    done = launch(cluster, project, "some_day", "slurm.partition=down")
+    assert done.returncode == 0, done.stderr
+    assert "warning          slurm.partition: down is DOWN: the job waits until" in done.stdout
+    done = launch(
+        cluster, project, "either", "slurm.partition='short,low'", "slurm.extra={begin: now+3600}"
+    )
+    assert done.returncode == 0, done.stderr
+    cluster.run(["scancel", "--name=some_day,either"])
