@@ -40,7 +40,7 @@ from llada_sft.training.consensus import Report
 from llada_sft.training.masks.edits import Edits, EditSource
 from llada_sft.training.masks.level_losses import BatchLevels, LevelLosses
 from llada_sft.training.masks.micro_batch import MicroBatch
-from llada_sft.training.masks.parts import Part, Parts, draw_parts, whole
+from llada_sft.training.masks.parts import NoisyPart, Parts, draw_parts, whole
 from llada_sft.training.masks.twins import each_twice
 from llada_sft.training.masks.two_halves import in_two_halves
 from llada_sft.training.masks.void_end import always_masked, answer_masks, hidden_ends
@@ -241,11 +241,11 @@ class NoiseSource:
 
     def _drawn(
         self, local: LocalStep, step: int, density: LevelDensity | None
-    ) -> Iterator[list[list[Part]]]:
+    ) -> Iterator[list[list[NoisyPart]]]:
         """Yield the parts of all rows of each micro-batch; twins are two rows."""
         shift, number = step_shift(self.seed, step), 0
         for batch in local.micro_batches:
-            rows: list[list[Part]] = []
+            rows: list[list[NoisyPart]] = []
             corrupted = batch.corrupted or (False,) * len(batch.keys)
             examples = zip(
                 batch.keys, answer_masks(batch), always_masked(batch), corrupted, strict=True
@@ -264,7 +264,7 @@ class NoiseSource:
             yield rows
 
     def _noisy(
-        self, batch: UnmaskedBatch, rows: Sequence[Sequence[Part]], counts: Report
+        self, batch: UnmaskedBatch, rows: Sequence[Sequence[NoisyPart]], counts: Report
     ) -> MicroBatch:
         if self.draws == 2:
             batch = each_twice(batch)
@@ -340,7 +340,7 @@ class NoiseSource:
         shift: float,
         index: int,
         density: LevelDensity | None,
-    ) -> list[list[Part]]:
+    ) -> list[list[NoisyPart]]:
         """Draw the noise of an example, or of its twins."""
         key = noise_key(self.seed, example.epoch, example.file, example.line, example.part)
         spread = self.objective.t_sampling == "low_discrepancy"

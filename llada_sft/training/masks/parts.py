@@ -20,7 +20,7 @@ from llada_sft.diffusion.levels import LevelDensity
 from llada_sft.diffusion.noise import Noise, draw_noise, draw_twins, independent
 
 
-class Part(NamedTuple):
+class NoisyPart(NamedTuple):
     """A part of an example.
 
     Attributes:
@@ -35,9 +35,9 @@ class Part(NamedTuple):
     drawn: bool = True
 
 
-def whole(noise: Noise, drawn: bool = True) -> list[Part]:
+def whole(noise: Noise, drawn: bool = True) -> list[NoisyPart]:
     """Return an example that is one part."""
-    return [Part(slice(0, len(noise.masked)), noise, drawn)]
+    return [NoisyPart(slice(0, len(noise.masked)), noise, drawn)]
 
 
 def parts_of(
@@ -45,7 +45,7 @@ def parts_of(
     always: Tensor,
     block_length: int,
     draw: Callable[[Tensor, int, int, int], Noise],
-) -> list[Part]:
+) -> list[NoisyPart]:
     """Return the blocks of an example that have something to learn.
 
     Args:
@@ -59,10 +59,10 @@ def parts_of(
     for block in blocks_with(answer | always, block_length):
         own = answer[block]
         if own.any():
-            parts.append(Part(block, draw(own, block.start, place, count)))
+            parts.append(NoisyPart(block, draw(own, block.start, place, count)))
             place += 1
         else:
-            parts.append(Part(block, Noise(own, t=1.0, weight=0.0), drawn=False))
+            parts.append(NoisyPart(block, Noise(own, t=1.0, weight=0.0), drawn=False))
     return parts
 
 
@@ -73,7 +73,7 @@ def draw_parts(
     u: float | None,
     key: int,
     density: LevelDensity | None,
-) -> list[list[Part]]:
+) -> list[list[NoisyPart]]:
     """Draw the noise of an example: its parts, or those of each of its twins.
 
     Args:
@@ -126,7 +126,7 @@ class Parts:
     """
 
     def __init__(
-        self, spans: Sequence[slice], rows: Sequence[Sequence[Part]], twins: int = 1
+        self, spans: Sequence[slice], rows: Sequence[Sequence[NoisyPart]], twins: int = 1
     ) -> None:
         self.spans: list[slice] = []
         self.noises: list[Noise] = []

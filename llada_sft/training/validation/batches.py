@@ -29,7 +29,7 @@ from llada_sft.diffusion.noise import Noise, noise_key
 from llada_sft.keys import hashed
 from llada_sft.placement import Placement
 from llada_sft.training.masks.micro_batch import MicroBatch
-from llada_sft.training.masks.parts import Part, Parts, parts_of, whole
+from llada_sft.training.masks.parts import NoisyPart, Parts, parts_of, whole
 from llada_sft.training.masks.two_halves import in_two_halves
 from llada_sft.training.masks.void_end import always_masked, answer_masks
 from llada_sft.training.noising import noisy_micro_batch, response_masks
@@ -212,7 +212,7 @@ def _grouped(
         yield _OwnBatch(batch, items, tuple(items.first + number for number in numbers))
 
 
-def _rows(own: _OwnBatch) -> list[list[Part]]:
+def _rows(own: _OwnBatch) -> list[list[NoisyPart]]:
     """Return the noise of each example: its mask of those of its row."""
     batch, of_set = own.batch, own.of_set
     corrupted = batch.corrupted or (False,) * len(batch.keys)
