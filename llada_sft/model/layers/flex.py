@@ -63,7 +63,7 @@ def plan_flex(
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (own_start[query] <= key) & (key < own_end[query])
-        seen = own | (clean_start[query] <= key) & (key < clean_end[query])
+        seen: Tensor = own | (clean_start[query] <= key) & (key < clean_end[query])
         return seen if shown is None else seen & shown[row, key]
 
     some, every = _tiles(spans)
