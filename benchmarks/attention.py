@@ -9,9 +9,10 @@ each pack there are two comparisons:
     packed    full attention per document, against one dense block-diagonal mask
 
 Both ways of a comparison run in turns on the same queries, keys and values: the ratio is the median
-of the ratios of these pairs. Bytes are the most that was in memory above what every way has: queries,
-keys, values, the result and the gradients. On CPU they are counted, operation by operation; on CUDA
-they are the allocator's. `mask_mb` is a dense mask of one byte a pair. MB are 10^6 bytes.
+of the ratios of these pairs. Bytes are the most that was in memory above what every way has, which
+is queries, keys, values, the result and the gradients. On CPU they are counted, operation by
+operation; on CUDA they are the allocator's. `mask_mb` is a dense mask of one byte a pair. MB are
+10^6 bytes.
 """
 
 import argparse
@@ -119,9 +120,9 @@ def dense_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
     return (document[:, None] == document)[None, None]
 
 
-def in_blocks(blocks: Blocks, lengths: Sequence[int], device: torch.device) -> Plan:
+def in_blocks(blocks: Blocks, lengths: Sequence[int], device: torch.device, head_dim: int) -> Plan:
     """Plan it as the network does."""
-    if has_flex(device):
+    if has_flex(device, head_dim):
         return plan_flex(blocks, lengths, None, device)
     return plan_blocks(blocks, lengths, None)
 
@@ -151,7 +152,7 @@ def measure(lengths: list[int], options: argparse.Namespace) -> list[dict[str, A
     doubled = [2 * length for length in lengths]
     found = compare(
         Pack(2 * positions, options),
-        lambda: in_blocks(blocks, lengths, device),
+        lambda: in_blocks(blocks, lengths, device, options.head_dim),
         lambda: per_document(doubled, device, dtype),
         options.repeats,
     )
