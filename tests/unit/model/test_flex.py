@@ -77,7 +77,7 @@ def test_values_of_padded_rows(doubled: bool) -> None:
 
 
 def test_no_tile_is_whole_where_rows_have_padding() -> None:
-    """A whole tile is computed without asking for positions; here all of one block see each other."""
+    """Whole tiles are computed without asking for positions. Here all positions are one block."""
     real = torch.arange(200) < torch.tensor([[200], [77]])
     without, with_padding = (plan_flex(Blocks(500), (200,), each, CPU) for each in (None, real))
     assert without.mask.full_kv_num_blocks.sum() == 4
