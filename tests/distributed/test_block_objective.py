@@ -1,4 +1,4 @@
-"""The block objective on real ranks with ZeRO-3: any number of them, stopped, killed and resumed."""
+"""The block objective on real ranks with ZeRO-3: any number, stopped, killed and resumed."""
 
 from pathlib import Path
 
