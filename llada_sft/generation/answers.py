@@ -8,10 +8,12 @@ import torch
 from llada_sft.generation.blocks import Decoding, fill_blocks
 from llada_sft.generation.candidates import Candidates
 from llada_sft.generation.canvas import Canvas
+from llada_sft.generation.llada2 import BlockCausalDecoder
 from llada_sft.generation.official import fill_officially
 from llada_sft.generation.predictor import Predictor
 from llada_sft.generation.settings import SamplerSettings
 from llada_sft.generation.verify import Verifier
+from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.network import Network
 
 
@@ -67,7 +69,7 @@ def generate(
         return []
     canvas = Canvas(
         prompts,
-        length=settings.start_length or settings.gen_length,
+        lengths=[_canvas_length(len(prompt), settings) for prompt in prompts],
         max_length=settings.gen_length,
         block_length=settings.block_length,
         mask_token_id=mask_token_id,
@@ -79,7 +81,8 @@ def generate(
         if watch is not None:
             watch(canvas.answers())
 
-    predictor = Predictor(model, canvas, settings.cfg_scale, show)
+    blocks = Blocks(settings.block_length) if settings.in_blocks else None
+    predictor = Predictor(model, canvas, settings.cfg_scale, show, blocks)
     if settings.exact and settings.sampler == "official":
         fill_officially(predictor, canvas, settings, _suppressed(model))
     else:
@@ -88,11 +91,21 @@ def generate(
         decoding = Decoding(predictor, canvas, candidates, settings)
         if settings.sampler == "verify":
             Verifier(decoding).fill()
+        elif settings.in_blocks:
+            BlockCausalDecoder(decoding).fill()
         else:
             fill_blocks(decoding)
     where = len(prompts), str(model.device)
     costs = zip(predictor.num_passes.tolist(), predictor.num_rows.tolist(), strict=True)
     return [Answer(ids, *cost, *where) for ids, cost in zip(canvas.answers(), costs, strict=True)]
+
+
+def _canvas_length(prompt_length: int, settings: SamplerSettings) -> int:
+    """Return the mask tokens after a prompt; in blocks, the last of them is a whole one."""
+    if not settings.in_blocks:
+        return settings.start_length or settings.gen_length
+    block = settings.block_length
+    return -(-(prompt_length + settings.gen_length) // block) * block - prompt_length
 
 
 def _mask_token_id(model: Network, settings: SamplerSettings) -> int:

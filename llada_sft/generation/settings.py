@@ -5,16 +5,45 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Sampler = Literal[
-    "official", "threshold", "factor", "entropy", "prefix_cache", "dual_cache", "verify"
+    "official",
+    "threshold",
+    "factor",
+    "entropy",
+    "prefix_cache",
+    "dual_cache",
+    "verify",
+    "llada2",
+    "llada21",
 ]
 # What tokens are chosen by, and its number.
-Choice = tuple[Literal["fixed", "threshold", "factor", "entropy"], float]
+Choice = tuple[Literal["fixed", "threshold", "factor", "entropy", "above"], float]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
-# Settings of the samplers of block-diffusion networks.
-_OF_BLOCK_DIFFUSION = ("editing_threshold", "max_post_steps", "num_to_transfer", "minimal_topk")
+# Samplers of networks that attend in blocks.
+IN_BLOCKS = ("llada2", "llada21")
+# Settings that only some samplers have.
+_SAMPLERS_WITH = {
+    "threshold": ("threshold", "prefix_cache", "dual_cache", *IN_BLOCKS),
+    "factor": ("threshold", "factor", "prefix_cache", "dual_cache"),
+    "entropy_bound": ("entropy", "prefix_cache", "dual_cache"),
+    "minimal_topk": ("llada2",),
+    "eos_in_prompt_ends": ("llada2",),
+    "editing_threshold": ("llada21",),
+    "max_post_steps": ("llada21",),
+    "num_to_transfer": ("llada21",),
+    "cache_blocks": IN_BLOCKS,
+}
+_COUNTS = (
+    "gen_length",
+    "block_length",
+    "steps",
+    "max_drafts",
+    "minimal_topk",
+    "num_to_transfer",
+)
+# Settings that `llada2` and `llada21` do not have.
+_NOT_IN_BLOCKS = ("cfg_scale", "remasking", "start_length")
 # What a sampler chooses tokens by, where the settings do not say it.
-_DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1}
-_CACHED = ("prefix_cache", "dual_cache")
+_DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1, "above": 0.95}
 
 
 @dataclass(frozen=True)
@@ -32,12 +61,19 @@ class SamplerSettings:
             the block or all outside of it; tokens are chosen by `factor`, `threshold` or
             `entropy_bound`, whichever is given, in this order, else in a fixed number of steps.
             verify: the tokens of `official`, from several of its steps in one forward pass.
+            llada2, llada21: for networks trained with attention in blocks, as LLaDA2.0 and 2.1 are.
+            All tokens of a block above a probability are written in each step, and a least number
+            of them; `llada21` also replaces written tokens that it is no longer sure of. Blocks are
+            counted from the start of the prompt.
         steps: Forward passes in all, an equal share for each block; None: `gen_length`. Of
             `official`, `verify`, and caches without another choice. `dual_cache` makes at most so
-            many passes in any case, and then may leave mask tokens, as its official code does.
+            many passes in any case, and then may leave mask tokens, as its official code does. Of
+            `llada2`: passes for each block, as in its official code; None: `block_length`.
         gen_length: Tokens of an answer, at most.
-        block_length: Tokens of a block; `gen_length` is a multiple of it.
-        threshold: Tokens of at least this probability are chosen; None: 0.9 for `threshold`.
+        block_length: Tokens of a block; `gen_length` is a multiple of it, but in `llada2` and
+            `llada21`, where it must be that of the training.
+        threshold: Tokens of at least this probability are chosen; None: 0.9 for `threshold`. Of
+            `llada2` and `llada21` those above it; None: 0.95.
         factor: The k most probable tokens are chosen while each has at least the probability
             1 - factor / (k + 1); None: 1 for `factor`.
         entropy_bound: The largest set is chosen whose entropies, without the largest one, sum up to
@@ -47,7 +83,8 @@ class SamplerSettings:
         remasking: Keep the most confident predictions, or random ones; the latter only in a fixed
             number of steps.
         eos_early_stop: Whether an answer ends at its first EOS; None: unless the sampler is
-            `official` or `verify`.
+            `official` or `verify`. Of `llada2` and `llada21`: whether it ends within a block, or
+            for `llada21` before all blocks are decoded; nothing after the EOS is returned.
         eos_token_id: None: the model's.
         mask_token_id: None: the model's.
         start_length: Tokens of the canvas at first; it grows by one block at a time, up to
@@ -56,8 +93,15 @@ class SamplerSettings:
         max_drafts: Rows that `verify` computes for an answer in one pass, at most: its state and
             guesses of the next ones. More of them save passes, and cost rows that prove wrong.
         seed: Of all random draws; None: they follow torch's global generator.
-        editing_threshold, max_post_steps, num_to_transfer, minimal_topk: Of the samplers of
-            block-diffusion networks (LLaDA2), none of which is here yet: None.
+        minimal_topk: Of `llada2`: at most `gen_length` // this steps for each block; None: 1.
+        eos_in_prompt_ends: Of `llada2`: an EOS in the prompt makes the answer empty as soon as one
+            is written, with `eos_early_stop`. The released code does so; by default it does not.
+        editing_threshold: Of `llada21`: a written token of the block is replaced where another one
+            has a probability above this; None: 0.9.
+        max_post_steps: Of `llada21`: passes over a block without mask tokens, at most; None: 16.
+        num_to_transfer: Of `llada21`: mask tokens that each step replaces, at least; None: 1.
+        cache_blocks: Of `llada2` and `llada21`: keys and values of finished blocks are kept. With
+            attention in blocks that is exact: tokens and passes are the same. None: true.
 
     Raises:
         ValueError: A value is out of its range, or does not fit another one.
@@ -80,10 +124,12 @@ class SamplerSettings:
     growth_threshold: float = 0.5
     max_drafts: int = 3
     seed: int | None = None
+    minimal_topk: int | None = None
+    eos_in_prompt_ends: bool | None = None
     editing_threshold: float | None = None
     max_post_steps: int | None = None
     num_to_transfer: int | None = None
-    minimal_topk: int | None = None
+    cache_blocks: bool | None = None
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -97,7 +143,17 @@ class SamplerSettings:
     @property
     def stops_at_eos(self) -> bool:
         """Whether an answer ends with its first EOS."""
+        return self.in_blocks or self.stops_early
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether nothing after the first EOS is decoded."""
         return not self.exact and self.eos_early_stop is not False
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the network attends in blocks, counted from the start of the prompt."""
+        return self.sampler in IN_BLOCKS
 
     @property
     def caches(self) -> Literal["none", "prefix", "dual"]:
@@ -111,6 +167,8 @@ class SamplerSettings:
         """What tokens are chosen by, and its number; a factor is preferred to a threshold."""
         if self.sampler in ("official", "verify"):
             return "fixed", 0.0
+        if self.in_blocks:
+            return "above", _DEFAULTS["above"] if self.threshold is None else self.threshold
         if self.factor is not None or self.sampler == "factor":
             return "factor", _DEFAULTS["factor"] if self.factor is None else self.factor
         if self.entropy_bound is not None or self.sampler == "entropy":
@@ -129,21 +187,37 @@ class SamplerSettings:
     @property
     def steps_per_block(self) -> int:
         """Forward passes for each block."""
+        if self.in_blocks:
+            most = self.gen_length // (self.minimal_topk or 1)
+            return min(self.block_length if self.steps is None else self.steps, most)
         return (self.gen_length if self.steps is None else self.steps) // self.num_blocks
 
     def _problems(self) -> Iterator[str]:
         """Give what is wrong, the first thing first."""
         if self.sampler not in SAMPLERS:
             yield f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
-        for name in ("gen_length", "block_length", "steps", "max_drafts"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 yield f"{name} must be a whole number above 0, got {value!r}"
-        yield from self._problems_of_lengths()
+        yield from self._problems_in_blocks() if self.in_blocks else self._problems_of_lengths()
         yield from self._problems_of_choice()
-        for name in _OF_BLOCK_DIFFUSION:
-            if getattr(self, name) is not None:
+        for name, samplers in _SAMPLERS_WITH.items():
+            if self.sampler not in samplers and getattr(self, name) is not None:
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
+
+    def _problems_in_blocks(self) -> Iterator[str]:
+        for name in _NOT_IN_BLOCKS:
+            if getattr(self, name) != getattr(type(self), name):
+                yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
+        if self.sampler == "llada21" and self.steps is not None:
+            yield "steps is not a setting of the sampler 'llada21'; remove it"
+        posts = self.max_post_steps
+        if posts is not None and (not isinstance(posts, int) or posts < 0):
+            yield f"max_post_steps must be a whole number from 0 on, got {posts!r}"
+        if (self.minimal_topk or 1) > self.gen_length:
+            numbers = f"{self.gen_length}, got {self.minimal_topk}"
+            yield f"minimal_topk must be at most gen_length, {numbers}"
 
     def _problems_of_lengths(self) -> Iterator[str]:
         if self.gen_length % self.block_length:
@@ -169,15 +243,10 @@ class SamplerSettings:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 yield f"{name} must be at least 0, got {value}"
-        for name in ("threshold", "growth_threshold"):
+        for name in ("threshold", "growth_threshold", "editing_threshold"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 yield f"{name} must be from 0 to 1, got {value}"
-        if self.sampler == "verify" and self.temperature:
-            yield f"temperature must be 0 with the sampler 'verify', got {self.temperature}"
-        if self.sampler not in ("threshold", *_CACHED) and self.threshold is not None:
-            yield f"threshold is not a setting of the sampler {self.sampler!r}; remove it"
-        if self.sampler not in ("threshold", "factor", *_CACHED) and self.factor is not None:
-            yield f"factor is not a setting of the sampler {self.sampler!r}; remove it"
-        if self.sampler not in ("entropy", *_CACHED) and self.entropy_bound is not None:
-            yield f"entropy_bound is not a setting of the sampler {self.sampler!r}; remove it"
+        if self.sampler in ("verify", "llada21") and self.temperature:
+            given = f"{self.sampler!r}, got {self.temperature}"
+            yield f"temperature must be 0 with the sampler {given}"
