@@ -4,12 +4,12 @@ Shapes: B rows of the canvas, R rows of a pass (several may be states of one row
 L positions, Q positions that a pass computes, M wanted positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from llada_sft.diffusion.generate import guided
+from llada_sft.diffusion.generate import guided, without
 from llada_sft.generation.canvas import Canvas
 from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.cache import KeyValueCache
@@ -25,6 +25,7 @@ class Predictor:
         cfg_scale: Strength of classifier-free guidance; 0 is none.
         before_pass: Called before each pass.
         blocks: How the network attends; None: each position sees all of its row.
+        never: Tokens whose logits are -inf.
 
     Attributes:
         num_passes: [B] int64, passes in which each row took part.
@@ -38,9 +39,10 @@ class Predictor:
         cfg_scale: float,
         before_pass: Callable[[], None] = lambda: None,
         blocks: Blocks | None = None,
+        never: Sequence[int] = (),
     ) -> None:
         self._model, self._canvas, self._cfg_scale = model, canvas, cfg_scale
-        self._before_pass, self._blocks = before_pass, blocks
+        self._before_pass, self._blocks, self._never = before_pass, blocks, never
         self.num_passes = torch.zeros_like(canvas.starts)
         self.num_rows = torch.zeros_like(canvas.starts)
 
@@ -97,7 +99,7 @@ class Predictor:
             return logits
 
         predict_guided = guided(predict, is_prompt, self._cfg_scale, self._canvas.mask_token_id)
-        return predict_guided(ids, wanted.flatten().nonzero()[:, 0])
+        return without(predict_guided(ids, wanted.flatten().nonzero()[:, 0]), self._never)
 
     def new_cache(self) -> KeyValueCache:
         """Return an empty cache for the passes over some rows."""

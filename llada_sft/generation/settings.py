@@ -41,7 +41,13 @@ _COUNTS = (
     "num_to_transfer",
 )
 # Settings that `llada2` and `llada21` do not have.
-_NOT_IN_BLOCKS = ("cfg_scale", "remasking", "start_length")
+_NOT_IN_BLOCKS = (
+    "cfg_scale",
+    "remasking",
+    "start_length",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+)
 # What a sampler chooses tokens by, where the settings do not say it.
 _DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1, "above": 0.95}
 
@@ -87,6 +93,12 @@ class SamplerSettings:
             for `llada21` before all blocks are decoded; nothing after the EOS is returned.
         eos_token_id: None: the model's.
         mask_token_id: None: the model's.
+        logits_eos_inf: EOS is never written, and the others have its probability, as with this
+            option of the official code.
+        confidence_eos_eot_inf: EOS and the end of a turn are written last: they have the confidence
+            0, and the others their probability among all but these two, as with this option of the
+            official code (which at a temperature does it for the end of a turn alone).
+        eot_token_id: The end of a turn, for `confidence_eos_eot_inf`; None: the model has none.
         start_length: Tokens of the canvas at first; it grows by one block at a time, up to
             `gen_length`, while no EOS is probable in its last block. None: `gen_length`.
         growth_threshold: The probability of EOS at which a canvas no longer grows.
@@ -120,6 +132,9 @@ class SamplerSettings:
     eos_early_stop: bool | None = None
     eos_token_id: int | None = None
     mask_token_id: int | None = None
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    eot_token_id: int | None = None
     start_length: int | None = None
     growth_threshold: float = 0.5
     max_drafts: int = 3
@@ -161,6 +176,22 @@ class SamplerSettings:
         if self.sampler == "prefix_cache":
             return "prefix"
         return "dual" if self.sampler == "dual_cache" else "none"
+
+    def mismatch(self, decodes_in_blocks: bool) -> str | None:
+        """Return why the sampler is not for a network; None: it is.
+
+        Args:
+            decodes_in_blocks: Whether the network attends in blocks; otherwise all positions see
+                each other.
+        """
+        if self.in_blocks == decodes_in_blocks:
+            return None
+        fitting = [name for name in SAMPLERS if (name in IN_BLOCKS) == decodes_in_blocks]
+        how = "attends in blocks"
+        if not decodes_in_blocks:
+            how = "has full attention (no decodes_in_blocks in its config.json)"
+        names = ", ".join(fitting)
+        return f"sampler must be one of {names}, got {self.sampler!r}: this network {how}"
 
     @property
     def choice(self) -> Choice:
@@ -232,6 +263,8 @@ class SamplerSettings:
             yield f"start_length must be a multiple of {lengths}, got {start}"
         if start is not None and not self.stops_at_eos:
             yield f"start_length needs eos_early_stop with the sampler {self.sampler!r}"
+        if start is not None and self.logits_eos_inf:
+            yield "start_length must not be given with logits_eos_inf: no EOS is probable then"
 
     def _problems_of_choice(self) -> Iterator[str]:
         if self.remasking not in ("low_confidence", "random"):
@@ -239,6 +272,10 @@ class SamplerSettings:
         if self.remasking == "random" and (self.choice[0] != "fixed" or self.sampler == "verify"):
             by = "verify" if self.sampler == "verify" else self.choice[0]
             yield f"remasking must be 'low_confidence' where tokens are chosen by {by}"
+        if self.confidence_eos_eot_inf and (
+            self.remasking == "random" or self.choice[0] == "entropy"
+        ):
+            yield "confidence_eos_eot_inf is for tokens that are chosen by their confidence"
         for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

@@ -136,6 +136,7 @@ class Architecture:
         pad_row: The row of the embedding that gets no gradient from the input.
         experts: None: every block has an MLP.
         attention_dropout: Of the official training; there is none here.
+        decodes_in_blocks: Whether it was trained, and samplers run it, with block-causal attention.
     """
 
     names: Names
@@ -165,6 +166,7 @@ class Architecture:
     experts: Experts | None = None
     reserved_token_ids: tuple[int, ...] = ()
     attention_dropout: float = 0.0
+    decodes_in_blocks: bool = False
 
     def has_experts(self, layer: int) -> bool:
         """Return whether a block has experts instead of an MLP."""

@@ -229,6 +229,7 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
         pad_row=values["pad_token_id"],
         experts=_experts(values, layers) if any(layers) else None,
         attention_dropout=values["attention_dropout"],
+        decodes_in_blocks=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -205,3 +206,36 @@ def test_a_cache_that_grew_gives_the_logits_of_whole_rows(in_blocks: Network) ->
         places = torch.arange(start, start + 8).expand(2, -1)
         part = in_blocks(ids[:, start : start + 8], cache=cache, places=places, blocks=blocks)
         torch.testing.assert_close(part.logits, whole[:, start : start + 8], atol=1e-9, rtol=0)
+
+
+def test_a_sampler_is_refused_that_attends_otherwise_than_the_network(
+    in_blocks: Network, golden: Network
+) -> None:
+    with pytest.raises(ValueError) as error:
+        generate(in_blocks, [[1]], SamplerSettings("threshold"))
+    assert str(error.value) == (
+        "sampler must be one of llada2, llada21, got 'threshold': this network attends in blocks"
+    )
+    with pytest.raises(ValueError) as error:
+        generate(golden, [[1]], SamplerSettings("llada21"))
+    assert str(error.value) == (
+        "sampler must be one of official, threshold, factor, entropy, prefix_cache, dual_cache,"
+        " verify, got 'llada21': this network has full attention (no decodes_in_blocks in its"
+        " config.json)"
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny_llada", "tiny_llada_moe", "tiny_dream"])
+@both_samplers
+def test_other_members_decode_in_blocks_if_their_config_says_so(name: str, sampler: str) -> None:
+    """Also one that predicts the next token: the position before a block is computed with it."""
+    model = network(name)
+    config = model.config.changed(decodes_in_blocks=True)
+    model.architecture = config.architecture
+    settings = settings_of(sampler, threshold=0.05, eos_token_id=131, gen_length=30)
+    prompts = prompts_of(8, 9, 0, 23)
+    cached = generate(model, prompts, settings)
+    plain = generate(model, prompts, replace(settings, cache_blocks=False))
+    assert [*map(result, cached)] == [*map(result, plain)]
+    # The smallest number of blocks, each of which is computed at least once.
+    assert all(answer.num_passes >= 4 for answer in cached if len(answer.ids) == 30)
