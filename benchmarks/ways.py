@@ -24,7 +24,7 @@ from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.packing import in_order, packs
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import Network, NetworkConfig
-from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.training.consensus import Report
 from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.noising import NoiseSource

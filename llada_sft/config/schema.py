@@ -135,8 +135,9 @@ class DeepSpeedConfig(Section):
     offload_param: Literal["none", "cpu"] = "none"
     # Reduce gradients while the backward pass continues.
     overlap_comm: bool = True
-    # Copy gradients into one buffer before they are reduced.
-    contiguous_gradients: bool = True
+    # Copy gradients into one buffer before they are reduced. null = unless they would be copied as
+    # they are: at stage 3, where reduce_dtype is train.precision.
+    contiguous_gradients: bool | None = None
     # What gradients are sent in; they are summed over micro-batches in fp32 either way. bf16 halves
     # the traffic, and is less precise (docs/zero.md).
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"

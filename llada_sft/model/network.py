@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from llada_sft.model.configuration import NetworkConfig
-from llada_sft.model.layers.activations import Checkpointing, run_block
+from llada_sft.model.layers.activations import run_block
 from llada_sft.model.layers.attention import Plan, Sequences, plan_attention, rotary_table
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
@@ -26,6 +26,7 @@ from llada_sft.model.layers.block import Block
 from llada_sft.model.layers.blocks import Blocks, plan_blocks
 from llada_sft.model.layers.cache import KeyValueCache
 from llada_sft.model.layers.head import Head, LossTerms, TiedEmbedding
+from llada_sft.model.layers.kept_bytes import Checkpointing
 
 
 class Network(PreTrainedModel):  # type: ignore[misc]

@@ -15,8 +15,8 @@ from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters
 from llada_sft.model.adapters import add_adapters, import_packages
 from llada_sft.model.configuration import NetworkConfig, read_config
 from llada_sft.model.index import fingerprint, read_index
-from llada_sft.model.layers.activations import Checkpointing, most_kept, within_budget
 from llada_sft.model.layers.balance import Balance
+from llada_sft.model.layers.kept_bytes import Checkpointing, most_kept, within_budget
 from llada_sft.model.loading import build_model
 from llada_sft.model.network import Network
 from llada_sft.model.settings import find_mask_token, require_experts, require_trainable

@@ -298,7 +298,7 @@ def build_trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         strategy=Zero3Strategy(
-            deepspeed_config(config.deepspeed, config.optim.gradient_clip),
+            deepspeed_config(config.deepspeed, config.optim.gradient_clip, config.train.precision),
             placement,
             device,
             precision=config.train.precision,

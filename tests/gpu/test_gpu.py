@@ -14,10 +14,10 @@ from llada_sft.diffusion.objective import (
     masked_cross_entropy,
 )
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.experts import StackedExperts
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.training.masks.micro_batch import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses

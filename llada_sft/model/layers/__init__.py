@@ -9,4 +9,5 @@ experts.py       the experts of a layer, and the choice of those that compute a 
 balance.py       losses of routers, and how even the load of experts is
 block.py         attention, and MLP or experts, around the residual stream
 activations.py   what the backward pass keeps of a block, and what it computes again
+kept_bytes.py    how many bytes that is
 """

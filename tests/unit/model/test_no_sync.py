@@ -11,8 +11,8 @@ from torch import Tensor
 from llada_sft.model import Network, NetworkConfig
 from llada_sft.model.families import llada2
 from llada_sft.model.layers import attention
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from tests.unit.model.test_llada2 import TINY
 
 LENGTHS = (7, 1, 12)
