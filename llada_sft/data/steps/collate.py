@@ -77,6 +77,19 @@ class UnmaskedBatch:
         return sum(width * (own + width) for width in widths)
 
 
+def pairs_in_blocks(length: int, block_length: int) -> int:
+    """Return how many pairs of query and key there are in [noisy ; clean] of an example.
+
+    In both halves, a position sees as many keys as there are up to the end of its block.
+
+    Args:
+        length: Tokens of the example, L. L² are the pairs of full attention.
+        block_length: Tokens of a block; the last one may have fewer.
+    """
+    whole, rest = divmod(length, block_length)
+    return block_length**2 * whole * (whole + 1) + 2 * rest * length
+
+
 def pad(examples: Sequence[Example], pad_token_id: int) -> UnmaskedBatch:
     """Bring examples to one length; `pad_token_id` is LLaDA's EOS.
 
