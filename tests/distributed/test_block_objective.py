@@ -74,6 +74,8 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(
         "train.checkpoint_every_steps=4",
         "train.validate_every_steps=3",
         "train.validation_max_rows=7",
+        "validation.answers=3",
+        "validation.answer_length=5",
     ]
     run_on_ranks(
         f"{WORKERS}:interrupted_runs", 2, 280,

@@ -521,12 +521,6 @@ def test_the_objective_of_blocks(text: str, problem: str) -> None:
     assert load(whole % _WITH_BAND).objective.band == (0.3, 0.8)
 
 
-def test_answers_of_a_validation_are_not_written_in_blocks() -> None:
-    text = "{run: {name: a}, model: {path: m}, data: {train: d}, objective: {kind: block}, %s}\n"
-    found = problems_of(text % "validation: {answers: 2}")
-    assert found.startswith("a.yaml:1: validation.answers: its sampler lets all tokens")
-
-
 def test_where_replaced_tokens_are_from() -> None:
     text = "{run: {name: a}, model: {path: m}, data: {train: d}, objective: {kind: block, %s}}\n"
     edit = load(text % "edit: {share: 0.1, from: model}").objective.edit
