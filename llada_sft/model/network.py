@@ -211,7 +211,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         else:
             width = x.shape[1] // blocks.halves
             lengths = (width,) if sequences is None else sequences.lengths
-            if self.flex_attention and has_flex(x.device):
+            if self.flex_attention and has_flex(x.device, self.architecture.head_dim):
                 plan = plan_flex(blocks, lengths, real, x.device)
             else:
                 plan = plan_blocks(blocks, lengths, real)

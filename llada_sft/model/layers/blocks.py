@@ -14,19 +14,19 @@ Source: Arriola et al., Block Diffusion (arXiv 2503.09573), section 3.1 and appe
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from llada_sft.model.layers.chunks import attend_in_chunks
+from llada_sft.model.layers.chunks import Chunks, add_gradients, attend_in_chunks, new_results
 
 # A chunk is an eighth of its document, within these bounds. Small chunks are more calls and more
 # sums of gradients, large ones more scores that no query needs.
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 128
 # Positions of a half that are computed together, at most, unless a single document has more.
-_TOGETHER = 4096
+_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,19 @@ class Blocks:
 
 
 class Documents(NamedTuple):
-    """Documents of one length, by their numbers in the row; and the positions of their chunks."""
+    """Documents of one length that are computed together.
 
-    numbers: tuple[int, ...]
+    Attributes:
+        offsets: Where in a half of the row each of them starts, M of them for each row.
+        length: N.
+        chunk: Positions of a chunk.
+        apart: Whether no half sees the other: a document is a single block.
+    """
+
+    offsets: tuple[int, ...]
+    length: int
     chunk: int
+    apart: bool
 
 
 class BlockPlan(NamedTuple):
@@ -69,14 +78,12 @@ class BlockPlan(NamedTuple):
     Attributes:
         length: Positions of a block.
         halves: S.
-        lengths: Positions of each document in a half of the row.
         groups: All documents.
         real: [B, L] bool, true at real tokens; None: all are.
     """
 
     length: int
     halves: int
-    lengths: tuple[int, ...]
     groups: tuple[Documents, ...]
     real: Tensor | None
 
@@ -91,16 +98,20 @@ def plan_blocks(blocks: Blocks, lengths: Sequence[int], real: Tensor | None) -> 
         real: [B, L] bool, true at real tokens; None: all are. The first of each row must be.
     """
     of_length: defaultdict[int, list[int]] = defaultdict(list)
-    for number, length in enumerate(lengths):
-        of_length[length].append(number)
+    offset = 0
+    for length in lengths:
+        of_length[length].append(offset)
+        offset += length
     groups = []
-    for length, numbers in of_length.items():
+    for length, offsets in of_length.items():
         size = min(max(length // 8, _SMALLEST_CHUNK), _LARGEST_CHUNK)
         chunk = blocks.length * max(1, size // blocks.length)
+        apart = length <= blocks.length and real is None
         together = max(1, _TOGETHER // length)
-        for first in range(0, len(numbers), together):
-            groups.append(Documents(tuple(numbers[first : first + together]), chunk))
-    return BlockPlan(blocks.length, blocks.halves, tuple(lengths), tuple(groups), real)
+        for first in range(0, len(offsets), together):
+            some = tuple(offsets[first : first + together])
+            groups.append(Documents(some, length, chunk, apart))
+    return BlockPlan(blocks.length, blocks.halves, tuple(groups), real)
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
@@ -115,29 +126,67 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor
     Returns:
         [B, S·L, H, D]. What comes out at padding is of no meaning.
     """
-    halves = (x.view(len(x), plan.halves, -1, *x.shape[2:]) for x in (q, k, v))
-    documents = [torch.split(x, list(plan.lengths), dim=2) for x in halves]
-    mixed = [q] * len(plan.lengths)
-    for numbers, chunk in plan.groups:
-        q, k, v = (_cat([x[number] for number in numbers]) for x in documents)  # [M, S, N, ...]
-        if q.shape[2] <= plan.length and plan.real is None:
-            together = _attend_within_halves(q, k, v)
-        else:
-            together = attend_in_chunks(q, k, v, plan.real, plan.length, chunk)
-        for number, one in zip(numbers, together.chunk(len(numbers)), strict=True):
-            mixed[number] = one
-    return _cat(mixed, dim=2).flatten(1, 2)
+    halves = [x.view(len(x), plan.halves, -1, *x.shape[2:]) for x in (q, k, v)]
+    mixed: Tensor = _InBlocks.apply(*halves, plan)  # type: ignore[no-untyped-call]
+    return mixed.flatten(1, 2)
 
 
-def _attend_within_halves(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend in documents of a single block: no half sees the other."""
-    grouped = q.shape[3] != k.shape[3]
-    shape = q.shape
-    q, k, v = (x.flatten(0, 1).transpose(1, 2) for x in (q, k, v))  # [M·S, H or K, N, D]
-    mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
-    return mixed.transpose(1, 2).view(shape)
+class _InBlocks(torch.autograd.Function):
+    """Attends group by group, in rows [B, S, L, heads, D]; keeps what it was given and returns."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
+        results = new_results(q)
+        for group in plan.groups:
+            own = [_gather(x, group) for x in (q, k, v)]
+            own_results = [_room(x, group) for x in results]
+            attend_in_chunks(own, own_results, Chunks(plan.length, group.chunk, plan.real))
+            for result, values in zip(results, own_results, strict=True):
+                _scatter(values, result, group)
+        ctx.save_for_backward(q, k, v, *results)
+        ctx.plan = plan
+        return results[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        plan: BlockPlan = ctx.plan
+        saved = ctx.saved_tensors  # may be asked for only once
+        gradients = [x.new_empty(x.shape) for x in saved[:3]]
+        for group in plan.groups:
+            q, k, v, *results = (_gather(x, group) for x in saved)
+            own = [_room(x, group).zero_() for x in gradients]
+            chunks = Chunks(plan.length, group.chunk, plan.real)
+            add_gradients([q, k, v], results, _gather(slope, group), own, chunks)
+            for gradient, values in zip(gradients, own, strict=True):
+                _scatter(values, gradient, group)
+        return *gradients, None
 
 
-def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors; one alone is not copied."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors), dim)
+def _gather(x: Tensor, group: Documents) -> Tensor:
+    """Return the documents of a group: [B, S, L, ...] -> [M, S, N, ...]; one is not copied.
+
+    If their halves are apart, each half is a document: [M·S, 1, N, ...].
+    """
+    each = [x[:, :, start : start + group.length] for start in group.offsets]
+    documents = each[0] if len(each) == 1 else torch.cat(each)
+    return documents.flatten(0, 1)[:, None] if group.apart else documents
+
+
+def _room(x: Tensor, group: Documents) -> Tensor:
+    """Return where values of a group are written to: in `x` itself, if they are of one document."""
+    if len(group.offsets) == 1:
+        return _gather(x, group)
+    shape = (len(group.offsets) * x.shape[0], x.shape[1], group.length, *x.shape[3:])
+    room = x.new_empty(shape)
+    return room.flatten(0, 1)[:, None] if group.apart else room
+
+
+def _scatter(values: Tensor, x: Tensor, group: Documents) -> None:
+    """Copy what `_room` did not place in `x`."""
+    number = len(group.offsets)
+    if number == 1:
+        return
+    documents = values.view(number, *x.shape[:2], group.length, *x.shape[3:])
+    for start, document in zip(group.offsets, documents, strict=True):
+        x[:, :, start : start + group.length] = document

@@ -9,76 +9,85 @@ Shapes: M documents, S halves (2 if noisy and clean, else 1), N positions of a h
 K key and value heads, D features of a head, T positions of a chunk, E of the row up to its end.
 """
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
-def attend_in_chunks(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, length: int, chunk: int
-) -> Tensor:
+@dataclass(frozen=True)
+class Chunks:
+    """How documents are cut.
+
+    Attributes:
+        length: Positions of a block.
+        size: T, whole blocks; the last chunk may be shorter.
+        real: [M, N] bool, true at real tokens; None: all are.
+    """
+
+    length: int
+    size: int
+    real: Tensor | None
+
+
+def new_results(q: Tensor) -> list[Tensor]:
+    """Return where `attend_in_chunks` writes for queries [B, S, L, H, D].
+
+    The mixed values are of the same shape. On CPU there are besides the logarithms of the sums of
+    softmax, [B, S, L, H] fp32 or fp64: its kernel needs them for the backward pass.
+    """
+    mixed = q.new_empty(q.shape)
+    if q.device.type != "cpu":
+        return [mixed]
+    logs = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
+    return [mixed, logs]
+
+
+def attend_in_chunks(inputs: Sequence[Tensor], results: Sequence[Tensor], how: Chunks) -> None:
     """Let every position look at its own block and at the clean blocks before it.
 
     Args:
-        q: [M, S, N, H, D] floating, the noisy half and then the clean one, if there are two.
-        k: [M, S, N, K, D] floating.
-        v: [M, S, N, K, D] floating.
-        real: [M, N] bool, true at real tokens; None: all are. The first of each document must be.
-        length: Positions of a block.
-        chunk: T, whole blocks; the last chunk may be shorter.
-
-    Returns:
-        [M, S, N, H, D].
+        inputs: Queries [M, S, N, H, D], keys and values [M, S, N, K, D]; the noisy half is before
+            the clean one, if there are two.
+        results: Is written; of these documents what `new_results` returned.
+        how: How they are cut.
     """
-    return cast(Tensor, _InChunks.apply(q, k, v, real, length, chunk))  # type: ignore[no-untyped-call]
+    q, k, v = inputs
+    keys, values, masks = _Keys(k, how.size), _Keys(v, how.size), _Masks(q, how)
+    for rows in _chunks(q, how.size):
+        own = _own(q, rows), keys.of(rows), values.of(rows)
+        for result, found in zip(results, _attend(*own, masks.of(rows), len(results)), strict=True):
+            _put(result, rows, found)
 
 
-class _InChunks(torch.autograd.Function):
-    """The backward pass of all chunks together: gradients of keys are added up in one place."""
+def add_gradients(
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor],
+    slope: Tensor,
+    gradients: Sequence[Tensor],
+    how: Chunks,
+) -> None:
+    """Do the backward pass.
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, length: int, chunk: int
-    ) -> Tensor:
-        mixed, logs = q.new_empty(q.shape), None
-        if _has_logarithms(q):
-            logs = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
-        keys, values = _Keys(k, chunk), _Keys(v, chunk)
-        masks = _Masks(q, real, length)
-        for rows in _chunks(q, chunk):
-            inputs = _own(q, rows), keys.of(rows), values.of(rows)
-            mixed_rows, logs_of_rows = _attend(*inputs, masks.of(rows))
-            _put(mixed, rows, mixed_rows)
-            if logs is not None and logs_of_rows is not None:
-                _put(logs, rows, logs_of_rows)
-        ctx.save_for_backward(q, k, v, real, mixed, logs)
-        ctx.sizes = length, chunk
-        return mixed
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, real, mixed, logs = ctx.saved_tensors
-        length, chunk = ctx.sizes
-        keys, values = _Keys(k, chunk), _Keys(v, chunk)
-        masks = _Masks(q, real, length)
-        of_q, of_k, of_v = q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-        for rows in _chunks(q, chunk):
-            inputs = _own(q, rows), keys.of(rows), values.of(rows)
-            slopes, mask = _own(slope, rows), masks.of(rows)
-            if logs is None:
-                gradients = _gradients_again(inputs, mask, slopes)
-            else:
-                results = _own(mixed, rows), _own(logs, rows)
-                gradients = _gradients(inputs, mask, results, slopes)
-            _put(of_q, rows, gradients[0])
-            _add_to_keys(of_k, rows, gradients[1])
-            _add_to_keys(of_v, rows, gradients[2])
-        return of_q, of_k, of_v, None, None, None
+    Args:
+        inputs: What `attend_in_chunks` was given.
+        results: What it wrote.
+        slope: [M, S, N, H, D], the gradient of the mixed values.
+        gradients: Zeros, to which those of `inputs` are added.
+        how: How documents are cut.
+    """
+    q, k, v = inputs
+    of_q, of_k, of_v = gradients
+    keys, values, masks = _Keys(k, how.size), _Keys(v, how.size), _Masks(q, how)
+    for rows in _chunks(q, how.size):
+        own = _own(q, rows), keys.of(rows), values.of(rows)
+        found = [_own(result, rows) for result in results]
+        of_rows, of_keys, of_values = _gradients(own, masks.of(rows), found, _own(slope, rows))
+        _put(of_q, rows, of_rows)
+        _add_to_keys(of_k, rows, of_keys)
+        _add_to_keys(of_v, rows, of_values)
 
 
 def _chunks(x: Tensor, chunk: int) -> Iterator[slice]:
@@ -131,8 +140,8 @@ def _add_to_keys(x: Tensor, rows: slice, values: Tensor) -> None:
 class _Masks:
     """What is added to the scores of each chunk: 0 where a query sees a key, else -inf."""
 
-    def __init__(self, q: Tensor, real: Tensor | None, length: int) -> None:
-        self.q, self.real, self.length = q, real, length
+    def __init__(self, q: Tensor, how: Chunks) -> None:
+        self.q, self.real, self.length = q, how.real, how.length
         # By the positions of a chunk. The first one that is asked for has the most keys.
         self.masks: dict[int, Tensor] = {}
 
@@ -169,18 +178,15 @@ def _seen_within(size: int, length: int, halves: int, device: torch.device) -> T
     return torch.cat([of_noisy, of_clean])
 
 
-def _has_logarithms(q: Tensor) -> bool:
-    """Whether the kernel returns logarithms of the sums of softmax, for its backward pass."""
-    return q.device.type == "cpu"
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, num_results: int
+) -> tuple[Tensor, ...]:
     """Mix values [M, keys, K, D] for queries [M, S·T, H, D]; and logarithms [M, S·T, H]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if not _has_logarithms(q):
+    if num_results == 1:
         grouped = q.shape[1] != k.shape[1]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-        return mixed.transpose(1, 2), None
+        return (mixed.transpose(1, 2),)
     # What scaled_dot_product_attention calls on CPU.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mixed, logs = kernel(q, k, v, attn_mask=mask)
@@ -188,20 +194,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tenso
 
 
 def _gradients(
-    inputs: tuple[Tensor, ...], mask: Tensor | None, results: tuple[Tensor, ...], slope: Tensor
+    inputs: Sequence[Tensor], mask: Tensor | None, results: Sequence[Tensor], slope: Tensor
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of queries, keys and values, from what `_attend` took and returned."""
-    slope, *heads = (x.transpose(1, 2) for x in (slope, *inputs, *results))
+    """Return the gradients of what `_attend` was given.
+
+    Where it returns no logarithms, the chunk is computed again.
+    """
+    if len(results) == 1:
+        q, k, v = (x.detach().requires_grad_() for x in inputs)
+        with torch.enable_grad():
+            (mixed,) = _attend(q, k, v, mask, 1)
+        return torch.autograd.grad(mixed, (q, k, v), slope)
+    slope, *others = (x.transpose(1, 2) for x in (slope, *inputs, *results))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    gradients = kernel(slope, *heads, dropout_p=0.0, is_causal=False, attn_mask=mask)
+    gradients = kernel(slope, *others, dropout_p=0.0, is_causal=False, attn_mask=mask)
     return tuple(gradient.transpose(1, 2) for gradient in gradients)
-
-
-def _gradients_again(
-    inputs: tuple[Tensor, ...], mask: Tensor | None, slope: Tensor
-) -> tuple[Tensor, ...]:
-    """The same, where the kernel returns no logarithms: the chunk is computed again."""
-    q, k, v = (x.detach().requires_grad_() for x in inputs)
-    with torch.enable_grad():
-        mixed, _ = _attend(q, k, v, mask)
-    return torch.autograd.grad(mixed, (q, k, v), slope)

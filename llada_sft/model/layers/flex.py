@@ -33,9 +33,9 @@ class FlexPlan(NamedTuple):
     mask: "BlockMask"
 
 
-def has_flex(device: torch.device) -> bool:
-    """Whether the kernel can be compiled for a device: a GPU of NVIDIA's Ampere or newer."""
-    if device.type != "cuda" or torch.version.hip is not None:
+def has_flex(device: torch.device, head_dim: int) -> bool:
+    """Whether the kernel can be compiled: for a GPU of NVIDIA's Ampere or newer, and D >= 16."""
+    if device.type != "cuda" or torch.version.hip is not None or head_dim < 16:
         return False
     from torch.utils._triton import has_triton
 
@@ -63,7 +63,7 @@ def plan_flex(
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (own_start[query] <= key) & (key < own_end[query])
-        seen = own | (clean_start[query] <= key) & (key < clean_end[query])
+        seen: Tensor = own | (clean_start[query] <= key) & (key < clean_end[query])
         return seen if shown is None else seen & shown[row, key]
 
     some, every = _tiles(spans)

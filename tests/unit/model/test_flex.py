@@ -76,6 +76,17 @@ def test_values_of_padded_rows(doubled: bool) -> None:
     torch.testing.assert_close(found[both], dense_attention(q, k, v, mask)[both], atol=1e-5, rtol=0)
 
 
+def test_no_tile_is_whole_where_rows_have_padding() -> None:
+    """Whole tiles are computed without asking for positions. Here all positions are one block."""
+    real = torch.arange(200) < torch.tensor([[200], [77]])
+    without, with_padding = (plan_flex(Blocks(500), (200,), each, CPU) for each in (None, real))
+    assert without.mask.full_kv_num_blocks.sum() == 4
+    assert with_padding.mask.full_kv_num_blocks.sum() == 0
+    assert with_padding.mask.kv_num_blocks.sum() == 4
+
+
 def test_other_devices_do_not_use_it() -> None:
-    assert not has_flex(CPU)
-    assert not has_flex(torch.device("meta"))
+    assert not has_flex(CPU, 64)
+    assert not has_flex(torch.device("meta"), 64)
+    # The kernel refuses heads of fewer than 16 features.
+    assert not has_flex(torch.device("cuda"), 8)
