@@ -9,10 +9,12 @@ import torch
 
 from llada_sft.answering.questions import Question, said_by_user
 from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.data.records.chat_template import end_of_turn
 from llada_sft.data.records.chat_tokens import encode_prompt, layout_of
-from llada_sft.errors import DataError
+from llada_sft.errors import ConfigError, DataError
 from llada_sft.generation import Answer, SamplerSettings, generate
 from llada_sft.keys import hashed
+from llada_sft.model.configuration import read_config
 from llada_sft.model.loading import load_model
 from llada_sft.model.network import Network
 
@@ -63,8 +65,11 @@ class Answerer:
         """Load a model onto this process's device: in bf16 on a GPU, in fp32 on a CPU.
 
         Raises:
-            LladaSftError: It cannot be loaded.
+            LladaSftError: It cannot be loaded, or the sampler is not for it.
         """
+        mismatch = settings.mismatch(read_config(model_dir).architecture.decodes_in_blocks)
+        if mismatch is not None:
+            raise ConfigError(f"--{mismatch.replace(' ', ': ', 1)}")
         device, dtype = torch.device("cpu"), torch.float32
         if torch.cuda.is_available():
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -73,6 +78,10 @@ class Answerer:
         config = model.config
         tokenizer = load_tokenizer(model_dir, config.mask_token_id, config.chat_template)
         return cls(model, tokenizer, settings, batch_size, seed)
+
+    def seeded(self, seed: int | None) -> SamplerSettings:
+        """Return the settings with a seed, and with the end of a turn as the tokenizer has it."""
+        return replace(self.settings, seed=seed, eot_token_id=end_of_turn(self.tokenizer))
 
     @property
     def max_prompt(self) -> int:
@@ -132,11 +141,11 @@ class Answerer:
         size = 1 if draws else self.batch_size
         for begin in range(0, len(order), size):
             numbers = order[begin : begin + size]
-            settings = self.settings
+            seed = self.settings.seed
             if draws:
                 seed = hashed("answer", self.seed, keys[numbers[0]]) >> 1
-                settings = replace(settings, seed=seed)
-            given = generate(self.model, [prompts[number] for number in numbers], settings)
+            asked = [prompts[number] for number in numbers]
+            given = generate(self.model, asked, self.seeded(seed))
             yield [(number, self.read(one)) for number, one in zip(numbers, given, strict=True)]
 
     def read(self, answer: Answer) -> Answered:

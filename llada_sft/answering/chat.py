@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,21 @@ HELP = """\
 /settings            show them
 /help, /quit         Ctrl-C stops an answer, Ctrl-D leaves"""
 # What another sampler does not take over: they choose how many tokens a pass writes.
-_OF_ONE_SAMPLER = ("steps", "threshold", "factor", "entropy_bound", "remasking")
+_OF_ONE_SAMPLER = (
+    "steps",
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "remasking",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+    "minimal_topk",
+    "eos_in_prompt_ends",
+    "editing_threshold",
+    "max_post_steps",
+    "num_to_transfer",
+    "cache_blocks",
+)
 
 
 class Chat:
@@ -104,7 +118,7 @@ class Chat:
     def _generate(self, ids: list[int]) -> Answered:
         self._asked += 1
         seed = hashed("chat", self._answerer.seed, self._asked) >> 1
-        settings = replace(self._answerer.settings, seed=seed)
+        settings = self._answerer.seeded(seed)
         (answer,) = generate(self._answerer.model, [ids], settings, self._screen.watch)
         return self._answerer.read(answer)
 

@@ -17,8 +17,21 @@ _NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("temperature", float, "0 takes the most likely token"),
     ("cfg-scale", float, "strength of classifier-free guidance"),
     ("start-length", int, "tokens of the canvas at first; it grows while no end is in sight"),
+    ("editing-threshold", float, "of llada21: from here on another token replaces a written one"),
+    ("max-post-steps", int, "of llada21: passes over a block that is written, at most"),
+    ("num-to-transfer", int, "of llada21: tokens that a step writes, at least"),
+    ("minimal-topk", int, "of llada2: at most gen-length // this steps for each block"),
 )
-_NAMES = [name.replace("-", "_") for name, *_ in _NUMBERS] + ["sampler", "remasking"]
+_FLAGS = (
+    ("logits-eos-inf", "never write EOS"),
+    ("confidence-eos-eot-inf", "write EOS and the end of a turn last"),
+)
+_NAMES = [
+    *(name.replace("-", "_") for name, *_ in _NUMBERS),
+    *(name.replace("-", "_") for name, _ in _FLAGS),
+    "sampler",
+    "remasking",
+]
 
 
 def add_sample(sample: ArgumentParser) -> None:
@@ -83,5 +96,7 @@ def _add_settings(command: ArgumentParser) -> None:
     command.add_argument("--sampler", choices=SAMPLERS, help="docs/samplers.md (default: official)")
     for name, kind, meaning in _NUMBERS:
         command.add_argument(f"--{name}", type=kind, help=meaning)
+    for name, meaning in _FLAGS:
+        command.add_argument(f"--{name}", action="store_true", default=None, help=meaning)
     command.add_argument("--remasking", choices=["low_confidence", "random"])
     command.add_argument("--seed", type=int, default=0, help="of all random draws")

@@ -97,9 +97,8 @@ class ObjectiveConfig(Section):
     @model_validator(mode="after")
     def _keys_of_blocks(self) -> "ObjectiveConfig":
         for name in _OF_BLOCKS if self.kind == "full" else ():
-            if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                shown = value.model_dump() if isinstance(value, Section) else value
-                raise ValueError(f"{name}: needs kind: block, got {shown!r} with kind: full")
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: is for kind: block, got full; set that, or remove it")
         return self
 
     @model_validator(mode="after")

@@ -328,12 +328,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _objective_fits_the_data(self) -> "Config":
         require_possible(self.objective, self.data)
-        if self.objective.kind == "block" and self.validation.answers:
-            raise ValueError(
-                "validation.answers: its sampler lets all tokens of a canvas see each other, as"
-                " objective.kind: block does not; set it to 0, and answer exported networks with"
-                " the sampler llada2"
-            )
         return self
 
     @model_validator(mode="after")

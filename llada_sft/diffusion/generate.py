@@ -114,6 +114,7 @@ def uncover_blocks(
     mask_token_id: int,
     generator: torch.Generator | None,
     suppress_tokens: Sequence[int] = (),
+    last_tokens: Sequence[int] = (),
 ) -> None:
     """Uncover masked answers in place, block by block, in as many passes as there are steps.
 
@@ -129,6 +130,7 @@ def uncover_blocks(
         mask_token_id: As in `generate`.
         generator: As in `generate`.
         suppress_tokens: As in `generate`.
+        last_tokens: Of no confidence; that of others is their probability among all but these.
     """
     places = torch.arange(ids.shape[1], device=ids.device)
     for block in range(num_blocks):
@@ -141,6 +143,7 @@ def uncover_blocks(
             logits = predict(ids, wanted)  # [M, V]
             allowed = without(logits, suppress_tokens)
             predicted = _sample(allowed, wanted, ids.shape, temperature, generator)  # [M]
+            logits = without(logits, last_tokens)
             confidence = _confidence(logits, predicted, wanted, ids.shape, remasking, generator)
             _uncover(ids, wanted, predicted, confidence, num_kept)
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llada_sft.data.records.chat_template import end_of_turn
+from llada_sft.errors import ConfigError
 from llada_sft.evaluation.answer_cache import AnswerCache, Entry, request_key
 from llada_sft.evaluation.loaded import LoadedModel
 from llada_sft.evaluation.scoring import (
@@ -147,6 +149,7 @@ class Engine:
         unknown = [request for request in asked if request.key not in self.cache]
         generated = [request for request in unknown if request.kind == GENERATE]
         scored = [request for request in unknown if request.kind != GENERATE]
+        self._require_fitting(bool(generated), bool(scored))
         # None: not where the output is no terminal.
         disable = None if self.shows_progress and unknown else True
         with tqdm(total=len(unknown), desc="answers", disable=disable) as bar:
@@ -155,6 +158,22 @@ class Engine:
                 for request, entry in chunk:
                     self.on_answer(request, entry)
                 bar.update(len(chunk))
+
+    def _require_fitting(self, generates: bool, scores: bool) -> None:
+        """Check that what is asked is computed with the attention that the model was trained with.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        in_blocks = self.model.decodes_in_blocks
+        mismatch = self._sampler.mismatch(in_blocks)
+        if generates and mismatch is not None:
+            raise ConfigError(f"generation.{mismatch.replace(' ', ': ', 1)}")
+        if scores and in_blocks:
+            raise ConfigError(
+                f"{self.model.directory}: attends in blocks, and likelihoods are computed with full"
+                " attention; take tasks that generate"
+            )
 
     def _scored(self, asked: Sequence[Asked]) -> Iterator[list[tuple[Asked, Entry]]]:
         chunk: list[tuple[Asked, list[AnswerInContext]]] = []
@@ -252,7 +271,11 @@ class Engine:
         settings = self.config.generation.model_copy(
             update={"seed": hashed(self.config.generation.seed, batch[0].key) % _SEEDS}
         )
-        sampler = replace(settings.sampler_settings(), mask_token_id=self.model.mask_token_id)
+        sampler = replace(
+            settings.sampler_settings(),
+            mask_token_id=self.model.mask_token_id,
+            eot_token_id=end_of_turn(self.model.tokenizer),
+        )
         answers = generate(self.model.network, prompts, sampler)
         entries = []
         for request, answer in zip(batch, answers, strict=True):

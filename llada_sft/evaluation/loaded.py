@@ -40,6 +40,7 @@ class LoadedModel:
         self.dtype = dtype
         config = read_config(directory)
         self.max_length = config.architecture.max_length
+        self.decodes_in_blocks = config.architecture.decodes_in_blocks
         raw = load_tokenizer(directory, config.mask_token_id)
         self.has_template = bool(raw.chat_template)
         self.tokenizer: Any = raw

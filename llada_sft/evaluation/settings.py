@@ -60,6 +60,14 @@ class GenerationSection(Section):
     cfg_scale: NonNegativeFloat = 0.0
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     eos_early_stop: bool | None = None
+    # As in the official code: EOS is never written; EOS and the end of a turn are written last.
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    # Of the samplers llada2 and llada21.
+    minimal_topk: PositiveInt | None = None
+    editing_threshold: Fraction | None = None
+    max_post_steps: NonNegativeInt | None = None
+    num_to_transfer: PositiveInt | None = None
     start_length: PositiveInt | None = None
     seed: NonNegativeInt = 0
     # What ends an answer: the task's stop strings, or the end of the turn alone. null = end_of_turn

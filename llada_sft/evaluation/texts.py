@@ -7,10 +7,7 @@ tokens once more: its BOS is there already. An answer ends at the first EOS or e
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llada_sft.data.records.chat_template import ChatTemplate, template_of
-
-# Tokens that close a turn, of the members of the family.
-_ENDS_OF_TURN = ("<|eot_id|>", "<|role_end|>", "<|im_end|>")
+from llada_sft.data.records.chat_template import ENDS_OF_TURN, ChatTemplate, template_of
 
 
 class Cut(NamedTuple):
@@ -36,7 +33,7 @@ class Texts:
         self.tokenizer, self.chat = tokenizer, chat
         self.template = template_of(tokenizer) if chat else None
         known = tokenizer.get_vocab()
-        names = [tokenizer.eos_token, *(name for name in _ENDS_OF_TURN if chat)]
+        names = [tokenizer.eos_token, *(name for name in ENDS_OF_TURN if chat)]
         self.ends = {known[name]: name for name in names if name in known}
 
     def prompt(self, turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:

@@ -5,6 +5,7 @@
     canvas.py      the prompts with the masked and the written tokens of their answers
     official.py    the official sampler's tokens, all of them
     blocks.py      decoding block by block, with any rule and any cache
+    llada2.py      the samplers of LLaDA2.0 and 2.1, for attention in blocks
     padded.py      `model.generate`: padded tensors in and out
     verify.py      several steps of the official sampler from one pass, with its tokens
     predictor.py   forward passes over rows of a canvas, counted

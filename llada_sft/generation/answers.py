@@ -8,10 +8,12 @@ import torch
 from llada_sft.generation.blocks import Decoding, fill_blocks
 from llada_sft.generation.candidates import Candidates
 from llada_sft.generation.canvas import Canvas
+from llada_sft.generation.llada2 import BlockCausalDecoder
 from llada_sft.generation.official import fill_officially
 from llada_sft.generation.predictor import Predictor
 from llada_sft.generation.settings import SamplerSettings
 from llada_sft.generation.verify import Verifier
+from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.network import Network
 
 
@@ -58,16 +60,20 @@ def generate(
         The answers in the order of the prompts.
 
     Raises:
-        ValueError: A prompt has a token that the model does not have; or neither the settings nor
-            the model name a token that the sampler needs.
+        ValueError: A prompt has a token that the model does not have; neither the settings nor the
+            model name a token that the sampler needs; or the network attends in another way.
     """
+    mismatch = settings.mismatch(model.architecture.decodes_in_blocks)
+    if mismatch is not None:
+        raise ValueError(mismatch)
     mask_token_id = _mask_token_id(model, settings)
+    never, last = _never(model, settings), _last(model, settings)
     _require_known_tokens(model, prompts)
     if not prompts:
         return []
     canvas = Canvas(
         prompts,
-        length=settings.start_length or settings.gen_length,
+        lengths=[_canvas_length(len(prompt), settings) for prompt in prompts],
         max_length=settings.gen_length,
         block_length=settings.block_length,
         mask_token_id=mask_token_id,
@@ -79,20 +85,31 @@ def generate(
         if watch is not None:
             watch(canvas.answers())
 
-    predictor = Predictor(model, canvas, settings.cfg_scale, show)
+    blocks = Blocks(settings.block_length) if settings.in_blocks else None
+    predictor = Predictor(model, canvas, settings.cfg_scale, show, blocks, never)
     if settings.exact and settings.sampler == "official":
-        fill_officially(predictor, canvas, settings, _suppressed(model))
+        fill_officially(predictor, canvas, settings, _suppressed(model), last)
     else:
         banned = [*_suppressed(model), *([] if settings.exact else [mask_token_id])]
-        candidates = Candidates(settings, banned, len(prompts), model.device)
+        candidates = Candidates(settings, banned, len(prompts), model.device, last)
         decoding = Decoding(predictor, canvas, candidates, settings)
         if settings.sampler == "verify":
             Verifier(decoding).fill()
+        elif settings.in_blocks:
+            BlockCausalDecoder(decoding).fill()
         else:
             fill_blocks(decoding)
     where = len(prompts), str(model.device)
     costs = zip(predictor.num_passes.tolist(), predictor.num_rows.tolist(), strict=True)
     return [Answer(ids, *cost, *where) for ids, cost in zip(canvas.answers(), costs, strict=True)]
+
+
+def _canvas_length(prompt_length: int, settings: SamplerSettings) -> int:
+    """Return the mask tokens after a prompt; in blocks, the last of them is a whole one."""
+    if not settings.in_blocks:
+        return settings.start_length or settings.gen_length
+    block = settings.block_length
+    return -(-(prompt_length + settings.gen_length) // block) * block - prompt_length
 
 
 def _mask_token_id(model: Network, settings: SamplerSettings) -> int:
@@ -107,11 +124,31 @@ def _eos_token_id(model: Network, settings: SamplerSettings) -> int | None:
     """Return the token that ends answers; None: nothing does."""
     if not settings.stops_at_eos:
         return None
+    if settings.eos_early_stop or settings.start_length:
+        return _required_eos(model, settings)
+    token: int | None = model.config.eos_token_id
+    return token if settings.eos_token_id is None else settings.eos_token_id
+
+
+def _required_eos(model: Network, settings: SamplerSettings) -> int:
     token: int | None = settings.eos_token_id
     token = model.config.eos_token_id if token is None else token
-    if token is None and (settings.eos_early_stop or settings.start_length):
+    if token is None:
         raise ValueError("eos_token_id must be given: the model's config.json does not name it")
     return token
+
+
+def _never(model: Network, settings: SamplerSettings) -> list[int]:
+    """Return the tokens whose logits are -inf."""
+    return [_required_eos(model, settings)] if settings.logits_eos_inf else []
+
+
+def _last(model: Network, settings: SamplerSettings) -> list[int]:
+    """Return the tokens of no confidence."""
+    if not settings.confidence_eos_eot_inf:
+        return []
+    end_of_turn = [] if settings.eot_token_id is None else [settings.eot_token_id]
+    return [_required_eos(model, settings), *end_of_turn]
 
 
 def _suppressed(model: Network) -> Sequence[int]:

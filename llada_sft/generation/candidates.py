@@ -23,6 +23,7 @@ class Candidates:
         num_rows: B. At a temperature, each row has draws of its own: they do not depend on what is
             decoded with it.
         device: The model's.
+        last: Tokens of no confidence; that of others is their probability among all but these.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class Candidates:
         banned: Sequence[int],
         num_rows: int,
         device: torch.device,
+        last: Sequence[int] = (),
     ) -> None:
         self._temperature, self._random = settings.temperature, settings.remasking == "random"
         self._by_entropy = settings.choice[0] == "entropy"
-        self._banned = tuple(banned)
+        self._banned, self._last = tuple(banned), tuple(last)
         self._generators: list[torch.Generator] = []
         if self._temperature or self._random:
             seed = settings.seed
@@ -75,7 +77,7 @@ class Candidates:
             return self._draws(eligible, rows)
         if self._by_entropy:
             return -self._uncertainty(logits)
-        return probability_of(logits, tokens)
+        return probability_of(without(logits, self._last), tokens)
 
     def _uncertainty(self, logits: Tensor) -> Tensor:
         """Return the entropy among the tokens that may be chosen, plus the surprise at having to

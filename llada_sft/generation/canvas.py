@@ -17,8 +17,8 @@ class Canvas:
 
     Args:
         prompts: Token ids; their lengths may differ, and be 0.
-        length: Tokens of each answer at first.
-        max_length: Tokens that it may grow to.
+        lengths: Tokens of each answer at first.
+        max_length: Tokens that it may grow to; no answer has more.
         block_length: Tokens of a block.
         mask_token_id: From the model's config.
         eos_token_id: The token that ends an answer; None: all of its tokens are wanted.
@@ -37,7 +37,7 @@ class Canvas:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        length: int,
+        lengths: Sequence[int],
         max_length: int,
         block_length: int,
         mask_token_id: int,
@@ -46,14 +46,21 @@ class Canvas:
     ) -> None:
         self.mask_token_id, self.eos_token_id = mask_token_id, eos_token_id
         self.block_length = block_length
-        longest = max(map(len, prompts)) + max_length
+        self._max_length = max_length
+        sizes = [len(prompt) for prompt in prompts]
+        longest = max(
+            size + max(length, max_length) for size, length in zip(sizes, lengths, strict=True)
+        )
         # Any token but the mask token, which would be uncovered.
         padding = int(mask_token_id == 0)
-        rows = [[*prompt, *[mask_token_id] * length] for prompt in prompts]
+        rows = [
+            [*prompt, *[mask_token_id] * length]
+            for prompt, length in zip(prompts, lengths, strict=True)
+        ]
         padded = [row + [padding] * (longest - len(row)) for row in rows]
         self.ids = torch.tensor(padded, dtype=torch.int64, device=device)
-        self.starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.ends = self.starts + length
+        self.starts = torch.tensor(sizes, device=device)
+        self.ends = self.starts + torch.tensor(lengths, device=device)
         self.places = torch.arange(longest, device=device)
         self.is_prompt = (self.places < self.starts[:, None]) & (self.ids != mask_token_id)
 
@@ -117,8 +124,10 @@ class Canvas:
         """Return the tokens of each answer, up to its EOS where it has ended there."""
         ended = self.ended(torch.arange(len(self.ids), device=self.ids.device))
         rows = zip(self.ids.tolist(), self.starts.tolist(), self.ends.tolist(), strict=True)
-        answers = [ids[start:end] for ids, start, end in rows]
+        answers = [ids[start:end][: self._max_length] for ids, start, end in rows]
         return [
-            answer[: answer.index(self.eos_token_id) + 1] if has_ended else answer
+            answer[: answer.index(self.eos_token_id) + 1]
+            if has_ended and self.eos_token_id in answer
+            else answer
             for answer, has_ended in zip(answers, ended.tolist(), strict=True)
         ]

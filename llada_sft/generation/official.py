@@ -20,6 +20,7 @@ def fill_officially(
     canvas: Canvas,
     settings: SamplerSettings,
     suppress_tokens: Sequence[int] = (),
+    last_tokens: Sequence[int] = (),
 ) -> None:
     """Fill all answers in place, in as many passes as there are steps.
 
@@ -30,6 +31,7 @@ def fill_officially(
         canvas: With whole answers.
         settings: Those of the official sampler.
         suppress_tokens: Never written.
+        last_tokens: Written last.
     """
     rows = torch.arange(len(canvas.ids), device=canvas.ids.device)
     generator = None
@@ -53,4 +55,5 @@ def fill_officially(
         mask_token_id=canvas.mask_token_id,
         generator=generator,
         suppress_tokens=suppress_tokens,
+        last_tokens=last_tokens,
     )

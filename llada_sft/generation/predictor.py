@@ -4,13 +4,14 @@ Shapes: B rows of the canvas, R rows of a pass (several may be states of one row
 L positions, Q positions that a pass computes, M wanted positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from llada_sft.diffusion.generate import guided
+from llada_sft.diffusion.generate import guided, without
 from llada_sft.generation.canvas import Canvas
+from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.cache import KeyValueCache
 from llada_sft.model.network import Network
 
@@ -23,6 +24,8 @@ class Predictor:
         canvas: Whose rows are predicted.
         cfg_scale: Strength of classifier-free guidance; 0 is none.
         before_pass: Called before each pass.
+        blocks: How the network attends; None: each position sees all of its row.
+        never: Tokens whose logits are -inf.
 
     Attributes:
         num_passes: [B] int64, passes in which each row took part.
@@ -35,9 +38,11 @@ class Predictor:
         canvas: Canvas,
         cfg_scale: float,
         before_pass: Callable[[], None] = lambda: None,
+        blocks: Blocks | None = None,
+        never: Sequence[int] = (),
     ) -> None:
         self._model, self._canvas, self._cfg_scale = model, canvas, cfg_scale
-        self._before_pass = before_pass
+        self._before_pass, self._blocks, self._never = before_pass, blocks, never
         self.num_passes = torch.zeros_like(canvas.starts)
         self.num_rows = torch.zeros_like(canvas.starts)
 
@@ -53,6 +58,7 @@ class Predictor:
         wanted: Tensor,
         cache: KeyValueCache | None = None,
         places: Tensor | None = None,
+        width: int | None = None,
     ) -> Tensor:
         """Return logits at wanted positions, row after row, [M, V] floating.
 
@@ -62,11 +68,18 @@ class Predictor:
             wanted: [R, L] bool.
             cache: It is filled by a pass over whole rows, and used where there are `places`.
             places: [R, Q] int64, the positions to compute, where all wanted ones are; None: all.
+            width: Of a network that attends in blocks: the positions that a pass over whole rows
+                computes, which end with a block. None: all.
         """
         self._before_pass()
         self._count(rows)
-        width = self._canvas.width(rows) if places is None or cache is None else cache.width
-        real, is_prompt = self._canvas.real(rows, width), self._canvas.is_prompt[rows]
+        if places is not None and cache is not None:
+            width = cache.width
+        elif width is None:
+            width = self._canvas.width(rows)
+        # In blocks, nothing that is looked at sees the padding after it.
+        real = None if self._blocks else self._canvas.real(rows, width)
+        is_prompt = self._canvas.is_prompt[rows]
         if places is None:
             ids, wanted, is_prompt = ids[:, :width], wanted[:, :width], is_prompt[:, :width]
         else:
@@ -81,11 +94,12 @@ class Predictor:
                 positions=indices,
                 cache=cache,
                 places=None if places is None else places.repeat(times, 1),
+                blocks=self._blocks,
             ).logits
             return logits
 
         predict_guided = guided(predict, is_prompt, self._cfg_scale, self._canvas.mask_token_id)
-        return predict_guided(ids, wanted.flatten().nonzero()[:, 0])
+        return without(predict_guided(ids, wanted.flatten().nonzero()[:, 0]), self._never)
 
     def new_cache(self) -> KeyValueCache:
         """Return an empty cache for the passes over some rows."""

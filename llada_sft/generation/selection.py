@@ -20,7 +20,7 @@ def select(choice: Choice, scores: Tensor, num_candidates: Tensor, share: Tensor
         scores: [R, L] floating: probabilities, or negative entropies for the rule entropy; -inf but
             at candidates.
         num_candidates: [R] int64.
-        share: [R] int64, what the rule fixed takes.
+        share: [R] int64, what the rule fixed takes, and the rule above at least.
     """
     ordered, order = scores.sort(dim=1, descending=True, stable=True)
     rule, bound = choice
@@ -30,6 +30,8 @@ def select(choice: Choice, scores: Tensor, num_candidates: Tensor, share: Tensor
         numbers = by_factor(ordered, num_candidates, bound)
     elif rule == "entropy":
         numbers = by_entropy(-ordered, bound)
+    elif rule == "above":
+        numbers = (ordered > bound).sum(1).maximum(share)
     else:
         numbers = share
     numbers = numbers.clamp(min=1).minimum(num_candidates)

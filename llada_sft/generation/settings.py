@@ -5,16 +5,51 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Sampler = Literal[
-    "official", "threshold", "factor", "entropy", "prefix_cache", "dual_cache", "verify"
+    "official",
+    "threshold",
+    "factor",
+    "entropy",
+    "prefix_cache",
+    "dual_cache",
+    "verify",
+    "llada2",
+    "llada21",
 ]
 # What tokens are chosen by, and its number.
-Choice = tuple[Literal["fixed", "threshold", "factor", "entropy"], float]
+Choice = tuple[Literal["fixed", "threshold", "factor", "entropy", "above"], float]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
-# Settings of the samplers of block-diffusion networks.
-_OF_BLOCK_DIFFUSION = ("editing_threshold", "max_post_steps", "num_to_transfer", "minimal_topk")
+# Samplers of networks that attend in blocks.
+IN_BLOCKS = ("llada2", "llada21")
+# Settings that only some samplers have.
+_SAMPLERS_WITH = {
+    "threshold": ("threshold", "prefix_cache", "dual_cache", *IN_BLOCKS),
+    "factor": ("threshold", "factor", "prefix_cache", "dual_cache"),
+    "entropy_bound": ("entropy", "prefix_cache", "dual_cache"),
+    "minimal_topk": ("llada2",),
+    "eos_in_prompt_ends": ("llada2",),
+    "editing_threshold": ("llada21",),
+    "max_post_steps": ("llada21",),
+    "num_to_transfer": ("llada21",),
+    "cache_blocks": IN_BLOCKS,
+}
+_COUNTS = (
+    "gen_length",
+    "block_length",
+    "steps",
+    "max_drafts",
+    "minimal_topk",
+    "num_to_transfer",
+)
+# Settings that `llada2` and `llada21` do not have.
+_NOT_IN_BLOCKS = (
+    "cfg_scale",
+    "remasking",
+    "start_length",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+)
 # What a sampler chooses tokens by, where the settings do not say it.
-_DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1}
-_CACHED = ("prefix_cache", "dual_cache")
+_DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1, "above": 0.95}
 
 
 @dataclass(frozen=True)
@@ -32,12 +67,19 @@ class SamplerSettings:
             the block or all outside of it; tokens are chosen by `factor`, `threshold` or
             `entropy_bound`, whichever is given, in this order, else in a fixed number of steps.
             verify: the tokens of `official`, from several of its steps in one forward pass.
+            llada2, llada21: for networks trained with attention in blocks, as LLaDA2.0 and 2.1 are.
+            All tokens of a block above a probability are written in each step, and a least number
+            of them; `llada21` also replaces written tokens that it is no longer sure of. Blocks are
+            counted from the start of the prompt.
         steps: Forward passes in all, an equal share for each block; None: `gen_length`. Of
             `official`, `verify`, and caches without another choice. `dual_cache` makes at most so
-            many passes in any case, and then may leave mask tokens, as its official code does.
+            many passes in any case, and then may leave mask tokens, as its official code does. Of
+            `llada2`: passes for each block, as in its official code; None: `block_length`.
         gen_length: Tokens of an answer, at most.
-        block_length: Tokens of a block; `gen_length` is a multiple of it.
-        threshold: Tokens of at least this probability are chosen; None: 0.9 for `threshold`.
+        block_length: Tokens of a block; `gen_length` is a multiple of it, but in `llada2` and
+            `llada21`, where it must be that of the training.
+        threshold: Tokens of at least this probability are chosen; None: 0.9 for `threshold`. Of
+            `llada2` and `llada21` those above it; None: 0.95.
         factor: The k most probable tokens are chosen while each has at least the probability
             1 - factor / (k + 1); None: 1 for `factor`.
         entropy_bound: The largest set is chosen whose entropies, without the largest one, sum up to
@@ -47,17 +89,31 @@ class SamplerSettings:
         remasking: Keep the most confident predictions, or random ones; the latter only in a fixed
             number of steps.
         eos_early_stop: Whether an answer ends at its first EOS; None: unless the sampler is
-            `official` or `verify`.
+            `official` or `verify`. Of `llada2` and `llada21`: whether it ends within a block, or
+            for `llada21` before all blocks are decoded; nothing after the EOS is returned.
         eos_token_id: None: the model's.
         mask_token_id: None: the model's.
+        logits_eos_inf: EOS is never written, and the others have its probability, as with this
+            option of the official code.
+        confidence_eos_eot_inf: EOS and the end of a turn are written last: they have the confidence
+            0, and the others their probability among all but these two, as with this option of the
+            official code (which at a temperature does it for the end of a turn alone).
+        eot_token_id: The end of a turn, for `confidence_eos_eot_inf`; None: the model has none.
         start_length: Tokens of the canvas at first; it grows by one block at a time, up to
             `gen_length`, while no EOS is probable in its last block. None: `gen_length`.
         growth_threshold: The probability of EOS at which a canvas no longer grows.
         max_drafts: Rows that `verify` computes for an answer in one pass, at most: its state and
             guesses of the next ones. More of them save passes, and cost rows that prove wrong.
         seed: Of all random draws; None: they follow torch's global generator.
-        editing_threshold, max_post_steps, num_to_transfer, minimal_topk: Of the samplers of
-            block-diffusion networks (LLaDA2), none of which is here yet: None.
+        minimal_topk: Of `llada2`: at most `gen_length` // this steps for each block; None: 1.
+        eos_in_prompt_ends: Of `llada2`: an EOS in the prompt makes the answer empty as soon as one
+            is written, with `eos_early_stop`. The released code does so; by default it does not.
+        editing_threshold: Of `llada21`: a written token of the block is replaced where another one
+            has a probability above this; None: 0.9.
+        max_post_steps: Of `llada21`: passes over a block without mask tokens, at most; None: 16.
+        num_to_transfer: Of `llada21`: mask tokens that each step replaces, at least; None: 1.
+        cache_blocks: Of `llada2` and `llada21`: keys and values of finished blocks are kept. With
+            attention in blocks that is exact: tokens and passes are the same. None: true.
 
     Raises:
         ValueError: A value is out of its range, or does not fit another one.
@@ -76,14 +132,19 @@ class SamplerSettings:
     eos_early_stop: bool | None = None
     eos_token_id: int | None = None
     mask_token_id: int | None = None
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    eot_token_id: int | None = None
     start_length: int | None = None
     growth_threshold: float = 0.5
     max_drafts: int = 3
     seed: int | None = None
+    minimal_topk: int | None = None
+    eos_in_prompt_ends: bool | None = None
     editing_threshold: float | None = None
     max_post_steps: int | None = None
     num_to_transfer: int | None = None
-    minimal_topk: int | None = None
+    cache_blocks: bool | None = None
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -97,7 +158,17 @@ class SamplerSettings:
     @property
     def stops_at_eos(self) -> bool:
         """Whether an answer ends with its first EOS."""
+        return self.in_blocks or self.stops_early
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether nothing after the first EOS is decoded."""
         return not self.exact and self.eos_early_stop is not False
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the network attends in blocks, counted from the start of the prompt."""
+        return self.sampler in IN_BLOCKS
 
     @property
     def caches(self) -> Literal["none", "prefix", "dual"]:
@@ -106,11 +177,29 @@ class SamplerSettings:
             return "prefix"
         return "dual" if self.sampler == "dual_cache" else "none"
 
+    def mismatch(self, decodes_in_blocks: bool) -> str | None:
+        """Return why the sampler is not for a network; None: it is.
+
+        Args:
+            decodes_in_blocks: Whether the network attends in blocks; otherwise all positions see
+                each other.
+        """
+        if self.in_blocks == decodes_in_blocks:
+            return None
+        fitting = [name for name in SAMPLERS if (name in IN_BLOCKS) == decodes_in_blocks]
+        how = "attends in blocks"
+        if not decodes_in_blocks:
+            how = "has full attention (no decodes_in_blocks in its config.json)"
+        names = ", ".join(fitting)
+        return f"sampler must be one of {names}, got {self.sampler!r}: this network {how}"
+
     @property
     def choice(self) -> Choice:
         """What tokens are chosen by, and its number; a factor is preferred to a threshold."""
         if self.sampler in ("official", "verify"):
             return "fixed", 0.0
+        if self.in_blocks:
+            return "above", _DEFAULTS["above"] if self.threshold is None else self.threshold
         if self.factor is not None or self.sampler == "factor":
             return "factor", _DEFAULTS["factor"] if self.factor is None else self.factor
         if self.entropy_bound is not None or self.sampler == "entropy":
@@ -129,21 +218,37 @@ class SamplerSettings:
     @property
     def steps_per_block(self) -> int:
         """Forward passes for each block."""
+        if self.in_blocks:
+            most = self.gen_length // (self.minimal_topk or 1)
+            return min(self.block_length if self.steps is None else self.steps, most)
         return (self.gen_length if self.steps is None else self.steps) // self.num_blocks
 
     def _problems(self) -> Iterator[str]:
         """Give what is wrong, the first thing first."""
         if self.sampler not in SAMPLERS:
             yield f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
-        for name in ("gen_length", "block_length", "steps", "max_drafts"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 yield f"{name} must be a whole number above 0, got {value!r}"
-        yield from self._problems_of_lengths()
+        yield from self._problems_in_blocks() if self.in_blocks else self._problems_of_lengths()
         yield from self._problems_of_choice()
-        for name in _OF_BLOCK_DIFFUSION:
-            if getattr(self, name) is not None:
+        for name, samplers in _SAMPLERS_WITH.items():
+            if self.sampler not in samplers and getattr(self, name) is not None:
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
+
+    def _problems_in_blocks(self) -> Iterator[str]:
+        for name in _NOT_IN_BLOCKS:
+            if getattr(self, name) != getattr(type(self), name):
+                yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
+        if self.sampler == "llada21" and self.steps is not None:
+            yield "steps is not a setting of the sampler 'llada21'; remove it"
+        posts = self.max_post_steps
+        if posts is not None and (not isinstance(posts, int) or posts < 0):
+            yield f"max_post_steps must be a whole number from 0 on, got {posts!r}"
+        if (self.minimal_topk or 1) > self.gen_length:
+            numbers = f"{self.gen_length}, got {self.minimal_topk}"
+            yield f"minimal_topk must be at most gen_length, {numbers}"
 
     def _problems_of_lengths(self) -> Iterator[str]:
         if self.gen_length % self.block_length:
@@ -158,6 +263,8 @@ class SamplerSettings:
             yield f"start_length must be a multiple of {lengths}, got {start}"
         if start is not None and not self.stops_at_eos:
             yield f"start_length needs eos_early_stop with the sampler {self.sampler!r}"
+        if start is not None and self.logits_eos_inf:
+            yield "start_length must not be given with logits_eos_inf: no EOS is probable then"
 
     def _problems_of_choice(self) -> Iterator[str]:
         if self.remasking not in ("low_confidence", "random"):
@@ -165,19 +272,18 @@ class SamplerSettings:
         if self.remasking == "random" and (self.choice[0] != "fixed" or self.sampler == "verify"):
             by = "verify" if self.sampler == "verify" else self.choice[0]
             yield f"remasking must be 'low_confidence' where tokens are chosen by {by}"
+        if self.confidence_eos_eot_inf and (
+            self.remasking == "random" or self.choice[0] == "entropy"
+        ):
+            yield "confidence_eos_eot_inf is for tokens that are chosen by their confidence"
         for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 yield f"{name} must be at least 0, got {value}"
-        for name in ("threshold", "growth_threshold"):
+        for name in ("threshold", "growth_threshold", "editing_threshold"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 yield f"{name} must be from 0 to 1, got {value}"
-        if self.sampler == "verify" and self.temperature:
-            yield f"temperature must be 0 with the sampler 'verify', got {self.temperature}"
-        if self.sampler not in ("threshold", *_CACHED) and self.threshold is not None:
-            yield f"threshold is not a setting of the sampler {self.sampler!r}; remove it"
-        if self.sampler not in ("threshold", "factor", *_CACHED) and self.factor is not None:
-            yield f"factor is not a setting of the sampler {self.sampler!r}; remove it"
-        if self.sampler not in ("entropy", *_CACHED) and self.entropy_bound is not None:
-            yield f"entropy_bound is not a setting of the sampler {self.sampler!r}; remove it"
+        if self.sampler in ("verify", "llada21") and self.temperature:
+            given = f"{self.sampler!r}, got {self.temperature}"
+            yield f"temperature must be 0 with the sampler {given}"

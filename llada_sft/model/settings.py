@@ -217,10 +217,15 @@ def require_experts(experts: Experts | None, balance_weight: float | None, z_wei
         raise ConfigError("\n".join(lines))
 
 
+def _problems_of_blocks(values: Mapping[str, Any]) -> list[str]:
+    given = values.get("decodes_in_blocks", False)
+    return [] if isinstance(given, bool) else [f"decodes_in_blocks: must be a bool, got {given!r}"]
+
+
 def _problems(values: Mapping[str, Any]) -> list[str]:
     family = family_of(values)
     if family is not None:
-        return list(family.problems(values))
+        return [*_problems_of_blocks(values), *family.problems(values)]
     kinds = f"{values.get('model_type')!r}, architectures {values.get('architectures')!r}"
     known = ", ".join(family.name for family in FAMILIES)
     return [f"model_type: no network that is implemented here ({known}), got {kinds}"]

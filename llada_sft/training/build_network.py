@@ -127,9 +127,10 @@ def checkpointing_line(
     tokens = most_tokens(config)
     kept = tokens * most_kept(network.architecture, kinds, _element_bytes(config)) / 1e9
     blocks = ", ".join(f"{number} {kind}" for kind, number in Counter(kinds).items())
+    unit = "tokens" if config.objective.kind == "full" else "positions"
     line = (
         f"model.activation_checkpointing: auto: blocks: {blocks}; they keep at most {kept:.3g} GB"
-        f" of a micro-batch of {tokens:,} tokens (model.activation_gb: {model.activation_gb:g})"
+        f" of a micro-batch of {tokens:,} {unit} (model.activation_gb: {model.activation_gb:g})"
     )
     assert model.activation_gb is not None
     if kept > model.activation_gb:

@@ -65,6 +65,9 @@ def export_run(
     network = resolve_network(config.model).of_layout(stacked)
     ends = end_token_ids(config.data, token_ids(network))
     network.suppress_tokens = tuple(dict.fromkeys((*network.suppress_tokens, *ends)))
+    if config.objective.kind == "block" and not network.architecture.decodes_in_blocks:
+        # Samplers run it as it was trained.
+        network = network.changed(decodes_in_blocks=True)
     plan = plan_training(config, network)
     if plan is None:
         if adapter:

@@ -214,6 +214,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         balance=balance,
         signals=StepSignals(token_ids(network_config).eos_token_id, dataset.mixed_sources),
         never_written=never_written(config, network_config),
+        block_length=config.objective.block_tokens,
     )
     validation = build_validation(
         config,

@@ -33,6 +33,8 @@ OFFICIAL_CHAT_TEMPLATE = (
     "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
     "{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
+# Tokens that close a turn, of the members of the family.
+ENDS_OF_TURN = ("<|eot_id|>", "<|role_end|>", "<|im_end|>")
 # What a role is called for a template that does not know its word.
 _COMMON_ROLES = {
     "developer": "system",
@@ -239,6 +241,12 @@ class ChatTemplate:
         other = turn | {"content": f"{turn['content']} {_MORE_TEXT}"}
         if not self._differs([*before, turn], tools, [*before, other], tools):
             raise DataError(f"{what} {_REMEDY}")
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """Return the token that closes a turn; None: the tokenizer has none."""
+    known = tokenizer.get_vocab()
+    return next((known[name] for name in ENDS_OF_TURN if name in known), None)
 
 
 def _said(text: str) -> Turn:

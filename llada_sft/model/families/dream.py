@@ -92,6 +92,7 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
         mask_token_id=values["mask_token_id"],
         # Dream's chats end with its padding token where config.json names no other.
         eos_token_id=values.get("eos_token_id", pad),
+        decodes_in_blocks=values.get("decodes_in_blocks", False),
         pad_token_id=pad,
         qkv_bias=True,
         tied=values["tie_word_embeddings"],

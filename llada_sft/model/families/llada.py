@@ -186,6 +186,7 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
         rotary_dim=width // num_heads,
         mask_token_id=values["mask_token_id"],
         eos_token_id=values.get("eos_token_id"),
+        decodes_in_blocks=values.get("decodes_in_blocks", False),
         pad_token_id=values.get("pad_token_id"),
         tied=any(values.get(key) for key in _TIED),
         reserved_token_ids=_reserved_token_ids(values),

@@ -167,6 +167,7 @@ def _architecture(values: Mapping[str, Any]) -> Architecture:
         rotary_dim=_rotary_dim(values, width // num_heads),
         mask_token_id=_token(values, "mask_token_id", MASK_TOKEN_ID),
         eos_token_id=eos,
+        decodes_in_blocks=values.get("decodes_in_blocks", False),
         pad_token_id=pad,
         qk_norm=bool(values["qk_layernorm"]),
         qkv_bias=has_bias,

@@ -11,6 +11,7 @@ of a head.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llada_sft.model.layers.blocks import BlockPlan, Blocks, plan_blocks
@@ -44,6 +45,12 @@ class LayerCache:
         self.keys[rows, places], self.values[rows, places] = k, v
         return self.keys, self.values
 
+    def grow(self, num_positions: int) -> None:
+        """Add positions at the end, of zeros until a pass computes them."""
+        assert self.keys is not None and self.values is not None
+        added = (0, 0, 0, 0, 0, num_positions)
+        self.keys, self.values = F.pad(self.keys, added), F.pad(self.values, added)
+
 
 @dataclass(frozen=True)
 class CachedPlan:
@@ -65,7 +72,7 @@ class KeyValueCache:
     """Keys and values of all blocks of a network, for the rows of a batch.
 
     The first pass must be over all positions. A pass over some of them replaces their keys and
-    values, and looks at those of all positions.
+    values, and looks at those of all positions. With attention in blocks, rows may grow afterwards.
 
     Attributes:
         layers: One for each block.
@@ -80,6 +87,17 @@ class KeyValueCache:
         keys = self.layers[0].keys
         assert keys is not None
         return keys.shape[1]
+
+    def grow(self, width: int) -> None:
+        """Make room for positions up to `width`, after the first pass.
+
+        What is not computed yet must not be looked at: of attention in blocks, a pass over a block
+        sees nothing after it.
+        """
+        if width > self.width:
+            added = width - self.width
+            for layer in self.layers:
+                layer.grow(added)
 
     def plans(
         self,

@@ -49,11 +49,11 @@ class Efficiency:
         Half of the response tokens count as masked, which is what the noise masks on average.
         """
         masked = self.draws * counts.response_tokens / 2
-        tokens, squares = counts.tokens, counts.squares
-        if self.block_length:
-            # Of L tokens in blocks of B, L (L + B) pairs of 2 L positions see each other.
-            tokens, squares = 2 * tokens, squares + self.block_length * tokens
-        return needed_operations(self.network, tokens, squares, masked, self.adapters)
+        # Of L tokens in blocks of B, L (L + B) pairs of 2 L positions see each other.
+        squares = counts.squares + self.block_length * counts.tokens
+        halves = 2 if self.block_length else 1
+        sizes = counts.tokens, squares, masked
+        return needed_operations(self.network, *sizes, self.adapters, halves)
 
 
 def peak_memory() -> tuple[int, int]:

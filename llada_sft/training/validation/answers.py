@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.diffusion.blocks import generate_in_blocks
 from llada_sft.diffusion.generate import generate
 from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
@@ -85,7 +86,7 @@ def _question(set_name: str, example: Example) -> HeldOutPrompt:
 
 
 class Answers:
-    """Answers the chosen prompts by the official sampler, one token in each pass.
+    """Answers the chosen prompts by the official sampler, or in blocks; one token in each pass.
 
     Args:
         questions: The same on every rank; at least one.
@@ -94,6 +95,7 @@ class Answers:
         ids: Special tokens.
         placement: This rank.
         consensus: Gathers the texts.
+        block_length: Tokens of a block, if the network is trained in blocks; 0: it is not.
     """
 
     def __init__(
@@ -104,7 +106,9 @@ class Answers:
         ids: TokenIds,
         placement: Placement,
         consensus: Consensus,
+        block_length: int = 0,
     ) -> None:
+        self._block_length = block_length
         self._questions, self._length = questions, length
         self._tokenizer, self._ids = tokenizer, ids
         self._placement, self._consensus = placement, consensus
@@ -136,6 +140,11 @@ class Answers:
         self, question: HeldOutPrompt, predict: Callable[[Tensor], Tensor], device: torch.device
     ) -> list[int]:
         prompt = torch.tensor([question.prompt_ids], device=device)
+        if self._block_length:
+            output = generate_in_blocks(
+                predict, prompt, self._length, self._block_length, self._ids.mask_token_id
+            )
+            return cast(list[int], output[0, prompt.shape[1] :].tolist())
         block_length = self._length if self._length % _BLOCK_LENGTH else _BLOCK_LENGTH
         output = generate(
             lambda ids: SimpleNamespace(logits=predict(ids)),

@@ -77,7 +77,10 @@ def _build_answers(
     consensus: Consensus,
 ) -> Answers | None:
     length = config.validation.answer_length
-    room = network_config.architecture.max_length - length
+    # The canvas of an answer ends with a block.
+    room = (
+        network_config.architecture.max_length - length - max(config.objective.block_tokens - 1, 0)
+    )
     questions = choose_questions(sets, config.validation.answers, room)
     if len(questions) < config.validation.answers and placement.rank == 0:
         print(
@@ -89,4 +92,5 @@ def _build_answers(
         return None
     ids = token_ids(network_config)
     tokenizer = load_tokenizer(Path(config.model.path), ids.mask_token_id, ids.chat_template)
-    return Answers(questions, length, tokenizer, ids, placement, consensus)
+    in_blocks = config.objective.block_tokens
+    return Answers(questions, length, tokenizer, ids, placement, consensus, in_blocks)

@@ -1,5 +1,6 @@
 """Answers of a tiny random network: in the order of the prompts, cut at the first EOS."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from llada_sft.answering.answerer import Answerer, answer
 from llada_sft.answering.questions import Question, said_by_user
 from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.diffusion import generate as official
-from llada_sft.errors import DataError
+from llada_sft.errors import ConfigError, DataError
 from llada_sft.generation import Answer, SamplerSettings
 from llada_sft.model import Network
 
@@ -115,3 +116,20 @@ def test_what_the_model_suppresses_is_never_said(
         model.config.suppress_tokens = ()
     banned = set(tokenizer.convert_ids_to_tokens([used[0], used[-1]]))
     assert banned & set("".join(said)) and not banned & set("".join(again))
+
+
+def test_a_sampler_of_another_attention_is_refused_before_weights_are_read() -> None:
+    golden = Path(__file__).parents[2] / "golden"
+    with pytest.raises(ConfigError) as error:
+        Answerer.load(golden / "tiny_llada2_moe", SETTINGS, 1, 0, 0)
+    assert str(error.value) == (
+        "--sampler: must be one of llada2, llada21, got 'official': this network attends in blocks"
+    )
+    with pytest.raises(ConfigError, match=r"--sampler: must be one of official, .*full attention"):
+        Answerer.load(golden / "tiny_llada", SamplerSettings("llada2"), 1, 0, 0)
+
+
+def test_the_sampler_knows_the_end_of_a_turn(model: Network, tokenizer: Any) -> None:
+    settings = Answerer(model, tokenizer, SETTINGS).seeded(5)
+    assert settings.seed == 5
+    assert settings.eot_token_id == tokenizer.convert_tokens_to_ids("<|eot_id|>")

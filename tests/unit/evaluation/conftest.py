@@ -53,7 +53,7 @@ class GoldenModel(LoadedModel):
         self.directory, self.device, self.dtype = GOLDEN / "tiny_llada", network.device, "fp64"
         self.mask_token_id = network.config.mask_token_id
         self.max_length, self.tokenizer, self.has_template = 256, tokenizer, False
-        self._network = network
+        self._network, self.decodes_in_blocks = network, False
 
     @cached_property
     def network(self) -> Network:

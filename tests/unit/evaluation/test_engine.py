@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from llada_sft.errors import ConfigError
 from llada_sft.evaluation import engine as engine_module
 from llada_sft.evaluation.answer_cache import AnswerCache, Entry
 from llada_sft.evaluation.engine import GENERATE, ROLLING, Asked, Engine
@@ -187,3 +188,17 @@ def test_random_answers_are_the_same_in_any_batch_and_differ_in_repeats(
     assert entry["text"] == twice[3]["text"]
     other = engine_of(golden_model, *lengths, "generation.seed=1")
     assert other.entries(other.asked(GENERATE, [requests[2]]))[0]["text"] != entry["text"]
+
+
+def test_what_needs_another_attention_is_refused(golden_model: LoadedModel) -> None:
+    golden_model.decodes_in_blocks = True
+    engine = engine_of(golden_model)
+    with pytest.raises(ConfigError) as error:
+        engine.entries(engine.asked(GENERATE, [("w5 w6", {"until": []})]))
+    assert str(error.value) == (
+        "generation.sampler: must be one of llada2, llada21, got 'official': this network attends"
+        " in blocks"
+    )
+    engine = engine_of(golden_model, "generation.sampler=llada2")
+    with pytest.raises(ConfigError, match="attends in blocks, and likelihoods are computed with"):
+        engine.entries(engine.asked(LIKELIHOOD, PAIRS))

@@ -86,7 +86,7 @@ def test_each_row_of_an_uneven_batch_has_the_logits_of_its_single_run(of_family:
     def logits(*prompts: list[int]) -> list[Tensor]:
         canvas = Canvas(
             prompts,
-            length=4,
+            lengths=[4] * len(prompts),
             max_length=4,
             block_length=4,
             mask_token_id=MASK,
@@ -216,7 +216,7 @@ def test_a_fresh_cache_gives_the_logits_of_a_whole_pass(
     prompts = prompts_of(*[8 + remainder + 4 * number for number in range(num_prompts)])
     canvas = Canvas(
         prompts,
-        length=12,
+        lengths=[12] * len(prompts),
         max_length=12,
         block_length=4,
         mask_token_id=MASK,

@@ -11,9 +11,9 @@ from llada_sft.generation.settings import SAMPLERS, SamplerSettings
     ("given", "message"),
     [
         (
-            {"sampler": "llada21"},
+            {"sampler": "llada3"},
             "sampler must be one of official, threshold, factor, entropy, prefix_cache, "
-            "dual_cache, verify, got 'llada21'",
+            "dual_cache, verify, llada2, llada21, got 'llada3'",
         ),
         (
             {"gen_length": 10, "block_length": 4},
@@ -57,6 +57,42 @@ from llada_sft.generation.settings import SAMPLERS, SamplerSettings
             {"sampler": "threshold", "editing_threshold": 0.9},
             "editing_threshold is not a setting of the sampler 'threshold'; remove it",
         ),
+        (
+            {"sampler": "llada2", "editing_threshold": 0.9},
+            "editing_threshold is not a setting of the sampler 'llada2'; remove it",
+        ),
+        (
+            {"sampler": "llada2", "cfg_scale": 1.0},
+            "cfg_scale is not a setting of the sampler 'llada2'; remove it",
+        ),
+        (
+            {"sampler": "llada2", "minimal_topk": 200},
+            "minimal_topk must be at most gen_length, 128, got 200",
+        ),
+        (
+            {"sampler": "llada2", "minimal_topk": 0},
+            "minimal_topk must be a whole number above 0, got 0",
+        ),
+        (
+            {"sampler": "llada21", "steps": 8},
+            "steps is not a setting of the sampler 'llada21'; remove it",
+        ),
+        (
+            {"sampler": "llada21", "temperature": 1.0},
+            "temperature must be 0 with the sampler 'llada21', got 1.0",
+        ),
+        (
+            {"sampler": "llada21", "max_post_steps": -1},
+            "max_post_steps must be a whole number from 0 on, got -1",
+        ),
+        (
+            {"sampler": "llada21", "eos_in_prompt_ends": True},
+            "eos_in_prompt_ends is not a setting of the sampler 'llada21'; remove it",
+        ),
+        (
+            {"cache_blocks": True},
+            "cache_blocks is not a setting of the sampler 'official'; remove it",
+        ),
         ({"start_length": 32}, "start_length needs eos_early_stop with the sampler 'official'"),
         (
             {"sampler": "threshold", "eos_early_stop": False, "start_length": 32},
@@ -99,6 +135,7 @@ def test_what_tokens_are_chosen_by() -> None:
     assert choice("threshold", threshold=0.0) == ("threshold", 0)
     assert choice("threshold", threshold=0.5, factor=2.0) == ("factor", 2)
     assert choice("factor") == ("factor", 1)
+    assert choice("llada2") == choice("llada21") == ("above", 0.95)
     assert choice("entropy") == ("entropy", 0.1)
     assert choice("prefix_cache", threshold=0.5) == ("threshold", 0.5)
     assert choice("dual_cache", entropy_bound=0.0) == ("entropy", 0)
