@@ -5,9 +5,9 @@ which it resumes before anything is built. The network is then built inside Ligh
 its parameters are partitioned from the start.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal, cast
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -18,8 +18,10 @@ from llada_sft.config.schema import Config
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.prefetch import step_loader
-from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.errors import DataError
+from llada_sft.model.adapter_plan import AdapterPlan
+from llada_sft.model.configuration import NetworkConfig
+from llada_sft.model.layers.balance import Balance
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_data import build_dataset, build_noise, never_written
@@ -42,7 +44,6 @@ from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.callbacks.start_times import StartTimes
-from llada_sft.training.checkpoint.changed_files import files_changed
 from llada_sft.training.checkpoint.half_done import restart_half_done_rows
 from llada_sft.training.checkpoint.resume import Resume, find_resume
 from llada_sft.training.consensus import Consensus
@@ -51,16 +52,14 @@ from llada_sft.training.host import Host
 from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.log_interval import share_of
-from llada_sft.training.log.metrics_csv import MetricsCsv
+from llada_sft.training.log.loggers import build_loggers
 from llada_sft.training.log.signals import StepSignals, signal_columns
 from llada_sft.training.log.step_journal import StepJournal
-from llada_sft.training.log.tensorboard import TensorBoardLog
-from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.module import DiffusionModule
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
-from llada_sft.training.schedule.plan import Basis, Schedule
+from llada_sft.training.schedule.build import build_schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
 from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.build import build_validation
@@ -86,84 +85,40 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     """
     start = StartTimes(config.log.level == "debug")
     start.mark("Python and imports")
-    quiet_libraries()
-    device = choose_device(config.train.accelerator, placement.local_rank)
-    require_quantization(config.deepspeed, device)
-    torch.set_num_threads(config.train.threads_per_rank)
-    init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
-    consensus = Consensus()
-    # Files are removed from here on, and the imports took time: another process may own the run.
-    host.require_owner()
-    start.mark("ranks")
-    network_config = resolve_network(config.model)
-    balance = build_balance(config.model, network_config)
-    journal = StepJournal(host, consensus, placement.rank)
-    max_steps = config.train.max_steps
-    adapters = plan_training(config, network_config)
-    if adapters is not None and placement.rank == 0:
-        print(adapters.line(), flush=True)
-    shapes = (adapters or network_config.architecture).parameter_shapes()
-    base = "" if adapters is None else base_weights(config)
-    resume = find_resume(
-        run,
-        placement,
-        consensus,
-        host=host,
-        network=shapes,
-        max_steps=max_steps,
-        base=base,
-    )
-    host.pulse("start", resume.step)
+    job = _begin(config, run, placement, host, start)
+    resume = _find_resume(job)
     start.mark("checkpoint found and verified")
+    journal = StepJournal(host, job.consensus, placement.rank)
     if resume.stopped:
         journal.stop_agreed(resume.step)
         return "stopped"
-    if max_steps is not None and resume.step >= max_steps:
-        if placement.rank == 0:
-            print(nothing_to_do(max_steps, resume.step), flush=True)
-        return "finished"
     best = BestSoFar(config.train.keep_best, config.train.early_stop, resume.validation)
-    if best.stop_reason:
-        if placement.rank == 0:
-            print(stopped_early(best.stop_reason, resume.step), flush=True)
-            host.ended_early(f"early stop: {best.stop_reason}")
+    if _has_ended(job, resume, best):
         return "finished"
-    dataset = build_dataset(
-        config,
-        network_config,
-        placement=placement,
-        resume=resume,
-        run=run,
-        consensus=consensus,
-    )
-    note = host.note if placement.rank == 0 else None
-    restart_half_done_rows(
-        dataset, config.data, state=resume.data, run=run, consensus=consensus, note=note
-    )
-    host.pulse("start", resume.step)
-    schedule = build_schedule(config, dataset, resume, placement, consensus)
+    dataset = _find_rows(job, resume)
+    schedule = build_schedule(config, dataset, resume, placement, job.consensus)
     host.pulse("start", resume.step)
     start.mark("data and schedule")
-    row_summary = RowSummary(consensus, placement.rank, resume.step)
+    row_summary = RowSummary(job.consensus, placement.rank, resume.step)
     levels = None
     if config.objective.t_density == "importance":
         levels = LevelLosses(resume.step, resume.levels, placement.rank)
     feed = StepFeed(
         step_loader(dataset, config.data.prefetch_steps),
-        build_noise(config, network_config, placement, levels),
-        consensus,
+        build_noise(config, job.network, placement, levels),
+        job.consensus,
         stop_requested=host.stop_requested,
         first_step=resume.step,
         num_sources=len(dataset.mixed_sources),
         epoch_ended=row_summary.epoch_ended,
         pulse=host.pulse,
         schedule=schedule,
-        max_steps=max_steps,
+        max_steps=config.train.max_steps,
         writes_ended=lambda: saver.writes_ended,
     )
     nonfinite = NonFiniteSteps(
         config.train.on_nonfinite,
-        consensus,
+        job.consensus,
         placement.rank,
         note=host.note,
         max_skipped=config.train.max_skipped_steps,
@@ -172,7 +127,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     saver = CheckpointSaver(
         run,
         config.train,
-        consensus,
+        job.consensus,
         feed=feed,
         fingerprints=dataset.fingerprints(),
         journal=journal,
@@ -181,46 +136,15 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         skipped=lambda: nonfinite.skipped,
         require_owner=host.require_owner,
         levels=levels,
-        adapters=None if adapters is None else adapters.record(base, config.train.precision),
+        adapters=job.adapters_record,
         best=best,
     )
-    dora = config.lora is not None and config.lora.dora
-    compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, device, dora)
-    if compiled:
-        # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
-        torch.compiler.reset()
-    checkpointing = checkpointing_of(config, network_config, compiled)
-    line = checkpointing_line(config, network_config, checkpointing)
-    if placement.rank == 0 and line is not None:
-        print(line, flush=True)
-    module = DiffusionModule(
-        lambda: build_network(
-            config.model, network_config, config.run.seed, compiled, checkpointing, adapters
-        ),
-        config.optim,
-        log_every_n_steps=config.log.every_n_steps,
-        sources=dataset.mixed_sources,
-        report_skipped_step=nonfinite.report_skipped_step,
-        pulse=host.pulse,
-        efficiency=Efficiency.of(
-            network_config.architecture,
-            device,
-            config.train.precision,
-            config.objective.draws,
-            config.objective.block_tokens,
-            None if adapters is None else adapters.num_trained,
-        ),
-        levels=levels,
-        balance=balance,
-        signals=StepSignals(token_ids(network_config).eos_token_id, dataset.mixed_sources),
-        never_written=never_written(config, network_config),
-        block_length=config.objective.block_tokens,
-    )
+    module = _build_module(job, dataset, nonfinite, levels)
     validation = build_validation(
         config,
-        network_config,
+        job.network,
         placement,
-        consensus,
+        job.consensus,
         run=run,
         host=host,
         first_step=resume.step,
@@ -230,7 +154,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     trainer = build_trainer(
         config,
         placement,
-        device,
+        job.device,
         loggers=build_loggers(
             config,
             run,
@@ -239,7 +163,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             columns=[
                 *signal_columns(dataset.mixed_sources),
                 *map(share_of, dataset.mixed_sources),
-                *(() if balance is None else balance.COLUMNS),
+                *(() if job.balance is None else job.balance.COLUMNS),
                 *column_names(config.data.validation_sets),
             ],
             host=host,
@@ -248,7 +172,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             LeaveOnException(host.failed),
             OwnSignals(host.claim_signals),
             # Before the saver: what does not learn is not saved.
-            AdaptersLearn(adapters is not None, consensus),
+            AdaptersLearn(job.adapters is not None, job.consensus),
             # And a checkpoint knows of the validation of its step.
             *validation,
             saver,
@@ -262,12 +186,164 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
     ended = outcome(saver.stopped, trainer.global_step)
-    if best.stop_reason and placement.rank == 0 and ended == "finished":
-        print(f"step {trainer.global_step}: early stop: {best.stop_reason}", flush=True)
-        host.ended_early(f"early stop: {best.stop_reason}")
-    elif placement.rank == 0 and ended == "finished" and trainer.global_step == resume.step:
-        print(no_rows_left(resume.step), flush=True)
+    if best.stop_reason and ended == "finished":
+        job.say(f"step {trainer.global_step}: early stop: {best.stop_reason}")
+        job.note_early_stop(best.stop_reason)
+    elif ended == "finished" and trainer.global_step == resume.step:
+        job.say(no_rows_left(resume.step))
     return ended
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a rank knows before it looks for a checkpoint.
+
+    Attributes:
+        config, run, placement, host: As `train` was given them.
+        device: Where this rank computes.
+        consensus: Of all ranks.
+        network: The config of the network.
+        balance: The losses of its routers; None if it has none.
+        adapters: What is trained instead of the network's own parameters.
+        base: What identifies the weights under the adapters.
+    """
+
+    config: Config
+    run: RunDir
+    placement: Placement
+    host: Host
+    device: torch.device
+    consensus: Consensus
+    network: NetworkConfig
+    balance: Balance | None
+    adapters: AdapterPlan | None
+    base: str
+
+    @property
+    def adapters_record(self) -> dict[str, object] | None:
+        """What checkpoints say of the adapters."""
+        if self.adapters is None:
+            return None
+        return self.adapters.record(self.base, self.config.train.precision)
+
+    def say(self, line: str) -> None:
+        """Print a line, on rank 0."""
+        if self.placement.rank == 0:
+            print(line, flush=True)
+
+    def note_early_stop(self, reason: str) -> None:
+        """Record on rank 0 why the training ends."""
+        if self.placement.rank == 0:
+            self.host.ended_early(f"early stop: {reason}")
+
+
+def _begin(
+    config: Config, run: RunDir, placement: Placement, host: Host, start: StartTimes
+) -> _Job:
+    """Meet the other ranks, and find out what is trained."""
+    quiet_libraries()
+    device = choose_device(config.train.accelerator, placement.local_rank)
+    require_quantization(config.deepspeed, device)
+    torch.set_num_threads(config.train.threads_per_rank)
+    init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
+    consensus = Consensus()
+    # Files are removed from here on, and the imports took time: another process may own the run.
+    host.require_owner()
+    start.mark("ranks")
+    network = resolve_network(config.model)
+    balance = build_balance(config.model, network)
+    adapters = plan_training(config, network)
+    base = "" if adapters is None else base_weights(config)
+    job = _Job(config, run, placement, host, device, consensus, network, balance, adapters, base)
+    if adapters is not None:
+        job.say(adapters.line())
+    return job
+
+
+def _find_resume(job: _Job) -> Resume:
+    """Agree on the checkpoint to resume from."""
+    resume = find_resume(
+        job.run,
+        job.placement,
+        job.consensus,
+        host=job.host,
+        network=(job.adapters or job.network.architecture).parameter_shapes(),
+        max_steps=job.config.train.max_steps,
+        base=job.base,
+    )
+    job.host.pulse("start", resume.step)
+    return resume
+
+
+def _has_ended(job: _Job, resume: Resume, best: BestSoFar) -> bool:
+    """Return whether all steps of the training are made; if so, say why."""
+    max_steps = job.config.train.max_steps
+    if max_steps is not None and resume.step >= max_steps:
+        job.say(nothing_to_do(max_steps, resume.step))
+        return True
+    if best.stop_reason:
+        job.say(stopped_early(best.stop_reason, resume.step))
+        job.note_early_stop(best.stop_reason)
+    return bool(best.stop_reason)
+
+
+def _find_rows(job: _Job, resume: Resume) -> StepDataset:
+    """Find this rank's rows, and where to start in them."""
+    dataset = build_dataset(
+        job.config,
+        job.network,
+        placement=job.placement,
+        resume=resume,
+        run=job.run,
+        consensus=job.consensus,
+    )
+    restart_half_done_rows(
+        dataset,
+        job.config.data,
+        state=resume.data,
+        run=job.run,
+        consensus=job.consensus,
+        note=job.host.note if job.placement.rank == 0 else None,
+    )
+    job.host.pulse("start", resume.step)
+    return dataset
+
+
+def _build_module(
+    job: _Job, dataset: StepDataset, nonfinite: NonFiniteSteps, levels: LevelLosses | None
+) -> DiffusionModule:
+    config, network, adapters = job.config, job.network, job.adapters
+    dora = config.lora is not None and config.lora.dora
+    compiled = compiles(config.model, config.deepspeed.hooks_inside_blocks, job.device, dora)
+    if compiled:
+        # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
+        torch.compiler.reset()
+    checkpointing = checkpointing_of(config, network, compiled)
+    if line := checkpointing_line(config, network, checkpointing):
+        job.say(line)
+    return DiffusionModule(
+        lambda: build_network(
+            config.model, network, config.run.seed, compiled, checkpointing, adapters
+        ),
+        config.optim,
+        log_every_n_steps=config.log.every_n_steps,
+        sources=dataset.mixed_sources,
+        report_skipped_step=nonfinite.report_skipped_step,
+        pulse=job.host.pulse,
+        efficiency=Efficiency.of(
+            network.architecture,
+            job.device,
+            config.train.precision,
+            config.objective.draws,
+            config.objective.block_tokens,
+            None if adapters is None else adapters.num_trained,
+        ),
+        levels=levels,
+        balance=job.balance,
+        signals=StepSignals(token_ids(network).eos_token_id, dataset.mixed_sources),
+        never_written=never_written(config, network),
+        block_length=config.objective.block_tokens,
+    )
 
 
 def outcome(stopped: bool, step: int) -> Outcome:
@@ -321,66 +397,3 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def build_schedule(
-    config: Config,
-    dataset: StepDataset,
-    resume: Resume,
-    placement: Placement,
-    consensus: Consensus,
-) -> Schedule:
-    """Build the schedule from the checkpoint's, or sample rows to plan a new one."""
-    # Rank 0 decides: a rank that sees another version of the hook must not use another rate.
-    seen = consensus.gather(Basis.of(config, dataset.sources, placement.world_size))
-    basis = cast(Basis, seen[0])
-    planned = resume.planned
-    changed = resume.data is not None and files_changed(
-        resume.data, dataset.fingerprints(), consensus
-    )
-    yields = None if planned is None else planned.yields_for(basis, placement.rank, changed)
-    dataset.know_yields(yields, SAMPLE_ROWS)
-
-    def say(line: str) -> None:
-        if placement.rank == 0:
-            print(line, flush=True)
-
-    ratio = 1.0
-    # With slurm.elastic the global batch was the same on another number of ranks.
-    if resume.world_size is not None and config.slurm.elastic is None:
-        ratio = resume.world_size / placement.world_size
-    return Schedule(
-        config.optim,
-        basis,
-        step=resume.step,
-        kept=planned,
-        data_changed=changed,
-        say=say,
-        older_ratio=ratio,
-    )
-
-
-def build_loggers(
-    config: Config,
-    run: RunDir,
-    placement: Placement,
-    first_step: int,
-    columns: Sequence[str],
-    host: Host,
-) -> list[Logger]:
-    """Make the loggers that the config asks for; a resumed run continues their curves."""
-    loggers: list[Logger] = []
-    if config.log.csv:
-        loggers.append(MetricsCsv(run.metrics, first_step, columns, host.require_owner))
-    if config.log.tensorboard:
-        loggers.append(
-            TensorBoardLog(run.logs, name="tensorboard", version="", purge_step=first_step + 1)
-        )
-    if config.log.wandb_project and placement.rank == 0:
-
-        def warn(text: str) -> None:
-            print(text, flush=True)
-            host.note({"event": "warning", "detail": text})
-
-        loggers.append(WandbLog(config.log.wandb_project, run, config.run.name, warn))
-    return loggers

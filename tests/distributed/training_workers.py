@@ -14,6 +14,7 @@ import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+import llada_sft.training.build_data as build_data
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.config.schema import Config
@@ -328,7 +329,7 @@ def _trained(
         return bool(stop_at) and placement().rank == 0 and len(fed) >= stop_at - 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "NoiseSource", Recorder)
+        patch.setattr(build_data, "NoiseSource", Recorder)
         _train(config, Path(folder), stop)
     newest = newest_checkpoint(run.checkpoints)
     assert newest is not None

@@ -1,5 +1,6 @@
 """Numbers of a run, and what its training records.
 
+loggers.py           those that a config asks for
 log_interval.py      the numbers of the log that cover several steps
 signals.py           what the losses say: by noise level, their variance, the share of EOS
 efficiency.py        what part of a GPU's rate the training reaches, and peak memory

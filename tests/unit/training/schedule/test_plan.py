@@ -24,8 +24,8 @@ from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.noising import StepBatch
+from llada_sft.training.schedule.build import build_schedule
 from llada_sft.training.schedule.plan import Basis, Planned, Schedule
-from llada_sft.training.trainer import build_schedule
 from tests.unit.data.stepping import WholePositions
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import source
