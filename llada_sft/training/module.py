@@ -114,14 +114,14 @@ class DiffusionModule(pl.LightningModule):
             groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps, fused=True
         )
 
-    def forward(self, batch: MicroBatch | Tensor) -> Tensor:
+    def forward(self, batch: MicroBatch | dict[str, Any]) -> Tensor:
         """Return this rank's part of the global batch's loss, times the number of ranks.
 
-        Of token ids [B, L] it returns the logits [B, L, V].
+        Of arguments of the network, `input_ids` among them, it returns the logits.
         """
         assert self.network is not None
-        if isinstance(batch, Tensor):
-            logits: Tensor = self.network(batch).logits
+        if isinstance(batch, dict):
+            logits: Tensor = self.network(**batch).logits
             return logits
         routing = Routing()
         loss: Tensor = self.network(
@@ -265,7 +265,7 @@ class DiffusionModule(pl.LightningModule):
         self._interval.resume()
         self._pulse("step", self.global_step)
 
-    def evaluate(self, batch: MicroBatch | Tensor) -> Tensor:
+    def evaluate(self, batch: MicroBatch | dict[str, Any]) -> Tensor:
         """Run the network as `forward` does; every rank must call this equally often."""
         result: Tensor = self._zero3.deepspeed_engine(batch)
         return result

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llada_sft.config.schema import Config
-from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
+from llada_sft.errors import ConfigError
+from llada_sft.generation.settings import SamplerSettings
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -18,6 +20,9 @@ from llada_sft.training.validation.batches import ValidationBatches
 from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.callback import Validation
 from llada_sft.training.validation.rows import ValidationSet
+
+# Of the sampler, where it divides the length of the answers; otherwise an answer is one block.
+BLOCK_LENGTH = 32
 
 
 def build_validation(
@@ -89,4 +94,30 @@ def _build_answers(
         return None
     ids = token_ids(network_config)
     tokenizer = load_tokenizer(Path(config.model.path), ids.mask_token_id, ids.chat_template)
-    return Answers(questions, length, tokenizer, ids, placement, consensus)
+    settings = sampler_settings(config, network_config, ids)
+    return Answers(questions, settings, tokenizer, ids, placement, consensus)
+
+
+def sampler_settings(
+    config: Config, network_config: NetworkConfig, ids: TokenIds
+) -> SamplerSettings:
+    """Return the settings of `validation.sampler`, at their defaults.
+
+    Raises:
+        ConfigError: The sampler is not for this network.
+    """
+    in_blocks = network_config.architecture.decodes_in_blocks
+    name = config.validation.sampler or ("llada2" if in_blocks else "official")
+    length = config.validation.answer_length
+    divides = length % BLOCK_LENGTH == 0 or in_blocks
+    settings = SamplerSettings(
+        sampler=name,
+        gen_length=length,
+        block_length=BLOCK_LENGTH if divides else length,
+        mask_token_id=ids.mask_token_id,
+        eos_token_id=ids.eos_token_id,
+    )
+    mismatch = settings.mismatch(in_blocks)
+    if mismatch is not None:
+        raise ConfigError(f"validation.{mismatch.replace(' ', ': ', 1)}")
+    return settings
