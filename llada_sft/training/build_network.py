@@ -49,6 +49,19 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
     )
 
 
+def trained_network(config: Config) -> NetworkConfig:
+    """Return the network's config as a training leaves it.
+
+    Raises:
+        LladaSftError: The directory, or the tokenizer, cannot be used.
+    """
+    network = resolve_network(config.model)
+    if config.objective.kind == "block" and not network.architecture.decodes_in_blocks:
+        # Samplers run it as it is trained.
+        return network.changed(decodes_in_blocks=True)
+    return network
+
+
 def plan_training(config: Config, network: NetworkConfig) -> AdapterPlan | None:
     """Return the adapters that are trained; None: the network's own parameters are.
 

@@ -31,8 +31,8 @@ from llada_sft.training.build_network import (
     checkpointing_of,
     compiles,
     plan_training,
-    resolve_network,
     token_ids,
+    trained_network,
 )
 from llada_sft.training.callbacks.adapters_learn import AdaptersLearn
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
@@ -95,7 +95,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     start.mark("ranks")
-    network_config = resolve_network(config.model)
+    network_config = trained_network(config)
     balance = build_balance(config.model, network_config)
     journal = StepJournal(host, consensus, placement.rank)
     max_steps = config.train.max_steps
@@ -214,7 +214,6 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         balance=balance,
         signals=StepSignals(token_ids(network_config).eos_token_id, dataset.mixed_sources),
         never_written=never_written(config, network_config),
-        block_length=config.objective.block_tokens,
     )
     validation = build_validation(
         config,
