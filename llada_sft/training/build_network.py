@@ -97,13 +97,13 @@ def build_network(
 
     Args:
         config: The model section.
-        network: What `resolve_network` returned.
+        network: What `resolve_network` or `trained_network` returned.
         seed: Seed of the random weights.
         compiled: Whether its blocks are compiled.
         checkpointing: What `checkpointing_of` chose; None keeps as little as possible.
         adapters: What is trained instead of the network's own parameters.
     """
-    model = build_model(network if config.size else Path(config.path), seed)
+    model = build_model(network if config.size else Path(config.path), seed, network)
     if adapters is not None:
         add_adapters(model, adapters, seed)
     model.set_activation_checkpointing(checkpointing or "full")
