@@ -125,7 +125,7 @@ RULES: Mapping[str, Rule] = {
     **_trained("the checkpoint's optimizer states are of this precision", "train", "precision"),
     **_stated(_LAST_BITS, "train", "accelerator", "threads_per_rank"),
     **_stated("validation numbers before and after are of other masks", "validation", "draws"),
-    **_free("validation", "answers", "answer_length"),
+    **_free("validation", "answers", "answer_length", "sampler"),
     **_free("train", "validate_every_steps", "validation_max_rows", "checkpoint_every_steps"),
     **_free("train", "keep_best", "early_stop"),
     **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite", "max_skipped_steps"),

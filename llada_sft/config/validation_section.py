@@ -1,12 +1,23 @@
 """The section `validation`: what is done with the rows of `data.validation`, and its numbers."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llada_sft.config.values import NonEmptyStr, PositiveInt, Section
 
+SamplerName = Literal[
+    "official",
+    "threshold",
+    "factor",
+    "entropy",
+    "prefix_cache",
+    "dual_cache",
+    "verify",
+    "llada2",
+    "llada21",
+]
 # Of the numbers of a set, those by which checkpoints can be compared: the lower, the better.
 LOWER_IS_BETTER = ("loss", "bound", "perplexity")
 
@@ -15,12 +26,15 @@ class ValidationConfig(Section):
     # Masks of each row, each of another noise level: a row costs as many forward passes. The more,
     # the less the numbers depend on the masks (docs/validation.md).
     draws: Annotated[int, Field(ge=1, le=1024)] = 4
-    # Held-out prompts that are answered at each validation, by the official sampler, and logged as
-    # texts next to their references: in logs/answers.jsonl and TensorBoard. 0 = none.
+    # Held-out prompts that are answered at each validation, and logged as texts next to their
+    # references: in logs/answers.jsonl and TensorBoard. 0 = none.
     answers: Annotated[int, Field(ge=0, le=256)] = 0
-    # Tokens of an answer; it costs as many forward passes. Prompts that leave no room for it within
-    # the model's max_sequence_length are not chosen.
+    # Tokens of an answer, at most. Prompts that leave no room for it within the model's
+    # max_sequence_length are not chosen.
     answer_length: Annotated[int, Field(ge=1, le=4096)] = 128
+    # What answers them (docs/samplers.md). null = official, one forward pass for each token; of a
+    # network that attends in blocks llada2. Others need fewer passes, and stop at EOS.
+    sampler: SamplerName | None = None
 
 
 class EarlyStopConfig(Section):

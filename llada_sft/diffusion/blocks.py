@@ -10,8 +10,6 @@ blocks add to that: where they are, and levels that are spread over those of an 
 Shapes: L positions of one example; K blocks of it have answer tokens.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -103,44 +101,3 @@ def draw_band(
         weight = 1 / share if of_answer and len(chosen) else 1.0
         noises.append(Noise(masked, share, weight, level))
     return noises
-
-
-@torch.no_grad()
-def generate_in_blocks(
-    predict: Callable[[Tensor], Tensor],
-    prompt: Tensor,
-    gen_length: int,
-    block_length: int,
-    mask_token_id: int,
-) -> Tensor:
-    """Answer a prompt block by block, the most certain token of a block in each pass.
-
-    It makes `gen_length` passes, whatever is predicted: ranks that predict together stay together.
-    The samplers `llada2` and `llada21` of `llada_sft.generation` write more tokens at once.
-
-    Args:
-        predict: Returns the logits [1, L, V] of token ids [1, L], with block-causal attention.
-        prompt: [1, P] int64.
-        gen_length: Tokens of the answer, its end included.
-        block_length: Tokens of a block, counted from the start of the prompt.
-        mask_token_id: Stands where nothing is written yet; it is never written.
-
-    Returns:
-        [1, P + gen_length] int64.
-    """
-    start, end = prompt.shape[1], prompt.shape[1] + gen_length
-    # The network knows whole blocks.
-    canvas = prompt.new_full((1, end + -end % block_length), mask_token_id)
-    canvas[:, :start] = prompt
-    is_open = torch.zeros(canvas.shape[1], dtype=torch.bool, device=prompt.device)
-    is_open[start:end] = True
-    blocks = torch.arange(canvas.shape[1], device=prompt.device) // block_length
-    for _ in range(gen_length):
-        logits = predict(canvas)[0].double()  # [L, V]
-        logits[:, mask_token_id] = -torch.inf
-        confidences, tokens = logits.softmax(-1).max(-1)
-        # The first block that has an open place.
-        in_block = is_open & (blocks == blocks[is_open][0])
-        place = confidences.masked_fill(~in_block, -1.0).argmax()
-        canvas[0, place], is_open[place] = tokens[place], False
-    return canvas[:, :end]

@@ -10,7 +10,7 @@ from llada_sft.generation.candidates import Candidates
 from llada_sft.generation.canvas import Canvas
 from llada_sft.generation.llada2 import BlockCausalDecoder
 from llada_sft.generation.official import fill_officially
-from llada_sft.generation.predictor import Predictor
+from llada_sft.generation.predictor import Forward, Predictor
 from llada_sft.generation.settings import SamplerSettings
 from llada_sft.generation.verify import Verifier
 from llada_sft.model.layers.blocks import Blocks
@@ -47,6 +47,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     settings: SamplerSettings,
     watch: Callable[[list[list[int]]], None] | None = None,
+    forward: Forward | None = None,
 ) -> list[Answer]:
     """Answer prompts, all of them in one batch; each as if it were alone.
 
@@ -55,6 +56,7 @@ def generate(
         prompts: Token ids; their lengths may differ.
         settings: For all of them.
         watch: Called before each forward pass with the answers as they stand, mask tokens included.
+        forward: What computes the passes; None: the model.
 
     Returns:
         The answers in the order of the prompts.
@@ -86,7 +88,7 @@ def generate(
             watch(canvas.answers())
 
     blocks = Blocks(settings.block_length) if settings.in_blocks else None
-    predictor = Predictor(model, canvas, settings.cfg_scale, show, blocks, never)
+    predictor = Predictor(model, canvas, settings.cfg_scale, show, blocks, never, forward)
     if settings.exact and settings.sampler == "official":
         fill_officially(predictor, canvas, settings, _suppressed(model), last)
     else:

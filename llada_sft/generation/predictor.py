@@ -5,6 +5,7 @@ L positions, Q positions that a pass computes, M wanted positions, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from llada_sft.generation.canvas import Canvas
 from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.cache import KeyValueCache
 from llada_sft.model.network import Network
+
+# Takes arguments of `Network.forward`, returns its logits.
+Forward = Callable[[dict[str, Any]], Tensor]
 
 
 class Predictor:
@@ -26,6 +30,7 @@ class Predictor:
         before_pass: Called before each pass.
         blocks: How the network attends; None: each position sees all of its row.
         never: Tokens whose logits are -inf.
+        forward: What computes; None: the model.
 
     Attributes:
         num_passes: [B] int64, passes in which each row took part.
@@ -40,9 +45,11 @@ class Predictor:
         before_pass: Callable[[], None] = lambda: None,
         blocks: Blocks | None = None,
         never: Sequence[int] = (),
+        forward: Forward | None = None,
     ) -> None:
         self._model, self._canvas, self._cfg_scale = model, canvas, cfg_scale
         self._before_pass, self._blocks, self._never = before_pass, blocks, never
+        self._forward = self._model_logits if forward is None else forward
         self.num_passes = torch.zeros_like(canvas.starts)
         self.num_rows = torch.zeros_like(canvas.starts)
 
@@ -88,15 +95,16 @@ class Predictor:
 
         def predict(ids: Tensor, indices: Tensor) -> Tensor:
             times = len(ids) // len(rows)
-            logits: Tensor = self._model(
-                ids,
-                attention_mask=None if real is None else real.repeat(times, 1),
-                positions=indices,
-                cache=cache,
-                places=None if places is None else places.repeat(times, 1),
-                blocks=self._blocks,
-            ).logits
-            return logits
+            return self._forward(
+                {
+                    "input_ids": ids,
+                    "attention_mask": None if real is None else real.repeat(times, 1),
+                    "positions": indices,
+                    "cache": cache,
+                    "places": None if places is None else places.repeat(times, 1),
+                    "blocks": self._blocks,
+                }
+            )
 
         predict_guided = guided(predict, is_prompt, self._cfg_scale, self._canvas.mask_token_id)
         return without(predict_guided(ids, wanted.flatten().nonzero()[:, 0]), self._never)
@@ -113,6 +121,11 @@ class Predictor:
             kept: [R] bool.
         """
         cache.keep((kept if self._cfg_scale == 0 else kept.repeat(2)).nonzero()[:, 0])
+
+    def _model_logits(self, arguments: dict[str, Any]) -> Tensor:
+        arguments = dict(arguments)
+        logits: Tensor = self._model(arguments.pop("input_ids"), **arguments).logits
+        return logits
 
     def _count(self, rows: Tensor) -> None:
         times = 2 if self._cfg_scale else 1

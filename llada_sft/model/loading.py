@@ -73,12 +73,15 @@ def load_model(
     return model
 
 
-def build_model(source: Path | NetworkConfig, seed: int = 0) -> Network:
+def build_model(
+    source: Path | NetworkConfig, seed: int = 0, config: NetworkConfig | None = None
+) -> Network:
     """Build a network for training; inside `deepspeed.zero.Init` it is born partitioned.
 
     Args:
         source: A model directory, or a config for random weights.
         seed: Of the random weights.
+        config: Of a directory's network; None: the one that is there.
 
     Raises:
         CheckpointError: The directory is not such a checkpoint; the same on every rank.
@@ -87,7 +90,7 @@ def build_model(source: Path | NetworkConfig, seed: int = 0) -> Network:
         model = Network(source)
         initialize(model, seed)
         return model
-    model = Network(read_config(source))
+    model = Network(read_config(source) if config is None else config)
     load_weights(model, source)
     return model
 

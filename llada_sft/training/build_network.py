@@ -49,6 +49,19 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
     )
 
 
+def trained_network(config: Config) -> NetworkConfig:
+    """Return the network's config as a training leaves it.
+
+    Raises:
+        LladaSftError: The directory, or the tokenizer, cannot be used.
+    """
+    network = resolve_network(config.model)
+    if config.objective.kind == "block" and not network.architecture.decodes_in_blocks:
+        # Samplers run it as it is trained.
+        return network.changed(decodes_in_blocks=True)
+    return network
+
+
 def plan_training(config: Config, network: NetworkConfig) -> AdapterPlan | None:
     """Return the adapters that are trained; None: the network's own parameters are.
 
@@ -84,13 +97,13 @@ def build_network(
 
     Args:
         config: The model section.
-        network: What `resolve_network` returned.
+        network: What `resolve_network` or `trained_network` returned.
         seed: Seed of the random weights.
         compiled: Whether its blocks are compiled.
         checkpointing: What `checkpointing_of` chose; None keeps as little as possible.
         adapters: What is trained instead of the network's own parameters.
     """
-    model = build_model(network if config.size else Path(config.path), seed)
+    model = build_model(network if config.size else Path(config.path), seed, network)
     if adapters is not None:
         add_adapters(model, adapters, seed)
     model.set_activation_checkpointing(checkpointing or "full")

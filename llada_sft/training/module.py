@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from llada_sft.config.schema import OptimConfig
 from llada_sft.model.adapter_plan import MAGNITUDE
 from llada_sft.model.layers.balance import Balance, Routing
-from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.head import LossTerms
 from llada_sft.model.network import Network
 from llada_sft.training.host import Phase
@@ -71,7 +70,6 @@ class DiffusionModule(pl.LightningModule):
         signals: Sums up what the losses say; None: it is not logged.
         never_written: With `objective.edit` by the network itself, the mask token, which is never
             put in the place of another; None: without it.
-        block_length: Tokens of a block, if it is trained in blocks; 0: it is not.
     """
 
     def __init__(
@@ -89,12 +87,10 @@ class DiffusionModule(pl.LightningModule):
         balance: Balance | None = None,
         signals: StepSignals | None = None,
         never_written: int | None = None,
-        block_length: int = 0,
     ) -> None:
         super().__init__()
         self._balance, self._signals = balance, signals
         self._never_written = never_written
-        self._blocks = Blocks(block_length) if block_length else None
         self.automatic_optimization = False
         self._build_network, self._levels = build_network, levels
         self._optim = optim
@@ -125,15 +121,14 @@ class DiffusionModule(pl.LightningModule):
             groups, lr=self._optim.lr, betas=self._optim.betas, eps=self._optim.eps, fused=True
         )
 
-    def forward(self, batch: MicroBatch | Tensor) -> Tensor:
+    def forward(self, batch: MicroBatch | dict[str, Any]) -> Tensor:
         """Return this rank's part of the global batch's loss, times the number of ranks.
 
-        Of token ids [B, L] it returns the logits [B, L, V], with block-causal attention if it is
-        trained in blocks.
+        Of arguments of the network, `input_ids` among them, it returns the logits.
         """
         assert self.network is not None
-        if isinstance(batch, Tensor):
-            logits: Tensor = self.network(batch, blocks=self._blocks).logits
+        if isinstance(batch, dict):
+            logits: Tensor = self.network(**batch).logits
             return logits
         routing = Routing()
         loss: Tensor = self.network(
@@ -295,7 +290,7 @@ class DiffusionModule(pl.LightningModule):
         self._interval.resume()
         self._pulse("step", self.global_step)
 
-    def evaluate(self, batch: MicroBatch | Tensor) -> Tensor:
+    def evaluate(self, batch: MicroBatch | dict[str, Any]) -> Tensor:
         """Run the network as `forward` does; every rank must call this equally often."""
         result: Tensor = self._zero3.deepspeed_engine(batch)
         return result

@@ -126,10 +126,10 @@ def noisy_micro_batch(
         noisy = clean.clone()
     else:
         noisy = torch.from_numpy(batch.noisy_ids).flatten().clone()
-    for number, (span, noise) in enumerate(zip(parts.spans, noises, strict=True)):
+    for number, (span, noise, by) in enumerate(zip(parts.spans, noises, divisors, strict=True)):
         masked[span] = noise.masked
-        coefficients[span] = noise.weight / divisors[number]
-        certain[span] = noise.importance / divisors[number]
+        coefficients[span] = noise.weight / by
+        certain[span] = noise.importance / by
         of_confidence[span] = 0.0 if confidence is None else confidence[number]
         if not corrupted[parts.rows[number]]:
             noisy[span].masked_fill_(noise.masked, mask_token_id)
@@ -160,11 +160,12 @@ def noisy_micro_batch(
     real, coefficients = batch.attention_mask, coefficients[positions].float()
     terms = None
     if confidence is not None:
+        of_confidence = of_confidence[positions].float()
         rows, num_rows = parts.at(positions), max(1, len(parts))
-        if bool(plain.any()):
+        if plain.any():
             # In a row of their own: predicted right, they do not count among an answer's tokens.
             rows, num_rows = rows.masked_fill(plain[positions], num_rows), num_rows + 1
-        terms = LossTerms(coefficients, rows, num_rows, of_confidence[positions].float())
+        terms = LossTerms(coefficients, rows, num_rows, of_confidence)
     return MicroBatch(
         noisy_ids=noisy.view(batch.input_ids.shape),
         attention_mask=None if real is None else torch.from_numpy(real),
@@ -269,16 +270,17 @@ class NoiseSource:
         if self.draws == 2:
             batch = each_twice(batch)
         parts = Parts(batch.spans, rows, self.draws)
-        counted = torch.from_numpy(batch.response_mask).flatten()
+        learned = torch.from_numpy(batch.response_mask).flatten()
         lengths = [int(mask.sum()) for mask in response_masks(batch)]
         of_rows = self._divisors(lengths, counts)
         divisors = [of_rows[row] for row in parts.rows]
         confidence = None
         if self.objective.confidence_weight:
             # With weight λ: λ times the part's share of the batch, for the mean of its entropies.
+            sizes = self._sizes(parts, learned)
             confidence = [
-                self.objective.confidence_weight * noise.importance * int(counted[span].sum()) / by
-                for noise, span, by in zip(parts.noises, parts.spans, divisors, strict=True)
+                self.objective.confidence_weight * noise.importance * size / by
+                for noise, size, by in zip(parts.noises, sizes, divisors, strict=True)
             ]
         made = noisy_micro_batch(
             batch,
@@ -296,6 +298,12 @@ class NoiseSource:
         if self.objective.block_tokens:
             made = in_two_halves(made, batch, self.objective.block_tokens)
         return made
+
+    def _sizes(self, parts: Parts, learned: Tensor) -> list[int]:
+        """Count what `_divisors` counts of each part: its response tokens, or the masked ones."""
+        if self.objective.band is not None and self.objective.normalization == "token":
+            return [int(noise.masked.sum()) for noise in parts.noises]
+        return [int(learned[span].sum()) for span in parts.spans]
 
     def _levels(
         self, batch: UnmaskedBatch, parts: Parts, counts: Report, made: MicroBatch

@@ -33,8 +33,8 @@ from llada_sft.training.build_network import (
     checkpointing_of,
     compiles,
     plan_training,
-    resolve_network,
     token_ids,
+    trained_network,
 )
 from llada_sft.training.callbacks.adapters_learn import AdaptersLearn
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
@@ -250,7 +250,7 @@ def _begin(
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     start.mark("ranks")
-    network = resolve_network(config.model)
+    network = trained_network(config)
     balance = build_balance(config.model, network)
     adapters = plan_training(config, network)
     base = "" if adapters is None else base_weights(config)
@@ -342,7 +342,6 @@ def _build_module(
         balance=job.balance,
         signals=StepSignals(token_ids(network).eos_token_id, dataset.mixed_sources),
         never_written=never_written(config, network),
-        block_length=config.objective.block_tokens,
     )
 
 

@@ -151,7 +151,11 @@ MUTANTS = (
     *of_file(
         "training/validation/answers.py",
         "training/validation/test_answers.py",
-        ("number = first + rank", "number = first", "all ranks answer the same prompts"),
+        (
+            "_questions[rank::world_size]",
+            "_questions[::world_size]",
+            "all ranks answer the same prompts",
+        ),
         ("0 < len(question.prompt_ids) <= longest_prompt", "True", "prompts that do not fit"),
     ),
     *of_file(

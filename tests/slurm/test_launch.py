@@ -1,4 +1,4 @@
-"""`launch.py` on a real SLURM: with mistakes.
+"""`launch.py` on a real SLURM: with mistakes, and a training that ends early.
 
 What is trained is the demo's network, on CPU, two ranks on each of two nodes.
 """
@@ -12,6 +12,8 @@ from conftest import Launched
 from llada_sft.cluster import failures, journal
 from llada_sft.cluster.watch import logs, status
 from llada_sft.run_dir import RunDir
+from llada_sft.training.checkpoint.folder import list_checkpoints
+from llada_sft.training.log.metrics_csv import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -72,3 +74,23 @@ def test_what_srun_refuses_is_the_cause(cluster: Cluster, launched: Launched) ->
     assert (fields["ExitCode"], causes(run)) == ("2:0", ["mistake"])
     (failed,) = (e for e in journal.read(run.journal) if e["event"] == "failed")
     assert failed["error"].startswith("no rank was started: srun: error: Unable to create step")
+
+
+def test_an_early_stop_completes_the_job(cluster: Cluster, launched: Launched) -> None:
+    """Its rate is so low that no validation is better than the first one."""
+    run, job = launched(
+        "early",
+        40,
+        "optim.lr=1e-30",
+        "optim.final_lr=0",
+        "train.validate_every_steps=2",
+        "train.early_stop={metric: validation_loss, patience: 2}",
+    )
+    fields = cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S)
+    assert (fields["ExitCode"], fields["Restarts"]) == ("0:0", "0")
+    # Validated at 2, 4 and 6; the checkpoint of that step is there, whenever one was due.
+    rows = [int(row["step"]) for row in read_metrics(run.metrics) if row.get("validation_loss")]
+    assert rows == [2, 4, 6]
+    assert [step for step, _ in list_checkpoints(run.checkpoints)][-1] == 6
+    shown = "\n".join(status.status_lines(run))
+    assert "early stop: validation_loss was not below" in shown

@@ -1,13 +1,13 @@
 """A few held-out prompts, answered at each validation and logged next to their references.
 
-Under ZeRO-3 a forward pass needs all ranks. The prompts are dealt to the ranks, and each rank makes
-the same number of passes: one that has fewer prompts answers the first prompt once more, and that
-answer is dropped. What rank 0 gathers are the texts of at most `validation.answers` prompts.
+Under ZeRO-3 a forward pass needs all ranks. The prompts are dealt to the ranks, and how many passes
+an answer takes depends on its tokens. So before each pass the ranks ask whether any of them needs
+one; a rank that has answered its prompts makes empty passes until none does. What rank 0 gathers
+are the texts of at most `validation.answers` prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,14 +16,12 @@ from torch import Tensor
 
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
-from llada_sft.diffusion.blocks import generate_in_blocks
-from llada_sft.diffusion.generate import generate
+from llada_sft.generation import SamplerSettings, generate
+from llada_sft.generation.predictor import Forward
+from llada_sft.model.network import Network
 from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.validation.rows import ValidationSet
-
-# Of the sampler, where it divides the length of the answers; otherwise an answer is one block.
-_BLOCK_LENGTH = 32
 
 
 @dataclass(frozen=True)
@@ -86,76 +84,63 @@ def _question(set_name: str, example: Example) -> HeldOutPrompt:
 
 
 class Answers:
-    """Answers the chosen prompts by the official sampler, or in blocks; one token in each pass.
+    """Answers the chosen prompts.
 
     Args:
         questions: The same on every rank; at least one.
-        length: Tokens of an answer, and its forward passes.
+        settings: Of the sampler.
         tokenizer: Makes texts of tokens.
         ids: Special tokens.
         placement: This rank.
-        consensus: Gathers the texts.
-        block_length: Tokens of a block, if the network is trained in blocks; 0: it is not.
+        consensus: Keeps the passes of the ranks in step, and gathers the texts.
     """
 
     def __init__(
         self,
         questions: Sequence[HeldOutPrompt],
-        length: int,
+        settings: SamplerSettings,
         tokenizer: Any,
         ids: TokenIds,
         placement: Placement,
         consensus: Consensus,
-        block_length: int = 0,
     ) -> None:
-        self._block_length = block_length
-        self._questions, self._length = questions, length
+        self._questions, self._settings = questions, settings
         self._tokenizer, self._ids = tokenizer, ids
         self._placement, self._consensus = placement, consensus
 
-    def answer(
-        self, predict: Callable[[Tensor], Tensor], device: torch.device
-    ) -> list[LoggedAnswer]:
+    def answer(self, network: Network, forward: Forward) -> list[LoggedAnswer]:
         """Answer all prompts; every rank must call this, and all get all answers.
 
         Args:
-            predict: Returns the logits [1, L, V] of token ids [1, L]; all ranks call it together.
-            device: Where the ids must be.
+            network: In evaluation mode.
+            forward: Computes its passes; all ranks call it together.
         """
         rank, world_size = self._placement.rank, self._placement.world_size
-        own: list[LoggedAnswer] = []
-        for first in range(0, len(self._questions), world_size):
-            number = first + rank
-            is_own = number < len(self._questions)
-            question = self._questions[number if is_own else 0]
-            ids = self._generate(question, predict, device)
-            if is_own:
-                own.append(self._logged(question, ids))
+        own = [
+            self._logged(question, self._generate(question, network, forward))
+            for question in self._questions[rank::world_size]
+        ]
+        self._wait_for_others(network, forward)
         of_ranks = cast(list[list[LoggedAnswer]], self._consensus.gather(own))
         # Rank r has the prompts r, r + W, ...
         turns = range(max(map(len, of_ranks)))
         return [of_rank[turn] for turn in turns for of_rank in of_ranks if turn < len(of_rank)]
 
     def _generate(
-        self, question: HeldOutPrompt, predict: Callable[[Tensor], Tensor], device: torch.device
-    ) -> list[int]:
-        prompt = torch.tensor([question.prompt_ids], device=device)
-        if self._block_length:
-            output = generate_in_blocks(
-                predict, prompt, self._length, self._block_length, self._ids.mask_token_id
-            )
-            return cast(list[int], output[0, prompt.shape[1] :].tolist())
-        block_length = self._length if self._length % _BLOCK_LENGTH else _BLOCK_LENGTH
-        output = generate(
-            lambda ids: SimpleNamespace(logits=predict(ids)),
-            prompt,
-            steps=self._length,
-            gen_length=self._length,
-            block_length=block_length,
-            mask_token_id=self._ids.mask_token_id,
-        )
-        answer: list[int] = output[0, prompt.shape[1] :].tolist()
-        return answer
+        self, question: HeldOutPrompt, network: Network, forward: Forward
+    ) -> Sequence[int]:
+        def predict(arguments: dict[str, Any]) -> Tensor:
+            self._consensus.largest(1)
+            return forward(arguments)
+
+        (answer,) = generate(network, [question.prompt_ids], self._settings, forward=predict)
+        return answer.ids
+
+    def _wait_for_others(self, network: Network, forward: Forward) -> None:
+        """Make passes over one token as long as another rank needs passes."""
+        ids = torch.full((1, 1), self._ids.mask_token_id, device=network.device)
+        while self._consensus.largest(0):
+            forward({"input_ids": ids})
 
     def _logged(self, question: HeldOutPrompt, answer: Sequence[int]) -> LoggedAnswer:
         return LoggedAnswer(

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llada_sft.config.schema import Config
-from llada_sft.data.examples.tokenizer import load_tokenizer
+from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
+from llada_sft.errors import ConfigError
+from llada_sft.generation.settings import SamplerSettings
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -18,6 +20,9 @@ from llada_sft.training.validation.batches import ValidationBatches
 from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.callback import Validation
 from llada_sft.training.validation.rows import ValidationSet
+
+# Of the sampler, where it divides the length of the answers; otherwise an answer is one block.
+BLOCK_LENGTH = 32
 
 
 def build_validation(
@@ -77,10 +82,7 @@ def _build_answers(
     consensus: Consensus,
 ) -> Answers | None:
     length = config.validation.answer_length
-    # The canvas of an answer ends with a block.
-    room = (
-        network_config.architecture.max_length - length - max(config.objective.block_tokens - 1, 0)
-    )
+    room = network_config.architecture.max_length - length
     questions = choose_questions(sets, config.validation.answers, room)
     if len(questions) < config.validation.answers and placement.rank == 0:
         print(
@@ -92,5 +94,31 @@ def _build_answers(
         return None
     ids = token_ids(network_config)
     tokenizer = load_tokenizer(Path(config.model.path), ids.mask_token_id, ids.chat_template)
-    in_blocks = config.objective.block_tokens
-    return Answers(questions, length, tokenizer, ids, placement, consensus, in_blocks)
+    settings = sampler_settings(config, network_config, ids)
+    return Answers(questions, settings, tokenizer, ids, placement, consensus)
+
+
+def sampler_settings(
+    config: Config, network_config: NetworkConfig, ids: TokenIds
+) -> SamplerSettings:
+    """Return the settings of `validation.sampler`, at their defaults.
+
+    Raises:
+        ConfigError: The sampler is not for this network.
+    """
+    in_blocks = network_config.architecture.decodes_in_blocks
+    name = config.validation.sampler or ("llada2" if in_blocks else "official")
+    length = config.validation.answer_length
+    block_length = config.objective.block_tokens or BLOCK_LENGTH
+    divides = length % block_length == 0 or in_blocks
+    settings = SamplerSettings(
+        sampler=name,
+        gen_length=length,
+        block_length=block_length if divides else length,
+        mask_token_id=ids.mask_token_id,
+        eos_token_id=ids.eos_token_id,
+    )
+    mismatch = settings.mismatch(in_blocks)
+    if mismatch is not None:
+        raise ConfigError(f"validation.{mismatch.replace(' ', ': ', 1)}")
+    return settings

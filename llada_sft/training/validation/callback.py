@@ -103,11 +103,12 @@ class Validation(pl.Callback):
         if self._answers is None:
             return []
 
-        def predict(ids: Tensor) -> Tensor:
+        def predict(arguments: dict[str, Any]) -> Tensor:
             pulse()
-            return module.evaluate(ids)
+            return module.evaluate(arguments)
 
-        return [asdict(answer) for answer in self._answers.answer(predict, module.device)]
+        assert module.network is not None
+        return [asdict(answer) for answer in self._answers.answer(module.network, predict)]
 
     def _sums(self, module: DiffusionModule, pulse: Callable[[], None]) -> Iterator[Table]:
         """Yield the sums of each micro-batch, read while the device computes the next one."""

@@ -1,19 +1,15 @@
-"""What blocks add to the noise: where they are, their levels; and decoding one after the other."""
+"""What blocks add to the noise: where they are, and their levels."""
 
 import pytest
 import torch
-from torch import Tensor
 
 from llada_sft.diffusion.blocks import (
     block_key,
     block_level,
     blocks_with,
     draw_band,
-    generate_in_blocks,
     rotated,
 )
-
-MASK = 9
 
 
 def test_blocks_are_counted_from_the_start() -> None:
@@ -51,24 +47,3 @@ def test_a_band_may_mask_nothing() -> None:
     response = torch.tensor([False, True])
     (noise,) = draw_band(response, 0.0, key=1, band=(0.0, 1e-9))
     assert not noise.masked.any() and noise.t == 0
-
-
-def test_blocks_are_written_one_after_the_other() -> None:
-    """The prompt ends within a block; a place of a later one is more certain, and waits."""
-    seen: list[list[int]] = []
-
-    def predict(ids: Tensor) -> Tensor:
-        seen.append(ids[0].tolist())
-        logits = torch.zeros(1, ids.shape[1], 10)
-        places = torch.arange(ids.shape[1])
-        logits[0, places, places % 5] = 1.0 + places.float()
-        logits[0, :, MASK] = 99.0
-        return logits
-
-    prompt = torch.tensor([[7, MASK, 7]])
-    out = generate_in_blocks(predict, prompt, gen_length=6, block_length=4, mask_token_id=MASK)
-    assert out.tolist() == [[7, MASK, 7, 3, 4, 0, 1, 2, 3]]
-    # Whole blocks are shown; each pass writes one token, those of the first block first.
-    assert [len(ids) for ids in seen] == [12] * 6
-    written = [[place for place in range(3, 12) if ids[place] != MASK] for ids in seen]
-    assert written == [[], [3], [3, 7], [3, 6, 7], [3, 5, 6, 7], [3, 4, 5, 6, 7]]

@@ -3,24 +3,30 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from llada_sft.config.schema import Config
+from llada_sft.config.validation_section import SamplerName, ValidationConfig
 from llada_sft.data.examples.tokenizer import TokenIds
+from llada_sft.errors import ConfigError
+from llada_sft.generation import SamplerSettings, generate
+from llada_sft.generation.settings import SAMPLERS
+from llada_sft.model import Network, load_model
+from llada_sft.model.configuration import read_config
 from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.log.answers_log import AnswersLog
 from llada_sft.training.log.tensorboard import TensorBoardLog
 from llada_sft.training.validation.answers import Answers, HeldOutPrompt, choose_questions
+from llada_sft.training.validation.build import sampler_settings
 from llada_sft.training.validation.rows import ValidationSet
 from tests.unit.training.ranks import on_ranks
-from tests.unit.training.steps import EOS, MASK, TABLE, VOCAB, example
-
-IDS = TokenIds(VOCAB, EOS, MASK)
+from tests.unit.training.steps import example
 
 
 def test_questions_are_spread_over_all_sets() -> None:
@@ -49,26 +55,39 @@ class Digits:
         return "".join(str(int(one)) for one in ids)
 
 
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_model(Path(__file__).parents[3] / "golden/tiny_llada", torch.float64)
+
+
+@pytest.mark.parametrize("sampler", ["official", "threshold", "dual_cache", "verify"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_rank_makes_as_many_passes_and_has_all_answers(world_size: int) -> None:
-    questions = [HeldOutPrompt("", f"a:{n}", (n,) * (n + 1), (n, 7, EOS)) for n in range(3)]
-    # Without masks and ends: what is predicted depends on the place alone.
-    place = torch.randn(20, VOCAB, generator=torch.Generator().manual_seed(1))
-    place[:, MASK] = -9
+def test_every_rank_makes_as_many_passes_and_has_all_answers(
+    network: Network, world_size: int, sampler: Any
+) -> None:
+    """Their answers differ in length, and with four ranks one has no prompt."""
+    ids = TokenIds(512, 409, 510)
+    questions = [HeldOutPrompt("", f"a:{n}", (n,) * (n + 1), (n, 7, 409)) for n in range(3)]
+    settings = SamplerSettings(sampler, gen_length=12, block_length=6, eos_token_id=409)
+    alone = [generate(network, [question.prompt_ids], settings)[0] for question in questions]
+    if sampler == "threshold":
+        assert len({answer.num_passes for answer in alone}) > 1
 
     def counted(rank: int, consensus: Consensus) -> Any:
         calls: list[int] = []
 
-        def predict(ids: Tensor) -> Tensor:
+        def forward(arguments: dict[str, Any]) -> Tensor:
             calls.append(1)
-            return place[: ids.shape[1]][None] + TABLE[ids[0, 0]]
+            logits: Tensor = network(arguments.pop("input_ids"), **arguments).logits
+            return logits
 
         where = Placement(rank, world_size, rank, 0, "localhost", 1)
-        answers = Answers(questions, 4, Digits(), IDS, where, consensus)
-        return answers.answer(predict, torch.device("cpu")), len(calls)
+        answers = Answers(questions, settings, Digits(), ids, where, consensus)
+        return answers.answer(network, forward), len(calls)
 
     results = on_ranks(world_size, counted)
-    assert {calls for _, calls in results} == {4 * -(-3 // world_size)}
+    of_ranks = [sum(one.num_passes for one in alone[r::world_size]) for r in range(world_size)]
+    assert [calls for _, calls in results] == [max(of_ranks)] * world_size
     logged = results[0][0]
     assert all(answers == logged for answers, _ in results)
     assert [(one.row, one.prompt, one.reference) for one in logged] == [
@@ -76,7 +95,34 @@ def test_every_rank_makes_as_many_passes_and_has_all_answers(world_size: int) ->
         ("a:1", "11", "17"),
         ("a:2", "222", "27"),
     ]
-    assert all(str(EOS) not in one.answer for one in logged)
+    shown = ["".join(map(str, answer.ids)).split("409")[0] for answer in alone]
+    assert [one.answer for one in logged] == shown
+
+
+def test_the_config_knows_all_samplers() -> None:
+    assert get_args(SamplerName) == SAMPLERS
+
+
+def test_the_sampler_fits_the_network() -> None:
+    def settings(golden: str, **given: Any) -> SamplerSettings:
+        config = read_config(Path(__file__).parents[3] / "golden" / golden, mask_token=510)
+        return sampler_settings(with_validation(**given), config, TokenIds(512, 505, 510))
+
+    assert settings("tiny_llada").sampler == "official"
+    assert settings("tiny_llada", answer_length=20).block_length == 20
+    found = settings("tiny_llada2_moe", answer_length=20)
+    assert (found.sampler, found.block_length, found.gen_length) == ("llada2", 32, 20)
+    with pytest.raises(ConfigError) as error:
+        settings("tiny_llada2_moe", sampler="threshold")
+    assert str(error.value) == (
+        "validation.sampler: must be one of llada2, llada21, got 'threshold': this network attends"
+        " in blocks"
+    )
+
+
+def with_validation(**given: Any) -> Config:
+    section = ValidationConfig(**given)
+    return Config.model_construct(validation=section)
 
 
 ANSWER = {"set": "", "row": "a:1", "prompt": "a\n# b", "reference": "c", "answer": "<b>"}
