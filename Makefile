@@ -43,6 +43,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/packing.py --out $(RESULTS)/cpu/packing.json
 	$(BIN)/python benchmarks/head.py --out $(RESULTS)/cpu/head.json
 	$(BIN)/python benchmarks/generate.py --out $(RESULTS)/cpu/generate.json
+	$(BIN)/python benchmarks/attention.py --out $(RESULTS)/cpu/attention.json
 
 # With the Python that has the GPU's torch, which need not be that of .venv: make bench-gpu GPU=python3
 GPU ?= $(BIN)/python
@@ -54,6 +55,8 @@ bench-gpu:
 	  --packed 4096 16384 --product --out $(RESULTS)/gpu/step_4.json
 	$(GPU) benchmarks/step.py --device cuda --preset llada8b-width --layers 32 --compile \
 	  --packed 4096 16384 --out $(RESULTS)/gpu/step_32.json
+	$(GPU) benchmarks/attention.py --device cuda --dtype bfloat16 --heads 16 --kv-heads 4 \
+	  --head-dim 128 --out $(RESULTS)/gpu/attention.json
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -36,7 +36,8 @@ import torch
 
 from llada_sft.answering.answerer import answer
 from llada_sft.config.data_section import DataConfig
-from llada_sft.config.schema import ObjectiveConfig, OptimConfig
+from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.schema import OptimConfig
 from llada_sft.data.examples.answer_end import answer_end_of, end_token_ids
 from llada_sft.data.examples.encode import Encoder, Example
 from llada_sft.data.records.chat_tokens import encode_record

@@ -49,7 +49,7 @@ from llada_sft.data.examples.encode import Example
 from llada_sft.model import Network, NetworkConfig
 from llada_sft.model.families import llada
 from llada_sft.model.flops import needed_operations
-from llada_sft.training.noising import MicroBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
 
 PACKAGES = ("torch", "lightning", "deepspeed", "transformers", "triton")
 PRESETS: dict[str, dict[str, int]] = {

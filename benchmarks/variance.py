@@ -37,7 +37,8 @@ import report
 import torch
 
 from llada_sft.config import load_config
-from llada_sft.config.schema import Config, ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.schema import Config
 from llada_sft.data.examples.encode import Example, build_encoder
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import list_sources
@@ -47,7 +48,8 @@ from llada_sft.model import load_model
 from llada_sft.training.build_network import token_ids
 from llada_sft.training.consensus import Report
 from llada_sft.training.masks.level_losses import LevelLosses, LevelState
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import NoiseSource
 
 Line = dict[str, Any]
 ESTIMATORS: dict[str, dict[str, str]] = {

@@ -17,16 +17,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from llada_sft.config.schema import ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.packing import in_order, packs
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import Network, NetworkConfig
-from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.training.consensus import Report
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import NoiseSource
 
 LOOK_AHEAD = 256
 Pass = Callable[[Network, MicroBatch], None]

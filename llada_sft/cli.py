@@ -227,7 +227,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     ranks = config.world_size if arguments.ranks is None else arguments.ranks
     request = Request(config, ranks, arguments.sample, progress=sys.stderr.isatty())
-    return run_check(request, token_ids(resolve_network(config.model)), arguments.json)
+    ids = token_ids(resolve_network(config.model), config.objective.block_tokens)
+    return run_check(request, ids, arguments.json)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -117,13 +117,14 @@ def _lengths_json(lengths: Lengths | None) -> dict[str, Any] | None:
 def _epoch_json(survey: Survey) -> dict[str, Any]:
     epoch = survey.epoch
     steps, tokens = max(rank.steps for rank in epoch), sum(rank.tokens for rank in epoch)
-    positions = all_positions(survey)
+    positions, objective = all_positions(survey), survey.request.config.objective
     response, eos = sum(r.response_tokens for r in epoch), sum(r.eos_tokens for r in epoch)
     return {
         "steps": steps,
         "examples": sum(rank.examples for rank in epoch),
         "tokens": tokens,
         "all_tokens": positions,
+        "network_positions": positions * objective.draws * objective.halves,
         "fill": tokens / max(positions, 1),
         "response_tokens": response,
         "eos_tokens": eos,
@@ -231,6 +232,9 @@ def _epoch(survey: Survey) -> Iterator[str]:
     yield _line("all epochs" if mixed else "epoch 1", f"{survey.request.ranks:,} ranks{why}")
     yield _line("steps", f"{about}{numbers['steps']:,}")
     yield _line("tokens", f"{about}{numbers['tokens']:,} (fill {numbers['fill']:.1%})")
+    if survey.request.config.objective.halves > 1:
+        computed = f"{about}{numbers['network_positions']:,}"
+        yield _line("positions", f"{computed}: the network runs on noisy and clean ones of each")
     yield _line(
         "EOS tail",
         f"{about}{numbers['eos_share']:.1%} of the response tokens,"

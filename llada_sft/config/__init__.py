@@ -2,13 +2,15 @@
 
 schema.py          every section and key, with its type and its limits
 data_section.py    the section data; model_section.py: model and lora; values.py: types of values
+objective_section.py  the section objective
 slurm_section.py   the section slurm, and the numbers of nodes that divide the batch
 validation_section.py  the section validation, and the names of its numbers
 reader.py          YAML and overrides -> a config, with all mistakes at once
-yaml12.py          YAML 1.2; problems.py: a mistake in our words
+yaml12.py          YAML 1.2
+problems.py        a mistake in our words; keys that had another name
 record_formats.py  the formats of records, and their fields
 arithmetic.py      what follows: ranks, batches, steps
-changes.py         what a resume may change; renamed.py: keys that had another name
+changes.py         what a resume may change
 """
 
 from llada_sft.config.reader import dump_config, load_config, load_run_config, resolve_paths

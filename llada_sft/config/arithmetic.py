@@ -98,8 +98,26 @@ def batch_arithmetic(config: Config, num_rows: RowCount | None = None) -> list[s
             f"tokens per step  at most {rows * longest:,} = {rows:,} × {longest:,}",
             f"a micro-batch    at most {micro * longest:,} tokens = {micro} × {longest:,}",
         ]
-    lines += _pairs(config) + _small_micro_batch(config) + _elastic(config) + _timeout(config)
+    lines += (
+        _blocks(config)
+        + _pairs(config)
+        + _small_micro_batch(config)
+        + _elastic(config)
+        + _timeout(config)
+    )
     return lines if num_rows is None else lines + _length(config, num_rows)
+
+
+def _blocks(config: Config) -> list[str]:
+    """Say what the network runs on for each token."""
+    if config.objective.kind == "full":
+        return []
+    tokens = config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    return [
+        f"blocks           of {config.objective.block_length} tokens (objective.kind: block): the"
+        " network runs on two positions for each token, a noisy and a clean one: at most"
+        f" {2 * tokens:,} for a micro-batch; tokens, and tokens per second, are those of the data"
+    ]
 
 
 def _pairs(config: Config) -> list[str]:
@@ -118,6 +136,7 @@ def _small_micro_batch(config: Config) -> list[str]:
     if config.train.accelerator == "cpu" or slurm.gpus_per_node == 0:
         return []
     tokens = data.max_tokens or config.train.micro_batch_size * data.max_length
+    tokens *= config.objective.halves
     of_nodes = slurm.node_range[-1] > 1
     least, bound = (
         (_NETWORK_BOUND, "ZeRO-3's traffic between nodes")
@@ -126,8 +145,9 @@ def _small_micro_batch(config: Config) -> list[str]:
     )
     if tokens >= least:
         return []
+    unit = "tokens" if config.objective.kind == "full" else "positions"
     return [
-        f"warning          a micro-batch has at most {tokens:,} tokens: below about {least:,} the"
+        f"warning          a micro-batch has at most {tokens:,} {unit}: below about {least:,} the"
         f" step is bound by {bound} (docs/data.md)"
     ]
 

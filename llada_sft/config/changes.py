@@ -112,6 +112,8 @@ RULES: Mapping[str, Rule] = {
     **_stated(_NOISE, "data", "costliest_first"),
     **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
     **_free("data", "prefetch_steps"),
+    **_trained(_LOSS, "objective", "kind", "block_length", "band", "edit"),
+    **_free("objective", "allow_mismatch"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "pairs", "t_density"),
     **_trained(_LOSS, "objective", "confidence_weight", "void_weight", "normalization", "eps"),
     **_free("optim", "lr", "final_lr", "betas", "eps", "weight_decay", "schedule"),

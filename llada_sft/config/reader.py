@@ -19,8 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from llada_sft.config import yaml12
 from llada_sft.config.data_section import SourceConfig
-from llada_sft.config.problems import describe_problems, shown
-from llada_sft.config.renamed import under_new_names
+from llada_sft.config.problems import describe_problems, shown, under_new_names
 from llada_sft.config.schema import Config
 from llada_sft.config.values import is_url
 from llada_sft.errors import ConfigError

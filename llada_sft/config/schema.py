@@ -16,6 +16,7 @@ from pydantic import (
 
 from llada_sft.config.data_section import DataConfig
 from llada_sft.config.model_section import LoraConfig, ModelConfig
+from llada_sft.config.objective_section import ObjectiveConfig, require_possible
 from llada_sft.config.slurm_section import SlurmConfig, check_range
 from llada_sft.config.validation_section import (
     EarlyStopConfig,
@@ -52,36 +53,6 @@ class RunConfig(Section):
     # A process on another host that owns the run (a launcher, or --local) counts as dead after this
     # many seconds without a sign of life. A process on this host, and a job, are seen directly.
     owner_timeout_s: Annotated[int, Field(ge=5)] = 180
-
-
-class ObjectiveConfig(Section):
-    # exact: l ~ U{1..L} response tokens masked, weight L/l (eq. 14 of the paper);
-    # bernoulli: each token with probability p, weight 1/p (the official SFT code).
-    masking: Literal["exact", "bernoulli"] = "exact"
-    # low_discrepancy: t spread evenly over the global batch; independent: one draw per sequence.
-    t_sampling: Literal["low_discrepancy", "independent"] = "low_discrepancy"
-    # antithetic: each example twice in its micro-batch, with l tokens masked and with the last
-    # L + 1 - l of the same permutation (bernoulli: with t and 1 - t); its loss is the mean. It
-    # counts one example, and two rows of train.micro_batch_size (or of data.max_tokens).
-    pairs: Literal["none", "antithetic"] = "none"
-    # importance: levels with a larger loss are drawn more often, and count less in proportion;
-    # what is drawn how often is fitted to the losses while training (docs/recipes.md).
-    t_density: Literal["uniform", "importance"] = "uniform"
-    # The weight of a second loss, which makes right predictions more certain, so that a sampler may
-    # write more tokens at once: the mean entropy at masked positions that are predicted right. With
-    # it the objective is no longer a bound of the likelihood. 0 = none.
-    confidence_weight: NonNegativeFloat = 0.0
-    # With data.end: void: the weight of the void tokens' loss, next to that of the answer.
-    void_weight: NonNegativeFloat = 1.0
-    # answer: each answer counts 1/length; token: each response token counts the same.
-    normalization: Literal["answer", "token"] = "answer"
-    # p = (1 - eps) t + eps, for bernoulli.
-    eps: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-
-    @property
-    def draws(self) -> int:
-        """How many masks are drawn of each example: rows of a micro-batch that it fills."""
-        return 2 if self.pairs == "antithetic" else 1
 
 
 class OptimConfig(Section):
@@ -164,8 +135,9 @@ class DeepSpeedConfig(Section):
     offload_param: Literal["none", "cpu"] = "none"
     # Reduce gradients while the backward pass continues.
     overlap_comm: bool = True
-    # Copy gradients into one buffer before they are reduced.
-    contiguous_gradients: bool = True
+    # Copy gradients into one buffer before they are reduced. null = unless they would be copied as
+    # they are: at stage 3, where reduce_dtype is train.precision.
+    contiguous_gradients: bool | None = None
     # What gradients are sent in; they are summed over micro-batches in fp32 either way. bf16 halves
     # the traffic, and is less precise (docs/zero.md).
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
@@ -321,10 +293,8 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _void_tokens_have_the_weight(self) -> "Config":
-        default = type(self.objective).model_fields["void_weight"].default
-        if self.objective.void_weight != default and self.data.end != "void":
-            raise ValueError("objective.void_weight is for data.end: void; remove it, or set that")
+    def _objective_fits_the_data(self) -> "Config":
+        require_possible(self.objective, self.data)
         return self
 
     @model_validator(mode="after")

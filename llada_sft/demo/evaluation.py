@@ -13,8 +13,15 @@ from llada_sft.model.network import Network
 SETTINGS = SamplerSettings(steps=6, gen_length=6, block_length=6)
 
 
-def exact_match(model: Network, config: Config) -> tuple[float, list[tuple[str, str, str]]]:
+def exact_match(
+    model: Network, config: Config, settings: SamplerSettings = SETTINGS
+) -> tuple[float, list[tuple[str, str, str]]]:
     """Answer all held-out prompts.
+
+    Args:
+        model: In evaluation mode.
+        config: Its training's: the tokenizer, and the rows of `data.validation`.
+        settings: The sampler's.
 
     Returns:
         The share of answers that equal the record's response in every letter, and (prompt,
@@ -27,7 +34,7 @@ def exact_match(model: Network, config: Config) -> tuple[float, list[tuple[str, 
         for path in sorted(Path(folder).glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
-    answers = answer(model, tokenizer, [record["prompt"] for record in records], SETTINGS)
+    answers = answer(model, tokenizer, [record["prompt"] for record in records], settings)
     rows = [
         (record["prompt"], record["response"], text)
         for record, text in zip(records, answers, strict=True)

@@ -27,6 +27,7 @@ def needed_operations(
     squares: float,
     masked: float,
     adapters: int | None = None,
+    halves: int = 1,
 ) -> float:
     """Count the operations of forward and backward.
 
@@ -35,21 +36,26 @@ def needed_operations(
     that compute a token. So do the scores and the weighted values of attention, with H heads of D
     features, L² of each per example; the head of V rows and width C runs at M tokens.
 
+    The block objective runs the network on [noisy ; clean]: S = 2 halves of L positions. Nothing
+    less gives its loss, so the matrices of both are needed, 6 · P · S · Σ L, though the tokens are
+    those of the examples; in place of L² are the pairs of positions of which one sees the other.
+
     With adapters, the frozen parameters have no gradient: they multiply once backward, 4 instead of
-    6, and the A parameters of the adapters add 6 · A · Σ L.
+    6, and the A parameters of the adapters add 6 · A · S · Σ L.
 
     Args:
         network: Its sizes.
         tokens: Σ L, the tokens of all examples.
-        squares: Σ L², over the examples.
+        squares: Σ L², over the examples; in blocks, the sum of their pairs.
         masked: M, the masked tokens.
         adapters: A, the parameters that are trained; None: all of the network's are.
+        halves: S.
     """
     of_weights = 6 if adapters is None else 4
     attention = 12 * network.num_layers * network.num_heads * network.head_dim * squares
     head = of_weights * network.num_embeddings * network.width * masked
     of_blocks = of_weights * _used_by_a_token(network) + 6 * (adapters or 0)
-    return of_blocks * tokens + attention + head
+    return of_blocks * halves * tokens + attention + head
 
 
 def _used_by_a_token(network: Architecture) -> float:

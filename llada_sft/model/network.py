@@ -18,14 +18,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from llada_sft.model.configuration import NetworkConfig
-from llada_sft.model.layers.activations import Checkpointing, run_block
+from llada_sft.model.layers.activations import run_block
 from llada_sft.model.layers.attention import Plan, Sequences, plan_attention, rotary_table
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.basic import Embedding, RMSNorm, add_module
 from llada_sft.model.layers.block import Block
 from llada_sft.model.layers.blocks import Blocks, plan_blocks
 from llada_sft.model.layers.cache import KeyValueCache
+from llada_sft.model.layers.flex import has_flex, plan_flex
 from llada_sft.model.layers.head import Head, LossTerms, TiedEmbedding
+from llada_sft.model.layers.kept_bytes import Checkpointing
 
 
 class Network(PreTrainedModel):  # type: ignore[misc]
@@ -45,6 +47,8 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         self.architecture = network = config.architecture
         self.compiled = False
+        # In blocks on CUDA; without it, chunk by chunk as on CPU.
+        self.flex_attention = True
         # Whether adapters alone are trained.
         self.adapted = False
         # Of each block.
@@ -206,7 +210,11 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             plan = plan_attention(real, sequences, x.device, x.dtype)
         else:
             width = x.shape[1] // blocks.halves
-            plan = plan_blocks(blocks, (width,) if sequences is None else sequences.lengths, real)
+            lengths = (width,) if sequences is None else sequences.lengths
+            if self.flex_attention and has_flex(x.device, self.architecture.head_dim):
+                plan = plan_flex(blocks, lengths, real, x.device)
+            else:
+                plan = plan_blocks(blocks, lengths, real)
         return [plan] * self.architecture.num_layers
 
     def _positions(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.families import FAMILIES, family_of
 from llada_sft.model.families.architecture import Architecture, Experts
@@ -165,6 +166,25 @@ def require_trainable(model_dir: Path, network: Architecture) -> None:
     if network.experts is not None and network.experts.router.bias == "weights":
         raise CheckpointError(
             f"{path}: a router with a bias cannot be trained, only sampled: take another checkpoint"
+        )
+
+
+def require_objective(model_dir: Path, network: Architecture, objective: ObjectiveConfig) -> None:
+    """Check that a network is trained with the attention that it is sampled with.
+
+    Raises:
+        ConfigError: It decodes in blocks and is to be trained without, or the other way round it
+            cannot be trained in blocks.
+    """
+    if objective.kind == "block" and network.shifted:
+        raise ConfigError(
+            f"objective.kind: {model_dir} predicts each token at the position before it, which may"
+            " be in another block, got block; set it to full"
+        )
+    if objective.kind == "full" and network.decodes_in_blocks and not objective.allow_mismatch:
+        raise ConfigError(
+            f"objective.kind: {model_dir} decodes in blocks and never sees a later one, got full;"
+            " set it to block (docs/recipes.md), or set objective.allow_mismatch: true"
         )
 
 

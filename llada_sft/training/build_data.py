@@ -1,8 +1,9 @@
-"""The config's `data` section -> this rank's training rows and its validation batches."""
+"""The config's `data` section -> this rank's rows and validation batches; `objective` -> noise."""
 
 from pathlib import Path
 
 from llada_sft.config.schema import Config
+from llada_sft.data.examples.answer_end import end_token_ids
 from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.sources import list_sources, list_validation
 from llada_sft.data.steps.dataset import StepDataset
@@ -15,6 +16,9 @@ from llada_sft.training.checkpoint.changed_files import files_to_restart
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.detect_format import settle_format
+from llada_sft.training.masks.edits import EditSource
+from llada_sft.training.masks.level_losses import LevelLosses
+from llada_sft.training.noising import NoiseSource
 from llada_sft.training.validation.rows import ValidationSet, read_set
 
 
@@ -35,7 +39,7 @@ def build_dataset(
     dataset = StepDataset(
         config.data,
         Path(config.model.path),
-        token_ids(network_config),
+        token_ids(network_config, config.objective.block_tokens),
         sources=[source.of_rank(placement.rank, placement.world_size) for source in sources],
         seed=config.run.seed,
         size=StepSize(config.train.micro_batch_size, config.train.accumulate_grad_batches),
@@ -60,7 +64,7 @@ def read_validation(
     config: Config, network_config: NetworkConfig, placement: Placement, consensus: Consensus
 ) -> list[ValidationSet]:
     """Read all validation sets, the same on every rank."""
-    ids, sets = token_ids(network_config), []
+    ids, sets = token_ids(network_config, config.objective.block_tokens), []
     fixed = {"end": config.data.fixed_end, "random_length": 0.0}
     if config.data.end == "void":
         # What hides the void tokens is no part of the answer's bound.
@@ -72,3 +76,32 @@ def read_validation(
         max_rows = config.train.validation_max_rows
         sets.append(read_set(data, source, encoder, placement, consensus, max_rows))
     return sets
+
+
+def never_written(config: Config, network_config: NetworkConfig) -> int | None:
+    """Return what the network may not put in the place of a token, if it is to put any."""
+    edit = config.objective.edit
+    if not edit.share or edit.source == "random":
+        return None
+    return token_ids(network_config).mask_token_id
+
+
+def build_noise(
+    config: Config,
+    network_config: NetworkConfig,
+    placement: Placement,
+    levels: LevelLosses | None = None,
+) -> NoiseSource:
+    """Return what draws the noise of this rank's examples."""
+    ids, edits = token_ids(network_config), None
+    if config.objective.edit.share:
+        edits = EditSource(config.objective.edit, ids, end_token_ids(config.data, ids))
+    return NoiseSource(
+        config.objective,
+        config.run.seed,
+        ids.mask_token_id,
+        placement.rank,
+        placement.world_size,
+        levels,
+        edits,
+    )

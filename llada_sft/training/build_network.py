@@ -15,8 +15,8 @@ from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters
 from llada_sft.model.adapters import add_adapters, import_packages
 from llada_sft.model.configuration import NetworkConfig, read_config
 from llada_sft.model.index import fingerprint, read_index
-from llada_sft.model.layers.activations import Checkpointing, most_kept, within_budget
 from llada_sft.model.layers.balance import Balance
+from llada_sft.model.layers.kept_bytes import Checkpointing, most_kept, within_budget
 from llada_sft.model.loading import build_model
 from llada_sft.model.network import Network
 from llada_sft.model.settings import find_mask_token, require_experts, require_trainable
@@ -47,6 +47,19 @@ def resolve_network(config: ModelConfig) -> NetworkConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
+
+
+def trained_network(config: Config) -> NetworkConfig:
+    """Return the network's config as a training leaves it.
+
+    Raises:
+        LladaSftError: The directory, or the tokenizer, cannot be used.
+    """
+    network = resolve_network(config.model)
+    if config.objective.kind == "block" and not network.architecture.decodes_in_blocks:
+        # Samplers run it as it is trained.
+        return network.changed(decodes_in_blocks=True)
+    return network
 
 
 def plan_training(config: Config, network: NetworkConfig) -> AdapterPlan | None:
@@ -127,9 +140,10 @@ def checkpointing_line(
     tokens = most_tokens(config)
     kept = tokens * most_kept(network.architecture, kinds, _element_bytes(config)) / 1e9
     blocks = ", ".join(f"{number} {kind}" for kind, number in Counter(kinds).items())
+    unit = "tokens" if config.objective.kind == "full" else "positions"
     line = (
         f"model.activation_checkpointing: auto: blocks: {blocks}; they keep at most {kept:.3g} GB"
-        f" of a micro-batch of {tokens:,} tokens (model.activation_gb: {model.activation_gb:g})"
+        f" of a micro-batch of {tokens:,} {unit} (model.activation_gb: {model.activation_gb:g})"
     )
     assert model.activation_gb is not None
     if kept > model.activation_gb:
@@ -138,8 +152,9 @@ def checkpointing_line(
 
 
 def most_tokens(config: Config) -> int:
-    """Return the most tokens that a micro-batch can have."""
-    return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    """Return the most tokens that the network can run on in a micro-batch."""
+    tokens = config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
+    return tokens * config.objective.halves
 
 
 def _element_bytes(config: Config) -> int:
@@ -179,8 +194,8 @@ def compiles(
     return config.compile == "on"
 
 
-def token_ids(network: NetworkConfig) -> TokenIds:
-    """Return what encoding the data needs to know of a network."""
+def token_ids(network: NetworkConfig, block_length: int = 0) -> TokenIds:
+    """Return what encoding the data needs to know of a network, and of blocks, if there are any."""
     found = network.architecture
     assert found.mask_token_id is not None and found.eos_token_id is not None
     return TokenIds(
@@ -190,4 +205,5 @@ def token_ids(network: NetworkConfig) -> TokenIds:
         chat_template=network.chat_template,
         pad_token_id=found.pad_token_id,
         reserved=found.reserved_token_ids,
+        block_length=block_length,
     )

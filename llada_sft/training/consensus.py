@@ -45,6 +45,8 @@ class Report:
         squares: The sum of the squares of the examples' lengths.
         work, most_work: What the network does for the rank's step (`UnmaskedBatch.work`): the sum
             of the ranks, and the most of one.
+        masked: Masked tokens of the step, if the loss is divided by them, else 0
+            (`NoiseSource.num_masked`).
         gpu_bytes, resident_bytes: The most memory that the rank had: tensors on its GPU (0 without
             one), and its process.
         by_source: What each source contributed to the step, in the unit that the sources share;
@@ -74,6 +76,7 @@ class Report:
     squares: int = 0
     work: int = 0
     most_work: int = 0
+    masked: int = 0
     gpu_bytes: int = 0
     resident_bytes: int = 0
     by_source: tuple[int, ...] = ()

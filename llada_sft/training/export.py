@@ -23,7 +23,7 @@ from llada_sft.model.families.architecture import last_part
 from llada_sft.model.index import read_index
 from llada_sft.model.loading import build_model
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_network import base_weights, plan_training, resolve_network, token_ids
+from llada_sft.training.build_network import base_weights, plan_training, token_ids, trained_network
 from llada_sft.training.checkpoint.folder import list_named, list_set_aside, steps_to_average
 from llada_sft.training.checkpoint.verify import Defect, Share, examine, summary
 
@@ -62,7 +62,7 @@ def export_run(
     """
     run = RunDir(run_dir)
     config = load_run_config(run.config)
-    network = resolve_network(config.model).of_layout(stacked)
+    network = trained_network(config).of_layout(stacked)
     ends = end_token_ids(config.data, token_ids(network))
     network.suppress_tokens = tuple(dict.fromkeys((*network.suppress_tokens, *ends)))
     plan = plan_training(config, network)

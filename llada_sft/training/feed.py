@@ -160,6 +160,7 @@ class StepFeed(Iterable[StepBatch]):
                 squares=draws * local.num_squares,
                 work=draws * local.work,
                 most_work=draws * local.work,
+                masked=self._noise.num_masked(local, self._step),
                 gpu_bytes=gpu_bytes,
                 resident_bytes=resident_bytes,
                 by_source=local.by_source,

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from llada_sft.config.schema import OptimConfig
 from llada_sft.model.adapter_plan import MAGNITUDE
 from llada_sft.model.layers.balance import Balance, Routing
+from llada_sft.model.layers.head import LossTerms
 from llada_sft.model.network import Network
 from llada_sft.training.host import Phase
 from llada_sft.training.log.efficiency import Efficiency
 from llada_sft.training.log.log_interval import Interval
 from llada_sft.training.log.metrics_csv import MetricsCsv
 from llada_sft.training.log.signals import StepSignals
+from llada_sft.training.masks.edits import write_predictions
 from llada_sft.training.masks.level_losses import LevelLosses
-from llada_sft.training.noising import MicroBatch, StepBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import StepBatch
 from llada_sft.training.nonfinite import poison_gradient
 from llada_sft.training.strategy import Zero3Strategy
 
@@ -65,6 +68,8 @@ class DiffusionModule(pl.LightningModule):
         levels: Collects the losses by noise level, if levels are drawn by them.
         balance: The losses of routers; None if the network has no experts.
         signals: Sums up what the losses say; None: it is not logged.
+        never_written: With `objective.edit` by the network itself, the mask token, which is never
+            put in the place of another; None: without it.
     """
 
     def __init__(
@@ -81,9 +86,11 @@ class DiffusionModule(pl.LightningModule):
         levels: LevelLosses | None = None,
         balance: Balance | None = None,
         signals: StepSignals | None = None,
+        never_written: int | None = None,
     ) -> None:
         super().__init__()
         self._balance, self._signals = balance, signals
+        self._never_written = never_written
         self.automatic_optimization = False
         self._build_network, self._levels = build_network, levels
         self._optim = optim
@@ -132,6 +139,7 @@ class DiffusionModule(pl.LightningModule):
             targets=batch.targets,
             coefficients=batch.terms or batch.coefficients,
             routing=routing,
+            blocks=batch.blocks,
         ).loss
         # A validation has the loss of tokens alone.
         if self._balance is None or not torch.is_grad_enabled():
@@ -147,7 +155,7 @@ class DiffusionModule(pl.LightningModule):
             group["lr"] = rate
         if self._balance is not None:
             world_size = self.trainer.world_size
-            self._balance.begin_step(batch.counts.tokens, world_size, self.device)
+            self._balance.begin_step(batch.computed_tokens, world_size, self.device)
         losses = self._accumulate(batch)
         optimizer.step()
         if self._levels is not None:
@@ -169,6 +177,8 @@ class DiffusionModule(pl.LightningModule):
         batches = step.micro_batches
         for batch in batches:
             self._pulse("step", self.global_step)
+            if self._never_written is not None:
+                write_predictions(batch, self._predict(batch), self._never_written)
             micro_loss = self._zero3.deepspeed_engine(batch)
             losses.append(micro_loss.detach())
             if self._levels is not None:
@@ -181,6 +191,21 @@ class DiffusionModule(pl.LightningModule):
             self._zero3.accumulate(micro_loss, last)
         return losses
 
+    def _predict(self, batch: MicroBatch) -> Tensor:
+        """Return what the network predicts at the positions of a micro-batch, [M] int64.
+
+        Every rank runs it for each of its micro-batches, of which all have as many.
+        """
+        terms = batch.terms
+        batch.terms = asking = LossTerms(
+            batch.coefficients, torch.zeros_like(batch.positions), 1, predicts=True
+        )
+        with self._zero3.evaluating(), torch.no_grad():
+            self._zero3.deepspeed_engine(batch)
+        batch.terms = terms
+        assert asking.predictions is not None
+        return asking.predictions
+
     def _note_levels(self, levels: LevelLosses, batch: MicroBatch) -> None:
         assert batch.levels is not None and batch.terms is not None
         # The head has just computed them.
@@ -192,7 +217,7 @@ class DiffusionModule(pl.LightningModule):
         mean_of, routers = partial(self._zero3.reduce, reduce_op="mean"), {}
         if self._balance is not None:
             loss = loss - self._balance.added
-            routers = self._balance.metrics(mean_of, batch.counts.tokens)
+            routers = self._balance.metrics(mean_of, batch.computed_tokens)
         if self._signals is None:
             signals = {"loss": float(mean_of(loss))}
         else:

@@ -9,117 +9,42 @@
    two, so each row counts half. With `objective.t_density: importance` levels are drawn by the
    losses of earlier steps (masks/level_losses.py).
 4. With `data.end: void` the EOS and void tokens are masked as well (masks/void_end.py).
+5. With `objective.kind: block` each block has noise of its own (masks/parts.py), wrong tokens may
+   stand among those that are not masked (masks/edits.py), and the clean tokens come next to the
+   noisy ones (masks/two_halves.py).
 
 Shapes: B rows of a micro-batch, L positions, M masked positions of the micro-batch, S positions of
 one example's span: its row, or its part of the one row where examples are packed.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from llada_sft.config.schema import ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.rows.position import ExampleKey, Positions
 from llada_sft.data.steps.collate import UnmaskedBatch
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.data.steps.yields import RowYield
 from llada_sft.diffusion.levels import LevelDensity, LevelStatistics
-from llada_sft.diffusion.noise import (
-    Noise,
-    draw_noise,
-    draw_twins,
-    independent,
-    low_discrepancy,
-    noise_key,
-    step_shift,
-)
+from llada_sft.diffusion.noise import Noise, low_discrepancy, noise_key, step_shift
+from llada_sft.keys import hashed
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.consensus import Report
+from llada_sft.training.masks.edits import Edits, EditSource
 from llada_sft.training.masks.level_losses import BatchLevels, LevelLosses
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.masks.parts import NoisyPart, Parts, draw_parts, whole
 from llada_sft.training.masks.twins import each_twice
-from llada_sft.training.masks.void_end import answer_masks, hidden_ends
+from llada_sft.training.masks.two_halves import in_two_halves
+from llada_sft.training.masks.void_end import always_masked, answer_masks, hidden_ends
 from llada_sft.training.schedule.plan import Pace
-
-
-class MicroBatch:
-    """What the network and the loss need.
-
-    Not a dataclass and not a collection, on purpose: Lightning walks into those and converts every
-    floating tensor to bf16, the coefficients of the loss among them.
-
-    Attributes:
-        noisy_ids: int64 [B, L], the mask token at masked positions.
-        attention_mask: bool [B, L], or None where every token is real.
-        positions: int64 [M], flat indices into B * L of the masked positions; never empty.
-        targets: int64 [M], the tokens under the masks.
-        coefficients: fp32 [M], what the cross-entropy of each is multiplied by.
-        sequences: The examples of a packed row, else None.
-        rows: File and line of each example, of twins once.
-        terms: The coefficients, and what else the loss takes and gives; None in a validation.
-        levels: Which levels the losses belong to; None in a validation.
-        real: bool [B * L], the tokens of the examples, without what was added to their rows, be it
-            learned or not; None where nothing was added.
-    """
-
-    def __init__(
-        self,
-        noisy_ids: Tensor,
-        attention_mask: Tensor | None,
-        positions: Tensor,
-        targets: Tensor,
-        coefficients: Tensor,
-        sequences: Sequences | None = None,
-        rows: tuple[tuple[str, int], ...] = (),
-        terms: LossTerms | None = None,
-        levels: BatchLevels | None = None,
-        real: Tensor | None = None,
-    ) -> None:
-        self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
-        self.sequences, self.rows, self.real = sequences, rows, real
-        self.terms, self.levels = terms, levels
-        self.positions, self.targets, self.coefficients = positions, targets, coefficients
-
-    def to(self, device: torch.device) -> "MicroBatch":
-        sequences = self.sequences
-        if sequences is not None:
-            ends, places = moved(sequences.ends, device), moved(sequences.places, device)
-            sequences = Sequences(sequences.lengths, ends, places)
-        coefficients, terms = moved(self.coefficients, device), self.terms
-        if terms is not None:
-            confidence = terms.confidence
-            terms = LossTerms(
-                coefficients,
-                rows=moved(terms.rows, device),
-                num_rows=terms.num_rows,
-                confidence=None if confidence is None else moved(confidence, device),
-            )
-        return MicroBatch(
-            noisy_ids=moved(self.noisy_ids, device),
-            attention_mask=(
-                None if self.attention_mask is None else moved(self.attention_mask, device)
-            ),
-            positions=moved(self.positions, device),
-            targets=moved(self.targets, device),
-            coefficients=coefficients,
-            sequences=sequences,
-            rows=self.rows,
-            terms=terms,
-            levels=self.levels,
-            real=None if self.real is None else moved(self.real, device),
-        )
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device without waiting for what the device has still to do."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        # From memory that is not pinned, the copy would wait. Torch keeps the pinned memory until
-        # it is read.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 class StepBatch:
@@ -152,6 +77,14 @@ class StepBatch:
         self.micro_batches, self.counts = micro_batches, counts
         self.epoch, self.positions, self.rows = epoch, positions, rows
 
+    @property
+    def computed_tokens(self) -> int:
+        """Real tokens that the network runs on in the global batch: both halves of blocks."""
+        halves = {
+            1 if batch.blocks is None else batch.blocks.halves for batch in self.micro_batches
+        }
+        return self.counts.tokens * max(halves)
+
     def to(self, device: torch.device) -> "StepBatch":
         moved = [batch.to(device) for batch in self.micro_batches]
         fields = vars(self) | {"micro_batches": moved}
@@ -160,43 +93,60 @@ class StepBatch:
 
 def noisy_micro_batch(
     batch: UnmaskedBatch,
-    noises: list[Noise],
-    divisors: list[float],
+    noises: Sequence[Noise],
+    divisors: Sequence[float],
     mask_token_id: int,
-    confidence: list[float] | None = None,
+    confidence: Sequence[float] | None = None,
     void_weight: float = 0.0,
+    parts: Parts | None = None,
+    edits: Edits | None = None,
 ) -> MicroBatch:
-    """Apply one noise to each example of a micro-batch.
+    """Apply one noise to each part of a micro-batch.
 
     Args:
         batch: The clean micro-batch; with no examples it becomes one of weight zero.
-        noises: One for each example.
-        divisors: What the weighted loss of each example is divided by.
+        noises: One for each part.
+        divisors: What the weighted loss of each part is divided by.
         mask_token_id: Stands at the masked positions.
-        confidence: What the confidence loss of each example is multiplied by; None: it has none.
+        confidence: What the confidence loss of each part is multiplied by; None: it has none.
         void_weight: What the loss of void tokens is multiplied by (masks/void_end.py).
+        parts: The parts; None: each example is one.
+        edits: What else is replaced (masks/edits.py); None: nothing.
     """
+    if parts is None:
+        parts = Parts(batch.spans, [whole(noise) for noise in noises])
     clean = torch.from_numpy(batch.input_ids).flatten()  # [B·L]
     masked = torch.zeros(clean.shape, dtype=torch.bool)
     coefficients = torch.zeros(clean.shape, dtype=torch.float64)
     of_confidence = torch.zeros(clean.shape, dtype=torch.float64)
+    # What a token that is always learned counts: its part's importance over its divisor.
+    certain = torch.zeros(clean.shape, dtype=torch.float64)
     corrupted = batch.corrupted or (False,) * len(batch.keys)
     if batch.noisy_ids is None:
         noisy = clean.clone()
     else:
         noisy = torch.from_numpy(batch.noisy_ids).flatten().clone()
-    for number, (span, noise) in enumerate(zip(batch.spans, noises, strict=True)):
+    for number, (span, noise) in enumerate(zip(parts.spans, noises, strict=True)):
         masked[span] = noise.masked
         coefficients[span] = noise.weight / divisors[number]
+        certain[span] = noise.importance / divisors[number]
         of_confidence[span] = 0.0 if confidence is None else confidence[number]
-        if not corrupted[number]:
+        if not corrupted[parts.rows[number]]:
             noisy[span].masked_fill_(noise.masked, mask_token_id)
-    ends = hidden_ends(batch, noises, divisors, void_weight)
+    # Where the confidence loss has no part.
+    plain = torch.zeros(clean.shape, dtype=torch.bool)
+    ends = hidden_ends(batch, certain, void_weight)
     if ends is not None:
         masked |= ends.masked
         noisy.masked_fill_(ends.masked, mask_token_id)
         coefficients = torch.where(ends.masked, ends.coefficients, coefficients)
-        of_confidence.masked_fill_(ends.void, 0.0)
+        plain |= ends.void
+    if edits is not None:
+        masked |= edits.replaced
+        noisy[edits.replaced] = edits.tokens
+        coefficients = torch.where(edits.replaced, edits.weight * certain, coefficients)
+        plain |= edits.replaced
+    of_confidence.masked_fill_(plain, 0.0)
     if batch.loss_weights is not None:
         weights = torch.from_numpy(batch.loss_weights).flatten()
         coefficients *= weights
@@ -210,10 +160,10 @@ def noisy_micro_batch(
     real, coefficients = batch.attention_mask, coefficients[positions].float()
     terms = None
     if confidence is not None:
-        rows, num_rows = examples_at(batch, positions), max(1, len(batch.keys))
-        if ends is not None:
+        rows, num_rows = parts.at(positions), max(1, len(parts))
+        if bool(plain.any()):
             # In a row of their own: predicted right, they do not count among an answer's tokens.
-            rows, num_rows = rows.masked_fill(ends.void[positions], num_rows), num_rows + 1
+            rows, num_rows = rows.masked_fill(plain[positions], num_rows), num_rows + 1
         terms = LossTerms(coefficients, rows, num_rows, of_confidence[positions].float())
     return MicroBatch(
         noisy_ids=noisy.view(batch.input_ids.shape),
@@ -225,13 +175,8 @@ def noisy_micro_batch(
         rows=tuple((key.file, key.line) for key in dict.fromkeys(batch.keys)),
         terms=terms,
         real=_real_tokens(batch),
+        replaced=None if edits is None else edits.replaced[positions],
     )
-
-
-def examples_at(batch: UnmaskedBatch, positions: Tensor) -> Tensor:
-    """Return the number of the example at each flat index, int64 [M]; 0 where there is none."""
-    ends = torch.tensor([span.stop for span in batch.spans], dtype=torch.int64)
-    return torch.bucketize(positions, ends, right=True)
 
 
 def _real_tokens(batch: UnmaskedBatch) -> Tensor | None:
@@ -259,6 +204,7 @@ class NoiseSource:
         mask_token_id: From the model's config.
         rank, world_size: Place of this rank's examples in the global batch.
         levels: The losses by noise level, from which levels are drawn; None: uniformly.
+        edits: Replaces tokens that are not masked; None: nothing does.
     """
 
     objective: ObjectiveConfig
@@ -267,6 +213,7 @@ class NoiseSource:
     rank: int
     world_size: int
     levels: LevelLosses | None = None
+    edits: EditSource | None = None
 
     @property
     def draws(self) -> int:
@@ -275,95 +222,155 @@ class NoiseSource:
 
     def micro_batches(self, local: LocalStep, counts: Report, step: int) -> list[MicroBatch]:
         """Turn a rank's step into noisy micro-batches; `step` counts optimizer steps from 0."""
-        shift = step_shift(self.seed, step)
         density = None if self.levels is None else self.levels.agreed(counts.by_level).density()
-        number, batches = 0, []
+        drawn = self._drawn(local, step, density)
+        return [
+            self._noisy(batch, rows, counts)
+            for batch, rows in zip(local.micro_batches, drawn, strict=True)
+        ]
+
+    def num_masked(self, local: LocalStep, step: int) -> int:
+        """Count the masked tokens of a rank's step, if the loss is divided by those of all ranks.
+
+        That is the mean over masked tokens of `objective.band`; else it is 0.
+        """
+        if self.objective.band is None or self.objective.normalization == "answer":
+            return 0
+        rows = chain.from_iterable(self._drawn(local, step, None))
+        return sum(int(part.noise.masked.sum()) for parts in rows for part in parts)
+
+    def _drawn(
+        self, local: LocalStep, step: int, density: LevelDensity | None
+    ) -> Iterator[list[list[NoisyPart]]]:
+        """Yield the parts of all rows of each micro-batch; twins are two rows."""
+        shift, number = step_shift(self.seed, step), 0
         for batch in local.micro_batches:
-            noises: list[Noise] = []
+            rows: list[list[NoisyPart]] = []
             corrupted = batch.corrupted or (False,) * len(batch.keys)
-            for key, mask, by_hook in zip(batch.keys, answer_masks(batch), corrupted, strict=True):
+            examples = zip(
+                batch.keys, answer_masks(batch), always_masked(batch), corrupted, strict=True
+            )
+            for key, mask, always, by_hook in examples:
                 # Rank r's examples are r, r + W, r + 2W, ...: together 0 ... N-1, but for gaps
                 # where a rank has run short of rows or packed fewer than others.
                 index = number * self.world_size + self.rank
                 # What the hook has corrupted is learned as it is.
-                noises += (
-                    [Noise(mask, t=1.0, weight=1.0)] * self.draws
+                rows += (
+                    [whole(Noise(mask, t=1.0, weight=1.0), drawn=False)] * self.draws
                     if by_hook
-                    else self._draw(key, mask, shift, index, density)
+                    else self._draw(key, mask, always, shift, index, density)
                 )
                 number += 1
-            batches.append(self._noisy(batch, noises, counts))
-        return batches
+            yield rows
 
-    def _noisy(self, batch: UnmaskedBatch, noises: list[Noise], counts: Report) -> MicroBatch:
+    def _noisy(
+        self, batch: UnmaskedBatch, rows: Sequence[Sequence[NoisyPart]], counts: Report
+    ) -> MicroBatch:
         if self.draws == 2:
             batch = each_twice(batch)
+        parts = Parts(batch.spans, rows, self.draws)
+        counted = torch.from_numpy(batch.response_mask).flatten()
         lengths = [int(mask.sum()) for mask in response_masks(batch)]
-        divisors = self._divisors(lengths, counts)
+        of_rows = self._divisors(lengths, counts)
+        divisors = [of_rows[row] for row in parts.rows]
         confidence = None
         if self.objective.confidence_weight:
-            # With weight λ: λ times the example's part of the batch, for the mean of its entropies.
+            # With weight λ: λ times the part's share of the batch, for the mean of its entropies.
             confidence = [
-                self.objective.confidence_weight * noise.importance * length / divisor
-                for noise, length, divisor in zip(noises, lengths, divisors, strict=True)
+                self.objective.confidence_weight * noise.importance * int(counted[span].sum()) / by
+                for noise, span, by in zip(parts.noises, parts.spans, divisors, strict=True)
             ]
         made = noisy_micro_batch(
             batch,
-            noises,
+            parts.noises,
             divisors,
             self.mask_token_id,
             confidence=confidence,
             void_weight=self.objective.void_weight,
+            parts=parts,
+            edits=self._edits(batch, parts),
         )
-        rows = examples_at(batch, made.positions)
-        made.terms = made.terms or LossTerms(made.coefficients, rows, max(1, len(batch.keys)))
-        made.levels = self._levels(batch, noises, counts, made)
+        of_parts = parts.at(made.positions)
+        made.terms = made.terms or LossTerms(made.coefficients, of_parts, max(1, len(parts)))
+        made.levels = self._levels(batch, parts, counts, made)
+        if self.objective.block_tokens:
+            made = in_two_halves(made, batch, self.objective.block_tokens)
         return made
 
     def _levels(
-        self, batch: UnmaskedBatch, noises: list[Noise], counts: Report, made: MicroBatch
+        self, batch: UnmaskedBatch, parts: Parts, counts: Report, made: MicroBatch
     ) -> BatchLevels:
-        # Twins are one draw of one level. What the hook has corrupted has none: NaN does not count.
-        drawn = noises[:: self.draws]
-        of_rank = counts.examples / self.world_size
-        scales = [of_rank / noise.importance for noise in drawn]
-        for number, by_hook in enumerate(batch.corrupted[:: self.draws]):
-            scales[number] = math.nan if by_hook else scales[number]
-        corrupted = batch.corrupted or (False,) * len(noises)
+        # Twins are one draw of one level. What has no level does not count: NaN.
+        firsts = parts.of_draws()
+        of_rank = self._num_parts(counts) / self.world_size
+        found = parts.at(made.positions)
         shares = [
-            math.nan if by_hook else noise.t
-            for noise, by_hook in zip(noises, corrupted, strict=True)
+            noise.t if drawn else math.nan
+            for noise, drawn in zip(parts.noises, parts.drawn, strict=True)
         ]
+        rows = found
+        if made.replaced is not None:
+            # In a row without a level: the losses of a level are those of masked tokens.
+            rows, shares = rows.masked_fill(made.replaced, len(shares)), [*shares, math.nan]
         return BatchLevels(
-            examples=examples_at(batch, made.positions).numpy() // self.draws,
+            examples=parts.numbers[found].numpy() if len(parts) else found.numpy(),
             coefficients=made.coefficients.double().numpy(),
-            levels=[noise.level for noise in drawn],
-            scales=scales,
-            rows=examples_at(batch, made.positions).numpy(),
+            levels=[parts.noises[first].level for first in firsts],
+            scales=[
+                of_rank / parts.noises[first].importance if parts.drawn[first] else math.nan
+                for first in firsts
+            ],
+            rows=rows.numpy(),
             shares=shares,
+            num_examples=len(batch.keys) // self.draws,
         )
+
+    def _num_parts(self, counts: Report) -> float:
+        """Count the parts of the global batch; blocks as if all were full of answer."""
+        length = self.objective.block_tokens
+        if not length or self.objective.band is not None:
+            return counts.examples
+        return max(counts.response_tokens / length, 1.0)
 
     def _draw(
         self,
         example: ExampleKey,
-        response_mask: Tensor,
+        mask: Tensor,
+        always: Tensor,
         shift: float,
         index: int,
         density: LevelDensity | None,
-    ) -> list[Noise]:
+    ) -> list[list[NoisyPart]]:
         """Draw the noise of an example, or of its twins."""
-        objective = self.objective
         key = noise_key(self.seed, example.epoch, example.file, example.line, example.part)
-        spread = objective.t_sampling == "low_discrepancy"
-        u = low_discrepancy(shift, index) if spread else independent(key)
-        arguments = (response_mask, u, key, objective.masking, objective.eps, density)
-        return [draw_noise(*arguments)] if self.draws == 1 else [*draw_twins(*arguments)]
+        spread = self.objective.t_sampling == "low_discrepancy"
+        u = low_discrepancy(shift, index) if spread else None
+        return draw_parts(self.objective, mask, always, u, key, density)
+
+    def _edits(self, batch: UnmaskedBatch, parts: Parts) -> Edits | None:
+        """Replace answer tokens that are not masked; twins each have their own."""
+        if self.edits is None:
+            return None
+        free = torch.zeros(batch.input_ids.size, dtype=torch.bool)
+        for span, noise, drawn in zip(parts.spans, parts.noises, parts.drawn, strict=True):
+            free[span] = ~noise.masked if drawn else False
+        rows = []
+        for row, (key, span, answer) in enumerate(
+            zip(batch.keys, batch.spans, answer_masks(batch), strict=True)
+        ):
+            of_example = noise_key(self.seed, key.epoch, key.file, key.line, key.part)
+            own = hashed("twin", of_example, row % self.draws)
+            rows.append((span, answer & free[span], own))
+        return self.edits.choose(torch.from_numpy(batch.input_ids).flatten(), rows)
 
     def _divisors(self, lengths: list[int], counts: Report) -> list[float]:
         """N · L_i, or the response tokens of the global batch; over the number of ranks.
 
-        Twice that for twins.
+        Twice that for twins. Of a band, its masked tokens, of which there are as many as there are.
         """
         if self.objective.normalization == "token":
-            return [counts.response_tokens * self.draws / self.world_size] * len(lengths)
+            of_all = counts.response_tokens * self.draws
+            if self.objective.band is not None:
+                of_all = max(counts.masked, 1)
+            return [of_all / self.world_size] * len(lengths)
         return [length * counts.examples * self.draws / self.world_size for length in lengths]

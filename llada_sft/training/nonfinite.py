@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llada_sft.errors import NonFiniteError
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.noising import MicroBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
 
 # The most rows that a message names; the journal has all of them.
 _SHOWN_ROWS = 8

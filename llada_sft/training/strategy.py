@@ -37,6 +37,9 @@ from llada_sft.training.checkpoint.shard_writer import ShardWriter
 from llada_sft.training.checkpoint.universal import OptimizerRepair
 from llada_sft.training.ranks import device_ordinal
 
+# Elements of a gradient whose fp64 copy exists at one time: 32 MB.
+_NORM_ELEMENTS = 1 << 22
+
 
 class RankEnvironment(ClusterEnvironment):
     """Gives Lightning the placement that the job has determined.
@@ -85,11 +88,18 @@ class RankEnvironment(ClusterEnvironment):
         return self._placement.node_rank
 
 
-def deepspeed_config(config: DeepSpeedConfig, gradient_clip: float) -> dict[str, Any]:
+def deepspeed_config(
+    config: DeepSpeedConfig, gradient_clip: float, precision: Literal["bf16", "fp32"]
+) -> dict[str, Any]:
     """Render DeepSpeed's own configuration: ZeRO, gradients summed in fp32."""
+    contiguous = config.contiguous_gradients
+    if contiguous is None:
+        # Stage 3 lays them out once more for each reduction: of gradients that need no conversion
+        # the buffer would be one copy too many.
+        contiguous = config.stage < 3 or config.reduce_dtype != precision
     zero: dict[str, Any] = {
         "stage": config.stage,
-        "contiguous_gradients": config.contiguous_gradients,
+        "contiguous_gradients": contiguous,
         "overlap_comm": config.overlap_comm,
         "reduce_bucket_size": config.reduce_bucket_size,
         "stage3_prefetch_bucket_size": config.stage3_prefetch_bucket_size,
@@ -157,6 +167,26 @@ def _one_kind_of_optimizer() -> Iterator[None]:
         yield
     finally:
         DeepSpeedEngine._do_optimizer_sanity_check = choose
+
+
+def _take_norms_in_pieces(optimizer: Any) -> None:
+    """Let DeepSpeed take the norm of each gradient in pieces.
+
+    It sums squares in fp64, for which it copies a whole gradient; a piece of a copy is enough. The
+    result differs in the order of the sum alone. The method is private; a test counts bytes.
+    """
+    take = optimizer.get_grad_norm_direct
+
+    def taken(gradients: Iterable[Tensor], params: Iterable[nn.Parameter], *more: Any) -> Any:
+        real = (one for one in gradients if not getattr(one, "_zero_padding", False))
+        pieces = [
+            (piece, param)
+            for gradient, param in zip(real, params, strict=False)
+            for piece in torch.split(gradient.flatten(), _NORM_ELEMENTS)
+        ]
+        return take([piece for piece, _ in pieces], [param for _, param in pieces], *more)
+
+    optimizer.get_grad_norm_direct = taken
 
 
 def _copies_loaded(config: dict[str, Any], device: torch.device) -> bool:
@@ -273,6 +303,7 @@ class Zero3Strategy(DeepSpeedStrategy):
         # Stages 1 and 2 look for NaN and infinity in fp16 only, unless this is set.
         zero_optimizer.check_grad_overflow = True
         engine.checkpoint_engine = self.shard_writer
+        _take_norms_in_pieces(zero_optimizer)
         # Otherwise rank 0 would copy two DeepSpeed scripts into each checkpoint, which must not
         # hold code. The method is private.
         engine._copy_recovery_script = lambda save_path: None

@@ -20,10 +20,9 @@ from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.data.steps.yields import SAMPLE_ROWS
 from llada_sft.errors import DataError
-from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
-from llada_sft.training.build_data import build_dataset
+from llada_sft.training.build_data import build_dataset, build_noise, never_written
 from llada_sft.training.build_network import (
     base_weights,
     build_balance,
@@ -32,8 +31,8 @@ from llada_sft.training.build_network import (
     checkpointing_of,
     compiles,
     plan_training,
-    resolve_network,
     token_ids,
+    trained_network,
 )
 from llada_sft.training.callbacks.adapters_learn import AdaptersLearn
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
@@ -59,7 +58,6 @@ from llada_sft.training.log.tensorboard import TensorBoardLog
 from llada_sft.training.log.wandb_log import WandbLog
 from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.module import DiffusionModule
-from llada_sft.training.noising import NoiseSource
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.plan import Basis, Schedule
@@ -97,7 +95,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     start.mark("ranks")
-    network_config = resolve_network(config.model)
+    network_config = trained_network(config)
     balance = build_balance(config.model, network_config)
     journal = StepJournal(host, consensus, placement.rank)
     max_steps = config.train.max_steps
@@ -209,11 +207,13 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             device,
             config.train.precision,
             config.objective.draws,
+            config.objective.block_tokens,
             None if adapters is None else adapters.num_trained,
         ),
         levels=levels,
         balance=balance,
         signals=StepSignals(token_ids(network_config).eos_token_id, dataset.mixed_sources),
+        never_written=never_written(config, network_config),
     )
     validation = build_validation(
         config,
@@ -298,7 +298,7 @@ def build_trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
         strategy=Zero3Strategy(
-            deepspeed_config(config.deepspeed, config.optim.gradient_clip),
+            deepspeed_config(config.deepspeed, config.optim.gradient_clip, config.train.precision),
             placement,
             device,
             precision=config.train.precision,
@@ -356,22 +356,6 @@ def build_schedule(
         data_changed=changed,
         say=say,
         older_ratio=ratio,
-    )
-
-
-def build_noise(
-    config: Config,
-    network_config: NetworkConfig,
-    placement: Placement,
-    levels: LevelLosses | None = None,
-) -> NoiseSource:
-    return NoiseSource(
-        config.objective,
-        config.run.seed,
-        token_ids(network_config).mask_token_id,
-        placement.rank,
-        placement.world_size,
-        levels,
     )
 
 

@@ -17,7 +17,7 @@ from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model import Network, build_model
 from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import add_adapters
-from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network
 from llada_sft.training.host import Host

@@ -67,9 +67,10 @@ MEMBERS: dict[str, tuple[Family, dict[str, Any]]] = {
 }
 
 
-def write_member(name: str, tokenizer_dir: Path, out: Path) -> Path:
-    """Write a model directory of a member."""
+def write_member(name: str, tokenizer_dir: Path, out: Path, **more: int) -> Path:
+    """Write a model directory of a member, with some sizes changed."""
     family, sizes = MEMBERS[name]
+    sizes = {**sizes, **more}
     tokenizer = load_tokenizer(tokenizer_dir)
     eos = tokenizer.eos_token_id
     ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": eos, "pad_token_id": eos}

@@ -29,7 +29,9 @@ def member(
 
 
 def of_member(member: Path, train: Path) -> list[str]:
+    in_blocks = read_config(member).architecture.decodes_in_blocks
     return [
+        *(["objective.kind=block", "objective.block_length=8"] if in_blocks else []),
         *(each for each in SMALL if not each.startswith("model.size.")),
         f"model.path={member}",
         "model.init=pretrained",

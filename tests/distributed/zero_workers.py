@@ -14,7 +14,7 @@ import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.model import Network, build_model
 from llada_sft.model.families.architecture import Architecture
-from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.model.network import Block
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network

@@ -14,11 +14,13 @@ from llada_sft.diffusion.objective import (
     masked_cross_entropy,
 )
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.experts import StackedExperts
+from llada_sft.model.layers.flex import attend_flex, plan_flex
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
-from llada_sft.training.noising import MicroBatch
+from llada_sft.model.layers.kept_bytes import Checkpointing
+from llada_sft.training.masks.micro_batch import MicroBatch
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -76,6 +78,72 @@ def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
         gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
     difference = torch.linalg.vector_norm(gradients[0] - gradients[1])
     assert difference < 5 * tolerance * torch.linalg.vector_norm(gradients[1])
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_have_the_values_and_gradients_of_the_chunks(
+    dtype: torch.dtype, packed: bool, doubled: bool
+) -> None:
+    """FlexAttention, compiled, against the way of the CPU in fp32; lengths are of any size."""
+    model = load_model(GOLDEN, dtype=dtype, device="cuda")
+    exact = load_model(GOLDEN, device="cuda")
+    exact.load_state_dict(model.state_dict())
+    exact.flex_attention = False
+    blocks, lengths = Blocks(32, doubled), (7, 70, 223)
+    shape = (1, 300 * blocks.halves) if packed else (2, 200 * blocks.halves)
+    real = None if packed else torch.arange(200, device="cuda") < torch.tensor([[200], [77]]).cuda()
+    shown = torch.ones(shape, dtype=torch.bool, device="cuda")
+    if real is not None:
+        shown = real.repeat(1, blocks.halves)
+    ids, found = torch.randint(0, 500, shape, device="cuda"), []
+    for network in (model, exact):
+        sequences = Sequences(lengths) if packed else None
+        logits = network(ids, real, sequences=sequences, blocks=blocks).logits[shown].float()
+        torch.autograd.backward(logits.logsumexp(-1).sum())
+        slopes = [p.grad.flatten().float() for p in network.parameters() if p.grad is not None]
+        found.append((logits.detach(), torch.cat(slopes)))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for got, expected in zip(*found, strict=True):
+        assert torch.linalg.vector_norm(got - expected) < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_that_are_computed_again(checkpointing: Checkpointing) -> None:
+    model, found = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda"), []
+    ids = torch.randint(0, 500, (1, 600), device="cuda")
+    for kept in ("none", checkpointing):
+        model.set_activation_checkpointing(kept)
+        model.zero_grad()
+        logits = model(ids, sequences=Sequences((77, 223)), blocks=Blocks(32, True)).logits
+        torch.autograd.backward(logits.float().logsumexp(-1).sum())
+        slopes = [p.grad.flatten().float() for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat(slopes))
+    assert torch.linalg.vector_norm(found[0] - found[1]) < 0.01 * found[0].norm()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_memory_of_blocks_grows_with_the_row() -> None:
+    """A pack of 8,192: a tenth of the dense mask of 16,384 positions, of one byte a pair."""
+    blocks, lengths = Blocks(32, doubled=True), [608, 96, 320] * 8
+    device, heads = torch.device("cuda"), []
+    for number in (4, 1, 1):
+        shape = (1, 2 * 8192, number, 64)
+        heads.append(torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True))
+    slopes = torch.ones_like(heads[0])
+
+    def run() -> None:
+        mixed = attend_flex(*heads, plan_flex(blocks, lengths, None, device))
+        torch.autograd.grad(mixed, heads, slopes)
+
+    run()  # compiles
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    assert torch.cuda.max_memory_allocated() - before < (2 * 8192) ** 2 / 10
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

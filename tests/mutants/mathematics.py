@@ -60,6 +60,29 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "model/layers/chunks.py",
+        "model/test_blocks.py",
+        (
+            "torch.cat([key < query, key == query], dim=1)",
+            "torch.cat([key <= query, key == query], dim=1)",
+            "a noisy block sees the clean copy of itself",
+        ),
+        (
+            "for start in reversed(range(0, x.shape[2], chunk)):",
+            "for start in range(0, x.shape[2], chunk):",
+            "noisy keys are taken for the clean ones of the next chunk",
+        ),
+    ),
+    *of_file(
+        "model/layers/flex.py",
+        "model/test_flex.py",
+        (
+            "every = torch.zeros_like(every)",
+            "every = every.clone()",
+            "padding is seen in whole tiles",
+        ),
+    ),
+    *of_file(
         "model/layers/cache.py",
         "model/test_cache.py",
         (

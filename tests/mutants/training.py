@@ -141,7 +141,7 @@ MUTANTS = (
     *of_file(
         "training/log/signals.py",
         "training/log/test_signals.py",
-        ("examples_of_rank / len(levels.levels)", "1", "the variance depends on the batch's size"),
+        ("examples_of_rank / levels.num_examples", "1", "the variance depends on the batch's size"),
         (
             "loss.detach().double()[None] / world_size",
             "loss[None]",
@@ -151,7 +151,11 @@ MUTANTS = (
     *of_file(
         "training/validation/answers.py",
         "training/validation/test_answers.py",
-        ("number = first + rank", "number = first", "all ranks answer the same prompts"),
+        (
+            "_questions[rank::world_size]",
+            "_questions[::world_size]",
+            "all ranks answer the same prompts",
+        ),
         ("0 < len(question.prompt_ids) <= longest_prompt", "True", "prompts that do not fit"),
     ),
     *of_file(
@@ -260,15 +264,19 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/masks/void_end.py",
+        "training/noising.py",
         "training/test_void_end.py",
         (
-            "ends.coefficients[eos] = importance / divisor",
-            "ends.coefficients[eos] = 1 / divisor",
+            "certain[span] = noise.importance / divisors",
+            "certain[span] = 1 / divisors",
             "the EOS is not divided by the density of its level",
         ),
-        ("length / divisor / num_void", "length / divisor", "many void tokens weigh more than few"),
-        ("void_weight * importance * length", "void_weight * importance", "void tokens count 1/L"),
+    ),
+    *of_file(
+        "training/masks/void_end.py",
+        "training/test_void_end.py",
+        ("length / num_void * certain", "length * certain", "many void tokens weigh more than few"),
+        ("void_weight * length / num", "void_weight / num", "void tokens count 1/L"),
         (
             "masks[number][batch.lengths[number] - hidden :] = False",
             "pass",

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from llada_sft.config.data_section import DataConfig, SourceConfig
-from llada_sft.config.schema import ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.local_step import StepSize
 from llada_sft.training.consensus import Report
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import NoiseSource
 from tests.unit.data.stepping import WholePositions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "order.json"

@@ -153,6 +153,15 @@ def test_head_compares_both_ways(tmp_path: Path) -> None:
     assert all(row["s"] > 0 and row["peak_gb"] > 0 for row in found["heads"])
 
 
+@pytest.mark.slow
+def test_attention_compares_blocks_and_packs(tmp_path: Path) -> None:
+    sizes = ("--packs", "512", "--heads", "2", "--kv-heads", "1", "--repeats", "1")
+    found = measured("attention", tmp_path / "out.json", *sizes)
+    lines = [(line["what"], line["documents"] > 1) for line in found["lines"]]
+    assert lines == [("blocks", True), ("packed", True), ("blocks", False)]
+    assert all(line["ratio"] > 0 and line["mb"] > 0 for line in found["lines"])
+
+
 def demo_model(folder: Path) -> None:
     """Make the demo's data, and a model that was not trained."""
     write_demo(folder / "demo")

@@ -117,6 +117,7 @@ def _checkpoint(config: Config) -> Iterator[str]:
         architecture_of,
         read_settings,
         require_experts,
+        require_objective,
         require_trainable,
     )
 
@@ -135,6 +136,10 @@ def _checkpoint(config: Config) -> Iterator[str]:
             f" {network.max_length}, got {config.data.max_length}"
         )
     yield from _end_tokens(config, network)
+    try:
+        require_objective(model, network, config.objective)
+    except LladaSftError as error:
+        yield str(error)
     try:
         require_trainable(model, network)
         given = config.model

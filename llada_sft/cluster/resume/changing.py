@@ -29,8 +29,8 @@ from llada_sft.config import (
     yaml12,
 )
 from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
+from llada_sft.config.problems import under_new_names, under_old_names
 from llada_sft.config.reader import read_values
-from llada_sft.config.renamed import under_new_names, under_old_names
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 

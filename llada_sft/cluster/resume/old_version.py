@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from llada_sft.config.problems import RENAMED, under_new_names
 from llada_sft.config.reader import read_values
-from llada_sft.config.renamed import RENAMED, under_new_names
 from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir

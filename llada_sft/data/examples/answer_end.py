@@ -13,13 +13,17 @@ K is uniform on 0 ... `data.end_tokens`. It is keyed by the row and its epoch: t
 number of ranks, in any micro-batch, and after a resume. An answer is cut for its EOS alone, as with
 `end: 1`; K is smaller where `data.max_length` leaves less room.
 
+A network that is trained in blocks (`objective.kind: block`) writes whole blocks. So what follows
+an answer reaches to the end of its last block: EOS, void tokens, or the cycle, learned as they
+always are. What ends without a tail (an answer that was cut, a piece of a document, what the hook
+has corrupted) may end within a block, which is shorter then.
+
 Source: VoidPadding (arXiv 2606.17999) and Rainbow Padding (arXiv 2510.03680), which fill the batch
 instead; their published code takes the reserved tokens of LLaDA's tokenizer, from 126084 on.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,12 +65,14 @@ class AnswerEnd:
         eos_token_id: From the model's config.
         token_ids: What may follow the EOS: the void token, or the cycle of rainbow.
         most_tokens: `data.end_tokens`.
+        block_length: Tails end with a block of so many tokens; 0: they do not.
     """
 
     end: End
     eos_token_id: int
     token_ids: tuple[int, ...] = ()
     most_tokens: int = 0
+    block_length: int = 0
 
     @property
     def fewest_tokens(self) -> int:
@@ -78,28 +84,33 @@ class AnswerEnd:
         """Whether a tail grows to the longest example of its micro-batch."""
         return self.end == "batch_max"
 
-    def tail(self, room: int, row_key: int, part: int) -> Tail:
+    def tail(self, room: int, row_key: int, part: int, before: int = 0) -> Tail:
         """Return the tail of an answer.
 
         Args:
-            room: The most tokens that it may have, at least `fewest_tokens`.
+            room: The most tokens that it may have, at least `fewest_tokens`. Of blocks, it reaches
+                to the end of one.
             row_key: Of the row and epoch; with `part`, which of its examples this is, it keys how
                 many tokens the tail has.
+            before: Tokens of the example before the tail.
         """
         if not self.token_ids:
-            return self._of_eos
+            return self._of_eos(self.fewest_tokens + self._missing(before + self.fewest_tokens))
         drawn = hashed("end", row_key, part) % (self.most_tokens + 1)
         count = min(drawn, room - self.fewest_tokens)
+        count += self._missing(before + self.fewest_tokens + count)
         cycle = np.resize(np.array(self.token_ids, np.int64), count)
-        ids = np.concatenate([self._of_eos.ids, cycle])
+        ids = np.concatenate([self._of_eos(self.fewest_tokens).ids, cycle])
         if self.end == "void":
             return Tail(ids, num_learned=self.fewest_tokens, num_hidden=len(ids))
         return Tail(ids, num_learned=len(ids), num_hidden=0)
 
-    @cached_property
-    def _of_eos(self) -> Tail:
-        num_eos = self.fewest_tokens
+    def _of_eos(self, num_eos: int) -> Tail:
         return Tail(np.full(num_eos, self.eos_token_id, np.int64), num_eos, num_hidden=0)
+
+    def _missing(self, length: int) -> int:
+        """Count the tokens from a length on to the end of a block."""
+        return -length % self.block_length if self.block_length else 0
 
     def require_unused(self, *lists: NDArray[np.int64] | None) -> None:
         """Check that the ids of an example have none that only a tail has.
@@ -193,4 +204,5 @@ def answer_end_of(config: DataConfig, ids: TokenIds, tokenizer: Any) -> AnswerEn
     token_ids = end_token_ids(config, ids)
     if token_ids and tokenizer is not None:
         require_reserved(tokenizer, token_ids, _KEYS[str(config.end)])
-    return AnswerEnd(config.end, ids.eos_token_id, token_ids, config.end_tokens if token_ids else 0)
+    most_tokens = config.end_tokens if token_ids else 0
+    return AnswerEnd(config.end, ids.eos_token_id, token_ids, most_tokens, ids.block_length)

@@ -47,6 +47,7 @@ class Example:
         grows: True if EOS tokens may be added up to the longest example of the micro-batch.
         file, line, part: Where it comes from; together with seed and epoch they key its noise.
         epoch: In which its row was read.
+        block_length: Tokens of a block, if it is trained in blocks; 0: it is not.
     """
 
     input_ids: NDArray[np.int64]
@@ -60,6 +61,7 @@ class Example:
     tail: int = 0
     loss_weights: NDArray[np.float32] | None = None
     hidden: int = 0
+    block_length: int = 0
 
     @property
     def num_void(self) -> int:
@@ -226,8 +228,8 @@ class Encoder:
         if was_cut and self._cuts_response(mask, keep) and not self.eos_after_cut:
             # Its end is missing: the model must not learn that it ends here.
             keep, tail = _cut(mask, self.max_length, self.on_too_long) or keep, 0
-        room = self.max_length - (keep.stop - keep.start)
-        end = self.answer_end.tail(room, key, part) if tail else NO_TAIL
+        kept = keep.stop - keep.start
+        end = self.answer_end.tail(self.max_length - kept, key, part, kept) if tail else NO_TAIL
         learned = np.arange(len(end.ids)) < end.num_learned
         example = Example(
             input_ids=np.concatenate([fields["input_ids"][keep], end.ids]),
@@ -241,6 +243,7 @@ class Encoder:
             line=row.line,
             part=part,
             epoch=epoch,
+            block_length=self.answer_end.block_length,
         )
         return example, was_cut
 

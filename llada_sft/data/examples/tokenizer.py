@@ -1,4 +1,4 @@
-"""What data needs to know of the model: its tokenizer, and the ids of special tokens."""
+"""What data needs to know of the model: its tokenizer, the ids of special tokens, its blocks."""
 
 import os
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ class TokenIds:
         chat_template: For a tokenizer without one.
         pad_token_id: From the model's config, if it names one.
         reserved: Tokens of its tokenizer that no text has, in the order in which they are taken.
+        block_length: Tokens of a block, if it is trained in blocks; 0: it is not.
     """
 
     vocab_size: int
@@ -26,6 +27,7 @@ class TokenIds:
     chat_template: str | None = None
     pad_token_id: int | None = None
     reserved: tuple[int, ...] = ()
+    block_length: int = 0
 
 
 def tokenizer_file(directory: Path) -> Path:

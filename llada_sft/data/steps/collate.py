@@ -36,6 +36,7 @@ class UnmaskedBatch:
         corrupted: Whether the hook has corrupted an example, for each; empty if none was.
         loss_weights: fp32 [B, L], what the loss of each token is multiplied by; None if all are 1.
         hidden: Tokens at the end of each example that are always masked; empty if none has any.
+        block_length: Tokens of a block, if the examples are trained in blocks; 0: they are not.
     """
 
     input_ids: NDArray[np.int64]
@@ -48,6 +49,7 @@ class UnmaskedBatch:
     corrupted: tuple[bool, ...] = ()
     loss_weights: NDArray[np.float32] | None = None
     hidden: tuple[int, ...] = ()
+    block_length: int = 0
 
     @property
     def spans(self) -> list[slice]:
@@ -65,10 +67,27 @@ class UnmaskedBatch:
     @property
     def work(self) -> int:
         """What the network does for it: L + L² / EQUAL_TOKENS for each row or packed example of L
-        tokens, times EQUAL_TOKENS.
+        tokens, times EQUAL_TOKENS. In blocks of B tokens it is 2 L + L (L + B) / EQUAL_TOKENS: a
+        noisy token and its clean copy, which both see half of the others and half of a block.
         """
         widths = [span.stop - span.start for span in self.spans]
-        return sum(width * (EQUAL_TOKENS + width) for width in widths)
+        if not self.block_length:
+            return sum(width * (EQUAL_TOKENS + width) for width in widths)
+        own = 2 * EQUAL_TOKENS + self.block_length
+        return sum(width * (own + width) for width in widths)
+
+
+def pairs_in_blocks(length: int, block_length: int) -> int:
+    """Return how many pairs of query and key there are in [noisy ; clean] of an example.
+
+    In both halves, a position sees as many keys as there are up to the end of its block.
+
+    Args:
+        length: Tokens of the example, L. L² are the pairs of full attention.
+        block_length: Tokens of a block; the last one may have fewer.
+    """
+    whole, rest = divmod(length, block_length)
+    return block_length**2 * whole * (whole + 1) + 2 * rest * length
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> UnmaskedBatch:
@@ -113,6 +132,7 @@ def _batch(
         keys=tuple(example.key for example in examples),
         lengths=tuple(len(example.input_ids) for example in examples),
         packed=packed,
+        block_length=max((example.block_length for example in examples), default=0),
     )
     if any(example.hidden for example in examples):
         batch = replace(batch, hidden=tuple(example.hidden for example in examples))

@@ -18,13 +18,14 @@ from torch.nn.attention.varlen import varlen_attn
 
 from llada_sft.model.layers.blocks import BlockPlan, attend_in_blocks
 from llada_sft.model.layers.cache import CachedPlan
+from llada_sft.model.layers.flex import FlexPlan, attend_flex
 
 # How the layers attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
 # seen. For one row of several sequences: where they start and the last one ends (int32 [N + 1])
-# with the longest, for the kernel; or their lengths. For attention in blocks: its chunks. None:
+# with the longest, for the kernel; or their lengths. In blocks: by chunks, or FlexAttention. None:
 # everything is seen. Nothing more than tuples: DeepSpeed looks for tensors in what its modules are
 # given. A cache is only for sampling.
-Plan = Tensor | BlockPlan | tuple[Tensor, int] | tuple[int, ...] | CachedPlan | None
+Plan = Tensor | BlockPlan | FlexPlan | tuple[Tensor, int] | tuple[int, ...] | CachedPlan | None
 
 
 class Sequences:
@@ -121,7 +122,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
         q: [B, L, H, D] floating.
         k: [B, L, K, D] floating.
         v: [B, L, K, D] floating.
-        how: What `plan_attention`, `plan_blocks` or a cache returned.
+        how: What `plan_attention`, `plan_blocks`, `plan_flex` or a cache returned.
 
     Returns:
         [B, L, H, D]. What comes out at padding is of no meaning.
@@ -133,6 +134,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
         return _attend_in_rows(q, k, v, how)
     if isinstance(how, BlockPlan):
         return attend_in_blocks(q, k, v, how)
+    if isinstance(how, FlexPlan):
+        return attend_flex(q, k, v, how)
     if isinstance(how[0], Tensor):
         ends, longest = how
         return _attend_in_sequences(q, k, v, ends, int(longest))

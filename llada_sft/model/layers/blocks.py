@@ -1,14 +1,12 @@
 """Attention in blocks: of block-causal rows, and of the rows that block diffusion trains on.
 
-A query sees the keys of its own block and of clean blocks before it. So the rows are cut into
-chunks of a few blocks, and the queries of a chunk attend to exactly the keys that one of them sees:
-the chunk itself and the clean positions before it. Chunks of several documents that have the same
-place in their document are one call. No mask is larger than a chunk times the keys of it, and the
-backward pass makes the scores of each chunk again: memory grows with the row, not with its square.
+`Blocks` says which positions see each other. `plan_blocks` decides once for a forward pass how its
+layers attend, and `attend_in_blocks` does it in each layer: documents of one length together, each
+in chunks of its positions (chunks.py). Memory grows with the row, not with its square.
 
 Shapes: B rows, H query heads, K key and value heads, L positions of one half of a row, S halves (2
-if noisy and clean, else 1), D features of a head, G chunks that are computed together, T positions
-of a chunk, E clean positions up to the end of a chunk.
+if noisy and clean, else 1), D features of a head, M documents that are computed together, of N
+positions in each half.
 
 Source: Arriola et al., Block Diffusion (arXiv 2503.09573), section 3.1 and appendix B.6.
 """
@@ -19,14 +17,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Positions of a chunk, at least: fewer are more calls, more are more scores that no query needs.
-_CHUNK = 32
-# Keys of all chunks that are computed together, at most, unless a single chunk has more.
-_KEYS = 4096
+from llada_sft.model.layers.chunks import Chunks, add_gradients, attend_in_chunks, new_results
+
+# A chunk is an eighth of its document, within these bounds. Small chunks are more calls and more
+# sums of gradients, large ones more scores that no query needs.
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 32, 128
+# Positions of a half that are computed together, at most, unless a single document has more.
+_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -56,43 +56,40 @@ class Blocks:
         return 2 if self.doubled else 1
 
 
-class Chunks(NamedTuple):
-    """Chunks at the same place of their documents, with the same number of positions.
+class Documents(NamedTuple):
+    """Documents of one length that are computed together.
 
     Attributes:
-        start: Where in its document each one starts.
-        length: T.
-        offsets: Where in a half of the row each document starts, G of them.
+        offsets: Where in a half of the row each of them starts, M of them for each row.
+        length: N.
+        chunk: Positions of a chunk.
+        apart: Whether no half sees the other: a document is a single block.
     """
 
-    start: int
-    length: int
     offsets: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        """E."""
-        return self.start + self.length
+    length: int
+    chunk: int
+    apart: bool
 
 
 class BlockPlan(NamedTuple):
-    """How the chunks of a pass attend. A tuple: DeepSpeed looks for tensors in tuples only.
+    """How the documents of a pass attend. A tuple: DeepSpeed looks for tensors in tuples only.
 
     Attributes:
         length: Positions of a block.
         halves: S.
-        chunks: All of them.
+        groups: All documents.
         real: [B, L] bool, true at real tokens; None: all are.
     """
 
     length: int
     halves: int
-    chunks: tuple[Chunks, ...]
+    groups: tuple[Documents, ...]
     real: Tensor | None
 
 
 def plan_blocks(blocks: Blocks, lengths: Sequence[int], real: Tensor | None) -> BlockPlan:
-    """Cut documents into chunks.
+    """Group documents, and choose the size of their chunks.
 
     Args:
         blocks: How they attend.
@@ -100,19 +97,21 @@ def plan_blocks(blocks: Blocks, lengths: Sequence[int], real: Tensor | None) -> 
             a document.
         real: [B, L] bool, true at real tokens; None: all are. The first of each row must be.
     """
-    chunk = blocks.length * max(1, _CHUNK // blocks.length)
-    places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    of_length: defaultdict[int, list[int]] = defaultdict(list)
     offset = 0
     for length in lengths:
-        for start in range(0, length, chunk):
-            places[start, min(chunk, length - start)].append(offset)
+        of_length[length].append(offset)
         offset += length
-    chunks = []
-    for (start, length), offsets in places.items():
-        together = max(1, _KEYS // (start + length))
+    groups = []
+    for length, offsets in of_length.items():
+        size = min(max(length // 8, _SMALLEST_CHUNK), _LARGEST_CHUNK)
+        chunk = blocks.length * max(1, size // blocks.length)
+        apart = length <= blocks.length and real is None
+        together = max(1, _TOGETHER // length)
         for first in range(0, len(offsets), together):
-            chunks.append(Chunks(start, length, tuple(offsets[first : first + together])))
-    return BlockPlan(blocks.length, blocks.halves, tuple(chunks), real)
+            some = tuple(offsets[first : first + together])
+            groups.append(Documents(some, length, chunk, apart))
+    return BlockPlan(blocks.length, blocks.halves, tuple(groups), real)
 
 
 def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
@@ -128,103 +127,66 @@ def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor
         [B, S·L, H, D]. What comes out at padding is of no meaning.
     """
     halves = [x.view(len(x), plan.halves, -1, *x.shape[2:]) for x in (q, k, v)]
-    mixed = _InChunks.apply(*halves, plan)  # type: ignore[no-untyped-call]
-    return mixed.flatten(1, 2)  # type: ignore[no-any-return]
+    mixed: Tensor = _InBlocks.apply(*halves, plan)  # type: ignore[no-untyped-call]
+    return mixed.flatten(1, 2)
 
 
-class _InChunks(torch.autograd.Function):
-    """Attends chunk by chunk; the backward pass computes each chunk again."""
+class _InBlocks(torch.autograd.Function):
+    """Attends group by group, in rows [B, S, L, heads, D]; keeps what it was given and returns."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan) -> Tensor:
-        """Take and return [B, S, L, heads, D]."""
-        ctx.save_for_backward(q, k, v)
+        results = new_results(q)
+        for group in plan.groups:
+            own = [_gather(x, group) for x in (q, k, v)]
+            own_results = [_room(x, group) for x in results]
+            attend_in_chunks(own, own_results, Chunks(plan.length, group.chunk, plan.real))
+            for result, values in zip(results, own_results, strict=True):
+                _scatter(values, result, group)
+        ctx.save_for_backward(q, k, v, *results)
         ctx.plan = plan
-        mixed = torch.empty_like(q)
-        for chunks in plan.chunks:
-            mask = _mask(chunks, plan, q.device)
-            inputs = (_own(q, chunks), _keys(k, chunks), _keys(v, chunks))
-            _write(mixed, _attend(*inputs, mask), chunks)
-        return mixed
+        return results[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v = ctx.saved_tensors
-        slopes = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for chunks in ctx.plan.chunks:
-            mask = _mask(chunks, ctx.plan, q.device)
-            inputs = (_own(q, chunks), _keys(k, chunks), _keys(v, chunks))
-            for x in inputs:
-                x.requires_grad_()
-            with torch.enable_grad():
-                mixed = _attend(*inputs, mask)
-            of_q, of_k, of_v = torch.autograd.grad(mixed, inputs, _own(slope, chunks))
-            _write(slopes[0], of_q, chunks)
-            _add_to_keys(slopes[1], of_k, chunks)
-            _add_to_keys(slopes[2], of_v, chunks)
-        return *slopes, None
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        plan: BlockPlan = ctx.plan
+        saved = ctx.saved_tensors  # may be asked for only once
+        gradients = [x.new_empty(x.shape) for x in saved[:3]]
+        for group in plan.groups:
+            q, k, v, *results = (_gather(x, group) for x in saved)
+            own = [_room(x, group).zero_() for x in gradients]
+            chunks = Chunks(plan.length, group.chunk, plan.real)
+            add_gradients([q, k, v], results, _gather(slope, group), own, chunks)
+            for gradient, values in zip(gradients, own, strict=True):
+                _scatter(values, gradient, group)
+        return *gradients, None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Mix [G·B, keys, K, D] for the queries [G·B, S·T, H, D] that see them."""
-    grouped = q.shape[2] != k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-    return mixed.transpose(1, 2)
+def _gather(x: Tensor, group: Documents) -> Tensor:
+    """Return the documents of a group: [B, S, L, ...] -> [M, S, N, ...]; one is not copied.
 
-
-def _own(x: Tensor, chunks: Chunks) -> Tensor:
-    """Return the positions of chunks, those of all halves: [G·B, S·T, heads, D]."""
-    spans = [x[:, :, _span(offset + chunks.start, chunks.length)] for offset in chunks.offsets]
-    return torch.cat(spans).flatten(1, 2)
-
-
-def _keys(x: Tensor, chunks: Chunks) -> Tensor:
-    """Return what chunks look at: [G·B, keys, K, D].
-
-    Keys are the clean positions of a document up to the chunk's end; before these, if there are
-    two halves, the noisy ones of the chunk.
+    If their halves are apart, each half is a document: [M·S, 1, N, ...].
     """
-    clean = [x[:, -1, _span(offset, chunks.end)] for offset in chunks.offsets]
-    if x.shape[1] == 1:
-        return torch.cat(clean)
-    noisy = [x[:, 0, _span(offset + chunks.start, chunks.length)] for offset in chunks.offsets]
-    return torch.cat([torch.cat(both, dim=1) for both in zip(noisy, clean, strict=True)])
+    each = [x[:, :, start : start + group.length] for start in group.offsets]
+    documents = each[0] if len(each) == 1 else torch.cat(each)
+    return documents.flatten(0, 1)[:, None] if group.apart else documents
 
 
-def _write(x: Tensor, values: Tensor, chunks: Chunks) -> None:
-    """Put the values of `_own` where they are from."""
-    shape = (len(chunks.offsets), *x.shape[:2], chunks.length)
-    for offset, value in zip(chunks.offsets, values.view(*shape, *x.shape[3:]), strict=True):
-        x[:, :, _span(offset + chunks.start, chunks.length)] = value
+def _room(x: Tensor, group: Documents) -> Tensor:
+    """Return where values of a group are written to: in `x` itself, if they are of one document."""
+    if len(group.offsets) == 1:
+        return _gather(x, group)
+    shape = (len(group.offsets) * x.shape[0], x.shape[1], group.length, *x.shape[3:])
+    room = x.new_empty(shape)
+    return room.flatten(0, 1)[:, None] if group.apart else room
 
 
-def _add_to_keys(x: Tensor, values: Tensor, chunks: Chunks) -> None:
-    """Add the values of `_keys` to where they are from."""
-    for offset, value in zip(chunks.offsets, values.chunk(len(chunks.offsets)), strict=True):
-        x[:, -1, _span(offset, chunks.end)] += value[:, -chunks.end :]
-        if x.shape[1] == 2:
-            own = _span(offset + chunks.start, chunks.length)
-            x[:, 0, own] += value[:, : chunks.length]
-
-
-def _span(start: int, length: int) -> slice:
-    return slice(start, start + length)
-
-
-def _mask(chunks: Chunks, plan: BlockPlan, device: torch.device) -> Tensor | None:
-    """Return which keys the queries of a chunk see: [1 or G·B, 1, S·T, keys] bool; None: all."""
-    whole = plan.halves == 1 and chunks.length <= plan.length
-    if whole and plan.real is None:
-        return None
-    block = torch.arange(chunks.end, device=device) // plan.length  # [E]
-    own = block[chunks.start :, None]  # [T, 1]
-    mask = block <= own  # [T, E]
-    if plan.halves == 2:
-        noisy, clean = torch.cat([own == own.T, block < own], 1), F.pad(mask, (chunks.length, 0))
-        mask = torch.cat([noisy, clean])  # [2·T, T + E]
-    if plan.real is None:
-        return mask[None, None]
-    real = _keys(plan.real[:, None].expand(-1, plan.halves, -1), chunks)  # [G·B, keys]
-    return mask & real[:, None, None]
+def _scatter(values: Tensor, x: Tensor, group: Documents) -> None:
+    """Copy what `_room` did not place in `x`."""
+    number = len(group.offsets)
+    if number == 1:
+        return
+    documents = values.view(number, *x.shape[:2], group.length, *x.shape[3:])
+    for start, document in zip(group.offsets, documents, strict=True):
+        x[:, :, start : start + group.length] = document

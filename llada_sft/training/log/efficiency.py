@@ -19,12 +19,14 @@ class Efficiency:
         peak: Operations per second of a rank's device; None if they are not known: then there is
             no MFU.
         draws: Masks of each example that the network runs on.
+        block_length: Tokens of a block, if the network runs on noisy and clean ones; else 0.
         adapters: Parameters of the adapters that are trained; None: all of the network's are.
     """
 
     network: Architecture
     peak: float | None
     draws: int = 1
+    block_length: int = 0
     adapters: int | None = None
 
     @staticmethod
@@ -33,12 +35,13 @@ class Efficiency:
         device: torch.device,
         precision: str,
         draws: int = 1,
+        block_length: int = 0,
         adapters: int | None = None,
     ) -> "Efficiency":
         """Look the device up: a known GPU that trains in bf16."""
         known = device.type == "cuda" and precision == "bf16"
         peak = peak_rate(torch.cuda.get_device_name(device)) if known else None
-        return Efficiency(network, peak, draws, adapters)
+        return Efficiency(network, peak, draws, block_length, adapters)
 
     def needed(self, counts: Report) -> float:
         """Return the operations that a step needs, on all ranks.
@@ -46,8 +49,11 @@ class Efficiency:
         Half of the response tokens count as masked, which is what the noise masks on average.
         """
         masked = self.draws * counts.response_tokens / 2
-        sizes = counts.tokens, counts.squares, masked
-        return needed_operations(self.network, *sizes, self.adapters)
+        # Of L tokens in blocks of B, L (L + B) pairs of 2 L positions see each other.
+        squares = counts.squares + self.block_length * counts.tokens
+        halves = 2 if self.block_length else 1
+        sizes = counts.tokens, squares, masked
+        return needed_operations(self.network, *sizes, self.adapters, halves)
 
 
 def peak_memory() -> tuple[int, int]:

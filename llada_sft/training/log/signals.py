@@ -3,8 +3,9 @@
 The sums stay on the device, and are read once, with the loss, when a step is logged. What the host
 knows itself is counted there.
 
-- loss_level_k: the mean cross-entropy of the masked tokens of rows whose level, the share of the
-  answer that is masked, is in the k-th of eight equal parts of [0, 1].
+- loss_level_k: the mean cross-entropy of the masked tokens of rows (with `objective.kind: block`
+  of blocks) whose level, the share of the answer that is masked, is in the k-th of eight equal
+  parts of [0, 1].
 - loss_variance: the variance of the loss between the micro-batches of all ranks, each divided by
   its own number of examples, without the losses of routers and of confidence.
 - eos_share: the share of EOS among the tokens under the masks.
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from llada_sft.data.rows.position import Positions
 from llada_sft.diffusion.levels import SHOWN_BINS, bin_of
-from llada_sft.training.noising import MicroBatch, moved
+from llada_sft.training.masks.micro_batch import MicroBatch, moved
 
 # Rows without a level: the hook has corrupted them.
 _NO_LEVEL = SHOWN_BINS
@@ -80,7 +81,7 @@ class StepSignals:
         self._sums.index_add_(0, moved(torch.from_numpy(bins), device), losses.double())
         self._sums[_EOS] += (batch.targets == self._eos).sum()
         loss = (terms.coefficients.double() * losses).sum()
-        loss *= examples_of_rank / len(levels.levels)
+        loss *= examples_of_rank / levels.num_examples
         self._sums[_LOSSES] += loss
         self._sums[_SQUARES] += loss * loss
 

@@ -28,19 +28,21 @@ _DELAY = 2
 
 
 class BatchLevels:
-    """Which examples, and which levels, the losses of a micro-batch belong to.
+    """Which draws, and which levels, the losses of a micro-batch belong to.
+
+    A draw is of an example, or of a block of one (masks/parts.py).
 
     Not a dataclass, as `MicroBatch`: Lightning leaves it alone.
 
     Attributes:
-        examples: int64 [M], the number of the example of each masked position; twins have one.
+        examples: int64 [M], the number of the draw of each masked position; twins have one.
         coefficients: fp64 [M], what the cross-entropy of each is multiplied by.
-        levels: Of each example.
-        scales: What the loss of each example is multiplied by, so that it is what the example adds
-            to the global loss with uniform levels, times the number of examples.
-        rows: int64 [M], the number of the row of each masked position; twins are two rows.
-        shares: Of each row, the share of the answer that is masked; NaN where the hook has
-            corrupted it.
+        levels: Of each draw.
+        scales: What the loss of each draw is multiplied by, so that it is what the draw adds to the
+            global loss with uniform levels, times the number of draws; NaN: it does not count.
+        rows: int64 [M], the number of the part of each masked position; those of twins are two.
+        shares: Of each part, the share of the answer that is masked; NaN where nothing was drawn.
+        num_examples: Examples of the micro-batch; as many as draws by default.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class BatchLevels:
         scales: Sequence[float],
         rows: NDArray[np.int64],
         shares: Sequence[float],
+        num_examples: int | None = None,
     ) -> None:
+        self.num_examples = len(levels) if num_examples is None else num_examples
         self.rows, self.shares = rows, tuple(shares)
         self.examples, self.coefficients = examples, coefficients
         self.levels, self.scales = tuple(levels), tuple(scales)

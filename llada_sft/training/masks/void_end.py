@@ -26,14 +26,12 @@ the answer, without a term of their own: each counts as a token of the answer do
 Shapes: B rows of a micro-batch, L positions.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llada_sft.data.steps.collate import UnmaskedBatch
-from llada_sft.diffusion.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,13 @@ class HiddenEnds:
     coefficients: Tensor
 
 
-def hidden_ends(
-    batch: UnmaskedBatch, noises: Sequence[Noise], divisors: Sequence[float], void_weight: float
-) -> HiddenEnds | None:
+def hidden_ends(batch: UnmaskedBatch, certain: Tensor, void_weight: float) -> HiddenEnds | None:
     """Return the hidden ends of a micro-batch; None if it has none.
 
     Args:
         batch: The clean micro-batch.
-        noises: One for each example.
-        divisors: What the weighted loss of each example is divided by.
+        certain: fp64 [B · L], the importance of the draw at each token, over what the weighted loss
+            of its example is divided by.
         void_weight: λ.
     """
     if not batch.hidden:
@@ -77,15 +73,23 @@ def hidden_ends(
             continue
         stop = span.start + batch.lengths[number]
         eos, void = stop - num_void - 1, slice(stop - num_void, stop)
-        importance, divisor = noises[number].importance, divisors[number]
         ends.masked[eos:stop] = True
         ends.void[void] = True
-        ends.coefficients[eos] = importance / divisor
+        ends.coefficients[eos] = certain[eos]
         if num_void:
             # The divisor is a multiple of L + 1, or the tokens of the global batch.
             length = int(learned[span].sum())
-            ends.coefficients[void] = void_weight * importance * length / divisor / num_void
+            ends.coefficients[void] = void_weight * length / num_void * certain[void]
     return ends
+
+
+def always_masked(batch: UnmaskedBatch) -> list[Tensor]:
+    """Return the EOS and void tokens of each example that are always masked, [S] bool."""
+    masks = [torch.zeros(span.stop - span.start, dtype=torch.bool) for span in batch.spans]
+    for number, hidden in enumerate(batch.hidden):
+        length = batch.lengths[number]
+        masks[number][length - hidden : length] = True
+    return masks
 
 
 def answer_masks(batch: UnmaskedBatch) -> list[Tensor]:

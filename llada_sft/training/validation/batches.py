@@ -13,20 +13,26 @@ Shapes: M masked positions of a micro-batch.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from llada_sft.config.data_section import DataConfig
+from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.steps.collate import UnmaskedBatch, pad
 from llada_sft.data.steps.packing import micro_batches
+from llada_sft.diffusion.blocks import block_key, blocks_with
 from llada_sft.diffusion.grid import grid_levels, grid_masks
 from llada_sft.diffusion.noise import Noise, noise_key
 from llada_sft.keys import hashed
 from llada_sft.placement import Placement
-from llada_sft.training.masks.void_end import answer_masks
-from llada_sft.training.noising import MicroBatch, noisy_micro_batch, response_masks
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.masks.parts import NoisyPart, Parts, parts_of, whole
+from llada_sft.training.masks.two_halves import in_two_halves
+from llada_sft.training.masks.void_end import always_masked, answer_masks
+from llada_sft.training.noising import noisy_micro_batch, response_masks
 from llada_sft.training.validation.rows import ValidationSet
 
 
@@ -40,7 +46,8 @@ class SetItems:
         draws: Masks of each row.
         lengths: Response tokens of each row.
         corrupted: Of each row, whether the hook has corrupted it: then it has no noise level.
-        levels: The noise levels of each row.
+        levels: Of each row the noise levels of its parts (masks/parts.py): of all of it, or of each
+            block with answer tokens.
     """
 
     name: str
@@ -48,7 +55,7 @@ class SetItems:
     draws: int
     lengths: tuple[int, ...]
     corrupted: tuple[bool, ...]
-    levels: list[list[float]]
+    levels: list[list[list[float]]]
 
     def __len__(self) -> int:
         return len(self.lengths) * self.draws
@@ -72,20 +79,14 @@ class GridBatch:
             their number.
         weights: [M] fp32, those of the data at the masked positions.
         items: The number of the item of each example.
-        spans: Where each example is in the flattened micro-batch.
+        examples: The number of the example at each masked position, int64 [M] on the CPU.
     """
 
     def __init__(
-        self, batch: MicroBatch, weights: Tensor, items: Sequence[int], spans: Sequence[slice]
+        self, batch: MicroBatch, weights: Tensor, items: Sequence[int], examples: Tensor
     ) -> None:
         self.batch, self.weights = batch, weights
-        self.items, self.spans = tuple(items), tuple(spans)
-
-    @property
-    def examples(self) -> Tensor:
-        """The number of the example at each masked position, int64 [M] on the CPU."""
-        ends = torch.tensor([span.stop for span in self.spans], dtype=torch.int64)
-        return torch.bucketize(self.batch.positions, ends, right=True)
+        self.items, self.examples = tuple(items), examples
 
 
 class ValidationBatches:
@@ -137,14 +138,33 @@ class ValidationBatches:
 
     def _masked(self, own: _OwnBatch) -> GridBatch:
         batch = own.batch
-        noises = _noises(own)
-        divisors = [float(mask.sum()) for mask in response_masks(batch)]
-        unweighted = replace(batch, loss_weights=None)
-        made = noisy_micro_batch(unweighted, noises, divisors, self._ids.mask_token_id)
+        parts = Parts(batch.spans, _rows(own))
+        lengths = [float(mask.sum()) for mask in response_masks(batch)]
+        divisors = [lengths[row] for row in parts.rows]
+        unweighted, mask = replace(batch, loss_weights=None), self._ids.mask_token_id
+        made = noisy_micro_batch(unweighted, parts.noises, divisors, mask, parts=parts)
+        if batch.block_length:
+            _drop_weightless(made)
         weights = torch.ones(len(made.positions))
         if batch.loss_weights is not None:
             weights = torch.from_numpy(batch.loss_weights).flatten()[made.positions]
-        return GridBatch(made, weights, own.items, batch.spans)
+        examples = _examples_at(made.positions, batch.spans)
+        if batch.block_length:
+            made = in_two_halves(made, batch, batch.block_length)
+        return GridBatch(made, weights, own.items, examples)
+
+
+def _examples_at(positions: Tensor, spans: Sequence[slice]) -> Tensor:
+    ends = torch.tensor([span.stop for span in spans], dtype=torch.int64)
+    return torch.bucketize(positions, ends, right=True)
+
+
+def _drop_weightless(made: MicroBatch) -> None:
+    """Leave masked positions that count for nothing out: void tokens that fill up a block."""
+    kept = made.coefficients != 0
+    if kept.any():
+        made.positions, made.targets = made.positions[kept], made.targets[kept]
+        made.coefficients = made.coefficients[kept]
 
 
 def _items_of(each: ValidationSet, first: int, draws: int) -> SetItems:
@@ -155,8 +175,28 @@ def _items_of(each: ValidationSet, first: int, draws: int) -> SetItems:
         draws=draws,
         lengths=lengths,
         corrupted=tuple(example.noisy_ids is not None for example in each.examples),
-        levels=grid_levels(lengths, draws),
+        levels=_levels(each.examples, lengths, draws),
     )
+
+
+def _levels(
+    examples: Sequence[Example], lengths: Sequence[int], draws: int
+) -> list[list[list[float]]]:
+    """Return the levels of the parts of each row, spread over the parts of all rows."""
+    counts = [
+        _block_counts(example) if example.block_length else [length]
+        for example, length in zip(examples, lengths, strict=True)
+    ]
+    levels = iter(grid_levels([count for of_row in counts for count in of_row], draws))
+    return [[next(levels) for _ in of_row] for of_row in counts]
+
+
+def _block_counts(example: Example) -> list[int]:
+    """Count the answer tokens of each block that has some, without what is always masked."""
+    answer = torch.from_numpy(example.response_mask).clone()
+    if example.hidden:
+        answer[-example.hidden :] = False
+    return [int(answer[block].sum()) for block in blocks_with(answer, example.block_length)]
 
 
 def _grouped(
@@ -172,23 +212,45 @@ def _grouped(
         yield _OwnBatch(batch, items, tuple(items.first + number for number in numbers))
 
 
-def _noises(own: _OwnBatch) -> list[Noise]:
+def _rows(own: _OwnBatch) -> list[list[NoisyPart]]:
     """Return the noise of each example: its mask of those of its row."""
     batch, of_set = own.batch, own.of_set
     corrupted = batch.corrupted or (False,) * len(batch.keys)
-    masks: dict[int, list[Noise]] = {}
-    noises = []
-    for key, mask, by_hook, item in zip(
-        batch.keys, answer_masks(batch), corrupted, own.items, strict=True
+    masks: dict[int, dict[int, list[Noise]]] = {}
+    rows = []
+    for key, answer, always, by_hook, item in zip(
+        batch.keys, answer_masks(batch), always_masked(batch), corrupted, own.items, strict=True
     ):
         assert of_set is not None
         row = (item - of_set.first) // of_set.draws
         if by_hook:
             # What the hook has corrupted is learned as it is.
-            noises.append(Noise(mask, t=1.0, weight=1.0))
+            rows.append(whole(Noise(answer, t=1.0, weight=1.0), drawn=False))
             continue
-        if row not in masks:
-            row_key = hashed("validation", noise_key(0, 0, key.file, key.line, key.part))
-            masks[row] = grid_masks(mask, of_set.levels[row], row_key)
-        noises.append(masks[row][key.epoch])
-    return noises
+        row_key = hashed("validation", noise_key(0, 0, key.file, key.line, key.part))
+        levels, cache = of_set.levels[row], masks.setdefault(row, {})
+        draw = partial(_masks_of_part, cache, levels, row_key, batch.block_length, key.epoch)
+        if batch.block_length:
+            rows.append(parts_of(answer, always, batch.block_length, draw))
+        else:
+            rows.append(whole(draw(answer, 0, 0, 1)))
+    return rows
+
+
+def _masks_of_part(
+    cache: dict[int, list[Noise]],
+    levels: Sequence[Sequence[float]],
+    row_key: int,
+    block_length: int,
+    draw: int,
+    answer: Tensor,
+    start: int,
+    place: int,
+    count: int,
+) -> Noise:
+    """Return one of the masks of a part of a row, which are made together; see `parts_of`."""
+    assert len(levels) == count
+    if place not in cache:
+        key = block_key(row_key, start) if block_length else row_key
+        cache[place] = grid_masks(answer, levels[place], key)
+    return cache[place][draw]

@@ -109,11 +109,12 @@ def sampler_settings(
     in_blocks = network_config.architecture.decodes_in_blocks
     name = config.validation.sampler or ("llada2" if in_blocks else "official")
     length = config.validation.answer_length
-    divides = length % BLOCK_LENGTH == 0 or in_blocks
+    block_length = config.objective.block_tokens or BLOCK_LENGTH
+    divides = length % block_length == 0 or in_blocks
     settings = SamplerSettings(
         sampler=name,
         gen_length=length,
-        block_length=BLOCK_LENGTH if divides else length,
+        block_length=block_length if divides else length,
         mask_token_id=ids.mask_token_id,
         eos_token_id=ids.eos_token_id,
     )

@@ -4,6 +4,7 @@ import pytest
 
 from llada_sft.config import Config
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, on_nodes, steps_of
+from llada_sft.training.build_network import most_tokens
 
 NODES = "the step is bound by ZeRO-3's traffic between nodes (docs/data.md)"
 HOST = "the step is bound by the host, not the GPU (docs/data.md)"
@@ -69,6 +70,19 @@ def test_pairs_halve_the_examples_of_a_batch() -> None:
     ]
     assert steps_of(one_each, 141) == 36
     assert "steps per epoch  36, if each of the busiest rank's 141 rows makes one example" in lines
+
+
+def test_blocks_double_the_positions() -> None:
+    blocks = config(micro_batch_size=1).model_dump()
+    blocks["data"] |= {"batching": "packed", "max_tokens": 8192, "end": 1}
+    blocks["objective"] |= {"kind": "block"}
+    assert batch_arithmetic(Config.model_validate(blocks))[1:] == [
+        "global batch     at most 1,048,576 tokens = 8,192 micro × 4 accumulated × 32 ranks",
+        "blocks           of 32 tokens (objective.kind: block): the network runs on two positions"
+        " for each token, a noisy and a clean one: at most 16,384 for a micro-batch; tokens, and"
+        " tokens per second, are those of the data",
+    ]
+    assert most_tokens(Config.model_validate(blocks)) == 16_384
 
 
 def test_sources() -> None:

@@ -484,6 +484,49 @@ def test_random_lengths_are_those_of_pieces() -> None:
     assert load(text % ", on_too_long: split").data.random_length == 0.01
 
 
+_ONLY_BLOCKS = "is for kind: block, got full; set that, or remove it"
+_WITH_BAND = "kind: block, band: [0.3, 0.8]"
+# The objective section, and what is wrong with it.
+OF_BLOCKS = {
+    "block_length: 8": f"objective: block_length: {_ONLY_BLOCKS}",
+    "band: [0.3, 0.8]": f"objective: band: {_ONLY_BLOCKS}",
+    "edit: {share: 0.1}": f"objective: edit: {_ONLY_BLOCKS}",
+    "kind: block, block_length: 0": "objective.block_length: must be at least 1, got 0",
+    "kind: block, band: [0.8, 0.3]": (
+        "objective: band: must be [lo, hi] with lo < hi, got [0.8, 0.3]"
+    ),
+    "kind: block, band: [0.3, 1.8]": "objective.band.1: must be at most 1, got 1.8",
+    f"{_WITH_BAND}, masking: bernoulli": (
+        "objective: masking: bernoulli has its own chances; remove it, or band"
+    ),
+    f"{_WITH_BAND}, t_density: importance": (
+        "objective: t_density: importance is for levels of the bound; remove it, or band"
+    ),
+    "kind: block, edit: {from: me}": ("objective.edit.from: must be 'random' or 'model', got 'me'"),
+    "kind: block, edit: {rate: 1}": (
+        "objective.edit.rate: unknown key; the keys here are from, share, weight"
+    ),
+    "kind: block, block_length: 48": (
+        "data.max_length: must be a multiple of objective.block_length, 48, got 64; take 48"
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), OF_BLOCKS.items())
+def test_the_objective_of_blocks(text: str, problem: str) -> None:
+    whole = (
+        "{run: {name: a}, model: {path: m}, data: {train: d, max_length: 64}, objective: {%s}}\n"
+    )
+    assert problems_of(whole % text) == f"a.yaml:1: {problem}"
+    assert load(whole % _WITH_BAND).objective.band == (0.3, 0.8)
+
+
+def test_where_replaced_tokens_are_from() -> None:
+    text = "{run: {name: a}, model: {path: m}, data: {train: d}, objective: {kind: block, %s}}\n"
+    edit = load(text % "edit: {share: 0.1, from: model}").objective.edit
+    assert (edit.share, edit.source, edit.weight) == (0.1, "model", 1.0)
+
+
 def test_pairs_need_room_for_both_twins() -> None:
     text = "run: {name: a}\nmodel: {path: m}\nobjective: {pairs: antithetic}\n"
     padded = text + "data: {train: d}\n"

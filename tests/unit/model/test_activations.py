@@ -1,6 +1,8 @@
 """What is computed again: by counting the operations of a forward and backward pass."""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_sft.model import NetworkConfig, build_model
-from llada_sft.model.families import llada
-from llada_sft.model.layers.activations import (
+from llada_sft.model.families import llada, llada2, llada_moe
+from llada_sft.model.layers.balance import Routing
+from llada_sft.model.layers.kept_bytes import (
     Checkpointing,
     kept_bytes,
     most_kept,
@@ -108,6 +111,48 @@ def test_the_bytes_that_a_block_keeps(
         model.set_activation_checkpointing(checkpointing)
         with Results(model) as results:
             loss = model(torch.arange(num_tokens)[None] % 32).logits.sum()
+            kept.append(results.alive)
+        assert loss.requires_grad
+    expected = kept_bytes(config.architecture, dtype.itemsize)[checkpointing]
+    assert (kept[0] - kept[1]) / num_tokens == pytest.approx(expected, rel=0.02)
+
+
+def llada_moe_sizes(blocks: int, has_shared: bool) -> dict[str, Any]:
+    return llada_moe.FAMILY.config_json(
+        hidden_size=64, num_hidden_layers=blocks, num_attention_heads=4, vocab_size=32,
+        num_experts=8, num_experts_per_tok=3, expert_intermediate_size=48,
+        shared_expert_intermediate_size=40 if has_shared else None, moe_layer_freq=[1] * blocks,
+        eos_token_id=1, mask_token_id=2, pad_token_id=1,
+    )  # fmt: skip
+
+
+def llada2_sizes(blocks: int, has_shared: bool) -> dict[str, Any]:
+    return llada2.FAMILY.config_json(
+        hidden_size=64, num_hidden_layers=blocks, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=32, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48,
+        num_shared_experts=1 if has_shared else None, n_group=4, topk_group=2, use_bias=False,
+        eos_token_id=1, mask_token_id=2, pad_token_id=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_shared", [False, True])
+@pytest.mark.parametrize("sizes", [llada_moe_sizes, llada2_sizes])
+def test_the_bytes_that_experts_keep(
+    checkpointing: Checkpointing,
+    dtype: torch.dtype,
+    has_shared: bool,
+    sizes: Callable[[int, bool], dict[str, Any]],
+) -> None:
+    num_tokens, kept, config = 64, [], NetworkConfig()
+    for blocks in (3, 2):
+        config = NetworkConfig(sizes(blocks, has_shared))
+        model = build_model(config).to(dtype)
+        model.set_activation_checkpointing(checkpointing)
+        with Results(model) as results:
+            routing = Routing()
+            loss = model(torch.arange(num_tokens)[None] % 32, routing=routing).logits.sum()
             kept.append(results.alive)
         assert loss.requires_grad
     expected = kept_bytes(config.architecture, dtype.itemsize)[checkpointing]

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_sft.model.layers.blocks import Blocks, attend_in_blocks, plan_blocks
 from tests.unit.model.dense_blocks import dense_attention, dense_mask
@@ -85,3 +88,50 @@ def test_the_mask_of_the_official_training() -> None:
     assert mask[19].nonzero().flatten().tolist() == [*range(16, 20), *range(20, 36)]
     # A clean one of the second block: the first two.
     assert mask[20 + 9].nonzero().flatten().tolist() == [*range(20, 36)]
+
+
+class Alive(TorchDispatchMode):
+    """Remembers the most bytes of results of operations that are in memory together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._sizes = 0, dict[int, tuple[StorageWeakRef, int]]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        results = function(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, Tensor):
+                storage = result.untyped_storage()
+                self._sizes[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._sizes = {key: one for key, one in self._sizes.items() if not one[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self._sizes.values()))
+        return results
+
+
+def most_bytes(lengths: Sequence[int]) -> int:
+    """Return those of a forward and backward pass of a pack, above queries, keys and values."""
+    positions = 2 * sum(lengths)
+    inputs = [torch.randn(1, positions, number, 16, requires_grad=True) for number in (2, 1, 1)]
+    slopes, plan = torch.ones(1, positions, 2, 16), plan_blocks(Blocks(32, True), lengths, None)
+    with Alive() as alive:
+        torch.autograd.grad(attend_in_blocks(*inputs, plan), inputs, slopes)
+    return alive.most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_chat", [False, True])
+def test_memory_grows_with_the_row(of_chat: bool) -> None:
+    """A pack of 8,192, be it one document or many: a tenth of its dense mask of one byte a pair."""
+    short, long = (
+        [320, 96, 608] * (positions // 1024) if of_chat else [positions]
+        for positions in (4096, 8192)
+    )
+    assert most_bytes(long) < (2 * 8192) ** 2 / 10
+    assert most_bytes(long) < 2.1 * most_bytes(short)
+
+
+def test_the_count_of_bytes_sees_a_dense_mask() -> None:
+    q = torch.randn(1, 2, 512, 16)
+    with Alive() as alive:
+        F.scaled_dot_product_attention(q, q, q, attn_mask=torch.ones(512, 512).bool())
+    assert alive.most > 512 * 512

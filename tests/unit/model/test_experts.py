@@ -12,9 +12,9 @@ from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.export import export_checkpoint, network_tensors
 from llada_sft.model.families import llada_moe
 from llada_sft.model.families.architecture import Router
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.balance import Balance, Routing
 from llada_sft.model.layers.experts import Choice, StackedExperts, count, route
+from llada_sft.model.layers.kept_bytes import Checkpointing
 
 META = torch.device("meta")
 TINY = {

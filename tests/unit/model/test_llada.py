@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from llada_sft.model import Network, NetworkConfig, build_model
-from llada_sft.model.layers.activations import Checkpointing
+from llada_sft.model.layers.kept_bytes import Checkpointing
 
 
 def gradients(model: Network, ids: Tensor) -> dict[str, Tensor]:

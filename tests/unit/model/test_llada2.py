@@ -15,11 +15,11 @@ from llada_sft.model.export import network_tensors, official_parts
 from llada_sft.model.families import family_of
 from llada_sft.model.families.llada2 import FAMILY, MINI
 from llada_sft.model.flops import needed_operations
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.experts import route
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.model.settings import read_settings
 from tests.unit.model.plain_llada2 import PlainLLaDA2
 

@@ -22,10 +22,10 @@ from llada_sft.model.export import export_checkpoint, network_tensors
 from llada_sft.model.families import family_of
 from llada_sft.model.families.llada_moe import FAMILY
 from llada_sft.model.flops import needed_operations
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.balance import Routing, balance_loss
 from llada_sft.model.layers.experts import route
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.model.settings import architecture_of, read_settings, require_trainable
 from llada_sft.training.build_network import token_ids
 

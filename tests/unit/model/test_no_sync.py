@@ -11,8 +11,9 @@ from torch import Tensor
 from llada_sft.model import Network, NetworkConfig
 from llada_sft.model.families import llada2
 from llada_sft.model.layers import attention
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.blocks import Blocks
+from llada_sft.model.layers.kept_bytes import Checkpointing
 from tests.unit.model.test_llada2 import TINY
 
 LENGTHS = (7, 1, 12)
@@ -30,6 +31,7 @@ def kernel_of_shapes(q: Tensor, k: Tensor, v: Tensor, *bounds: object) -> Tensor
 )
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("blocks", [None, Blocks(4), Blocks(4, doubled=True)])
 def test_forward_and_backward_read_no_value(
     kind: str,
     small_config: NetworkConfig,
@@ -37,6 +39,7 @@ def test_forward_and_backward_read_no_value(
     dtype: torch.dtype,
     checkpointing: Checkpointing,
     packed: bool,
+    blocks: Blocks | None,
 ) -> None:
     monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel_of_shapes)
@@ -48,14 +51,15 @@ def test_forward_and_backward_read_no_value(
     with META:
         model = Network(config).to(dtype)
     model.set_activation_checkpointing(checkpointing)
-    sequences = Sequences(LENGTHS)
+    sequences, halves = Sequences(LENGTHS), 1 if blocks is None else blocks.halves
     sequences.ends, sequences.places = sequences.ends.to(META), sequences.places.to(META)
     loss = model(
-        torch.empty(1, 20, dtype=torch.int64, device=META),
+        torch.empty(1, 20 * halves, dtype=torch.int64, device=META),
         positions=torch.empty(9, dtype=torch.int64, device=META),
         sequences=sequences if packed else None,
         targets=torch.empty(9, dtype=torch.int64, device=META),
         coefficients=torch.empty(9, device=META),
+        blocks=blocks,
     ).loss
     torch.autograd.backward(loss)
     assert (loss.shape, loss.dtype, loss.device) == ((), torch.float32, META)

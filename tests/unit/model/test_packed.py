@@ -11,8 +11,8 @@ from torch import Tensor
 
 from llada_sft.model import Network, NetworkConfig, build_model
 from llada_sft.model.layers import attention
-from llada_sft.model.layers.activations import Checkpointing
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.layers.kept_bytes import Checkpointing
 
 LENGTHS = (7, 1, 12)
 CPU = torch.device("cpu")

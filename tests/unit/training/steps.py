@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada_sft.config.schema import ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.steps.collate import pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.training.consensus import Report
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import NoiseSource
 
 EOS, MASK, VOCAB = 9, 8, 10
 

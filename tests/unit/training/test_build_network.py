@@ -15,8 +15,8 @@ from llada_sft.model import NetworkConfig, adapter_plan
 from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import import_packages
 from llada_sft.model.families import llada2, llada_moe
-from llada_sft.model.layers.activations import kept_bytes
 from llada_sft.model.layers.balance import Balance
+from llada_sft.model.layers.kept_bytes import kept_bytes
 from llada_sft.training import build_network as build_network_module
 from llada_sft.training.build_network import (
     build_balance,

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from llada_sft.config.schema import ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.data.steps.collate import pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.diffusion.levels import NUM_BINS, LevelStatistics, bin_of, level_sums
 from llada_sft.training.consensus import Consensus, Report
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.masks.level_losses import NO_SUMS, BatchLevels, LevelLosses, LevelState
-from llada_sft.training.noising import MicroBatch, NoiseSource, StepBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import NoiseSource, StepBatch
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import EOS, MASK, TABLE, example, local_step, logits_at, report
 

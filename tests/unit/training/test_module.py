@@ -14,8 +14,9 @@ from llada_sft.model import Network, NetworkConfig
 from llada_sft.model.families import llada
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
+from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.module import DiffusionModule
-from llada_sft.training.noising import MicroBatch, StepBatch
+from llada_sft.training.noising import StepBatch
 from llada_sft.training.schedule.learning_rate import learning_rate
 from llada_sft.training.schedule.plan import Basis, Schedule
 from tests.unit.training.ranks import on_ranks

@@ -326,6 +326,8 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     assert [terms[name].device.type for name in ("coefficients", "rows")] == ["meta"] * 2
     # Where the losses belong to is known on the host.
     assert moved.pop("levels") is batch.levels
+    # Without blocks there are none.
+    assert (moved.pop("blocks"), moved.pop("replaced")) == (None, None)
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
     assert len(tensors) == len(moved) == 6
     assert {tensor.device.type for tensor in tensors} == {"meta"}

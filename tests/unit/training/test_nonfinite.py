@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llada_sft.errors import NonFiniteError
-from llada_sft.training.noising import MicroBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.nonfinite import NonFiniteSteps, SkippedSteps, poison_gradient
 
 

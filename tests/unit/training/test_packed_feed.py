@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.config.schema import ObjectiveConfig
+from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.model import Network, NetworkConfig, build_model
 from llada_sft.training.consensus import Report
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.noising import NoiseSource
 
 EOS, MASK = 99, 100
 

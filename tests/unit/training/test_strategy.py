@@ -61,7 +61,7 @@ def engine_of(strategy: Zero3Strategy) -> Engine:
 
 
 def test_gradients_are_summed_and_sent_in_fp32() -> None:
-    config = deepspeed_config(DeepSpeedConfig(), gradient_clip=0.7)
+    config = deepspeed_config(DeepSpeedConfig(), gradient_clip=0.7, precision="bf16")
     assert config["communication_data_type"] == "fp32"
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["gradient_clipping"] == 0.7
@@ -80,7 +80,7 @@ def test_the_sizes_of_zero3_are_those_of_the_config() -> None:
         "stage3_param_persistence_threshold": 1003,
         "stage3_max_live_parameters": 1004,
     }
-    zero = deepspeed_config(DeepSpeedConfig.model_validate(sizes), 1.0)["zero_optimization"]
+    zero = deepspeed_config(DeepSpeedConfig.model_validate(sizes), 1.0, "bf16")["zero_optimization"]
     assert zero["stage"] == 3
     assert {name: zero[name] for name in sizes} == sizes
     assert not zero.keys() & {"offload_optimizer", "offload_param"}
@@ -88,7 +88,7 @@ def test_the_sizes_of_zero3_are_those_of_the_config() -> None:
 
 def test_how_gradients_are_reduced() -> None:
     given = {"overlap_comm": False, "contiguous_gradients": False, "reduce_dtype": "bf16"}
-    config = deepspeed_config(DeepSpeedConfig.model_validate(given), 1.0)
+    config = deepspeed_config(DeepSpeedConfig.model_validate(given), 1.0, "bf16")
     zero = config["zero_optimization"]
     assert (zero["overlap_comm"], zero["contiguous_gradients"]) == (False, False)
     assert config["communication_data_type"] == "bf16"
@@ -99,7 +99,7 @@ def test_how_gradients_are_reduced() -> None:
 @pytest.mark.parametrize("part", ["offload_optimizer", "offload_param"])
 def test_what_is_offloaded(part: str) -> None:
     config = DeepSpeedConfig.model_validate({part: "cpu"})
-    zero = deepspeed_config(config, 1.0)["zero_optimization"]
+    zero = deepspeed_config(config, 1.0, "bf16")["zero_optimization"]
     assert {name: zero[name]["device"] for name in zero if "offload" in name} == {part: "cpu"}
 
 
@@ -198,7 +198,7 @@ def test_an_optimizer_on_the_cpu_keeps_no_checkpoint_open(
     """On a GPU each tensor is copied there: it may be mapped from the file."""
     made: list[bool] = []
     monkeypatch.setattr(strategy_module, "ShardWriter", lambda maps_files: made.append(maps_files))
-    config = deepspeed_config(DeepSpeedConfig(offload_optimizer=offload), gradient_clip=1.0)
+    config = deepspeed_config(DeepSpeedConfig(offload_optimizer=offload), 1.0, "bf16")
     Zero3Strategy(config, PLACEMENT, torch.device(device, 0), "bf16", timedelta(minutes=1))
     assert made == [maps]
 
@@ -211,7 +211,8 @@ class Engines:
 
     def __call__(self, model: torch.nn.Module, **more: Any) -> tuple[Any, ...]:
         self.leaves = deepspeed.utils.get_z3_leaf_modules(model)
-        return SimpleNamespace(), SimpleNamespace(), None, None
+        optimizer = SimpleNamespace(get_grad_norm_direct=None)
+        return SimpleNamespace(), optimizer, None, None
 
 
 def leaves_of(
@@ -255,7 +256,7 @@ def test_what_is_quantized_needs_cuda(name: str) -> None:
     line = f"deepspeed.{name}: needs CUDA, and this rank computes on the CPU; set it to false"
     with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
         require_quantization(config, torch.device("cpu"))
-    assert deepspeed_config(config, 1.0)["zero_optimization"][name] is True
+    assert deepspeed_config(config, 1.0, "bf16")["zero_optimization"][name] is True
 
 
 def test_second_slices_of_frozen_parameters_are_dropped_after_loading(
@@ -270,3 +271,42 @@ def test_second_slices_of_frozen_parameters_are_dropped_after_loading(
     monkeypatch.setattr(DeepSpeedStrategy, "load_checkpoint", lambda self, path: {"loops": path})
     assert strategy.load_checkpoint("here") == {"loops": "here"}
     assert vars(frozen)["ds_secondary_tensor"] is None
+
+
+def test_norms_are_taken_of_pieces_without_zero_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed copies what it takes the norm of to fp64."""
+    monkeypatch.setattr(strategy_module, "_NORM_ELEMENTS", 10)
+    sizes: list[int] = []
+
+    def take(gradients: list[torch.Tensor], params: list[Any], norm_type: float = 2) -> Any:
+        assert len(gradients) == len(params) and norm_type == 2
+        sizes.extend(gradient.numel() for gradient in gradients)
+        return torch.stack([gradient.double().norm(2) for gradient in gradients]).norm(2)
+
+    optimizer = SimpleNamespace(get_grad_norm_direct=take)
+    strategy_module._take_norms_in_pieces(optimizer)
+    gradients = [torch.randn(3, 7), torch.randn(10), torch.full((5,), math.nan)]
+    gradients[2]._zero_padding = True  # type: ignore[attr-defined]
+    norm = optimizer.get_grad_norm_direct(gradients, ["a", "b"])
+    assert sizes == [10, 10, 1, 10]
+    whole = torch.cat([gradient.flatten() for gradient in gradients[:2]])
+    assert float(norm) == pytest.approx(float(whole.double().norm(2)), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "precision", "expected"),
+    [
+        ({}, "bf16", True),
+        ({}, "fp32", False),
+        ({"reduce_dtype": "bf16"}, "bf16", False),
+        ({"reduce_dtype": "bf16"}, "fp32", True),
+        ({"stage": 2}, "fp32", True),
+        ({"contiguous_gradients": True}, "fp32", True),
+        ({"contiguous_gradients": False}, "bf16", False),
+    ],
+)
+def test_gradients_are_copied_into_a_buffer_unless_they_need_no_conversion(
+    given: dict[str, Any], precision: Literal["bf16", "fp32"], expected: bool
+) -> None:
+    config = deepspeed_config(DeepSpeedConfig.model_validate(given), 1.0, precision)
+    assert config["zero_optimization"]["contiguous_gradients"] is expected

@@ -13,8 +13,9 @@ from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.diffusion.objective import masked_cross_entropy
 from llada_sft.training.consensus import Report
 from llada_sft.training.feed import StepFeed
+from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.masks.twins import each_twice
-from llada_sft.training.noising import MicroBatch, NoiseSource
+from llada_sft.training.noising import NoiseSource
 from tests.unit.training.ranks import on_ranks
 from tests.unit.training.steps import (
     EOS,
@@ -111,13 +112,13 @@ def test_twins_of_the_same_mask_have_the_loss_of_one(
     monkeypatch: pytest.MonkeyPatch, normalization: str
 ) -> None:
     """N and the lengths count each example once: with the same mask twice, nothing changes."""
-    from llada_sft.training import noising
+    from llada_sft.training.masks import parts
 
     def same(*arguments: Any) -> tuple[Any, Any]:
-        noise = noising.draw_noise(*arguments)
+        noise = parts.draw_noise(*arguments)
         return noise, noise
 
-    monkeypatch.setattr(noising, "draw_twins", same)
+    monkeypatch.setattr(parts, "draw_twins", same)
     rows = pad([example(2, 9), example(0, 5, line=2)], EOS)
     twins = drawn(rows, pairs="antithetic", normalization=normalization)
     assert loss(twins) == pytest.approx(loss(drawn(rows, normalization=normalization)), rel=1e-6)

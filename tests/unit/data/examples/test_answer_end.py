@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,42 @@ def test_a_token_that_the_tokenizer_uses_is_refused(tmp_path: Path) -> None:
     assert made == AnswerEnd("void", tokenizer.eos_token_id, (reserved,), 5)
     with pytest.raises(ConfigError, match="ordinary text"):
         answer_end_of(config(end="void", void_token_id=ordinary), ids, tokenizer)
+
+
+ENDS: dict[str, tuple[int | str, tuple[int, ...]]] = {
+    "1": (1, ()),
+    "3": (3, ()),
+    "batch_max": ("batch_max", ()),
+    "void": ("void", (VOID,)),
+    "rainbow": ("rainbow", CYCLE),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@given(prompt=st.integers(0, 5), response=st.integers(1, 4), block=st.integers(1, 8))
+def test_tails_reach_to_the_end_of_a_block(
+    name: str, prompt: int, response: int, block: int
+) -> None:
+    end, end_ids = ENDS[name]
+    most = 24 // block * block
+    encode_row = encoder(
+        lambda *_: item(prompt, response), max_length=most, end=end, end_ids=end_ids,  # type: ignore[arg-type]
+        on_too_long="clip_response",
+    )  # fmt: skip
+    plain = encode_row(row()).examples
+    filled = replace(encode_row, answer_end=replace(encode_row.answer_end, block_length=block))
+    for one, other in zip(filled(row()).examples, plain, strict=True):
+        length = len(other.input_ids)
+        assert one.block_length == block
+        assert one.input_ids[:length].tolist() == other.input_ids.tolist()
+        added = one.input_ids[length:].tolist()
+        if not other.tail:
+            # It was cut: its end is not learned.
+            assert not added
+            continue
+        assert len(one.input_ids) == -(-length // block) * block <= most
+        assert set(added) <= set(end_ids or (EOS,))
+        learned = end != "void"
+        assert (one.response_mask[length:] == learned).all()
+        assert one.tail == other.tail + (len(added) if learned else 0)
+        assert one.hidden == other.hidden + (0 if learned else len(added))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llada_sft.data.examples.encode import Example
-from llada_sft.data.steps.collate import pack, pad
+from llada_sft.data.steps.collate import EQUAL_TOKENS, pack, pad
 
 EOS = 9
 
@@ -95,3 +95,17 @@ def test_packed_examples_keep_their_weights() -> None:
     assert batch.loss_weights is not None
     assert batch.loss_weights.tolist() == [[1, 1, 0, 2, 2]]
     assert pack([example(1, 1, False)]).loss_weights is None
+
+
+def test_the_work_of_blocks_is_that_of_the_pairs_that_see_each_other() -> None:
+    """Counted one by one: of noisy and clean positions, which sees which."""
+    length, block = 12, 4
+    row = Example(
+        np.zeros(length, np.int64), np.ones(length, np.bool_), None, False, "a", 1, 0,
+        block_length=block,
+    )  # fmt: skip
+    noisy = sum((j // block < i // block) + (j // block == i // block)
+                for i in range(length) for j in range(length))  # fmt: skip
+    clean = sum(j // block <= i // block for i in range(length) for j in range(length))
+    assert pack([row]).work == 2 * length * EQUAL_TOKENS + noisy + clean
+    assert pad([row, row], 0).block_length == block

@@ -19,6 +19,9 @@ def test_half_of_the_response_counts_as_masked() -> None:
     assert Efficiency(SIZES, None).needed(counts) == needed_operations(SIZES, 8, 34, 3)
     # With pairs, tokens and squares have both twins; the response has its tokens once.
     assert Efficiency(SIZES, None, draws=2).needed(counts) == needed_operations(SIZES, 8, 34, 6)
+    # In blocks of 2 it runs on noisy and clean tokens, which see L (L + 2) pairs.
+    blocks = Efficiency(SIZES, None, block_length=2)
+    assert blocks.needed(counts) == needed_operations(SIZES, 8, 34 + 2 * 8, 3, halves=2)
 
 
 def test_only_a_known_gpu_that_trains_in_bf16_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:

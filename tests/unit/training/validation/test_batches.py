@@ -112,3 +112,40 @@ def test_what_the_hook_has_corrupted_stays_as_it_is() -> None:
         assert batch.batch.noisy_ids.tolist() == [[1, 2, 3, 4]]
         assert batch.batch.positions.tolist() == [1, 2, 3]
         assert batch.batch.coefficients.tolist() == pytest.approx([1 / 3] * 3)
+
+
+def in_blocks(prompt: int, length: int, line: int, **more: Any) -> Example:
+    one = example(prompt, length - prompt, line)
+    return replace(one, block_length=4, **more)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_blocks_are_the_same_on_any_ranks_and_spread(world_size: int) -> None:
+    """Each mask has masked tokens in each block, and the masks of a block differ in how many."""
+    rows_of = [in_blocks(1, 8, 1), in_blocks(5, 16, 2), in_blocks(3, 12, 3)]
+    sets = [ValidationSet("", rows_of)]
+    alone = list(batches_of(sets, draws=4))
+    ranks = [list(batches_of(sets, rank, world_size, draws=4)) for rank in range(world_size)]
+    in_turn = [batch for turn in zip(*ranks, strict=True) for batch in turn if batch.items]
+    assert [contents(batch) for batch in in_turn] == [contents(batch) for batch in alone]
+    weights: dict[int, float] = {}
+    for batch in alone:
+        assert batch.batch.blocks is not None and batch.batch.blocks.doubled
+        for number, item in enumerate(batch.items):
+            own = batch.examples == number
+            weights[item] = float(batch.batch.coefficients[own].sum())
+            length = int(rows_of[item // 4].response_mask.sum())
+            # Each block counts its answer tokens, whatever is masked of it.
+            assert weights[item] == pytest.approx(length / length)
+    assert sorted(weights) == list(range(12))
+
+
+def test_void_tokens_that_fill_a_block_up_count_for_nothing() -> None:
+    row = in_blocks(1, 8, 1, hidden=3)
+    row.response_mask[6:] = False
+    (batch,) = batches_of([ValidationSet("", [row])], draws=1)
+    made = batch.batch
+    # They are masked, as in training, and not among what is counted.
+    assert made.noisy_ids[0, 5:8].tolist() == [MASK] * 3
+    assert 5 in made.positions.tolist() and not {6, 7} & set(made.positions.tolist())
+    assert len(made.positions) == len(made.targets) == len(made.coefficients)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from llada_sft.config.validation_section import EarlyStopConfig
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.noising import MicroBatch
+from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.validation.best import BestSoFar, Lowest, ValidationState
 from llada_sft.training.validation.callback import Validation
 from tests.unit.training.ranks import on_ranks
