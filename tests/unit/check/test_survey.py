@@ -125,6 +125,7 @@ def test_all_that_is_said_of_good_data(project: Path) -> None:
     assert [(one["tokens"], one["steps"]) for one in said["per_rank"]] == [(40, 2), (42, 2)]
     assert said["epoch"] == {
         **{"steps": 2, "examples": 4, "tokens": 82, "all_tokens": 82, "fill": 1.0},
+        "network_positions": 82,
         **{"response_tokens": 19, "eos_tokens": 4, "eos_share": pytest.approx(4 / 19)},
         "eos_share_of_loss": pytest.approx((1 / 4 + 1 / 5 + 1 / 6 + 1 / 4) / 4),
         "void_tokens": 0,
