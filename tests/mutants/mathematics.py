@@ -4,6 +4,12 @@ from tests.mutants.mutant import of_file
 
 MUTANTS = (
     *of_file(
+        "diffusion/blocks.py",
+        "diffusion/test_blocks.py",
+        ("moved = u + place / count", "moved = u", "the levels of blocks are not spread"),
+        ("((u, uniform), (1 - u, 1 - uniform))", "((u, uniform), (u, uniform))", "twins of a band"),
+    ),
+    *of_file(
         "diffusion/generate.py",
         "diffusion/test_generate.py",
         (

@@ -284,6 +284,39 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/masks/parts.py",
+        "training/test_block_noise.py",
+        ("place += 1", "pass", "all blocks of an example have one noise level"),
+        (
+            "numbers += range(first, first + len(parts))",
+            "numbers += [first] * len(parts)",
+            "all blocks of an example are one draw",
+        ),
+    ),
+    *of_file(
+        "training/masks/two_halves.py",
+        "training/test_block_loss.py",
+        (
+            "made.positions // width * width",
+            "0 * made.positions",
+            "what is learned of padded rows in blocks is in clean halves",
+        ),
+    ),
+    *of_file(
+        "training/masks/edits.py",
+        "training/test_block_noise.py",
+        (
+            "torch.where(drawn == originals, following, drawn)",
+            "drawn",
+            "a token of a block is replaced by itself",
+        ),
+        (
+            "predictions == mask_token_id",
+            "predictions < 0",
+            "a replaced token of a block is the mask token",
+        ),
+    ),
+    *of_file(
         "training/masks/level_losses.py",
         "training/test_level_losses.py",
         ("self._sums.pop(step - _DELAY, None)", "self._sums.clear()", "a step's losses are lost"),

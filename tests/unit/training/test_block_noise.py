@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,10 @@ def table_of(seed: int) -> dict[tuple[int, ...], Tensor]:
 TABLE = table_of(0)
 
 
-def bound_of_blocks() -> float:
+def bound_of_blocks(masks: Collection[tuple[int, ...]] = TABLE) -> float:
     """Σ_blocks E over l ~ U{1..n} and all masks of l tokens of n / l Σ_masked loss."""
     total = 0.0
-    for mask, losses in TABLE.items():
+    for mask, losses in ((mask, TABLE[mask]) for mask in masks):
         count, size = sum(mask), len(mask)
         if count:
             chance = 1 / size / math.comb(size, count)
@@ -99,6 +100,25 @@ def test_the_mean_over_draws_is_the_enumerated_bound(normalization: str, more: A
     # All answers have 7 tokens: both normalisations are the bound per token.
     assert abs(found.mean() - bound_of_blocks() / 7) < 3 * error
     assert error < 0.01
+
+
+@pytest.mark.parametrize("normalization", ["answer", "token"])
+def test_answers_of_several_lengths_have_the_mean_of_their_normalization(
+    normalization: str,
+) -> None:
+    """Half of the examples have both blocks to learn, the others the second one alone."""
+    both = bound_of_blocks()
+    second = both - bound_of_blocks({mask for mask in TABLE if len(mask) == 3})
+    expected = (both / 7 + second / 4) / 2 if normalization == "answer" else (both + second) / 11
+    noise = source(kind="block", block_length=BLOCK, normalization=normalization)
+    found = []
+    for number in range(1500):
+        rows = [example(4 * number + place, prompt=1 + 3 * (place % 2)) for place in range(4)]
+        step = step_of(rows)
+        (batch,) = noise.micro_batches(step, report([step]), number)
+        found.append(loss_of(batch, 4))
+    error = np.std(found) / math.sqrt(len(found))
+    assert abs(np.mean(found) - expected) < 3 * error
 
 
 def test_importance_levels_have_the_same_mean() -> None:
