@@ -43,6 +43,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/packing.py --out $(RESULTS)/cpu/packing.json
 	$(BIN)/python benchmarks/head.py --out $(RESULTS)/cpu/head.json
 	$(BIN)/python benchmarks/generate.py --out $(RESULTS)/cpu/generate.json
+	$(BIN)/python benchmarks/generate_in_blocks.py --out $(RESULTS)/cpu/generate_in_blocks.json
 	$(BIN)/python benchmarks/attention.py --out $(RESULTS)/cpu/attention.json
 
 # With the Python that has the GPU's torch, which need not be that of .venv: make bench-gpu GPU=python3

@@ -24,6 +24,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Task:
                 return word
 
 
-def new_network(task: Task) -> Network:
+def new_network(task: Task, decodes_in_blocks: bool = False) -> Network:
     """Return the demo's network, for longer rows, with random weights."""
     special = task.tokenizer
     config = NetworkConfig.from_size(
@@ -99,11 +100,17 @@ def new_network(task: Task) -> Network:
         eos_token_id=special.eos_token_id,
         pad_token_id=special.eos_token_id,
     )
-    return build_model(config)
+    return build_model(config.changed(decodes_in_blocks=decodes_in_blocks))
 
 
-def train(model: Network, task: Task, num_steps: int, lengths: list[int]) -> float:
-    """Train on LLaDA's objective; return the mean loss of the last 20 steps.
+def train(
+    model: Network,
+    task: Task,
+    num_steps: int,
+    lengths: list[int],
+    loss_of: Callable[[Network, list[Case]], Tensor] | None = None,
+) -> float:
+    """Train on LLaDA's objective, or another loss; return the mean loss of the last 20 steps.
 
     Every other row is masked at a level from 0.85 on: decoding starts there, and levels from 0 to 1
     are seldom so high.
@@ -121,7 +128,7 @@ def train(model: Network, task: Task, num_steps: int, lengths: list[int]) -> flo
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * rate
         optimizer.zero_grad()
-        loss = batch_loss(model, cases)
+        loss = (loss_of or batch_loss)(model, cases)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

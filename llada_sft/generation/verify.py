@@ -7,15 +7,13 @@ before, and one pass computes all of them as rows of a batch. What the official 
 first one is then known; if it leads to the second one, what it does there is known as well, and so
 on up to the first wrong guess. Nothing of a wrong guess is used: the tokens are those of the
 official sampler. Rows are computed in vain for wrong guesses, so a row's number of guesses follows
-how many were right; and a guess after the first one is computed only where the best candidates
-differ as clearly as those of guesses that proved right.
+how many were right.
 
 Source: the idea is that of arXiv 2510.04147 and arXiv 2510.00294.
 
 Shapes: B prompts, S states in a pass, L positions.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -25,8 +23,6 @@ from llada_sft.diffusion.generate import num_transfer_tokens
 from llada_sft.generation.blocks import Decoding
 from llada_sft.generation.growth import grow_canvas
 
-# Of `_Caution`: the share of right guesses that it aims at, and how fast, in units of clearness.
-_SHARE_RIGHT, _STEP = 0.65, 0.5
 # What a pass predicts at a state: the tokens, [L] int64, and how good each is, [L] float64.
 _Prediction = tuple[Tensor, Tensor]
 
@@ -50,37 +46,11 @@ class _Row:
     num_guesses: int = 1
 
 
-class _Caution:
-    """How clear a guess must be to be computed, learned from the guesses that were.
-
-    Clearness is the logarithm of how far the last candidate that is taken is ahead of the next one.
-    What is needed rises with each wrong guess and falls with each right one, so that the share of
-    right ones tends to `_SHARE_RIGHT`. It also falls a little where it holds a guess back.
-    """
-
-    def __init__(self) -> None:
-        self._needed: float | None = None
-
-    def allows(self, clearness: float) -> bool:
-        """Return whether a guess is clear enough."""
-        if self._needed is None:
-            self._needed = clearness
-        is_clear = clearness >= self._needed
-        if not is_clear:
-            self._needed -= _STEP * (1 - _SHARE_RIGHT) / 2
-        return is_clear
-
-    def learn(self, was_right: bool) -> None:
-        """Take note of a guess that was computed."""
-        if self._needed is not None:
-            self._needed += _STEP * (-(1 - _SHARE_RIGHT) if was_right else _SHARE_RIGHT)
-
-
 class Verifier:
     """Decodes all answers of a canvas."""
 
     def __init__(self, decoding: Decoding) -> None:
-        self._decoding, self._caution = decoding, _Caution()
+        self._decoding = decoding
         self._canvas, self._settings = decoding.canvas, decoding.settings
 
     @torch.no_grad()
@@ -124,21 +94,19 @@ class Verifier:
         predictions = zip(torch.where(eligible, tokens, ids), scores, strict=True)
         for row, own in zip(pending, states, strict=True):
             row.known |= {_key(state): next(predictions) for state in own}
-            taken = self._follow(row, block)
-            for guess in own[2:]:
-                self._caution.learn(_key(guess) in taken)
-            num_steps, most = len(taken), self._settings.max_drafts - 1
+            num_steps = self._follow(row, block)
+            most = self._settings.max_drafts - 1
             row.num_guesses = min(most, 2 * len(own) - 1 if num_steps >= len(own) else num_steps)
 
-    def _follow(self, row: _Row, block: int) -> set[bytes]:
-        """Take the steps of a row as long as its state was computed; return these states."""
-        ids, states = self._canvas.ids[row.index], set()
+    def _follow(self, row: _Row, block: int) -> int:
+        """Take the steps of a row as long as its state was computed; return their number."""
+        ids, num_steps = self._canvas.ids[row.index], 0
         while not self._is_done(row, block) and _key(ids) in row.known:
-            states.add(_key(ids))
             row.last = tokens, scores = row.known[_key(ids)]
             taken = self._best(scores, row.shares.pop(0))
             ids[taken] = tokens[taken]
-        return states
+            num_steps += 1
+        return num_steps
 
     def _states(self, row: _Row) -> list[Tensor]:
         """Return the state of a row, and those that its next steps may reach, to be computed.
@@ -155,8 +123,6 @@ class Verifier:
             tokens, scores = prediction
             open_scores = scores.masked_fill(ids != self._canvas.mask_token_id, -torch.inf)
             taken = self._best(open_scores, share)
-            if len(states) > 1 and not self._caution.allows(_clearness(open_scores, share)):
-                break
             ids = ids.scatter(0, taken, tokens[taken])
             if _key(ids) in row.known:
                 prediction = row.known[_key(ids)]
@@ -179,14 +145,6 @@ class Verifier:
         rows = torch.tensor([row.index], device=self._canvas.ids.device)
         is_open = self._canvas.open_in_block(rows, block)
         return not bool(is_open.any()) or bool(self._canvas.ended(rows))
-
-
-def _clearness(scores: Tensor, number: int) -> float:
-    """Return the clearness of taking so many of the best candidates; inf: there are no others."""
-    best = scores.topk(min(number + 1, len(scores))).values.tolist()
-    if len(best) <= number or best[number] <= 0:
-        return math.inf
-    return math.log(max(best[number - 1] / best[number] - 1, 1e-15))
 
 
 def _key(ids: Tensor) -> bytes:

@@ -146,6 +146,16 @@ def test_generate_has_a_line_for_each_sampler_and_length(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_generate_in_blocks_compares_caches(tmp_path: Path) -> None:
+    sizes = ("--steps", "2", "--prompts", "2", "--lengths", "64")
+    lines = measured("generate_in_blocks", tmp_path / "out.json", *sizes)["lines"]
+    assert [line["sampler"].split(",")[0] for line in lines] == ["llada2"] * 4 + ["llada21"] * 2
+    for without, cached in zip(lines[::2], lines[1::2], strict=True):
+        assert cached["passes"] == without["passes"]
+        assert cached["positions"] <= without["positions"]
+
+
+@pytest.mark.slow
 def test_head_compares_both_ways(tmp_path: Path) -> None:
     sizes = ("--positions", "64", "--vocabulary", "20000", "--width", "32", "--repeats", "1")
     found = measured("head", tmp_path / "out.json", *sizes)

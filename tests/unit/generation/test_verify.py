@@ -1,13 +1,16 @@
 """Verified drafts: the official sampler's tokens, in fewer passes one after another."""
 
+import math
 import random
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from llada_sft.generation import SamplerSettings, generate
-from llada_sft.model import Network
+from llada_sft.model import Network, load_model
+from tests.unit.generation.conftest import GOLDEN
 from tests.unit.generation.counting import counted
 
 SHAPES = [(16, 16, 16), (16, 8, 16), (16, 4, 8), (12, 12, 4), (24, 8, 6), (8, 8, 16)]
@@ -74,3 +77,63 @@ def test_a_network_whose_order_never_changes_needs_few_passes(golden: Network) -
     assert answer.ids == official.ids
     # 1, 2, 4, 8, 8, 8, and what is left.
     assert answer.num_passes == 7 and answer.num_rows == 32
+
+
+@torch.no_grad()
+def rounding_of(model: Network, ids: Tensor) -> float:
+    """Return how much a logit of a state differs between it alone and in larger batches, at most.
+
+    It is at least one unit in the last place.
+    """
+    alone = model(ids).logits
+    unit = torch.finfo(alone.dtype).eps * float(alone.abs().max())
+    others = [model(ids.repeat(size, 1)).logits[:1] for size in (2, 3, 4, 6, 8)]
+    return max(unit, *(float((alone.double() - other.double()).abs().max()) for other in others))
+
+
+class Margins:
+    """What the official sampler's decisions hang on, in a prompt's passes.
+
+    Attributes:
+        smallest: The smallest difference, in logits, between a token that was written and the next
+            one at its place, or, in log-probability, between the last candidate that was taken and
+            the first one that was not.
+    """
+
+    def __init__(self, share: int) -> None:
+        self._share, self.smallest = share, math.inf
+
+    def __call__(self, _: object, __: Any, output: Any) -> None:
+        logits = output.logits.double()
+        best = logits.topk(2).values
+        confidence = best[:, 0] - logits.logsumexp(-1)
+        ordered, order = confidence.sort(descending=True)
+        taken = order[: self._share]
+        gaps = [(best[taken, 0] - best[taken, 1]).min()]
+        if len(ordered) > self._share:
+            gaps.append(ordered[self._share - 1] - ordered[self._share])
+        self.smallest = min(self.smallest, *map(float, gaps))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "at_least"), [(torch.float32, 40), (torch.bfloat16, 3)], ids=["fp32", "bf16"]
+)
+def test_the_tokens_are_the_official_ones_where_decisions_are_clear(
+    dtype: torch.dtype, at_least: int
+) -> None:
+    """Where the best candidates differ by more than twice what a larger batch rounds otherwise."""
+    model = load_model(GOLDEN / "tiny_llada", dtype)
+    draw, num_clear = random.Random(0), 0
+    for seed in range(60):
+        prompt = [draw.randrange(511) for _ in range(1 + seed % 12)]
+        sizes = {"gen_length": 8, "block_length": 8, "steps": 4}
+        margins = Margins(share=2)
+        hook = model.register_forward_hook(margins)
+        (official,) = generate(model, [prompt], SamplerSettings(**sizes))
+        hook.remove()
+        (answer,) = generate(model, [prompt], SamplerSettings("verify", max_drafts=8, **sizes))
+        rounding = rounding_of(model, torch.tensor([[*prompt, *[510] * 8]]))
+        if margins.smallest > 2 * rounding:
+            num_clear += 1
+            assert answer.ids == official.ids, seed
+    assert num_clear >= at_least
