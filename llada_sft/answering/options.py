@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llada_sft.errors import ConfigError
-from llada_sft.generation.settings import SAMPLERS, SamplerSettings
+from llada_sft.generation.settings import IN_BLOCKS, SAMPLERS, SamplerSettings
 
 _NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("steps", int, "forward passes in all, of samplers with a fixed number (default: gen-length)"),
@@ -82,11 +82,14 @@ def settings_of(arguments: Namespace) -> SamplerSettings:
 def make_settings(given: dict[str, Any]) -> SamplerSettings:
     """Return settings for answers that are read; without `block_length`, blocks of at most 32.
 
+    For a network that attends in blocks, they are of 32 also where the answer is shorter.
+
     Raises:
         ValueError: They do not fit together.
     """
     length = given.get("gen_length", SamplerSettings.gen_length)
-    if "block_length" not in given and 0 < length < SamplerSettings.block_length:
+    is_free = given.get("sampler") not in IN_BLOCKS and "block_length" not in given
+    if is_free and 0 < length < SamplerSettings.block_length:
         given = {**given, "block_length": length}
     return SamplerSettings(**{"eos_early_stop": True, **given})
 

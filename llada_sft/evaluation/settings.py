@@ -24,7 +24,7 @@ from llada_sft.config.values import (
     Section,
 )
 from llada_sft.errors import ConfigError
-from llada_sft.generation.settings import Sampler, SamplerSettings
+from llada_sft.generation.settings import IN_BLOCKS, Sampler, SamplerSettings
 
 # A task, group or tag of lm-evaluation-harness. It is part of the names of files.
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,=+-]*$")]
@@ -52,7 +52,8 @@ class GenerationSection(Section):
     # null = gen_length
     steps: PositiveInt | None = None
     gen_length: PositiveInt = 256
-    block_length: PositiveInt = 256
+    # null = 256; of llada2 and llada21, whose blocks are those of the training, 32
+    block_length: PositiveInt | None = None
     threshold: Fraction | None = None
     factor: NonNegativeFloat | None = None
     entropy_bound: NonNegativeFloat | None = None
@@ -83,6 +84,8 @@ class GenerationSection(Section):
             ValueError: The settings do not fit together.
         """
         own = {name: value for name, value in self if name not in ("until", "batch_size")}
+        if self.block_length is None:
+            own["block_length"] = 32 if self.sampler in IN_BLOCKS else 256
         return SamplerSettings(**own)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llada_sft.generation.answers import generate
-from llada_sft.generation.settings import SamplerSettings
+from llada_sft.generation.settings import IN_BLOCKS, SamplerSettings
 from llada_sft.model.network import Network
 
 
@@ -27,7 +27,7 @@ def generate_padded(
         input_ids: [B, P] int64.
         attention_mask: [B, P], 0 at padding, left or right; None: there is none.
         max_new_tokens: `gen_length`; blocks have as many tokens if `block_length` does not divide
-            it and was not given.
+            it and was not given, unless the network attends in blocks.
         settings: Others of `SamplerSettings`.
 
     Returns:
@@ -37,7 +37,8 @@ def generate_padded(
         ValueError: A setting cannot be, or does not exist.
     """
     length = SamplerSettings.block_length
-    if "block_length" not in settings and max_new_tokens % length:
+    is_free = settings.get("sampler") not in IN_BLOCKS
+    if is_free and "block_length" not in settings and max_new_tokens % length:
         settings["block_length"] = max_new_tokens
     try:
         chosen = SamplerSettings(gen_length=max_new_tokens, **settings)

@@ -66,6 +66,25 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "generation/llada2.py",
+        "generation/test_llada2.py",
+        (
+            "(self._blocks[rows] * self._length - lead)",
+            "(self._blocks[rows] * self._length)",
+            "a block looks at the one before it as that was before its last tokens",
+        ),
+        (
+            "asked & (tokens != ids) & (scores > threshold)",
+            "asked & (scores > threshold)",
+            "tokens that are right keep a block from being finished",
+        ),
+        (
+            "number + (self._num_steps[rows] < rest).long()",
+            "torch.full_like(rows, number)",
+            "the rest of a block's shares is lost",
+        ),
+    ),
+    *of_file(
         "model/layers/chunks.py",
         "model/test_blocks.py",
         (

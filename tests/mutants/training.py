@@ -267,8 +267,8 @@ MUTANTS = (
         "training/noising.py",
         "training/test_void_end.py",
         (
-            "certain[span] = noise.importance / divisors",
-            "certain[span] = 1 / divisors",
+            "certain[span] = noise.importance / by",
+            "certain[span] = 1 / by",
             "the EOS is not divided by the density of its level",
         ),
     ),

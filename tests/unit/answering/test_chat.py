@@ -142,3 +142,9 @@ def test_a_real_answer_is_watched(model: Network, sampler: str) -> None:
     covered = [state[0].count(TOKENIZER.mask_token_id) for state in watched]
     assert covered[0] == 8 and covered == sorted(covered, reverse=True)
     assert len(watched) == answer.num_passes
+
+
+def test_blocks_have_the_length_of_the_training_whatever_the_answer_has() -> None:
+    assert make_settings({"gen_length": 8}).block_length == 8
+    for sampler in ("llada2", "llada21"):
+        assert make_settings({"gen_length": 8, "sampler": sampler}).block_length == 32

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,3 +231,27 @@ def test_ranks_that_were_killed_continue_in_any_number(model_dir: Path, tmp_path
     rows = rows_of(out)
     assert [row["record"] for row in rows] == texts
     assert all({**rows[number], "number": number} == row for number, row in known.items())
+
+
+def test_a_network_that_attends_in_blocks_takes_its_samplers(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_dir: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in_blocks"
+    shutil.copytree(model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "decodes_in_blocks": True}))
+    asked = ["--prompt", "abcd", "--gen-length", "12"]
+    for sampler in ("llada2", "llada21"):
+        assert run(monkeypatch, folder, *asked, "--sampler", sampler) == 0
+        assert capsys.readouterr().out.strip()
+    assert run(monkeypatch, folder, *asked) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "--sampler: must be one of llada2, llada21, got 'official': this network attends in blocks"
+    ]
+    assert run(monkeypatch, folder, *asked, "--sampler", "llada2", "--cfg-scale", "1") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "--cfg-scale: is not a setting of the sampler 'llada2'; remove it"
+    ]

@@ -82,3 +82,12 @@ def test_a_shipped_file_loads_and_says_where_its_settings_are_from(path: Path) -
 
 def test_files_are_shipped() -> None:
     assert len(SHIPPED) >= 3
+
+
+def test_blocks_are_those_of_the_sampler() -> None:
+    def length(*overrides: str) -> int:
+        return load_eval_config(None, overrides).generation.sampler_settings().block_length
+
+    assert length() == 256
+    assert length("generation.sampler=llada2") == length("generation.sampler=llada21") == 32
+    assert length("generation.sampler=llada2", "generation.block_length=8") == 8

@@ -186,6 +186,23 @@ def test_editing_stops_after_its_passes(in_blocks: Network) -> None:
     assert answer.num_passes == 6 and answer.ids == [11 + 5] * 8
 
 
+def test_a_block_is_finished_when_nothing_is_left_to_edit(in_blocks: Network) -> None:
+    """A network that is sure of the same token everywhere."""
+
+    def want_seven(_: object, __: Any, output: Any) -> None:
+        output.logits.fill_(0.0)
+        output.logits[:, 7] = 100.0
+
+    hook = in_blocks.register_forward_hook(want_seven)
+    try:
+        settings = settings_of("llada21", gen_length=16, max_post_steps=5, eos_token_id=505)
+        (answer,) = generate(in_blocks, [[]], settings)
+    finally:
+        hook.remove()
+    # Of each block: a pass that writes it, and one that changes nothing.
+    assert answer.ids == [7] * 16 and answer.num_passes == 4
+
+
 def test_a_temperature_draws_tokens(in_blocks: Network) -> None:
     def answer(seed: int) -> list[int]:
         settings = settings_of("llada2", temperature=1.0, seed=seed, eos_token_id=505)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llada_sft.generation import SamplerSettings, generate
-from llada_sft.model import Network
+from llada_sft.model import Network, load_model
+from tests.unit.generation.conftest import GOLDEN
 
 PROMPTS = [[7, 8, 9], [10], [11, 12]]
 PAD = 505
@@ -52,3 +53,13 @@ def test_short_answers_need_no_block_length(golden: Network) -> None:
 def test_a_mistake_is_named(golden: Network, options: dict[str, object], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         golden.generate(torch.tensor([[7, 8]]), max_new_tokens=4, mask_token_id=510, **options)
+
+
+def test_a_network_that_attends_in_blocks_keeps_its_block_length() -> None:
+    model = load_model(GOLDEN / "tiny_llada2_moe", torch.float64)
+    ids, mask = padded("left")
+    output = model.generate(ids, mask, 20, sampler="llada2", mask_token_id=510, threshold=0.2)
+    settings = SamplerSettings("llada2", gen_length=20, mask_token_id=510, threshold=0.2)
+    answers = generate(model, PROMPTS, settings)
+    for row, answer in zip(output[:, 3:].tolist(), answers, strict=True):
+        assert row[: len(answer.ids)] == answer.ids
