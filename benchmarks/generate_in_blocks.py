@@ -40,7 +40,8 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 def block_loss(model: Network, cases: list[task_of.Case]) -> Tensor:
     """Return the bound of rows of one length, cut to whole blocks, for each token.
 
-    No row has an EOS: what a token sees does not tell how long the answer is to be. Every other block is masked at a level from 0.85 on, as in generate.py.
+    No row has an EOS: what a token sees does not tell how long the answer is to be. Every other
+    block is masked at a level from 0.85 on, as in generate.py.
     """
     length = len(cases[0][0] + cases[0][1]) // BLOCK * BLOCK
     ids = torch.tensor([(prompt + answer)[:length] for prompt, answer in cases])
