@@ -38,14 +38,13 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 
 
 def block_loss(model: Network, cases: list[task_of.Case]) -> Tensor:
-    """Return the bound of rows that have one length, for each token: l of n masked, weight n/l.
+    """Return the bound of rows of one length, cut to whole blocks, for each token.
 
-    Every other block is masked at a level from 0.85 on, as in generate.py.
+    No row has an EOS: what a token sees does not tell how long the answer is to be. Every other
+    block is masked at a level from 0.85 on, as in generate.py.
     """
-    length = -(-len(cases[0][0] + cases[0][1]) // BLOCK) * BLOCK
-    eos = model.config.eos_token_id
-    rows = [(prompt + answer + [eos] * length)[:length] for prompt, answer in cases]
-    ids = torch.tensor(rows)
+    length = len(cases[0][0] + cases[0][1]) // BLOCK * BLOCK
+    ids = torch.tensor([(prompt + answer)[:length] for prompt, answer in cases])
     is_answer = (torch.arange(length) >= len(cases[0][0])).view(-1, BLOCK)  # [blocks, BLOCK]
     levels = 0.05 + 0.95 * torch.rand(len(ids), len(is_answer), 1)
     levels[:, ::2] = 1 - 0.15 * torch.rand_like(levels[:, ::2])
@@ -128,7 +127,9 @@ def main() -> None:
     task = task_of.Task()
     model = task_of.new_network(task, decodes_in_blocks=True)
     start = time.process_time()
-    measured["loss"] = task_of.train(model, task, options.steps, options.lengths, block_loss)
+    # The last block that is decoded is a whole one.
+    longer = [length + BLOCK for length in options.lengths]
+    measured["loss"] = task_of.train(model, task, options.steps, longer, block_loss)
     measured["training_seconds"] = time.process_time() - start
     draws, tables = random.Random(1), []
     for length in options.lengths:
