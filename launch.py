@@ -63,7 +63,13 @@ def _launch(arguments: argparse.Namespace) -> int:
     # Here, not above: Ctrl-C during the imports is to end without a traceback, too.
     from llada_sft.cluster.launch.launcher import LaunchOptions, launch
 
-    return launch(LaunchOptions(**vars(arguments)))
+    # What was not asked for is not passed: an older package does not know the newest options.
+    asked = {name: value for name, value in vars(arguments).items() if value != _default(name)}
+    return launch(LaunchOptions(**asked))
+
+
+def _default(name: str) -> object:
+    return parser().get_default(name)
 
 
 if __name__ == "__main__":

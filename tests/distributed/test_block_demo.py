@@ -1,18 +1,19 @@
 """The demo's task, learned by the block objective and answered in blocks: LLaDA and LLaDA2."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from llada_sft.config import load_config
-from llada_sft.config.reader import dump_config
+from llada_sft.config.reader import dump_config, load_run_config
 from llada_sft.demo.evaluation import exact_match
 from llada_sft.generation import SamplerSettings
 from llada_sft.model import load_model
 from llada_sft.run_dir import RunDir
 from llada_sft.training.export import export_run
 from tests.distributed.members import write_member
-from tests.distributed.ranks import run_on_ranks
+from tests.distributed.ranks import started_ranks
 from tests.distributed.test_training import CONFIG, WORKERS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -45,12 +46,31 @@ def overrides(demo: Path, kind: str, folder: Path) -> list[str]:
     return [*given, f"model.path={model}", "model.init=pretrained", "model.size=null"]
 
 
+@pytest.fixture(scope="module")
+def trained(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Train both side by side, with one rank each; return their runs."""
+    folder = tmp_path_factory.mktemp("blocks")
+    runs = {kind: folder / kind for kind in ("dense", "llada2")}
+    given = {kind: overrides(demo, kind, folder) for kind in runs}
+    with ExitStack() as stack:
+        started = []
+        for kind, run in runs.items():
+            each = [(str(run), given[kind])]
+            training = started_ranks(f"{WORKERS}:train_each", 1, config_file=CONFIG, runs=each)
+            started.append(stack.enter_context(training))
+        for ranks in started:
+            assert ranks.wait(560) is None, ranks.logs()
+    for kind, run in runs.items():
+        RunDir(run).config.write_text(dump_config(load_config(CONFIG, given[kind])))
+    return runs
+
+
 @pytest.mark.parametrize("kind", ["dense", "llada2"])
-def test_the_demo_is_learned_and_answered_in_blocks(demo: Path, tmp_path: Path, kind: str) -> None:
-    given, run = overrides(demo, kind, tmp_path), tmp_path / "run"
-    run_on_ranks(f"{WORKERS}:train_each", 1, 560, config_file=CONFIG, runs=[(str(run), given)])
-    config = load_config(CONFIG, given)
-    RunDir(run).config.write_text(dump_config(config))
+def test_the_demo_is_learned_and_answered_in_blocks(
+    trained: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    run = trained[kind]
+    config = load_run_config(RunDir(run).config)
     export_run(run, tmp_path / "out", None, None)
     model = load_model(tmp_path / "out")
     assert model.architecture.decodes_in_blocks

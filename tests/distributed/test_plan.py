@@ -45,8 +45,6 @@ WIDE = {
         ("dense", 2, ["deepspeed.offload_optimizer=cpu"]),
         ("dense", 2, ["lora.rank=8"]),
         ("dense", 2, ["deepspeed.stage=2"]),
-        ("dense", 2, ["deepspeed.stage=1"]),
-        ("moe", 2, []),
         ("llada2", 2, ["objective.kind=block", "objective.block_length=4"]),
         ("moe", 2, ["lora.rank=8", "model.activation_checkpointing=selective"]),
     ],

@@ -13,11 +13,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
 from llada_sft.model import Network, build_model
-from llada_sft.model.families.architecture import Architecture
 from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.model.network import Block
 from llada_sft.run_dir import RunDir
 from llada_sft.training.build_network import build_network
+from llada_sft.training.checkpoint.resume import Resume, find_resume
 from llada_sft.training.host import Host
 from llada_sft.training.strategy import Zero3Strategy
 from llada_sft.training.trainer import train
@@ -114,6 +114,10 @@ def _gradients(model: nn.Module, alive: list[int] | None = None) -> dict[str, Te
     }
 
 
+def _find_resume_of_any_network(*given: Any, **more: Any) -> Resume:
+    return find_resume(*given, **{**more, "network": {}})
+
+
 def trained(
     folder: str, config_file: str, overrides: list[str], frozen: bool, stop_at: int
 ) -> None:
@@ -136,7 +140,7 @@ def trained(
         patch.setattr(trainer_module, "build_network", build)
         if frozen:
             # Verification before a resume would miss the frozen weights.
-            patch.setattr(Architecture, "parameter_shapes", lambda self: {})
+            patch.setattr(trainer_module, "find_resume", _find_resume_of_any_network)
         config = load_config(config_file, overrides)
         train(config, RunDir(Path(folder)), placement(), Host(stop))
 
