@@ -97,11 +97,11 @@ def test_a_batch_gives_what_each_prompt_gives_alone_with_and_without_cache(
 
 
 @both_samplers
-def test_100_random_prompts_and_settings_have_the_same_tokens_with_the_cache(
+def test_40_random_prompts_and_settings_have_the_same_tokens_with_the_cache(
     in_blocks: Network, sampler: str
 ) -> None:
     num_ended = 0
-    for seed in range(100):
+    for seed in range(40):
         draw = random.Random(seed)
         prompts = prompts_of(*(draw.randrange(20) for _ in range(draw.randrange(1, 4))))
         given: dict[str, Any] = {

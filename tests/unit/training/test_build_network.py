@@ -16,7 +16,7 @@ from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import import_packages
 from llada_sft.model.families import llada2, llada_moe
 from llada_sft.model.layers.balance import Balance
-from llada_sft.model.layers.kept_bytes import kept_bytes
+from llada_sft.model.layers.kept_bytes import most_kept
 from llada_sft.training import build_network as build_network_module
 from llada_sft.training.build_network import (
     build_balance,
@@ -101,29 +101,30 @@ def test_a_budget_chooses_for_each_block(
     directory: Path, batch: dict[str, dict[str, Any]], tokens: int
 ) -> None:
     def config(kind: str, gb: float | None = None) -> Config:
-        model = {"path": str(directory), **RANDOM, "activation_checkpointing": kind}
+        size = SIZE.model_copy(update={"n_layers": 3})
+        model = {"path": str(directory), **RANDOM, "size": size, "activation_checkpointing": kind}
         data = {"train": "d", "max_length": 32, **batch.get("data", {})}
         sections = {"run": {"name": "a"}, "model": model | {"activation_gb": gb}, "data": data}
         train = {"precision": "fp32", **batch.get("train", {})}
         return Config.model_validate({**sections, "train": train})
 
     network = resolve_network(config("none").model)
-    assert checkpointing_of(config("selective"), network, False) == ["selective"] * 2
-    assert checkpointing_line(config("selective"), network, ["selective"] * 2) is None
-    assert checkpointing_of(config("auto", 1.0), network, False) == ["none"] * 2
-    # Of each token: one block selective, one full, and one that is computed again.
-    kept = sum(kept_bytes(network.architecture, 4).values())
+    assert checkpointing_of(config("selective"), network, False) == ["selective"] * 3
+    assert checkpointing_line(config("selective"), network, ["selective"] * 3) is None
+    assert checkpointing_of(config("auto", 1.0), network, False) == ["none"] * 3
+    # Of each token: what is kept of each block, and the rest of one that is computed again.
+    kept = most_kept(network.architecture, ["selective", "full", "full"], 4)
     enough = config("auto", tokens * kept / 1e9)
     kinds = checkpointing_of(enough, network, False)
-    assert kinds == ["selective", "full"]
+    assert kinds == ["selective", "full", "full"]
     model = build_network(enough.model, network, 0, checkpointing=kinds)
     assert model.checkpointing == kinds
     line = checkpointing_line(enough, network, kinds) or ""
-    assert "auto: blocks: 1 selective, 1 full; they keep at most" in line
+    assert "auto: blocks: 1 selective, 2 full; they keep at most" in line
     assert f"a micro-batch of {tokens} tokens" in line
     little = config("auto", 1e-9)
     kinds = checkpointing_of(little, network, False)
-    assert kinds == ["full"] * 2
+    assert kinds == ["full"] * 3
     line = checkpointing_line(little, network, kinds) or ""
     assert line.endswith("more than is given: there is nothing more to compute again")
 
