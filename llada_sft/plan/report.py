@@ -146,6 +146,8 @@ def _of_network(planned: Setup) -> Iterator[str]:
     share = "" if planned.adapters is None else f", {trained:,} of them trained"
     where = f"stage {config.deepspeed.stage}, {sizes.ranks:,} ranks"
     yield f"parameters       {everything:,}{share}; {where}"
+    if config.lora is not None and config.lora.base == "nf4":
+        yield "                 lora.base: nf4: frozen weights are counted as bf16"
 
 
 def _of_memory(memory: RankMemory, planned: Setup) -> Iterator[str]:
