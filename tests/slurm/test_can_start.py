@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ PARTITIONS = (
 
 
 @pytest.fixture(scope="module")
-def partitions(cluster: Cluster) -> None:
-    """Add partitions; they stay, for SLURM keeps those of jobs that have ended."""
-    for partition in PARTITIONS:
-        cluster.run(["scontrol", "create", *f"PartitionName={partition}".split()])
+def cluster(slurm_installed: None) -> Iterator[Cluster]:
+    """Yield a cluster of its own with more partitions: with jobs, they cannot be removed."""
+    with Cluster("limits") as running:
+        for partition in PARTITIONS:
+            running.run(["scontrol", "create", *f"PartitionName={partition}".split()])
+        yield running
 
 
 def launch(
@@ -115,7 +118,6 @@ def launch(
         ),
     ],
 )
-@pytest.mark.usefixtures("partitions")
 def test_a_job_that_can_never_start_is_refused(
     cluster: Cluster, project: Path, overrides: list[str], line: str
 ) -> None:
@@ -124,7 +126,6 @@ def test_a_job_that_can_never_start_is_refused(
     assert not (project / "runs/never").exists()
 
 
-@pytest.mark.usefixtures("partitions")
 def test_what_can_start_is_submitted(cluster: Cluster, project: Path) -> None:
     """One partition of two is enough; and one that is down may come up again."""
     done = launch(cluster, project, "some_day", "slurm.partition=down")
