@@ -152,7 +152,10 @@ class Chat:
                 if not equals or name not in asdict(self._answerer.settings):
                     raise ValueError(f"{word!r} is not a setting with a value; /settings lists all")
                 values = {**values, name: yaml.safe_load(value)}
-            self._answerer.settings = make_settings(values)
+            settings = make_settings(values)
+            if mismatch := settings.mismatch(self._answerer.model.architecture.decodes_in_blocks):
+                raise ValueError(mismatch)
+            self._answerer.settings = settings
         except (ValueError, TypeError, yaml.YAMLError) as error:
             self._problem(" ".join(str(error).split()))
             return

@@ -111,6 +111,7 @@ def test_a_question_that_is_too_long_is_one_line(model: Network, prompts: list[s
         ("/nothing", "no such command"),
         ("/sampler", "must be one of"),
         ("/sampler best", "must be one of"),
+        ("/sampler llada2", "this network has full attention"),
         ("/sampler official threshold=0.9", "not a setting of the sampler"),
         ("/set", "needs name=value"),
         ("/set steps", "not a setting with a value"),

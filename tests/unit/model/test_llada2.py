@@ -21,6 +21,7 @@ from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.experts import route
 from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.model.settings import read_settings
+from tests.unit.model.golden_states import assert_states
 from tests.unit.model.plain_llada2 import PlainLLaDA2
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -57,18 +58,7 @@ def gradients(model: Network) -> dict[str, Tensor]:
 
 
 def test_logits_and_hidden_states(golden: Golden) -> None:
-    states: list[Tensor] = []
-    model, expected = golden.model, golden.expected
-    model.get_input_embeddings().register_forward_hook(lambda *call: states.append(call[2]))
-    for block in model.blocks()[:-1]:
-        block.register_forward_hook(lambda *call: states.append(call[2][0]))
-    norm = model.get_submodule(model.architecture.names.final_norm)
-    norm.register_forward_hook(lambda *call: states.append(call[2]))
-    logits = model(expected["input_ids"]).logits
-    torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=0)
-    for number, state in enumerate(states):
-        torch.testing.assert_close(state, expected[f"hidden.{number}"], atol=1e-5, rtol=0)
-    assert len(states) == model.architecture.num_layers + 1
+    assert_states(golden.model, golden.expected)
 
 
 def test_choices_of_routers(golden: Golden) -> None:
