@@ -134,9 +134,10 @@ def _network(config: Config) -> Architecture:
     # Its vocabulary is the tokenizer's.
     from llada_sft.data.examples.tokenizer import load_tokenizer
 
-    vocabulary = len(load_tokenizer(directory))
-    sizes = llada.from_size(**config.model.size.model_dump(), vocab_size=vocabulary)
-    return architecture_of(sizes)
+    sizes = config.model.size.model_dump() | {"vocab_size": len(load_tokenizer(directory))}
+    # Which tokens are special takes no memory.
+    special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
+    return architecture_of(llada.from_size(**sizes, **special))
 
 
 def _of_network(planned: Setup) -> Iterator[str]:

@@ -18,8 +18,8 @@ from llada_sft.training.build_network import plan_training, resolve_network
 from llada_sft.training.checkpoint.folder import newest_checkpoint
 from llada_sft.training.checkpoint.manifest import read_manifest
 from llada_sft.training.export import export_run
-from tests.distributed.ranks import run_on_ranks, started_ranks
-from tests.distributed.test_kills import assert_same_weights
+from tests.distributed.ranks import run_on_ranks
+from tests.distributed.test_kills import assert_same_weights, run_until_killed
 from tests.distributed.test_training import CONFIG, SMALL, distance, states
 from tests.distributed.test_zero import GOLDEN, numbers, same, train_each
 
@@ -137,14 +137,7 @@ def test_killed_resumed_and_exported(overrides: list[str], tmp_path: Path) -> No
     ]
     whole, run = tmp_path / "whole", tmp_path / "killed"
     train_each({whole: given})
-    note = tmp_path / "note"
-    with started_ranks(
-        "tests.distributed.kill_workers:killed_run", 2,
-        folder=str(run), config_file=CONFIG, overrides=given,
-        moments=[((4, 0), 200), None], note=str(note),
-    ) as ranks:  # fmt: skip
-        ranks.wait(120)
-        assert note.exists(), ranks.logs()
+    run_until_killed(RunDir(run), given, [((4, 0), 200), None], tmp_path / "note")
     assert newest_step(run) == 2
     train_each({run: given})
     assert numbers(run)[-4:] == numbers(whole)[-4:]

@@ -19,9 +19,9 @@ from llada_sft.training.checkpoint.folder import newest_checkpoint
 from llada_sft.training.export import export_run
 from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.members import write_member
-from tests.distributed.ranks import run_on_ranks, started_ranks
+from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_families import of_member
-from tests.distributed.test_kills import assert_same_weights
+from tests.distributed.test_kills import assert_same_weights, run_until_killed
 from tests.distributed.test_lora import check_exports, checkpoint_of, newest_step
 from tests.distributed.test_training import CONFIG, distance, states, write_shards
 from tests.distributed.test_zero import numbers, train_each
@@ -203,15 +203,9 @@ def test_killed_with_experts_and_resumed_bit_for_bit(
         "train.checkpoint_every_steps=2",
         "train.async_checkpoints=false",
     ]
-    whole, run, note = tmp_path / "whole", tmp_path / "killed", tmp_path / "note"
+    whole, run = tmp_path / "whole", tmp_path / "killed"
     train_each({whole: given})
-    with started_ranks(
-        "tests.distributed.kill_workers:killed_run", 2,
-        folder=str(run), config_file=CONFIG, overrides=given,
-        moments=[((4, 0), 200), None], note=str(note),
-    ) as ranks:  # fmt: skip
-        ranks.wait(120)
-        assert note.exists(), ranks.logs()
+    run_until_killed(RunDir(run), given, [((4, 0), 200), None], tmp_path / "note")
     assert newest_step(run) == 2
     train_each({run: given})
     assert numbers(run)[-4:] == numbers(whole)[-4:]
