@@ -1,11 +1,13 @@
 """The job around a training: submission, ranks, restarts, and what is written down of them.
 
-    launch/    on the login node: config -> run directory -> job
-    resume/    what a resume changes, and whether it fits
-    attempt/   around the ranks, in the batch script
-    rank/      on each rank
-    watch/     status, logs and endings, for people
-    owner/     one process or job owns a run directory
+    launch/     on the login node: config -> run directory, or ranks on this machine
+    preflight/  what would end the job, or keep it from starting
+    batch/      run directory -> job
+    resume/     what a resume changes, and whether it fits
+    attempt/    around the ranks, in the batch script
+    rank/       on each rank
+    watch/      status, logs and endings, for people
+    owner/      one process or job owns a run directory
 
     __main__.py        the door: `rank`, `begin`, `end` and `port`
     door.py            versions of the door that fit or not

@@ -116,7 +116,9 @@ RANK_FILES = sorted((ROOT / "llada_sft/cluster/rank").rglob("*.py"))
 
 @pytest.mark.parametrize("file", RANK_FILES, ids=lambda file: file.name)
 def test_a_rank_knows_neither_the_login_node_nor_the_batch_script(file: Path) -> None:
-    forbidden = ("llada_sft.cluster.launch", "llada_sft.cluster.attempt")
+    forbidden = tuple(
+        f"llada_sft.cluster.{room}" for room in ("attempt", "batch", "launch", "preflight")
+    )
     for name in imported(ast.parse(file.read_text())):
         assert not f"{name}.".startswith(tuple(f"{room}." for room in forbidden)), name
 
@@ -158,7 +160,7 @@ def test_the_network_knows_its_samplers_only_inside_functions(file: Path) -> Non
         "from llada_sft.generation import settings",
         "from llada_sft import paths",
         "from llada_sft.evaluation import command, job, plan, settings",
-        "from llada_sft.cluster.launch import launcher, local, submit; import submitit",
+        "from llada_sft.cluster.launch import launcher, local; import submitit",
         "from llada_sft.cluster.watch import logs, status",
         "from llada_sft.cluster.attempt import supervisor",
         "from llada_sft.cluster.rank import main",

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llada_sft.cluster import door, journal, slurm
-from llada_sft.cluster.launch import can_start, preflight, prepare, sbatch_environment, submit
+from llada_sft.cluster.batch import sbatch_environment, submit
+from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
+from llada_sft.cluster.preflight import can_start, files
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
@@ -75,7 +77,7 @@ def launch(options: LaunchOptions) -> int:
     if not options.local and not options.prepare:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
-    preflight.require(sources, prepare.run_dir_of(sources))
+    files.require(sources, prepare.run_dir_of(sources))
     if not options.local and not options.prepare:
         _require_start(sources)
     with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
@@ -145,7 +147,7 @@ def resume(
         if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0
-        preflight.require(plan.sources)
+        files.require(plan.sources)
         if not local:
             _require_start(plan.sources)
         print("\n".join(_summary(plan.sources)))
@@ -251,7 +253,7 @@ def _dry_run(config: Config, base: Path) -> int:
     print(submit.sbatch_text(final, run))
     for line in sbatch_environment.lines(os.environ, config):
         print(line)
-    problems = preflight.find_problems(resolve_paths(config, base), run)
+    problems = files.find_problems(resolve_paths(config, base), run)
     for problem in problems:
         print(problem, file=sys.stderr)
     return EXIT_CODE if problems else 0

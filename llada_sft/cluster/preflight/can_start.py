@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.launch import sbatch_environment, submit
+from llada_sft.cluster.batch import sbatch_environment, submit
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llada_sft.cluster.launch import can_start
+from llada_sft.cluster.preflight import can_start
 from llada_sft.config import load_config
 from tests.unit.cluster.conftest import FakeTool
 

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.launch import batch_script, sbatch_environment
+from llada_sft.cluster.batch import batch_script, sbatch_environment
 from llada_sft.config import Config
 from llada_sft.config.slurm_section import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError

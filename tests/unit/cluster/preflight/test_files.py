@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from llada_sft.cluster.launch import preflight
 from llada_sft.cluster.launch.launcher import count_rows_of_run
-from llada_sft.cluster.launch.preflight import find_problems, require
+from llada_sft.cluster.preflight import files
+from llada_sft.cluster.preflight.files import find_problems, require
 from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
 from llada_sft.model import adapter_plan
@@ -371,7 +371,7 @@ def test_a_key_that_the_setup_script_sets_is_taken_on_trust(
 
 def test_wandb_must_be_installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
     assert problems(project, "log.wandb_project=p") == [
         "log.wandb_project: the package wandb is not installed:"
         " run  pip install 'llada-sft[wandb]'  or set log.wandb_project=null"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.launch import prepare, sbatch_environment
-from llada_sft.cluster.launch.submit import submit
+from llada_sft.cluster.batch import sbatch_environment
+from llada_sft.cluster.batch.submit import submit
+from llada_sft.cluster.launch import prepare
 from llada_sft.config import load_config
 
 FakeTool = Callable[[str, str], None]

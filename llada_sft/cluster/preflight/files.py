@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from llada_sft.cluster.launch.place import place_problems
+from llada_sft.cluster.preflight.place import place_problems
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.run_dir import RunDir

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster import slurm
+from llada_sft.cluster.batch.batch_script import BODY
+from llada_sft.cluster.batch.submit import check_extra, require_sbatch, sbatch_text, submit
 from llada_sft.cluster.launch import prepare
-from llada_sft.cluster.launch.batch_script import BODY
-from llada_sft.cluster.launch.submit import check_extra, require_sbatch, sbatch_text, submit
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster.launch.place import place_problems
+from llada_sft.cluster.preflight.place import place_problems
 from llada_sft.run_dir import RunDir
 
 ADVICE = "set run.root to a folder that can be written to"
@@ -74,7 +74,7 @@ def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
     folder.chmod(0o555)
     check = f"""
 import os, sys
-from llada_sft.cluster.launch.place import place_problems
+from llada_sft.cluster.preflight.place import place_problems
 from llada_sft.run_dir import RunDir
 from pathlib import Path
 os.setuid(65534) if os.getuid() == 0 else None
