@@ -27,6 +27,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
     parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="values of config/cluster/NAME.yaml, or of a file"
+    )
+    parser.add_argument(
+        "--after", metavar="RUN|JOB", help="start when that run's last job, or that job, is over"
+    )
     parser.add_argument("--local", action="store_true", help="run all ranks on this machine")
     parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     what = parser.add_mutually_exclusive_group()

@@ -6,11 +6,12 @@ the reader builds the values from them and reports every mistake with its place.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
 
+KeyPath = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
 # (tag, what it looks like, characters it may start with). Source: YAML 1.2.2, section 10.3.2.
 _CORE_SCHEMA = (
@@ -105,3 +106,30 @@ def text_at(node: yaml.Node | None, *keys: str) -> str | None:
 def dump(data: dict[str, Any]) -> str:
     """Write plain data so that `compose` and `scalar_value` give it back."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_with_comments(data: dict[str, Any], comment: Callable[[KeyPath], str]) -> str:
+    """Write plain data as `dump` does, with a comment after each value.
+
+    Args:
+        data: What is written.
+        comment: Returns the comment of a value, one line; the arguments are its keys.
+    """
+    lines = dump(data).splitlines()
+    root = compose("\n".join(lines))
+    assert root is not None
+    for path, node in _leaves(root, ()):
+        lines[node.end_mark.line] += f"  # {comment(path)}"
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, yaml.Node]]:
+    """Yield the values that hold no others, with their keys."""
+    if isinstance(node, yaml.ScalarNode) or not node.value:
+        yield path, node
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _leaves(value, (*path, key.value))
+    else:
+        for index, value in enumerate(node.value):
+            yield from _leaves(value, (*path, index))

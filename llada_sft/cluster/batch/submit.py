@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import batch_script, sbatch_environment
+from llada_sft.cluster.batch import batch_script, options, sbatch_environment
 from llada_sft.config import Config
 from llada_sft.config.slurm_section import SlurmConfig
 from llada_sft.errors import ConfigError, LaunchError
@@ -21,14 +21,17 @@ from llada_sft.run_dir import RunDir
 TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
-    | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
+    | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wrap"}
     # Several tasks would write into one run.
     | {"array"}
     # scontrol and scancel, here and in the job, would not find the jobs of another cluster.
     | {"clusters"}
+    # The batch script itself runs on the host.
+    | {"container-image", "container-mounts", "container-workdir"}
     # With these sbatch does not submit, does not return, or does not print the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
+_CONTAINER = "would put the batch script into a container, too; use slurm.container"
 _TAKEN = "is set by the launcher; use the key of its own in slurm, or remove it"
 _WHY = {
     # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD); `end` requeues it instead.
@@ -38,16 +41,17 @@ _WHY = {
     " and launch one run for each, with another run.name",
     "clusters": "is ignored by the commands that look for the job: remove it,"
     " and set the variable SLURM_CLUSTERS in the shell instead",
+    **dict.fromkeys(["container-image", "container-mounts", "container-workdir"], _CONTAINER),
 }
 # sbatch accepts abbreviations of options; but these keys are options themselves.
-_WHOLE = frozenset({"gpus"})
+_WHOLE = frozenset({"gpus", "container"})
 
 # Exit codes of coreutils' `timeout`: it ended the command, or it had to kill the command.
 _TIMED_OUT = (124, 137)
 
 
 def check_extra(config: Config) -> None:
-    """Refuse `slurm.extra` options that would contradict the rest of the batch script.
+    """Refuse options of `slurm` that would contradict the rest of the batch script.
 
     Raises:
         ConfigError: It has one line for each such option.
@@ -59,6 +63,7 @@ def check_extra(config: Config) -> None:
         for key in sorted(extra)
         if (option := _taken(key))
     ]
+    problems += options.srun_problems(config.slurm.srun_args)
     if not str(extra.get("export", "ALL")).startswith("ALL"):
         problems.append(
             f"slurm.extra.export: must start with ALL, got {extra['export']!r}: the ranks run the"
@@ -76,7 +81,7 @@ def _taken(key: str) -> str | None:
 
 
 def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:
-    """Return the batch script that `submit` hands to sbatch."""
+    """Return the batch script that `submit` hands to sbatch; one-shot options are in `extra`."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = batch_script.script(config, run, python)
@@ -91,6 +96,7 @@ def submit(config: Config, run: RunDir) -> str:
         LaunchError: This machine has no SLURM, or sbatch refuses the job.
     """
     require_sbatch()
+    options.require_one_cluster()
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -148,7 +154,7 @@ def _parameters(config: Config) -> dict[str, Any]:
         "nodes": slurm.nodes,
         "ntasks_per_node": slurm.ranks_per_node,
         "cpus_per_task": slurm.cpus_per_rank,
-        "gpus_per_node": gpus_per_node(config) or None,
+        "gpus_per_node": options.gpus_per_node(config) or None,
         "mem": None if slurm.mem_gb_per_node is None else f"{slurm.mem_gb_per_node}G",
         "time": slurm.time_min,
         "partition": slurm.partition,
@@ -159,9 +165,9 @@ def _parameters(config: Config) -> dict[str, Any]:
         "signal_delay_s": slurm.signal_lead_s,
         # One log per rank, with stdout and stderr in their order.
         "stderr_to_stdout": True,
-        # A cluster that checks keys refuses submitit's default, "submitit".
+        # A cluster that checks keys refuses submitit's default, "submitit"; `extra` may have one.
         "wckey": "",
-        "additional_parameters": {"requeue": True, **slurm.extra},
+        "additional_parameters": {"requeue": True, **options.for_directives(slurm.extra)},
         # The batch script starts the ranks itself.
         "use_srun": False,
     }
@@ -184,10 +190,3 @@ def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
         "nodes": f"{least}-{most}",
         "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
     }
-
-
-def gpus_per_node(config: Config) -> int:
-    """Return how many GPUs to ask for: one per rank unless the config sets the number."""
-    if config.slurm.gpus_per_node is not None:
-        return config.slurm.gpus_per_node
-    return 0 if config.train.accelerator == "cpu" else config.slurm.ranks_per_node

@@ -1,6 +1,7 @@
 """What runs on the login node: from a config to a run.
 
 launcher.py    what `launch.py` and `llada-sft resume` do
+after.py       --after: the job that a new one waits for
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from
 local.py       the ranks on this machine, without SLURM

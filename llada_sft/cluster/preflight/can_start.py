@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import sbatch_environment, submit
+from llada_sft.cluster.batch import options, sbatch_environment, submit
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -143,7 +143,7 @@ def _nodes(config: Config, partition: str) -> Iterator[str]:
             f"slurm.mem_gb_per_node: {where} {memory / 1024:.1f} GB,"
             f" got {asked.mem_gb_per_node}; lower it"
         )
-    gpus, wanted = max(_gpus(row[2]) for row in rows), submit.gpus_per_node(config)
+    gpus, wanted = max(_gpus(row[2]) for row in rows), options.gpus_per_node(config)
     if wanted > gpus:
         key = "ranks_per_node" if asked.gpus_per_node is None else "gpus_per_node"
         yield f"slurm.{key}: {where} {gpus} GPUs, got {wanted}; lower it"
