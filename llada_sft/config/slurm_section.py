@@ -97,7 +97,8 @@ class ContainerConfig(Section):
             raise ValueError(
                 f"workdir: must be an absolute path of the container, got {self.workdir!r}"
             )
-        if self.python.startswith("-"):
+        # Inside, `env` would take the first for an option, and the second for a variable.
+        if self.python.startswith("-") or "=" in self.python:
             raise ValueError(f"python: must be a path or a name, got {self.python!r}")
         return self
 

@@ -96,7 +96,6 @@ def submit(config: Config, run: RunDir) -> str:
         LaunchError: This machine has no SLURM, or sbatch refuses the job.
     """
     require_sbatch()
-    options.require_one_cluster()
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -137,8 +136,9 @@ def require_sbatch() -> None:
     """Check that jobs can be submitted from this machine.
 
     Raises:
-        LaunchError: The machine has no SLURM.
+        LaunchError: The machine has no SLURM, or the shell names several clusters.
     """
+    options.require_one_cluster()
     for tool in ("sbatch", "srun"):
         if shutil.which(tool) is None:
             raise LaunchError(

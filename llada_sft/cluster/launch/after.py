@@ -26,7 +26,8 @@ def with_dependency(config: Config, after: str) -> Config:
         LaunchError: SLURM does not know the job, or does not answer.
     """
     job_id = _job_of(after)
-    if "dependency" in one_shots(config):
+    # sbatch accepts an abbreviation, too.
+    if any("dependency".startswith(name) for name in one_shots(config)):
         raise ConfigError("--after: slurm.extra.dependency is given, too; remove one of them")
     if job_id is None:
         return config

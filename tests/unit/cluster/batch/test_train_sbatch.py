@@ -200,3 +200,38 @@ def test_without_the_environment_of_the_training(by_hand: ByHand, tmp_path: Path
     done = by_hand.start(PATH=str(tmp_path / "bin"), SHELL="/bin/bash")
     said = "python: not found: activate the environment of the training, and submit again\n"
     assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_options_of_srun_and_a_container_are_those_of_the_config(by_hand: ByHand) -> None:
+    project = by_hand.project
+    (project / "config/cluster").mkdir(parents=True)
+    (project / "config/cluster/ours.yaml").write_text(
+        "slurm:\n"
+        "  srun_args: {comment: \"$(touch pwned) 'a' # b\", cpu-bind: cores}\n"
+        f"  container: {{kind: pyxis, image: a/b, mounts: [{project}]}}\n"
+    )
+    done = by_hand.start("--cluster", "ours")
+    assert done.returncode == 0, done.stderr
+    arguments, run = by_hand.srun()["arguments"], by_hand.run
+    start = arguments.index("env")
+    assert arguments[start - 5 : start] == [
+        "--comment=$(touch pwned) 'a' # b",
+        "--cpu-bind=cores",
+        "--container-image=a/b",
+        f"--container-mounts={project}:{project},{run.path}:{run.path}",
+        f"--container-workdir={run.path}",
+    ]
+    assert arguments[start + 1] == f"PYTHONPATH={run.code}"
+    assert arguments[-5:] == ["-u", "-m", "llada_sft.cluster", "rank", str(run.path)]
+    assert not list(by_hand.folder.rglob("pwned"))
+
+
+def test_a_run_of_an_older_version_is_not_asked_for_them(by_hand: ByHand) -> None:
+    assert by_hand.start().returncode == 0
+    text = by_hand.run.config.read_text()
+    by_hand.run.config.write_text(
+        text.replace("  srun_args: {}\n", "").replace("  container: null\n", "")
+    )
+    (by_hand.run.code / "llada_sft/cluster/batch/container.py").unlink()
+    done = by_hand.start(fields="Restarts=1 GRES=", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0, done.stderr
