@@ -1,7 +1,8 @@
 """The options that a config gives to sbatch and srun: how they are written, and which are refused.
 
-`begin`, `deadline` and `dependency` belong to one submission. They are not written to config.yaml,
-so a resume does not repeat them; SLURM itself does not repeat them at a requeue.
+`begin`, `deadline`, `dependency` and `hold` belong to one submission. They are not written to
+config.yaml, so a resume does not repeat them. SLURM does not repeat them at a requeue, either, but
+for a deadline, which stays the moment that it was (seen on 22.05.8).
 """
 
 import os
@@ -13,7 +14,9 @@ from llada_sft.config import Config
 from llada_sft.errors import LaunchError
 
 Options = Mapping[str, str | int | bool]
-ONE_SHOT = ("begin", "deadline", "dependency")
+# The keys of an option within `slurm`, and what is wrong with it.
+Problem = tuple[tuple[str, str], str]
+ONE_SHOT = ("begin", "deadline", "dependency", "hold")
 _MANY_CLUSTERS = re.compile(r",|^\s*all\s*$", re.IGNORECASE)
 
 _CONTAINER = "is set by the launcher; use slurm.container, or remove it"
@@ -61,14 +64,14 @@ def for_directives(options: Options) -> dict[str, str | int | bool]:
     }
 
 
-def srun_problems(options: Options) -> Iterator[str]:
-    """Yield a line for each option that `slurm.srun_args` must not have."""
+def srun_problems(options: Options) -> Iterator[Problem]:
+    """Yield the options that `slurm.srun_args` must not have, and why."""
     for key in sorted(options):
         names = [key] if key in _TAKEN_BY_STEP or key in _WHOLE_OF_STEP else sorted(_TAKEN_BY_STEP)
         option = next((name for name in names if name.startswith(key)), "")
         if option in _TAKEN_BY_STEP:
             short = "" if option == key else f"short for {option}, which "
-            yield f"slurm.srun_args.{key}: {short}{_TAKEN_BY_STEP[option]}"
+            yield ("srun_args", key), f"{short}{_TAKEN_BY_STEP[option]}"
 
 
 def one_shots(config: Config) -> dict[str, str | int | bool]:

@@ -8,12 +8,14 @@ private. Only this file uses them, and a test checks that the dry run shows what
 
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llada_sft.cluster import slurm
 from llada_sft.cluster.batch import batch_script, options, sbatch_environment
 from llada_sft.config import Config
 from llada_sft.config.slurm_section import SlurmConfig
+from llada_sft.config.yaml12 import KeyPath
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -50,27 +52,41 @@ _WHOLE = frozenset({"gpus", "container"})
 _TIMED_OUT = (124, 137)
 
 
-def check_extra(config: Config) -> None:
+def check_extra(config: Config, origin: Callable[[KeyPath], str] | None = None) -> None:
     """Refuse options of `slurm` that would contradict the rest of the batch script.
+
+    Args:
+        config: The config.
+        origin: Returns the file and line of a key; None if it is not known.
 
     Raises:
         ConfigError: It has one line for each such option.
     """
-    extra = config.slurm.extra
-    problems = [
-        f"slurm.extra.{key}: {'' if key == option else f'short for {option}, which '}"
-        f"{_WHY.get(option, _TAKEN)}"
-        for key in sorted(extra)
-        if (option := _taken(key))
-    ]
-    problems += options.srun_problems(config.slurm.srun_args)
-    if not str(extra.get("export", "ALL")).startswith("ALL"):
-        problems.append(
-            f"slurm.extra.export: must start with ALL, got {extra['export']!r}: the ranks run the"
-            " Python of the shell that launches; change its variables in slurm.setup"
-        )
+    problems = [*_extra_problems(config), *options.srun_problems(config.slurm.srun_args)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        lines = (_placed(("slurm", *problem), text, origin) for problem, text in problems)
+        raise ConfigError("\n".join(lines))
+
+
+def _extra_problems(config: Config) -> Iterator[options.Problem]:
+    extra = config.slurm.extra
+    for key in sorted(extra):
+        if option := _taken(key):
+            short = "" if key == option else f"short for {option}, which "
+            yield ("extra", key), f"{short}{_WHY.get(option, _TAKEN)}"
+    export = extra.get("export", False)
+    if export is not False and not str(export).startswith("ALL"):
+        yield (
+            ("extra", "export"),
+            f"must start with ALL, got {export!r}: the ranks run the"
+            " Python of the shell that launches; change its variables in slurm.setup",
+        )
+
+
+def _placed(key: KeyPath, text: str, origin: Callable[[KeyPath], str] | None) -> str:
+    """Return a problem as the reader would write it."""
+    where = "" if origin is None else f"{origin(key)}: "
+    return f"{where}{'.'.join(map(str, key))}: {text}"
 
 
 def _taken(key: str) -> str | None:
@@ -113,6 +129,10 @@ def submit(config: Config, run: RunDir) -> str:
                 f" with  squeue --me --name={config.run.name}  and try again"
             ) from None
         raise LaunchError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+    except UnicodeEncodeError as error:
+        raise LaunchError(
+            f"the batch script cannot be written as {error.encoding}: set LC_ALL=C.UTF-8"
+        ) from None
     except FailedSubmissionError as error:
         raise LaunchError(
             f"sbatch did not say the job's number: {' '.join(str(error).split())}:"

@@ -66,7 +66,7 @@ def launch(options: LaunchOptions) -> int:
         LladaSftError: It lists every problem that was detected.
     """
     config, origin = _load(options)
-    submit.check_extra(config)
+    submit.check_extra(config, origin)
     base = Path.cwd()
     if options.print_config:
         return _print_config(config, base, origin)

@@ -184,7 +184,7 @@ def _of_dependency(config: Config) -> Iterator[str]:
 
 def _asked(config: Config, run: RunDir) -> Iterator[str]:
     """Give what `sbatch --test-only` has against the job."""
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
         script.write(submit.sbatch_text(config, run))
         script.flush()
         try:

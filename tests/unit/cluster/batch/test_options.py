@@ -8,6 +8,7 @@ import pytest
 from llada_sft.cluster.batch import options
 from llada_sft.cluster.batch.submit import check_extra, sbatch_text
 from llada_sft.config import load_config
+from llada_sft.config.reader import load_with_origins
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -96,6 +97,31 @@ def test_options_of_srun_that_are_refused(key: str, said: str) -> None:
     assert str(caught.value) == f"slurm.srun_args.{key}: {said}"
 
 
+def test_a_refused_option_is_named_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(
+        "run: {name: a}\nmodel: {path: model}\ndata: {train: shards}\n"
+        "slurm:\n  extra:\n    array: 0-1\n"
+    )
+    Path("p.yaml").write_text("slurm:\n  srun_args:\n    pty: true\n  extra: {wait: true}\n")
+    config, origin = load_with_origins("a.yaml", ["slurm.extra.quiet=true"], "./p.yaml")
+    with pytest.raises(ConfigError) as caught:
+        check_extra(config, origin)
+    places = [line.split(": ")[:2] for line in str(caught.value).splitlines()]
+    assert places == [
+        ["a.yaml:6", "slurm.extra.array"],
+        ["command line", "slurm.extra.quiet"],
+        ["p.yaml:4", "slurm.extra.wait"],
+        ["p.yaml:3", "slurm.srun_args.pty"],
+    ]
+
+
+def test_an_environment_is_left_to_the_launcher_where_a_preset_changes_it() -> None:
+    check_extra(load_config(ROOT / "config/zero3.yaml", ["slurm.extra={export: false}"]))
+
+
 def test_the_batch_script_is_not_put_into_a_container() -> None:
     with pytest.raises(ConfigError) as caught:
         text_of("slurm.extra={container-image: x}")
@@ -106,11 +132,10 @@ def test_the_batch_script_is_not_put_into_a_container() -> None:
 
 
 def test_one_shot_options_are_known_abbreviated_too() -> None:
-    extra = (
-        "slurm.extra={begin: now+1, dep: 'afterok:1', deadline: now+9, nice: 1, mem-bind: local}"
-    )
+    once = "begin: now+1, dep: 'afterok:1', deadline: now+9, hold: true"
+    extra = f"slurm.extra={{{once}, nice: 1, mem-bind: local}}"
     config = load_config(ROOT / "config/zero3.yaml", [extra])
-    assert set(options.one_shots(config)) == {"begin", "dep", "deadline"}
+    assert set(options.one_shots(config)) == {"begin", "dep", "deadline", "hold"}
     kept = options.without_one_shots(config).slurm.extra
     assert kept == {"nice": 1, "mem-bind": "local"}
 

@@ -266,6 +266,22 @@ def test_an_sbatch_that_does_not_answer(project: Path, fake_tool: FakeTool, tmp_
     )
 
 
+def test_a_shell_whose_encoding_cannot_hold_the_script(project: Path, fake_tool: FakeTool) -> None:
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo Submitted batch job 42")
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", "a.yaml"]
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [*command, r'slurm.extra.comment="\u00e4"'],
+        env={**os.environ, **ascii_only},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "the batch script cannot be written as ascii: set LC_ALL=C.UTF-8\n"
+
+
 @pytest.mark.usefixtures("no_slurm")
 def test_a_machine_without_slurm() -> None:
     with pytest.raises(LaunchError) as caught:

@@ -44,14 +44,11 @@ class ByHand:
         fake_tool("sinfo", "true")
 
     def start(
-        self,
-        *arguments: str,
-        fields: str = "Restarts=0 GRES=",
-        has_scontrol: bool = True,
-        **variables: str,
+        self, *arguments: str, fields: str = "Restarts=0 GRES=", **variables: str
     ) -> subprocess.CompletedProcess[str]:
+        """Start the script; `fields`: what scontrol says of the job, empty if it is missing."""
         answer = f"echo 'JobId=42 JobState=RUNNING {fields} MinCPUsNode=1'"
-        self._fake_tool("scontrol", answer if has_scontrol else "exit 127")
+        self._fake_tool("scontrol", answer if fields else "exit 127")
         self.seen.unlink(missing_ok=True)
         overrides = [f"run.root={self.folder}/runs", *arguments]
         of_job = {**JOB, "SLURM_SUBMIT_DIR": str(self.project)}
@@ -243,12 +240,12 @@ def test_a_run_of_an_older_version_is_not_asked_for_them(by_hand: ByHand) -> Non
 
 
 def test_a_node_without_scontrol_trains_and_says_why_nothing_is_restarted(by_hand: ByHand) -> None:
-    done = by_hand.start(has_scontrol=False)
+    done = by_hand.start(fields="")
     assert done.returncode == 0, done.stderr
     assert by_hand.srun()["arguments"][-1] == str(by_hand.run.path)
     # The ranks fail: what could not be restarted is in the job's log and in the journal.
     (by_hand.folder / "srun.py").write_text("raise SystemExit(1)\n")
-    done = by_hand.start(has_scontrol=False, SLURM_RESTART_COUNT="1")
+    done = by_hand.start(fields="", SLURM_RESTART_COUNT="1")
     assert done.returncode == 1
     assert "not restarted: scontrol" in done.stdout
     assert f"llada-sft resume {by_hand.run.path}" in done.stdout
