@@ -115,12 +115,14 @@ def dump_with_comments(data: dict[str, Any], comment: Callable[[KeyPath], str]) 
         data: What is written.
         comment: Returns the comment of a value, one line; the arguments are its keys.
     """
-    lines = dump(data).splitlines()
-    root = compose("\n".join(lines))
+    text = dump(data)
+    root = compose(text)
     assert root is not None
-    for path, node in _leaves(root, ()):
-        lines[node.end_mark.line] += f"  # {comment(path)}"
-    return "\n".join(lines) + "\n"
+    # From the end, so that the places of those before stay.
+    for path, node in reversed(list(_leaves(root, ()))):
+        end = text.index("\n", node.end_mark.index)
+        text = f"{text[:end]}  # {comment(path)}{text[end:]}"
+    return text
 
 
 def _leaves(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, yaml.Node]]:

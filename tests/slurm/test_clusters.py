@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster import Cluster
-from conftest import Launched
+from cluster import Cluster, ClusterError
+from conftest import Launched, require
 from processes import wait_until
 
 from llada_sft.cluster import journal
@@ -138,3 +138,26 @@ def test_ranks_in_a_container_are_requeued_by_the_batch_script(
     assert words[:2] == ["exec", "--bind"]
     assert words[words.index("--pwd") + 1] == str(run.path)
     cluster.run(["scancel", job])
+
+
+def test_a_cluster_that_enforces_keys(project: Path) -> None:
+    """It refuses an empty key, and takes the user's own where none is given."""
+    require("accounting")
+    enforced = "TrackWCKey=yes\nAccountingStorageEnforce=wckeys\n"
+    with Cluster("keys", "accounting", enforced) as cluster:
+        for change in ("add user root wckey=mine", "modify user root set defaultwckey=mine"):
+            cluster.run(["sacctmgr", "--immediate", *change.split()])
+        launch = [sys.executable, "launch.py", "--config", "config/demo.yaml"]
+        launch += ["slurm.extra.hold=true", "run.name=keys"]
+
+        def key_of(*overrides: str) -> str:
+            printed = cluster.run([*launch, *overrides], cwd=project)
+            key = cluster.run(["squeue", "--noheader", "--format=%w", f"--jobs={job_id(printed)}"])
+            cluster.run(["scancel", job_id(printed)])
+            return key.strip()
+
+        # SLURM marks a default.
+        assert key_of() == "*mine"
+        assert key_of("slurm.extra.wckey=mine") == "mine"
+        with pytest.raises(ClusterError, match=r"slurm\.extra\.wckey: .*: Invalid wckey"):
+            key_of("slurm.extra.wckey=theirs")

@@ -185,15 +185,16 @@ def _parameters(config: Config) -> dict[str, Any]:
         "signal_delay_s": slurm.signal_lead_s,
         # One log per rank, with stdout and stderr in their order.
         "stderr_to_stdout": True,
-        # A cluster that checks keys refuses submitit's default, "submitit"; `extra` may have one.
-        "wckey": "",
         "additional_parameters": {"requeue": True, **options.for_directives(slurm.extra)},
         # The batch script starts the ranks itself.
         "use_srun": False,
     }
     if slurm.elastic is not None:
         _ask_for_a_range(parameters, slurm)
-    return {name: value for name, value in parameters.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    # submitit's own is "submitit", which a cluster that enforces keys refuses, as it does an empty
+    # one (seen on 22.05.8). Without it SLURM takes the user's default; `extra` may have one.
+    return {**given, "wckey": None}
 
 
 def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:

@@ -29,6 +29,7 @@ _KEYS = (
     ("qos", "slurm.qos"),
     ("time limit", "slurm.time_min"),
     ("license", "slurm.extra.licenses"),
+    ("wckey", "slurm.extra.wckey"),
 )
 _FAILED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 

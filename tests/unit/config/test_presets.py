@@ -1,5 +1,6 @@
 """Presets of clusters: what wins, where each value is from, and where a mistake stands."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,13 +84,30 @@ def test_each_value_says_where_it_is_from_and_reads_back(folder: Path) -> None:
     } <= set(lines)
 
 
-def test_a_comment_is_one_line_and_a_long_value_reads_back(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x " * 200 + "# '\" ä",
+        "a\u2028b c",
+        "a\n\n b\n",
+        "a\x0b b",
+        " # ",
+        "- a: b",
+        "|",
+        "",
+    ],
+)
+def test_whatever_a_value_is_it_reads_back(folder: Path, value: str) -> None:
+    # A path may have a newline; a comment must not.
     (folder / "a\n#.yaml").write_text(RUN)
-    long = "x " * 200 + "# '\" ä"
-    given = [f"slurm.extra.comment='{long.replace(chr(39), chr(39) * 2)}'"]
+    given = [
+        f"model.path={json.dumps('p' + value)}",
+        f"log.wandb_project={json.dumps('p' + value)}",
+    ]
     config, origin = load_with_origins("a\n#.yaml", given)
     (folder / "b.yaml").write_text(dump_with_origins(config, origin))
     assert load_config("b.yaml") == config
+    assert config.model.path == "p" + value
 
 
 def test_a_mistake_is_named_with_the_file_in_which_it_stands(folder: Path) -> None:
