@@ -46,6 +46,13 @@ class Dumper(yaml.SafeDumper):
     """PyYAML's writer with the rules of 1.2: it quotes what the reader would take for a number."""
 
 
+def _represent_text(dumper: Dumper, text: str) -> yaml.Node:
+    # Within single quotes PyYAML writes this newline so that reading folds it to a space.
+    style = '"' if "\x85" in text else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
 Loader.yaml_implicit_resolvers = Dumper.yaml_implicit_resolvers = _resolvers()
 
 

@@ -23,10 +23,9 @@ def preset_file(name: str, base: Path = Path()) -> str:
         return str(base / name)
     file = base / PRESETS / f"{name}.yaml"
     if not file.is_file():
-        known = ", ".join(sorted(one.stem for one in file.parent.glob("*.yaml"))) or "none"
-        raise ConfigError(
-            f"--cluster: {PRESETS} has no {name!r}; it has {known}; take one of them, or a path"
-        )
+        known = ", ".join(sorted(one.stem for one in file.parent.glob("*.yaml")))
+        do = f"it has {known}; take one of them, or a path" if known else "it has none; give a path"
+        raise ConfigError(f"--cluster: {PRESETS} has no {name!r}; {do}")
     return str(file)
 
 

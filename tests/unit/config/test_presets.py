@@ -89,6 +89,8 @@ def test_each_value_says_where_it_is_from_and_reads_back(folder: Path) -> None:
     [
         "x " * 200 + "# '\" ä",
         "a\u2028b c",
+        "\x85",
+        "\x85 a\x85",
         "a\n\n b\n",
         "a\x0b b",
         " # ",
