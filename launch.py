@@ -13,6 +13,7 @@ Launching the same config again continues the run from its last checkpoint.
 examples:
   launch.py --config config/zero3.yaml --nodes 4 run.name=first --plan
   launch.py --config config/zero3.yaml --nodes 4 run.name=first --follow
+  launch.py --config config/zero3.yaml --cluster mine run.name=second --after runs/first
   launch.py --config config/demo.yaml --local train.max_steps=20
 """
 

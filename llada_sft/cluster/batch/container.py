@@ -4,9 +4,9 @@ Only the ranks run in the container. The batch script, with `begin`, `port` and 
 host with the Python that launched. So the paths in config.yaml are those of the host: the container
 has the run directory at the same path, and data and model must be inside mounts that keep theirs.
 
-The image's own variables win over those of the job, in both tools. So `env` sets inside the
-container what the ranks depend on: the run's copy of the code, and none of the packages that the
-user has in a home folder for the Python of the host.
+An image's own variables may win over those of the job. So `env` sets inside the container what the
+ranks depend on: the run's copy of the code, and none of the packages that the user has in a home
+folder for the Python of the host.
 """
 
 import re
@@ -19,7 +19,7 @@ from llada_sft.config.slurm_section import ContainerConfig, is_image_file, mount
 from llada_sft.config.values import is_url
 from llada_sft.run_dir import RunDir
 
-# What the list of mounts of each tool cannot hold.
+# What the list of mounts of each tool cannot hold. pyxis separates a mount's parts by spaces.
 _NOT_MOUNTED = {"apptainer": re.compile(r"[,:\"\\]"), "pyxis": re.compile(r"[,:\s\"\\]")}
 
 
