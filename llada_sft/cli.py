@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "--update-code", action="store_true", help="take the present hook, setup.sh and package"
     )
+    resume.add_argument(
+        "--after", metavar="RUN|JOB", help="start when that run's last job, or that job, is over"
+    )
     resume.set_defaults(handler=_resume)
 
     export = commands.add_parser("export", help="write a checkpoint as safetensors")
@@ -127,6 +130,7 @@ def _add_check(check: argparse.ArgumentParser) -> None:
     check.add_argument("--ranks", type=int, metavar="N", help="for N ranks, not the config's")
     check.add_argument("--sample", type=int, metavar="M", help="read M rows, and estimate the rest")
     check.add_argument("--json", action="store_true", help="for machines; see docs/check.md")
+    check.add_argument("--cluster", metavar="NAME", help="a preset, as launch.py takes it")
     check.add_argument("overrides", nargs="*", metavar="section.key=value")
     check.set_defaults(handler=_check)
 
@@ -222,7 +226,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     run = find_run(arguments.run)
     local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
-    return resume(run, arguments.overrides, local, follow, update_code)
+    return resume(run, arguments.overrides, local, follow, update_code, arguments.after)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -263,7 +267,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from llada_sft.config import load_config, resolve_paths
     from llada_sft.paths import look_before_check
 
-    config = resolve_paths(load_config(arguments.config, arguments.overrides), Path.cwd())
+    given = load_config(arguments.config, arguments.overrides, arguments.cluster)
+    config = resolve_paths(given, Path.cwd())
     look_before_check(config)
     from llada_sft.check.command import run_check
     from llada_sft.check.survey import Request

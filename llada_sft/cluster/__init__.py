@@ -9,7 +9,7 @@
     watch/      status, logs and endings, for people
     owner/      one process or job owns a run directory
 
-    __main__.py        the door: `rank`, `begin`, `end` and `port`
+    __main__.py        the door: `rank`, `begin`, `end`, `step` and `port`
     door.py            versions of the door that fit or not
     journal.py         what happened to a run, one JSON line each; history.py: its attempts
     causes.py          why an attempt ended: the words, and the exit codes

@@ -4,6 +4,9 @@
         print a free port for the ranks to meet at
     python -m llada_sft.cluster begin RUN_DIR
         before srun: record the attempt, source setup.sh, and print what that exports, as bash
+    python -m llada_sft.cluster step RUN_DIR
+        print, as bash, the options of srun and the container of the ranks: for slurm/train.sbatch,
+        and not for runs of versions that had neither
     python -m llada_sft.cluster rank RUN_DIR
         train as one rank, as SLURM's variables, or those of --local, describe it
     python -m llada_sft.cluster end RUN_DIR EXIT_CODE
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 USAGE = (
-    "usage: python -m llada_sft.cluster rank RUN_DIR | begin RUN_DIR | end RUN_DIR EXIT_CODE | port"
+    "usage: python -m llada_sft.cluster rank RUN_DIR | begin RUN_DIR | end RUN_DIR EXIT_CODE"
+    " | step RUN_DIR | port"
 )
 
 
@@ -45,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
             return _begin(RunDir(Path(path)))
         case ["end", path, code] if code.isdecimal():
             return _end(RunDir(Path(path)), int(code))
+        case ["step", path]:
+            return _step(RunDir(Path(path)))
         case ["port"]:
             return _port()
     print(USAGE, file=sys.stderr)
@@ -74,6 +80,14 @@ def _end(run: RunDir, srun_code: int) -> int:
 
     _ignore_signals()
     return supervisor.end(run, BatchJob.of(os.environ), srun_code)
+
+
+def _step(run: RunDir) -> int:
+    from llada_sft.cluster.batch.batch_script import step_lines
+    from llada_sft.config import load_run_config
+
+    print("\n".join(step_lines(load_run_config(run.config), run, sys.executable)))
+    return 0
 
 
 def _port() -> int:

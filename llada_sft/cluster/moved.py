@@ -17,7 +17,8 @@ from llada_sft.cluster import history, journal, run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.config import Config, yaml12
-from llada_sft.config.reader import MAX_BYTES, map_paths
+from llada_sft.config.places.paths import map_paths
+from llada_sft.config.reader import MAX_BYTES
 from llada_sft.config.values import is_url
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir

@@ -151,6 +151,7 @@ RULES: Mapping[str, Rule] = {
     ),
     **_free("slurm", "exclude", "signal_lead_s", "elastic", "node_failure_restarts"),
     **_free("slurm", "attempts_without_progress", "min_steps_per_attempt", "setup", "extra"),
+    **_free("slurm", "srun_args", "container"),
     **_free("log", "level", "every_n_steps", "tensorboard", "csv", "wandb_project"),
 }
 

@@ -1,30 +1,28 @@
 """YAML file and overrides -> one frozen config, or every mistake at once with its line.
 
-    compose (nodes with lines) -> plain data -> overrides -> pydantic, strict -> Config
+    compose (nodes with lines) -> plain data -> over a preset -> overrides -> pydantic -> Config
 
 Each step adds to the same list of problems; one `ConfigError` shows them all, in the order of the
 file. The YAML is read as 1.2 (`yaml12.py`); the words for what pydantic finds are in `problems.py`.
 """
 
 import json
-import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from llada_sft.config import yaml12
-from llada_sft.config.data_section import SourceConfig
+from llada_sft.config.places.presets import over_preset, preset_file
 from llada_sft.config.problems import describe_problems, shown, under_new_names
 from llada_sft.config.schema import Config
-from llada_sft.config.values import is_url
+from llada_sft.config.yaml12 import KeyPath
 from llada_sft.errors import ConfigError
 
-KeyPath = tuple[str | int, ...]
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 # Far more than any config has, but read quickly. An alias counts as all the values that it
 # repeats: nine lines of nine aliases each would be a billion values.
@@ -34,13 +32,50 @@ MAX_DEPTH = 32
 SHOWN_PROBLEMS = 50
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+class Loaded(NamedTuple):
+    """A config, and where each of its values is from.
+
+    Attributes:
+        origin: Returns "FILE:LINE", "command line" or "default" for the keys of a value.
+    """
+
+    config: Config
+    origin: Callable[[KeyPath], str]
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), preset: str | None = None
+) -> Config:
     """Read a config file and apply `section.key=value` overrides, the last of a key winning.
 
+    Args:
+        path: The file.
+        overrides: Applied after the file.
+        preset: A name in config/cluster/, or a path: a file whose values are those of keys that
+            neither `path` nor the overrides give.
+
     Raises:
-        ConfigError: One line for every mistake in the file and in the overrides.
+        ConfigError: One line for every mistake in the files and in the overrides.
     """
-    return load_as(Config, path, overrides)
+    return load_with_origins(path, overrides, preset).config
+
+
+def load_with_origins(
+    path: str | Path, overrides: Sequence[str] = (), preset: str | None = None
+) -> Loaded:
+    """Read a config as `load_config`, and remember where each value is from.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    source = _Source(str(path))
+    data = source.read()
+    if preset is not None:
+        source.preset = _Source(preset_file(preset))
+        data = over_preset(source.preset.read("write the sections that it presets"), data)
+    for text in overrides:
+        source.override(data, text)
+    return Loaded(source.validate(data, Config), lambda keys: source.origin(data, keys))
 
 
 def load_as(
@@ -97,8 +132,10 @@ class _Source:
     # Keys whose value is already a problem; None replaces the value.
     unreadable: set[KeyPath] = field(default_factory=set)
     num_values: int = 0
+    # The file whose values are those of keys that this one does not give.
+    preset: "_Source | None" = None
 
-    def read(self) -> dict[str, Any]:
+    def read(self, if_empty: str = "write the sections run, model and data") -> dict[str, Any]:
         """Read the file into plain data; without a mapping there is nothing more to check."""
         try:
             self.root = yaml12.compose(self._text())
@@ -109,7 +146,7 @@ class _Source:
         except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(_not_yaml(self.path, error)) from None
         if self.root is None:
-            raise ConfigError(f"{self.path}: empty; write the sections run, model and data")
+            raise ConfigError(f"{self.path}: empty; {if_empty}")
         data = self._plain(self.root, (), ())
         if not isinstance(data, dict):
             line = self.root.start_mark.line + 1
@@ -150,16 +187,36 @@ class _Source:
             config = schema.model_validate_json(json.dumps(data))
         except ValidationError as error:
             for problem in islice(describe_problems(error, data, schema), SHOWN_PROBLEMS + 1):
-                if problem.path not in self.unreadable:
-                    self._add(problem.path, problem.text)
+                source = self._source_of(problem.path)
+                if problem.path not in source.unreadable:
+                    source._add(problem.path, problem.text)
         self.raise_problems()
         return config
 
+    def origin(self, data: Any, path: KeyPath) -> str:
+        """Return where the value at a path of the final data is from."""
+        for key in path:
+            inside = key in data if isinstance(data, dict) else isinstance(data, list)
+            if not inside:
+                return "default"
+            data = data[key]
+        source = self._source_of(path)
+        return "command line" if source._override(path) else f"{source.path}:{source._line(path)}"
+
+    def _source_of(self, path: KeyPath) -> "_Source":
+        """Return the preset if the value at a path is from there, else this source."""
+        if self.preset is None or self._override(path) or self._has(path):
+            return self
+        return self.preset if self.preset._has(path) else self
+
     def raise_problems(self) -> None:
-        """Raise all problems that were found, in the order of the file."""
-        if self.problems:
-            self.problems.sort(key=lambda problem: problem[0])
-            lines = list(dict.fromkeys(text for _, text in self.problems))
+        """Raise all problems that were found, in the order of the files."""
+        of_preset = self.preset.problems if self.preset else []
+        if problems := [
+            *sorted(of_preset, key=lambda problem: problem[0]),
+            *sorted(self.problems, key=lambda problem: problem[0]),
+        ]:
+            lines = list(dict.fromkeys(text for _, text in problems))
             more = ["further problems are not shown"] if len(lines) > SHOWN_PROBLEMS else []
             raise ConfigError("\n".join([*lines[:SHOWN_PROBLEMS], *more]))
 
@@ -246,8 +303,16 @@ class _Source:
 
     def _line(self, path: KeyPath) -> int:
         """Return the line of a key, or of the innermost section around it that is in the file."""
+        return self._way_to(path)[-1]
+
+    def _has(self, path: KeyPath) -> bool:
+        """Return whether the file gives the value at a path."""
+        return len(self._way_to(path)) > len(path)
+
+    def _way_to(self, path: KeyPath) -> list[int]:
+        """Return the line of the file's root, and of each key of a path that is in the file."""
         assert self.root is not None
-        node, line = self.root, self.root.start_mark.line
+        node, lines = self.root, [self.root.start_mark.line + 1]
         for key in path:
             if isinstance(node, yaml.MappingNode):
                 matching = [(k, v) for k, v in node.value if k.value == key]
@@ -257,8 +322,9 @@ class _Source:
                 break
             if not matching:
                 break
-            line, node = matching[-1][0].start_mark.line, matching[-1][1]
-        return line + 1
+            lines.append(matching[-1][0].start_mark.line + 1)
+            node = matching[-1][1]
+        return lines
 
 
 def _not_yaml(path: str, error: Exception) -> str:
@@ -275,42 +341,9 @@ def dump_config(config: Config) -> str:
     return yaml12.dump(config.model_dump(mode="json"))
 
 
-def resolve_paths(config: Config, base: str | Path) -> Config:
-    """Make every path of a config absolute; the relative ones start at `base`, URLs stay."""
-
-    def absolute(path: str) -> str:
-        if is_url(path):
-            return path
-        # Not resolve(): a cluster's links (/home, automounts) mean the same on every node.
-        # Not Path.expanduser(), which raises where there is no such user: `~x` is then a name.
-        return os.path.normpath(Path.cwd() / base / os.path.expanduser(path))  # noqa: PTH111
-
-    return map_paths(config, absolute)
-
-
-def map_paths(config: Config, change: Callable[[str], str]) -> Config:
-    """Return a config with every path changed by a function, which is given URLs, too."""
-
-    def changed(path: Any) -> Any:
-        # data.train may be a list, or sources by name.
-        if isinstance(path, tuple):
-            return tuple(map(changed, path))
-        if isinstance(path, dict):
-            return {name: changed(source) for name, source in path.items()}
-        if isinstance(path, SourceConfig):
-            return path.model_copy(update={"path": changed(path.path)})
-        return change(path)
-
-    def section(name: str, *keys: str) -> Any:
-        values = {key: getattr(getattr(config, name), key) for key in keys}
-        paths = {key: changed(value) for key, value in values.items() if value is not None}
-        return getattr(config, name).model_copy(update=paths)
-
-    return config.model_copy(
-        update={
-            "run": section("run", "root"),
-            "model": section("model", "path"),
-            "data": section("data", "train", "validation", "hook", "cache_dir"),
-            "slurm": section("slurm", "setup"),
-        }
+def dump_with_origins(config: Config, origin: Callable[[KeyPath], str]) -> str:
+    """Write a config as `dump_config` does, with a comment on where each value is from."""
+    # A path may have a newline, and a comment must not.
+    return yaml12.dump_with_comments(
+        config.model_dump(mode="json"), lambda keys: " ".join(origin(keys).split())
     )

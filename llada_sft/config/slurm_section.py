@@ -6,25 +6,101 @@ that is a whole number for every n of the range, the training is the same optimi
 them.
 """
 
+import re
 from math import gcd, lcm
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from llada_sft.config.values import (
     Count,
     Minutes,
     NonEmptyStr,
     NonNegativeInt,
+    OptionText,
     PositiveFloat,
     PositiveInt,
     SbatchKey,
     SbatchValue,
     Section,
+    is_url,
+    require_line,
 )
 
+# An option of sbatch or srun. true = an option without a value; false = not given, where a preset
+# gives it.
+OptionValue = OptionText | int | bool
 # The least common multiple of a wide range may have thousands of digits.
 MAX_ACCUMULATION = 1_000_000
+
+
+# srun's and apptainer's lists of mounts are divided by commas, and a mount by colons.
+_NOT_IN_A_MOUNT = re.compile(r"[,\\\"']")
+_USER_AND_PASSWORD = re.compile(r"://[^/@#]*:[^/@#]*@")
+
+
+def mount_parts(mount: str) -> tuple[str, str, str]:
+    """Return source, target (the source, if it is not given) and mode of a mount."""
+    source, _, rest = mount.partition(":")
+    target, _, mode = rest.partition(":")
+    return source, target or source, mode or "rw"
+
+
+def is_image_file(kind: str, image: str) -> bool:
+    """Return whether an image is a file or a folder, and not the name of one in a registry."""
+    if kind == "apptainer":
+        return not is_url(image)
+    return image.startswith((".", "/", "~")) or image.endswith(".sqsh")
+
+
+def _mount(text: str) -> str:
+    parts = require_line(text).split(":")
+    is_mount = len(parts) <= 3 and all(parts) and not _NOT_IN_A_MOUNT.search(text)
+    if not is_mount or mount_parts(text)[2] not in ("ro", "rw"):
+        raise ValueError(
+            "must be SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro, of paths without commas, colons,"
+            f" quotes or backslashes, got {text!r}"
+        )
+    if len(parts) > 1 and not parts[1].startswith("/"):
+        raise ValueError(f"the path in the container must be absolute, got {text!r}")
+    return text
+
+
+def _image(text: str) -> str:
+    if _USER_AND_PASSWORD.search(require_line(text)):
+        raise ValueError(
+            "must not hold a password, which would be kept with the run: log in to the registry"
+            " instead (enroot's .credentials, apptainer registry login)"
+        )
+    return text
+
+
+class ContainerConfig(Section):
+    """The container in which the ranks run; everything around them runs on the host."""
+
+    # pyxis: srun's plugin for enroot. apptainer: each rank is `apptainer exec`.
+    kind: Literal["pyxis", "apptainer"]
+    # A file (.sqsh, .sif), or what the tool gets from a registry: nvcr.io#nvidia/pytorch:25.01-py3
+    # (pyxis), docker://nvcr.io/nvidia/pytorch:25.01-py3 (apptainer).
+    image: Annotated[str, AfterValidator(_image)]
+    # Folders of the nodes: SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro. The run directory is mounted
+    # by itself; data, model and cache must be inside one that keeps its path.
+    mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
+    # The folder in which the ranks start; null = the run directory.
+    workdir: OptionText | None = None
+    # The Python inside, with torch, DeepSpeed and the other packages of this one.
+    python: OptionText = "python3"
+
+    @model_validator(mode="after")
+    def _paths_inside_are_absolute(self) -> Self:
+        if self.workdir is not None and not self.workdir.startswith("/"):
+            raise ValueError(
+                f"workdir: must be an absolute path of the container, got {self.workdir!r}"
+            )
+        # Inside, `env` would take the first for an option, and the second for a variable.
+        if self.python.startswith("-") or "=" in self.python:
+            raise ValueError(f"python: must be a path or a name, got {self.python!r}")
+        return self
 
 
 class SlurmConfig(Section):
@@ -68,8 +144,13 @@ class SlurmConfig(Section):
     min_steps_per_attempt: NonNegativeInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
     setup: NonEmptyStr | None = "slurm/setup.sh"
-    # Further sbatch options, by their long names: {reservation: week42}.
-    extra: dict[SbatchKey, SbatchValue | int] = Field({})
+    # Further sbatch options, by their long names: {reservation: week42, exclusive: true}. true is
+    # an option without a value, false takes away one of a preset.
+    extra: dict[SbatchKey, OptionValue] = Field({})
+    # Further srun options of the ranks, as in extra: {cpu-bind: cores}.
+    srun_args: dict[SbatchKey, OptionValue] = Field({})
+    # The container of the ranks (docs/clusters.md); null = the Python that launches.
+    container: ContainerConfig | None = None
 
     @property
     def node_range(self) -> range:

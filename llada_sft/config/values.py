@@ -4,6 +4,7 @@ import re
 from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,10 +29,31 @@ Elements = Annotated[int, Field(le=10**12)]
 # What an `#SBATCH --key=value` line may contain: no spaces, quotes or newlines.
 SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!*\[\]()-]+$")]
 SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
+# sbatch's buffer for one option has 8,192 bytes; a quote or a backslash takes up to five of them.
+MAX_OPTION_BYTES = 1_600
+# Control characters, and what Unicode takes for the end of a line.
+_NOT_IN_A_LINE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 # Part of the names of files: no slash.
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def require_line(text: str) -> str:
+    """Return a text that fits on one line of a batch script.
+
+    Raises:
+        ValueError: It is empty, too long, or has newlines or other control characters.
+    """
+    if not text or _NOT_IN_A_LINE.search(text):
+        raise ValueError(f"must be one line of text without control characters, got {text[:60]!r}")
+    if len(text.encode()) > MAX_OPTION_BYTES:
+        raise ValueError(f"must have at most {MAX_OPTION_BYTES:,} bytes, got {text[:60]!r}...")
+    return text
+
+
+# The value of an option: blanks, quotes and # reach the command as they are.
+OptionText = Annotated[str, AfterValidator(require_line)]
 
 
 class Section(BaseModel):

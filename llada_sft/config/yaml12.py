@@ -6,11 +6,12 @@ the reader builds the values from them and reports every mistake with its place.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
 
+KeyPath = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
 # (tag, what it looks like, characters it may start with). Source: YAML 1.2.2, section 10.3.2.
 _CORE_SCHEMA = (
@@ -45,6 +46,13 @@ class Dumper(yaml.SafeDumper):
     """PyYAML's writer with the rules of 1.2: it quotes what the reader would take for a number."""
 
 
+def _represent_text(dumper: Dumper, text: str) -> yaml.Node:
+    # Within single quotes PyYAML writes this newline so that reading folds it to a space.
+    style = '"' if "\x85" in text else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
 Loader.yaml_implicit_resolvers = Dumper.yaml_implicit_resolvers = _resolvers()
 
 
@@ -105,3 +113,32 @@ def text_at(node: yaml.Node | None, *keys: str) -> str | None:
 def dump(data: dict[str, Any]) -> str:
     """Write plain data so that `compose` and `scalar_value` give it back."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_with_comments(data: dict[str, Any], comment: Callable[[KeyPath], str]) -> str:
+    """Write plain data as `dump` does, with a comment after each value.
+
+    Args:
+        data: What is written.
+        comment: Returns the comment of a value, one line; the arguments are its keys.
+    """
+    text = dump(data)
+    root = compose(text)
+    assert root is not None
+    # From the end, so that the places of those before stay.
+    for path, node in reversed(list(_leaves(root, ()))):
+        end = text.index("\n", node.end_mark.index)
+        text = f"{text[:end]}  # {comment(path)}{text[end:]}"
+    return text
+
+
+def _leaves(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, yaml.Node]]:
+    """Yield the values that hold no others, with their keys."""
+    if isinstance(node, yaml.ScalarNode) or not node.value:
+        yield path, node
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _leaves(value, (*path, key.value))
+    else:
+        for index, value in enumerate(node.value):
+            yield from _leaves(value, (*path, index))

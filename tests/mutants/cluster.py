@@ -13,6 +13,35 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "cluster/attempt/requeue.py",
+        "cluster/attempt/test_requeue.py",
+        (
+            'ended.get("exit_code", 0) != 0',
+            "False",
+            "a job whose rank 0 has no scontrol is not requeued",
+        ),
+    ),
+    *of_file(
+        "cluster/batch/container.py",
+        "cluster/batch/test_container.py",
+        (
+            '[*given, f"{run.path}:{run.path}"]',
+            '[f"{run.path}:{run.path}", *given]',
+            "a mount of the user's hides the run directory",
+        ),
+        ("if source == target:", "if source:", "data at another path counts as visible"),
+    ),
+    *of_file(
+        "cluster/batch/options.py",
+        "cluster/batch/test_options.py",
+        (
+            'value.replace("\\\\", "\\\\\\\\")',
+            "value",
+            "sbatch takes backslashes out of a value",
+        ),
+        ("if not _is_one_shot(name)", "if name", "a resume waits as the launch did"),
+    ),
+    *of_file(
         "cluster/failures.py",
         "cluster/test_failures.py",
         (

@@ -26,6 +26,7 @@ AccountingStoragePass=$state_dir/munge/socket"""
 SLURMDBD_CONF = string.Template(
     """AuthType=auth/munge
 AuthInfo=socket=$state_dir/munge/socket
+TrackWCKey=yes
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort=$port

@@ -62,10 +62,11 @@ class Cluster:
         name: What it is for. Clusters of one checkout and name exclude each other, and a start
             clears what a crashed one of the same name left behind.
         profile: `accounting` has slurmdbd and sacct, `plain` has not.
+        settings: Further lines of slurm.conf.
     """
 
-    def __init__(self, name: str = "tests", profile: Profile = "plain") -> None:
-        self.profile = profile
+    def __init__(self, name: str = "tests", profile: Profile = "plain", settings: str = "") -> None:
+        self.profile, self._settings = profile, settings
         checkout = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:8]
         # Short: a Unix socket's path has 108 bytes at most.
         self.state_dir = Path(tempfile.gettempdir()).resolve() / f"slurm-{checkout}-{name}"
@@ -249,7 +250,7 @@ class Cluster:
             first_node_port=port + 1,
             last_node_port=port + len(NODES),
         )
-        (self.state_dir / "slurm.conf").write_text(config)
+        (self.state_dir / "slurm.conf").write_text(config + self._settings)
 
     def _start_daemons(self) -> None:
         munge = self.state_dir / "munge"

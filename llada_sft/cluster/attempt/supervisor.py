@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 from llada_sft.cluster import failures, history, job_states, journal, restart_policy, slurm
-from llada_sft.cluster.attempt import evidence, exclude_nodes
+from llada_sft.cluster.attempt import evidence, exclude_nodes, requeue
 from llada_sft.cluster.attempt.evidence import BatchJob
 from llada_sft.cluster.attempt.verdict import Death, Evidence, Verdict, judge
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
@@ -123,6 +123,10 @@ def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
     attempt = known.open
     if attempt is None or (attempt.job_id, attempt.restarts) != (job.job_id, job.restarts):
         # Rank 0 has recorded why, and has requeued the job if it is to run again.
+        closed = known.last
+        if srun_code and closed and closed.job_id == job.job_id and requeue.is_owed(closed):
+            code, cause = requeue.make(run, job, closed)
+            return code, cause in restart_policy.OVER or code == GIVEN_UP_EXIT_CODE
         given_up = known.why_given_up(job.job_id)
         return srun_code, bool(given_up) or known.last_cause in restart_policy.OVER
     print(evidence.srun_messages(run, attempt) or "", end="")

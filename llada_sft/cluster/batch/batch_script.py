@@ -2,11 +2,12 @@
 
 `BODY` is the same, character by character, in slurm/train.sbatch, which people may read and change;
 a test compares the two. The launcher (`script`) or train.sbatch sets the variables that differ
-before it: run_dir, python, ranks_per_node, cpus_per_rank and srun_options.
+before it: run_dir, python, ranks_per_node, cpus_per_rank, srun_options and rank_python.
 """
 
 import shlex
 
+from llada_sft.cluster.batch import container
 from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
@@ -38,7 +39,7 @@ set -- --jobid="$SLURM_JOB_ID" --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks="$((SLURM_JOB_NUM_NODES * ranks_per_node))" --ntasks-per-node="$ranks_per_node" \
     --cpus-per-task="$cpus_per_rank" --export=ALL --unbuffered --kill-on-bad-exit=1 \
     --open-mode=append --output="$run_dir/slurm/%j_%t_log.out" \
-    "${srun_options[@]}" "$python" -u -m llada_sft.cluster rank "$run_dir"
+    "${srun_options[@]}" "${rank_python[@]}" -u -m llada_sft.cluster rank "$run_dir"
 set -- "$(type -P srun || echo srun)" "$@"
 # The arguments are complete before setup.sh's exports can change a variable.
 (eval "$environment" && exec "$@") \
@@ -59,7 +60,16 @@ def script(config: Config, run: RunDir, python: str) -> str:
             f"python={shlex.quote(python)}",
             f"ranks_per_node={config.slurm.ranks_per_node}",
             f"cpus_per_rank={config.slurm.cpus_per_rank}",
-            "srun_options=()",
+            f"srun_options=({shlex.join(container.srun_words(config, run))})",
+            f"rank_python=({shlex.join(container.rank_words(config, run, python))})",
             BODY.rstrip("\n"),
         ]
     )
+
+
+def step_lines(config: Config, run: RunDir, python: str) -> list[str]:
+    """Return the lines that add to srun_options, and set rank_python, in slurm/train.sbatch."""
+    return [
+        f"srun_options+=({shlex.join(container.srun_words(config, run))})",
+        f"rank_python=({shlex.join(container.rank_words(config, run, python))})",
+    ]

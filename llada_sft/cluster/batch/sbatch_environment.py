@@ -3,7 +3,8 @@
 A shell inside a job has the SLURM_* variables of that job, and srun in the new job would take them
 for options: one rank on two nodes, or memory that contradicts the request. SBATCH_* variables
 override the options in the batch script, which come from the config. Of both, only these are kept:
-how to reach SLURM; and account, partition, qos and reservation if the config does not set them.
+how to reach SLURM; and account, partition, qos, reservation and wckey if the config does not set
+them.
 SRUN_* variables are options, too, and are removed.
 
 SBATCH_EXPORT and SLURM_EXPORT_ENV are removed: a job gets all other variables of the shell that
@@ -67,5 +68,6 @@ def _left_open(config: Config) -> Iterator[str]:
         "SBATCH_PARTITION": slurm.partition,
         "SBATCH_QOS": slurm.qos,
         "SBATCH_RESERVATION": slurm.extra.get("reservation"),
+        "SBATCH_WCKEY": slurm.extra.get("wckey"),
     }
     yield from (name for name, value in given.items() if value is None)

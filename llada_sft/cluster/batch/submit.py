@@ -8,12 +8,14 @@ private. Only this file uses them, and a test checks that the dry run shows what
 
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import batch_script, sbatch_environment
+from llada_sft.cluster.batch import batch_script, options, sbatch_environment
 from llada_sft.config import Config
 from llada_sft.config.slurm_section import SlurmConfig
+from llada_sft.config.yaml12 import KeyPath
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -21,14 +23,17 @@ from llada_sft.run_dir import RunDir
 TAKEN_OPTIONS = frozenset(
     {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
     | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
-    | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wckey", "wrap"}
+    | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wrap"}
     # Several tasks would write into one run.
     | {"array"}
     # scontrol and scancel, here and in the job, would not find the jobs of another cluster.
     | {"clusters"}
+    # The batch script itself runs on the host.
+    | {"container-image", "container-mounts", "container-workdir"}
     # With these sbatch does not submit, does not return, or does not print the job's number.
     | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
 )
+_CONTAINER = "would put the batch script into a container, too; use slurm.container"
 _TAKEN = "is set by the launcher; use the key of its own in slurm, or remove it"
 _WHY = {
     # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD); `end` requeues it instead.
@@ -38,34 +43,50 @@ _WHY = {
     " and launch one run for each, with another run.name",
     "clusters": "is ignored by the commands that look for the job: remove it,"
     " and set the variable SLURM_CLUSTERS in the shell instead",
+    **dict.fromkeys(["container-image", "container-mounts", "container-workdir"], _CONTAINER),
 }
 # sbatch accepts abbreviations of options; but these keys are options themselves.
-_WHOLE = frozenset({"gpus"})
+_WHOLE = frozenset({"gpus", "container"})
 
 # Exit codes of coreutils' `timeout`: it ended the command, or it had to kill the command.
 _TIMED_OUT = (124, 137)
 
 
-def check_extra(config: Config) -> None:
-    """Refuse `slurm.extra` options that would contradict the rest of the batch script.
+def check_extra(config: Config, origin: Callable[[KeyPath], str] | None = None) -> None:
+    """Refuse options of `slurm` that would contradict the rest of the batch script.
+
+    Args:
+        config: The config.
+        origin: Returns the file and line of a key; None if it is not known.
 
     Raises:
         ConfigError: It has one line for each such option.
     """
-    extra = config.slurm.extra
-    problems = [
-        f"slurm.extra.{key}: {'' if key == option else f'short for {option}, which '}"
-        f"{_WHY.get(option, _TAKEN)}"
-        for key in sorted(extra)
-        if (option := _taken(key))
-    ]
-    if not str(extra.get("export", "ALL")).startswith("ALL"):
-        problems.append(
-            f"slurm.extra.export: must start with ALL, got {extra['export']!r}: the ranks run the"
-            " Python of the shell that launches; change its variables in slurm.setup"
-        )
+    problems = [*_extra_problems(config), *options.srun_problems(config.slurm.srun_args)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        lines = (_placed(("slurm", *problem), text, origin) for problem, text in problems)
+        raise ConfigError("\n".join(lines))
+
+
+def _extra_problems(config: Config) -> Iterator[options.Problem]:
+    extra = config.slurm.extra
+    for key in sorted(extra):
+        if option := _taken(key):
+            short = "" if key == option else f"short for {option}, which "
+            yield ("extra", key), f"{short}{_WHY.get(option, _TAKEN)}"
+    export = extra.get("export", False)
+    if export is not False and not str(export).startswith("ALL"):
+        yield (
+            ("extra", "export"),
+            f"must start with ALL, got {export!r}: the ranks run the"
+            " Python of the shell that launches; change its variables in slurm.setup",
+        )
+
+
+def _placed(key: KeyPath, text: str, origin: Callable[[KeyPath], str] | None) -> str:
+    """Return a problem as the reader would write it."""
+    where = "" if origin is None else f"{origin(key)}: "
+    return f"{where}{'.'.join(map(str, key))}: {text}"
 
 
 def _taken(key: str) -> str | None:
@@ -76,7 +97,7 @@ def _taken(key: str) -> str | None:
 
 
 def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:
-    """Return the batch script that `submit` hands to sbatch."""
+    """Return the batch script that `submit` hands to sbatch; one-shot options are in `extra`."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = batch_script.script(config, run, python)
@@ -108,6 +129,10 @@ def submit(config: Config, run: RunDir) -> str:
                 f" with  squeue --me --name={config.run.name}  and try again"
             ) from None
         raise LaunchError(f"sbatch refused the job: {' '.join(str(error).split())}") from None
+    except UnicodeEncodeError as error:
+        raise LaunchError(
+            f"the batch script cannot be written as {error.encoding}: set LC_ALL=C.UTF-8"
+        ) from None
     except FailedSubmissionError as error:
         raise LaunchError(
             f"sbatch did not say the job's number: {' '.join(str(error).split())}:"
@@ -131,8 +156,9 @@ def require_sbatch() -> None:
     """Check that jobs can be submitted from this machine.
 
     Raises:
-        LaunchError: The machine has no SLURM.
+        LaunchError: The machine has no SLURM, or the shell names several clusters.
     """
+    options.require_one_cluster()
     for tool in ("sbatch", "srun"):
         if shutil.which(tool) is None:
             raise LaunchError(
@@ -148,7 +174,7 @@ def _parameters(config: Config) -> dict[str, Any]:
         "nodes": slurm.nodes,
         "ntasks_per_node": slurm.ranks_per_node,
         "cpus_per_task": slurm.cpus_per_rank,
-        "gpus_per_node": gpus_per_node(config) or None,
+        "gpus_per_node": options.gpus_per_node(config) or None,
         "mem": None if slurm.mem_gb_per_node is None else f"{slurm.mem_gb_per_node}G",
         "time": slurm.time_min,
         "partition": slurm.partition,
@@ -159,15 +185,16 @@ def _parameters(config: Config) -> dict[str, Any]:
         "signal_delay_s": slurm.signal_lead_s,
         # One log per rank, with stdout and stderr in their order.
         "stderr_to_stdout": True,
-        # A cluster that checks keys refuses submitit's default, "submitit".
-        "wckey": "",
-        "additional_parameters": {"requeue": True, **slurm.extra},
+        "additional_parameters": {"requeue": True, **options.for_directives(slurm.extra)},
         # The batch script starts the ranks itself.
         "use_srun": False,
     }
     if slurm.elastic is not None:
         _ask_for_a_range(parameters, slurm)
-    return {name: value for name, value in parameters.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    # submitit's own is "submitit", which a cluster that enforces keys refuses, as it does an empty
+    # one (seen on 22.05.8). Without it SLURM takes the user's default; `extra` may have one.
+    return {**given, "wckey": None}
 
 
 def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
@@ -184,10 +211,3 @@ def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
         "nodes": f"{least}-{most}",
         "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
     }
-
-
-def gpus_per_node(config: Config) -> int:
-    """Return how many GPUs to ask for: one per rank unless the config sets the number."""
-    if config.slurm.gpus_per_node is not None:
-        return config.slurm.gpus_per_node
-    return 0 if config.train.accelerator == "cpu" else config.slurm.ranks_per_node

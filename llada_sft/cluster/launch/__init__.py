@@ -2,6 +2,7 @@
 
 command.py     the command line of `launch.py`
 launcher.py    what `launch.py` and `llada-sft resume` do
+after.py       --after: the job that a new one waits for
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from
 local.py       the ranks on this machine, without SLURM

@@ -16,6 +16,7 @@ Launching the same config again continues the run from its last checkpoint.
 examples:
   {launch} --config config/zero3.yaml --nodes 4 run.name=first --plan
   {launch} --config config/zero3.yaml --nodes 4 run.name=first --follow
+  {launch} --config config/zero3.yaml --cluster mine run.name=second --after runs/first
   {launch} --config config/demo.yaml --local train.max_steps=20
 """
 
@@ -37,6 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what a launch can be asked for."""
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
     parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="values of config/cluster/NAME.yaml, or of a file"
+    )
+    parser.add_argument(
+        "--after", metavar="RUN|JOB", help="start when that run's last job, or that job, is over"
+    )
     parser.add_argument("--local", action="store_true", help="run all ranks on this machine")
     parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     what = parser.add_mutually_exclusive_group()

@@ -9,14 +9,16 @@ otherwise        preflight -> run directory -> SLURM, or with --local this machi
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llada_sft.cluster import door, journal, slurm
-from llada_sft.cluster.batch import sbatch_environment, submit
+from llada_sft.cluster.batch import container, sbatch_environment, submit
+from llada_sft.cluster.batch.options import Options, one_shots, with_extra
 from llada_sft.cluster.launch import prepare
+from llada_sft.cluster.launch.after import with_dependency
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
@@ -24,15 +26,11 @@ from llada_sft.cluster.preflight import can_start, files
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
-from llada_sft.config import (
-    Config,
-    dump_config,
-    load_config,
-    load_run_config,
-    resolve_paths,
-)
+from llada_sft.config import Config, load_config, load_run_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
-from llada_sft.errors import EXIT_CODE, LladaSftError
+from llada_sft.config.reader import Loaded, dump_with_origins, load_with_origins
+from llada_sft.config.yaml12 import KeyPath
+from llada_sft.errors import EXIT_CODE, ConfigError, LladaSftError
 from llada_sft.run_dir import RunDir
 
 # Seconds for the question whether a job can start.
@@ -55,6 +53,8 @@ class LaunchOptions:
     mfu: float = 0.4
     tokens: float | None = None
     follow: bool = False
+    cluster: str | None = None
+    after: str | None = None
     command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
 
 
@@ -65,19 +65,21 @@ def launch(options: LaunchOptions) -> int:
     Raises:
         LladaSftError: It lists every problem that was detected.
     """
-    config = _config(options)
-    submit.check_extra(config)
+    config, origin = _load(options)
+    submit.check_extra(config, origin)
     base = Path.cwd()
     if options.print_config:
-        return _print_config(config, base)
+        return _print_config(config, base, origin)
     if options.plan:
         return _print_plan(config, base, options)
+    if options.after is not None:
+        config = _after(config, options)
     if options.dry_run:
         return _dry_run(config, base)
     if not options.local and not options.prepare:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
-    files.require(sources, prepare.run_dir_of(sources))
+    _require_files(sources, prepare.run_dir_of(sources), options.local)
     if not options.local and not options.prepare:
         _require_start(sources)
     with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
@@ -90,7 +92,29 @@ def launch(options: LaunchOptions) -> int:
             print(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
-        return start(run, load_run_config(run.config), options.local, options.follow)
+        final = load_run_config(run.config)
+        return start(run, final, options.local, options.follow, one_shots(config))
+
+
+def _after(config: Config, options: LaunchOptions) -> Config:
+    if options.local or options.prepare:
+        raise ConfigError("--after: is for a job of SLURM: remove it, or --local or --prepare")
+    return with_dependency(config, options.after or "")
+
+
+def _require_files(config: Config, new_run: RunDir | None, local: bool) -> None:
+    """Check what the ranks need of files, and that they would see them in their container.
+
+    Raises:
+        ConfigError: It has one line for each problem.
+    """
+    if problems := _file_problems(config, new_run, local):
+        raise ConfigError("\n".join(problems))
+
+
+def _file_problems(config: Config, new_run: RunDir | None, local: bool) -> list[str]:
+    in_container = [] if local else list(container.problems(config))
+    return [*files.find_problems(config, new_run), *in_container]
 
 
 def _require_start(config: Config) -> None:
@@ -106,7 +130,7 @@ def _require_start(config: Config) -> None:
             print(line)
 
 
-def _config(options: LaunchOptions) -> Config:
+def _load(options: LaunchOptions) -> Loaded:
     if options.local:
         # This is one machine, whatever number of nodes a job may get.
         extra = [f"slurm.nodes={options.nodes or 1}", "slurm.elastic=null"]
@@ -116,16 +140,22 @@ def _config(options: LaunchOptions) -> Config:
         extra = []
     else:
         extra = [f"slurm.nodes={options.nodes}"]
-    return load_config(options.config, [*options.overrides, *extra])
+    return load_with_origins(options.config, [*options.overrides, *extra], options.cluster)
 
 
 def _is_elastic(options: LaunchOptions) -> bool:
-    return load_config(options.config, options.overrides).slurm.elastic is not None
+    config = load_config(options.config, options.overrides, options.cluster)
+    return config.slurm.elastic is not None
 
 
 @slurm.patience()
 def resume(
-    run: RunDir, overrides: Sequence[str], local: bool, follow: bool, update_code: bool = False
+    run: RunDir,
+    overrides: Sequence[str],
+    local: bool,
+    follow: bool,
+    update_code: bool = False,
+    after: str | None = None,
 ) -> int:
     """Resume a run from its own directory, with the changes that are asked for.
 
@@ -140,20 +170,23 @@ def resume(
         if not update_code:
             door.require(run)
         plan = changing.plan(run, overrides, Path.cwd(), update_code)
-        submit.check_extra(plan.config)
+        once = with_extra(plan.config, {**plan.config.slurm.extra, **plan.once})
+        if after is not None:
+            once = with_dependency(once, after)
+        submit.check_extra(once)
         if not local:
             submit.require_sbatch()
         step, max_steps = status.newest_step(run), plan.config.train.max_steps
         if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0
-        files.require(plan.sources)
+        _require_files(plan.sources, None, local)
         if not local:
-            _require_start(plan.sources)
+            _require_start(with_extra(plan.sources, once.slurm.extra))
         print("\n".join(_summary(plan.sources)))
         holder.claim(run)
         changing.apply(run, plan)
-        return start(run, plan.config, local, follow)
+        return start(run, plan.config, local, follow, one_shots(once))
 
 
 def _is_whole(run: RunDir, step: int) -> bool:
@@ -166,14 +199,22 @@ def _is_whole(run: RunDir, step: int) -> bool:
     return not difference
 
 
-def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
-    """Start the ranks of a prepared run, here or with SLURM, and print how to follow and resume."""
+def start(run: RunDir, config: Config, local: bool, follow: bool, once: Options) -> int:
+    """Start the ranks of a prepared run, here or with SLURM, and print how to follow and resume.
+
+    Args:
+        run: The run directory.
+        config: Its config.
+        local: Start them on this machine.
+        follow: Show rank 0's log until the end.
+        once: Options of sbatch for this submission, which the config does not keep.
+    """
     print(f"run directory {run.path}", flush=True)
     if local:
         from llada_sft.cluster.launch.local import run_local
 
         return run_local(run.path, config)
-    job_id = submit.submit(config, run)
+    job_id = submit.submit(with_extra(config, {**config.slurm.extra, **once}), run)
     journal.append(run.journal, {"event": "launched", "job_id": job_id})
     if ownership := held(run.path):
         ownership.hand_over(job_id)
@@ -232,9 +273,9 @@ def _summary(config: Config) -> list[str]:
     return records + batch_arithmetic(config, count_rows_of_run(config))
 
 
-def _print_config(config: Config, base: Path) -> int:
+def _print_config(config: Config, base: Path, origin: Callable[[KeyPath], str]) -> int:
     config = resolve_paths(config, base)
-    print(dump_config(config), end="")
+    print(dump_with_origins(config, origin), end="")
     print("\n".join(f"# {line}" for line in _summary(config)))
     return 0
 
@@ -250,10 +291,11 @@ def _print_plan(config: Config, base: Path, options: LaunchOptions) -> int:
 def _dry_run(config: Config, base: Path) -> int:
     final = prepare.resolved(config, base)
     run = prepare.run_dir_of(final)
-    print(submit.sbatch_text(final, run))
+    once = {**final.slurm.extra, **one_shots(config)}
+    print(submit.sbatch_text(with_extra(final, once), run))
     for line in sbatch_environment.lines(os.environ, config):
         print(line)
-    problems = files.find_problems(resolve_paths(config, base), run)
+    problems = _file_problems(resolve_paths(config, base), run, local=False)
     for problem in problems:
         print(problem, file=sys.stderr)
     return EXIT_CODE if problems else 0

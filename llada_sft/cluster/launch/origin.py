@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llada_sft.config import load_config, resolve_paths
+from llada_sft.config.places.presets import preset_file
 from llada_sft.errors import LladaSftError
 from llada_sft.run_dir import RunDir
 
@@ -39,16 +40,19 @@ def origin_of(run: RunDir) -> Origin:
 def _from_command(run: RunDir) -> Origin:
     try:
         first = run.command.read_text(encoding="utf-8").splitlines()[0]
-        # cd FOLDER && python launch.py --config FILE [section.key=value ...]
+        # cd FOLDER && python launch.py --config FILE [--cluster NAME] [section.key=value ...]
         cd, folder, operator, *words = shlex.split(first)
         config = _value_of(words, "--config")
+        has_preset = any(word.partition("=")[0] == "--cluster" for word in words)
+        preset = _value_of(words, "--cluster") if has_preset else None
     except (OSError, ValueError, LookupError):
         return Origin()
     if (cd, operator) != ("cd", "&&"):
         return Origin()
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     try:
-        launched = resolve_paths(load_config(Path(folder) / config, overrides), folder)
+        preset = preset and preset_file(preset, Path(folder))
+        launched = resolve_paths(load_config(Path(folder) / config, overrides, preset), folder)
     except LladaSftError:
         return Origin()
     return Origin(launched.data.hook, launched.slurm.setup)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llada_sft.cluster import door, history, journal, moved
+from llada_sft.cluster.batch.options import without_one_shots
 from llada_sft.cluster.launch.origin import origin_of
 from llada_sft.cluster.launch.snapshot import redact, take_snapshot
 from llada_sft.cluster.resume import update_code
@@ -38,10 +39,12 @@ Claim = Callable[[RunDir, Path | None], None]
 def resolved(config: Config, base: Path) -> Config:
     """Return the config as it is written to the run directory, which need not exist yet.
 
+    It has no options of sbatch that belong to one submission (`batch/options.py`).
+
     Raises:
         ConfigError: SLURM could not write to such a path.
     """
-    config = resolve_paths(config, base)
+    config = without_one_shots(resolve_paths(config, base))
     run = run_dir_of(config)
     if problem := moved.path_problem(run.path):
         raise ConfigError(f"run.root: {problem}, got {run.path}")

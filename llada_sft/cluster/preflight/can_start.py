@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import sbatch_environment, submit
+from llada_sft.cluster.batch import options, sbatch_environment, submit
 from llada_sft.config import Config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -29,6 +29,7 @@ _KEYS = (
     ("qos", "slurm.qos"),
     ("time limit", "slurm.time_min"),
     ("license", "slurm.extra.licenses"),
+    ("wckey", "slurm.extra.wckey"),
 )
 _FAILED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
@@ -143,7 +144,7 @@ def _nodes(config: Config, partition: str) -> Iterator[str]:
             f"slurm.mem_gb_per_node: {where} {memory / 1024:.1f} GB,"
             f" got {asked.mem_gb_per_node}; lower it"
         )
-    gpus, wanted = max(_gpus(row[2]) for row in rows), submit.gpus_per_node(config)
+    gpus, wanted = max(_gpus(row[2]) for row in rows), options.gpus_per_node(config)
     if wanted > gpus:
         key = "ranks_per_node" if asked.gpus_per_node is None else "gpus_per_node"
         yield f"slurm.{key}: {where} {gpus} GPUs, got {wanted}; lower it"
@@ -184,7 +185,7 @@ def _of_dependency(config: Config) -> Iterator[str]:
 
 def _asked(config: Config, run: RunDir) -> Iterator[str]:
     """Give what `sbatch --test-only` has against the job."""
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
         script.write(submit.sbatch_text(config, run))
         script.flush()
         try:

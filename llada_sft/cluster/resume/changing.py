@@ -15,6 +15,7 @@ from typing import Any
 
 from llada_sft import atomic
 from llada_sft.cluster import journal, moved
+from llada_sft.cluster.batch.options import Options, one_shots, without_one_shots
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.launch.origin import origin_of
 from llada_sft.cluster.launch.snapshot import checkout_of_the_package, code_version, redact
@@ -47,6 +48,7 @@ class Plan:
         sources: The same config, with the paths from which the hook and setup.sh are copied.
         changes: The keys whose values change.
         lines: The lines to print before the change.
+        once: Options of sbatch for the job that follows, and for no later one.
         update: Whether the run gets the present code.
         text: The content of config.yaml when the plan was made.
     """
@@ -55,6 +57,7 @@ class Plan:
     sources: Config
     changes: Sequence[Change]
     lines: Sequence[str]
+    once: Options
     update: bool
     text: bytes
 
@@ -75,6 +78,9 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
     moved.check_place(run)
     text = run.config.read_bytes()
     before, after, lines = _read(run, overrides, base, update)
+    # A run of an older version may have such options in its config.yaml: they are over.
+    once = dict(one_shots(after).items() - one_shots(before).items())
+    after = without_one_shots(after)
     changes = [change for change in find_changes(before, after) if not _is_own(change, run)]
     trained = is_trained(run)
     refused = [change for change in changes if not (update and change.key == "data.hook")]
@@ -93,6 +99,7 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
         sources=_with_files(final, hook, setup),
         changes=changes,
         lines=[*lines, *note],
+        once=once,
         update=update,
         text=text,
     )

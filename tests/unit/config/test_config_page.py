@@ -37,7 +37,7 @@ def test_every_key_is_there_with_its_meaning() -> None:
         "| `max_steps` | whole number ≥ 1 or null | `null` |",
         "| `leaf_blocks` | `true`, `false` | `true` |",
         "| `offload_param` | `none`, `cpu` | `none` |",
-        "| `extra` | names: text or whole number | `{}` |",
+        "| `extra` | names: text or whole number or `true`, `false` | `{}` |",
     ],
 )
 def test_types_limits_and_defaults(row: str) -> None:

@@ -113,7 +113,8 @@ BAD_FILES = {
     ),
     "union": (
         "slurm: {extra: {nice: [1]}}",
-        "a.yaml:4: slurm.extra.nice: must be a string or a whole number, got a list",
+        "a.yaml:4: slurm.extra.nice: must be a string or a whole number or true or false, got a"
+        " list",
     ),
     "key of a mapping": (
         "slurm: {extra: {Nice: 1}}",

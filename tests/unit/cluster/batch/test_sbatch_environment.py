@@ -24,6 +24,7 @@ ON_ACCOUNT = {
     "SBATCH_PARTITION": "gpu",
     "SBATCH_QOS": "long",
     "SBATCH_RESERVATION": "week42",
+    "SBATCH_WCKEY": "ours",
 }
 OTHER = {"PATH": "/usr/bin:/bin", "HOME": "/home/me", "NCCL_DEBUG": "INFO", "MY_SLURM_X": "1"}
 OF_ANOTHER_JOB = [
@@ -46,7 +47,7 @@ def test_what_passes() -> None:
 
 
 def test_what_the_config_says_goes_before_the_shells() -> None:
-    said = ["slurm.account=x", "slurm.qos=y", "slurm.extra={reservation: z}"]
+    said = ["slurm.account=x", "slurm.qos=y", "slurm.extra={reservation: z, wckey: w}"]
     config = load_config("config/demo.yaml", said)
     kept = sbatch_environment.passed(ON_ACCOUNT, config)
     assert kept == {"SBATCH_PARTITION": "gpu"}

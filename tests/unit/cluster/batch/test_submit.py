@@ -209,7 +209,7 @@ def test_nothing_is_pickled(project: Path, fake_tool: FakeTool) -> None:
     submit(config, run)
     assert not list(run.path.rglob("*.pkl"))
     assert "submitit." not in run.sbatch.read_text()
-    rank = '"$python" -u -m llada_sft.cluster rank "$run_dir"'
+    rank = '"${rank_python[@]}" -u -m llada_sft.cluster rank "$run_dir"'
     assert rank in run.sbatch.read_text()
 
 
@@ -266,6 +266,22 @@ def test_an_sbatch_that_does_not_answer(project: Path, fake_tool: FakeTool, tmp_
     )
 
 
+def test_a_shell_whose_encoding_cannot_hold_the_script(project: Path, fake_tool: FakeTool) -> None:
+    fake_tool("srun", "exit 1")
+    fake_tool("sbatch", "echo Submitted batch job 42")
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", "a.yaml"]
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [*command, r'slurm.extra.comment="\u00e4"'],
+        env={**os.environ, **ascii_only},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "the batch script cannot be written as ascii: set LC_ALL=C.UTF-8\n"
+
+
 @pytest.mark.usefixtures("no_slurm")
 def test_a_machine_without_slurm() -> None:
     with pytest.raises(LaunchError) as caught:
@@ -299,14 +315,11 @@ def test_both_batch_scripts_agree_on_every_line_that_they_share() -> None:
 
 
 def test_batch_scripts_know_nothing_of_the_package_but_the_door() -> None:
-    for script in (TRAIN_SBATCH.read_text(), text_of()):
+    # What launch.py writes into the script, train.sbatch asks the run's code for.
+    for script, more in ((TRAIN_SBATCH.read_text(), {"step"}), (text_of(), set())):
         called = re.findall(r"-m (\S+) (\S+)", "\n".join(without_comments(script)))
-        assert sorted({action.rstrip(")") for _, action in called}) == [
-            "begin",
-            "end",
-            "port",
-            "rank",
-        ]
+        actions = {action.rstrip(")") for _, action in called}
+        assert actions == {"begin", "end", "port", "rank", *more}
         assert {module for module, _ in called} == {"llada_sft.cluster"}
 
 

@@ -46,7 +46,9 @@ class ByHand:
     def start(
         self, *arguments: str, fields: str = "Restarts=0 GRES=", **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        self._fake_tool("scontrol", f"echo 'JobId=42 JobState=RUNNING {fields} MinCPUsNode=1'")
+        """Start the script; `fields`: what scontrol says of the job, empty if it is missing."""
+        answer = f"echo 'JobId=42 JobState=RUNNING {fields} MinCPUsNode=1'"
+        self._fake_tool("scontrol", answer if fields else "exit 127")
         self.seen.unlink(missing_ok=True)
         overrides = [f"run.root={self.folder}/runs", *arguments]
         of_job = {**JOB, "SLURM_SUBMIT_DIR": str(self.project)}
@@ -200,3 +202,50 @@ def test_without_the_environment_of_the_training(by_hand: ByHand, tmp_path: Path
     done = by_hand.start(PATH=str(tmp_path / "bin"), SHELL="/bin/bash")
     said = "python: not found: activate the environment of the training, and submit again\n"
     assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_options_of_srun_and_a_container_are_those_of_the_config(by_hand: ByHand) -> None:
+    project = by_hand.project
+    (project / "config/cluster").mkdir(parents=True)
+    (project / "config/cluster/ours.yaml").write_text(
+        "slurm:\n"
+        "  srun_args: {comment: \"$(touch pwned) 'a' # b\", cpu-bind: cores}\n"
+        f"  container: {{kind: pyxis, image: a/b, mounts: [{project}]}}\n"
+    )
+    done = by_hand.start("--cluster", "ours")
+    assert done.returncode == 0, done.stderr
+    arguments, run = by_hand.srun()["arguments"], by_hand.run
+    start = arguments.index("env")
+    assert arguments[start - 5 : start] == [
+        "--comment=$(touch pwned) 'a' # b",
+        "--cpu-bind=cores",
+        "--container-image=a/b",
+        f"--container-mounts={project}:{project},{run.path}:{run.path}",
+        f"--container-workdir={run.path}",
+    ]
+    assert arguments[start + 1] == f"PYTHONPATH={run.code}"
+    assert arguments[-5:] == ["-u", "-m", "llada_sft.cluster", "rank", str(run.path)]
+    assert not list(by_hand.folder.rglob("pwned"))
+
+
+def test_a_run_of_an_older_version_is_not_asked_for_them(by_hand: ByHand) -> None:
+    assert by_hand.start().returncode == 0
+    text = by_hand.run.config.read_text()
+    by_hand.run.config.write_text(
+        text.replace("  srun_args: {}\n", "").replace("  container: null\n", "")
+    )
+    (by_hand.run.code / "llada_sft/cluster/batch/container.py").unlink()
+    done = by_hand.start(fields="Restarts=1 GRES=", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_node_without_scontrol_trains_and_says_why_nothing_is_restarted(by_hand: ByHand) -> None:
+    done = by_hand.start(fields="")
+    assert done.returncode == 0, done.stderr
+    assert by_hand.srun()["arguments"][-1] == str(by_hand.run.path)
+    # The ranks fail: what could not be restarted is in the job's log and in the journal.
+    (by_hand.folder / "srun.py").write_text("raise SystemExit(1)\n")
+    done = by_hand.start(fields="", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 1
+    assert "not restarted: scontrol" in done.stdout
+    assert f"llada-sft resume {by_hand.run.path}" in done.stdout

@@ -227,3 +227,13 @@ def test_a_job_that_is_given_up_is_not_requeued(
     ending = after_stop(["SIGUSR2"], JOB, None, given_up)
     assert ending == StopReason(cause, given_up="no progress")
     assert (asked, requeues(calls)) == ([cause], 0)
+
+
+def test_without_scontrol_rank_0_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: the batch script asks instead."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setenv("PATH", "/nowhere")
+    reason = after_stop(["SIGUSR2"], JOB)
+    assert reason == StopReason(Cause.TOLD_TO_STOP, "scontrol not found on this machine")
+    assert pauses == [0.0]

@@ -272,6 +272,14 @@ def test_where_a_hook_came_from_is_read_in_the_command(older: RunDir, project: P
     assert origin_of(older) == Origin(f"{project}/hook.py", f"{project}/setup.sh")
     older.command.write_text(f"cd {project} && python launch.py --config=a.yaml data.hook=b.py\n")
     assert origin_of(older).hook == f"{project}/b.py"
+    # A preset is found from the folder of the launch.
+    (project / "config/cluster").mkdir(parents=True)
+    (project / "config/cluster/ours.yaml").write_text("data: {hook: c.py}\n")
+    (project / "a.yaml").write_text((project / "a.yaml").read_text().replace(", hook: hook.py", ""))
+    launch = f"cd {project} && python launch.py --config a.yaml"
+    for preset in ("--cluster ours", "--cluster=config/cluster/ours.yaml"):
+        older.command.write_text(f"{launch} {preset}\n")
+        assert origin_of(older).hook == f"{project}/c.py"
     for text in ("", "cd 'x", "python launch.py", "cd a && python launch.py --config", "cd a && b"):
         older.command.write_text(text)
         assert origin_of(older) == Origin()
