@@ -1,5 +1,6 @@
 """Jobs that could never start are refused before they are submitted, on a real SLURM."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ PARTITIONS = (
     "short Nodes=ALL MaxTime=10",
     "one Nodes=ALL MaxNodes=1",
     "pair Nodes=node[1-2]",
+    "wide Nodes=ALL MinNodes=3",
     "narrow Nodes=ALL MaxCPUsPerNode=2",
     "ours Nodes=ALL AllowAccounts=ours AllowQos=special",
     "shut Nodes=ALL State=INACTIVE",
@@ -58,6 +60,11 @@ def launch(
             "slurm.nodes: partition pair has 2 nodes, got 4; lower it",
         ),
         (
+            ["slurm.nodes=2", "slurm.partition=wide"],
+            "slurm.nodes: 2 nodes are below the 3 that partition wide asks for: the job will never"
+            " start; raise it, or take another partition",
+        ),
+        (
             ["slurm.cpus_per_rank=3"],
             "slurm.cpus_per_rank: the nodes of partition low have at most 4 CPUs, got"
             " 2 ranks × 3 = 6; lower it",
@@ -83,7 +90,8 @@ def launch(
         ),
         (
             ["slurm.partition=nowhere"],
-            "slurm.partition: sbatch --test-only: Invalid partition name specified; correct it",
+            "slurm.partition: sbatch --test-only: invalid partition specified: nowhere: Invalid"
+            " partition name specified; correct it",
         ),
         (
             ["slurm.partition=ours", "slurm.account=theirs", "slurm.qos=special"],
@@ -136,3 +144,23 @@ def test_what_can_start_is_submitted(cluster: Cluster, project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     cluster.run(["scancel", "--name=some_day,either"])
+
+
+def test_a_job_that_waits_for_nodes_out_of_service_is_submitted(
+    cluster: Cluster, project: Path
+) -> None:
+    """sbatch takes it, and `sbatch --test-only` refuses it as if it could never start."""
+    nodes = "nodename=node[1-3]"
+    cluster.run(["scontrol", "update", nodes, "state=drain", "reason=memory [slot 3]"])
+    try:
+        done = launch(cluster, project, "drained", "slurm.nodes=2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (
+            "warning          slurm.partition: 3 of 4 nodes of partition low are out of service"
+            " (3 drained): the job waits for them\n"
+        ) in done.stdout
+        job = re.search(r"^job +(\d+)$", done.stdout, re.MULTILINE)
+        assert job and cluster.job(job[1])["JobState"] == "PENDING"
+    finally:
+        cluster.run(["scontrol", "update", nodes, "state=resume"])
+        cluster.run(["scancel", "--name=drained"])

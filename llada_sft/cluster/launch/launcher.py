@@ -101,8 +101,7 @@ def _require_start(config: Config) -> None:
     """
     # Its own limit: what SLURM takes here must not be missing for the submission.
     with slurm.patience(_START_S):
-        can_start.require(config, prepare.run_dir_of(config))
-        for line in can_start.warnings(config):
+        for line in can_start.require(config, prepare.run_dir_of(config)):
             print(line)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llada_sft.cluster.preflight import can_start
+from llada_sft.cluster.preflight import can_start, partitions
 from llada_sft.config import load_config
 from tests.unit.cluster.conftest import FakeTool
 
@@ -19,7 +19,7 @@ from tests.unit.cluster.conftest import FakeTool
     ],
 )
 def test_time_limits(limit: str, minutes: int | None) -> None:
-    assert can_start._minutes(limit) == minutes
+    assert partitions.minutes_of(limit) == minutes
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_time_limits(limit: str, minutes: int | None) -> None:
     ],
 )
 def test_gpus_of_a_node(gres: str, number: int) -> None:
-    assert can_start._gpus(gres) == number
+    assert partitions.count_gpus(gres) == number
 
 
 @pytest.mark.usefixtures("project")
@@ -45,6 +45,5 @@ def test_a_cluster_that_answers_otherwise_stops_nothing(fake_tool: FakeTool, ans
     for tool in ("scontrol", "sinfo"):
         fake_tool(tool, answer)
     config = load_config("a.yaml", ["slurm.partition=x", "slurm.extra={dependency: singleton}"])
-    assert can_start._of_partitions(config) == []
+    assert partitions.problems_of(config, partitions.list_partitions(config)) == []
     assert list(can_start._of_dependency(config)) == []
-    assert can_start.warnings(config) == []
