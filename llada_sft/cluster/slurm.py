@@ -123,7 +123,7 @@ def _environment() -> dict[str, str]:
     return {**inherited, "SLURM_TIME_FORMAT": "%s"}
 
 
-def fields_of(line: str) -> dict[str, str]:
+def parse_fields(line: str) -> dict[str, str]:
     """Read a line of `scontrol --oneliner`; values are read up to their first space.
 
     The name of a job is dropped. Of a field that appears twice, the first is taken: the free texts
@@ -147,7 +147,7 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
         if "Invalid job id" in str(error):
             return {}
         raise
-    jobs = [fields_of(line) for line in text.splitlines()]
+    jobs = [parse_fields(line) for line in text.splitlines()]
     # For the task whose id is that of its array, scontrol shows all tasks; for the first part of a
     # heterogeneous job, all parts.
     of_job = [fields for fields in jobs if fields.get("JobId") == job_id]

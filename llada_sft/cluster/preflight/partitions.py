@@ -68,7 +68,7 @@ def list_partitions(config: Config) -> list[Partition]:
         text = slurm.run_tool("scontrol", "--oneliner", "show", "partition")
     except LaunchError:
         return []
-    lines = [slurm.fields_of(line) for line in text.splitlines()]
+    lines = [slurm.parse_fields(line) for line in text.splitlines()]
     known = {fields.get("PartitionName", ""): fields for fields in lines}
     asked = config.slurm.partition or os.environ.get("SBATCH_PARTITION")
     names = (

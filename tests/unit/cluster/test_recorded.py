@@ -140,10 +140,10 @@ def test_what_is_said_of_recorded_jobs() -> None:
         (RUNNING_25_05, "234251 RUNNING"),
         (PENDING_22_05.replace("PENDING", "PENDING,REQUEUE_HOLD"), "requeued and held"),
     ):
-        fields = slurm.fields_of(output)
+        fields = slurm.parse_fields(output)
         assert said in job_states.described(fields["JobId"], fields)
-    assert job_states.is_requeued(slurm.fields_of(RUNNING_23_02), restarts_before=1)
-    assert not job_states.is_requeued(slurm.fields_of(RUNNING_25_05), restarts_before=0)
+    assert job_states.is_requeued(slurm.parse_fields(RUNNING_23_02), restarts_before=1)
+    assert not job_states.is_requeued(slurm.parse_fields(RUNNING_25_05), restarts_before=0)
 
 
 def test_partitions(fake_tool: FakeTool, project: object) -> None:
