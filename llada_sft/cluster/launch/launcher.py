@@ -20,7 +20,7 @@ from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
-from llada_sft.cluster.preflight import can_start, files
+from llada_sft.cluster.preflight import files, submission
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
@@ -34,9 +34,6 @@ from llada_sft.config import (
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
 from llada_sft.errors import EXIT_CODE, LladaSftError
 from llada_sft.run_dir import RunDir
-
-# Seconds for the question whether a job can start.
-_START_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,8 @@ def launch(options: LaunchOptions) -> int:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
     files.require(sources, prepare.run_dir_of(sources))
-    if not options.local and not options.prepare:
-        _require_start(sources)
+    if not options.prepare:
+        _require_start(sources, options.local)
     with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
         run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
@@ -93,16 +90,16 @@ def launch(options: LaunchOptions) -> int:
         return start(run, load_run_config(run.config), options.local, options.follow)
 
 
-def _require_start(config: Config) -> None:
-    """Check that SLURM can start the job, and say what it would wait for.
+def _require_start(config: Config, local: bool) -> None:
+    """Check that the ranks can start, and print what may be wrong or what they would wait for.
 
     Raises:
-        ConfigError: It never will.
+        ConfigError: They would fail, or SLURM will never start them.
     """
-    # Its own limit: what SLURM takes here must not be missing for the submission.
-    with slurm.patience(_START_S):
-        for line in can_start.require(config, prepare.run_dir_of(config)):
-            print(line)
+    if not local:
+        submission.notice_allocation()
+    for line in submission.require(config, prepare.run_dir_of(config), submits=not local):
+        print(line)
 
 
 def _config(options: LaunchOptions) -> Config:
@@ -147,8 +144,7 @@ def resume(
             print(nothing_to_do(max_steps, step))
             return 0
         files.require(plan.sources)
-        if not local:
-            _require_start(plan.sources)
+        _require_start(plan.sources, local)
         print("\n".join(_summary(plan.sources)))
         holder.claim(run)
         changing.apply(run, plan)

@@ -15,7 +15,8 @@ from llada_sft.model.families import llada, llada2, llada_moe
 from llada_sft.plan.cost import checkpoint_bytes, traffic
 from llada_sft.plan.fitting import MOST_NODES, fewest_nodes, largest_micro_batch
 from llada_sft.plan.memory import Load, Sizes, rank_memory
-from llada_sft.plan.report import Assumptions, Setup, plan_lines
+from llada_sft.plan.report import Assumptions, plan_lines
+from llada_sft.plan.setup import Setup
 
 ROOT = Path(__file__).parents[3]
 IDS = {"mask_token_id": 5, "eos_token_id": 6, "pad_token_id": 6}
