@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,16 @@ def cluster(slurm_installed: None) -> Iterator[Cluster]:
 
 
 def launch(
-    cluster: Cluster, project: Path, name: str, *overrides: str
+    cluster: Cluster, project: Path, name: str, *overrides: str, inside: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "launch.py", "--config", "config/demo.yaml", f"run.name={name}"]
+    command = [
+        *inside,
+        sys.executable,
+        "launch.py",
+        "--config",
+        "config/demo.yaml",
+        f"run.name={name}",
+    ]
     command += ["slurm.nodes=1", "slurm.time_min=60", "slurm.signal_lead_s=60", *overrides]
     return subprocess.run(
         command, cwd=project, env=cluster.env, capture_output=True, text=True, timeout=60
@@ -164,3 +171,43 @@ def test_a_job_that_waits_for_nodes_out_of_service_is_submitted(
     finally:
         cluster.run(["scontrol", "update", nodes, "state=resume"])
         cluster.run(["scancel", "--name=drained"])
+
+
+ASKED = ("NumNodes", "NumCPUs", "NumTasks", "CPUs/Task", "TRES", "TresPerNode", "TimeLimit")
+ASKED += ("MinMemoryCPU", "Partition", "Requeue", "ReqNodeList", "ExcNodeList", "Dependency")
+
+
+def test_a_launch_from_inside_an_allocation_asks_for_the_same(
+    cluster: Cluster, project: Path
+) -> None:
+    """What `salloc` sets is about that job; the launcher says that it does not use it."""
+    later = ["slurm.nodes=2", "slurm.partition=pair", "slurm.extra={begin: now+3600}"]
+    salloc = ["salloc", "--quiet", "--nodes=1", "--ntasks=1", "--mem=100", "--time=7"]
+    outside = launch(cluster, project, "outside", *later)
+    inside = launch(cluster, project, "inside", *later, inside=salloc)
+    assert (outside.returncode, inside.returncode) == (0, 0), outside.stderr + inside.stderr
+    jobs = []
+    for done in (outside, inside):
+        found = re.search(r"^job +(\d+)$", done.stdout, re.MULTILINE)
+        assert found
+        fields = cluster.job(found[1])
+        jobs.append({name: fields.get(name) for name in ASKED})
+    assert jobs[0] == jobs[1]
+    assert jobs[0]["NumNodes"] in ("2", "2-2")
+    assert "inside job" not in outside.stderr
+    assert re.search(
+        r"^note: this shell is inside job \d+, and the run becomes", inside.stderr, re.M
+    )
+    cluster.run(["scancel", "--name=outside,inside"])
+
+
+def test_a_hook_that_fails_is_refused(cluster: Cluster, project: Path, tmp_path: Path) -> None:
+    """Together with what SLURM says, before anything is written."""
+    hook = tmp_path / "hook.py"
+    hook.write_text("def process_data(record, tokenizer, max_length):\n    return record[0]\n")
+    done = launch(cluster, project, "never", f"data.hook={hook}", "slurm.constraint=h100")
+    assert done.returncode == 2
+    of_hook, of_slurm = done.stderr.splitlines()
+    assert ":1 (byte 0): hook raised KeyError: 0 (hook.py line 2): so are 16 of" in of_hook
+    assert of_slurm.startswith("slurm.constraint: sbatch --test-only: Invalid feature")
+    assert not (project / "runs/never").exists()
