@@ -35,15 +35,9 @@ def cluster(slurm_installed: None) -> Iterator[Cluster]:
 def launch(
     cluster: Cluster, project: Path, name: str, *overrides: str, inside: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = [
-        *inside,
-        sys.executable,
-        "launch.py",
-        "--config",
-        "config/demo.yaml",
-        f"run.name={name}",
-    ]
-    command += ["slurm.nodes=1", "slurm.time_min=60", "slurm.signal_lead_s=60", *overrides]
+    command = [*inside, sys.executable, "launch.py", "--config", "config/demo.yaml"]
+    command += [f"run.name={name}", "slurm.nodes=1", "slurm.time_min=60", "slurm.signal_lead_s=60"]
+    command += ["data.validation=null", "data.try_rows=0", *overrides]
     return subprocess.run(
         command, cwd=project, env=cluster.env, capture_output=True, text=True, timeout=60
     )
@@ -195,9 +189,7 @@ def test_a_launch_from_inside_an_allocation_asks_for_the_same(
     assert jobs[0] == jobs[1]
     assert jobs[0]["NumNodes"] in ("2", "2-2")
     assert "inside job" not in outside.stderr
-    assert re.search(
-        r"^note: this shell is inside job \d+, and the run becomes", inside.stderr, re.M
-    )
+    assert re.match(r"note: this shell is inside job \d+, and the run becomes", inside.stderr)
     cluster.run(["scancel", "--name=outside,inside"])
 
 
@@ -205,7 +197,8 @@ def test_a_hook_that_fails_is_refused(cluster: Cluster, project: Path, tmp_path:
     """Together with what SLURM says, before anything is written."""
     hook = tmp_path / "hook.py"
     hook.write_text("def process_data(record, tokenizer, max_length):\n    return record[0]\n")
-    done = launch(cluster, project, "never", f"data.hook={hook}", "slurm.constraint=h100")
+    trial = [f"data.hook={hook}", "data.try_rows=16"]
+    done = launch(cluster, project, "never", *trial, "slurm.constraint=h100")
     assert done.returncode == 2
     of_hook, of_slurm = done.stderr.splitlines()
     assert ":1 (byte 0): hook raised KeyError: 0 (hook.py line 2): so are 16 of" in of_hook
