@@ -8,7 +8,7 @@ from llada_sft.errors import ConfigError
 from llada_sft.model.flops import peak_rate
 from llada_sft.plan.cost import checkpoint_bytes, step_operations, traffic
 from llada_sft.plan.fitting import fewest_nodes, largest_micro_batch
-from llada_sft.plan.memory import RankMemory
+from llada_sft.plan.memory import RankMemory, packed_bytes
 from llada_sft.plan.setup import Setup, setup_of
 
 _GB = 1e9
@@ -64,8 +64,12 @@ def _of_network(planned: Setup) -> Iterator[str]:
     share = "" if planned.adapters is None else f", {trained:,} of them trained"
     where = f"stage {config.deepspeed.stage}, {sizes.ranks:,} ranks"
     yield f"parameters       {everything:,}{share}; {where}"
-    if config.lora is not None and config.lora.base == "nf4":
-        yield "                 lora.base: nf4: frozen weights are counted as bf16"
+    if sizes.packed:
+        packed = sum(map(packed_bytes, sizes.packed))
+        yield (
+            f"                 {sum(sizes.packed):,} of the others in 4 bits, {_gb(packed)}"
+            " (lora.base: nf4)"
+        )
 
 
 def _of_memory(memory: RankMemory, planned: Setup) -> Iterator[str]:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llada_sft.config import load_config
 from llada_sft.demo.data import write_demo
 from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.families import llada, llada2, llada_moe
 from llada_sft.plan.cost import checkpoint_bytes, traffic
 from llada_sft.plan.fitting import MOST_NODES, fewest_nodes, largest_micro_batch
-from llada_sft.plan.memory import Load, Sizes, rank_memory
+from llada_sft.plan.memory import Load, Sizes, packed_bytes, rank_memory
 from llada_sft.plan.report import Assumptions, plan_lines
 from llada_sft.plan.setup import Setup
 
@@ -119,6 +121,41 @@ def test_low_stages_keep_whole_weights() -> None:
     assert made.moments["loss"]["gradient sums"] == 4 * P_8B
     made = planned(LLADA_8B, "deepspeed.stage=2").memory()
     assert made.moments["loss"]["gradient sums"] == pytest.approx(4 * P_8B / 32, rel=1e-4)
+
+
+def with_adapters(*changes: str) -> Setup:
+    made = planned(LLADA_8B, "deepspeed.stage=2", "lora.rank=16", *changes)
+    assert made.config.lora is not None
+    return Setup(made.config, made.network, plan_adapters(made.network, made.config.lora))
+
+
+def test_a_base_in_4_bits_by_hand() -> None:
+    """QLoRA's 0.5 + 1/64 + 4/(64 · 256) bytes for each weight: 4.127 bits."""
+    full, nf4 = with_adapters(), with_adapters("lora.base=nf4")
+    adapted = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
+    assert sum(nf4.sizes.packed) == adapted
+    trained = sum(nf4.sizes.trained)
+    assert full.memory().standing["weights"] == 2 * (P_8B + trained)
+    # 7 matrices of each block have tables of 273 numbers in fp32.
+    tables = 32 * 7 * 4 * 273
+    in_4_bits = adapted // 2 + adapted // 64 + 4 * adapted // (64 * 256) + tables
+    assert nf4.memory().standing["weights"] == 2 * (P_8B - adapted + trained) + in_4_bits
+    unpacked = nf4.memory().moments["backward"]["a matrix unpacked"]
+    assert unpacked == 2 * 4096 * 12288
+    assert "a matrix unpacked" not in full.memory().moments["backward"]
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 100), (7, 9), (256, 768), (1024, 4096)])
+def test_the_bytes_of_a_matrix_in_4_bits_are_those_of_bitsandbytes(shape: tuple[int, int]) -> None:
+    nn = pytest.importorskip("bitsandbytes.nn")
+    small = nn.Linear4bit(shape[1], shape[0], bias=False, quant_type="nf4")
+    small.weight = nn.Params4bit(
+        torch.randn(shape).bfloat16(), requires_grad=False, quant_type="nf4", module=small
+    )
+    weight = small.to("cpu").weight
+    state, nested = weight.quant_state, weight.quant_state.state2
+    tensors = [weight.data, state.absmax, state.code, state.offset, nested.absmax, nested.code]
+    assert sum(tensor.nbytes for tensor in tensors) == packed_bytes(shape[0] * shape[1])
 
 
 def test_fewer_masks_need_less() -> None:
