@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from llada_sft.config.model_section import LoraConfig, ModelConfig
 from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
 from llada_sft.model.flops import peak_rate
@@ -18,6 +19,33 @@ _USABLE = 0.9
 
 
 @dataclass(frozen=True)
+class MeasuredSpeed:
+    """The speed of a run.
+
+    Attributes:
+        run: Its directory.
+        model, lora: What it trains.
+        ranks: Of its last attempt.
+        lines: How many lines of its log were read.
+        tokens_per_s: Real tokens per second of one rank.
+        mfu: The share of its GPUs' rate that it reached; None if that rate is not known.
+    """
+
+    run: str
+    model: ModelConfig
+    lora: LoraConfig | None
+    ranks: int
+    lines: int
+    tokens_per_s: float
+    mfu: float | None
+
+    def is_of(self, config: Config) -> bool:
+        """Return whether a config trains the same parameters of the same network."""
+        own, other = self.model, config.model
+        return (own.path, own.size, self.lora) == (other.path, other.size, config.lora)
+
+
+@dataclass(frozen=True)
 class Assumptions:
     """What a config does not say.
 
@@ -25,11 +53,13 @@ class Assumptions:
         gpu: A name as CUDA gives it.
         mfu: The share of its rate that the training reaches.
         tokens: Real tokens of an epoch; None: not known.
+        measured: The speed of a run, which is taken instead of `mfu`.
     """
 
     gpu: str = "NVIDIA H100"
     mfu: float = 0.4
     tokens: float | None = None
+    measured: MeasuredSpeed | None = None
 
 
 def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
@@ -125,20 +155,15 @@ def _of_step(planned: Setup, assumed: Assumptions) -> Iterator[str]:
         f" {_gb(sent.gradients)} of gradients in a step; a node {_gb(sent.between_nodes)} from"
         " others"
     )
-    if config.train.accelerator == "cpu":
+    on_cpu = config.train.accelerator == "cpu"
+    if on_cpu and assumed.measured is None:
         return
-    rate = peak_rate(assumed.gpu)
-    if rate is None:
-        raise ConfigError(f"--gpu: no rate is known of {assumed.gpu!r}; try H100, H200 or A100")
-    trained = None if planned.adapters is None else planned.adapters.num_trained
-    needed = step_operations(config, planned.network, planned.tokens, trained)
-    seconds = needed / (rate * assumed.mfu)
+    a_second, why = _speed(planned, assumed)
     tokens = planned.tokens * config.train.accumulate_grad_batches
-    a_second = tokens / seconds
+    seconds = tokens / a_second
     yield (
-        f"time             {seconds:.3g} s a step and {a_second:,.0f} tokens/s for each GPU,"
-        f" if MFU is {assumed.mfu:.0%} of {rate / 1e12:,.0f} Tflop/s ({assumed.gpu}): an"
-        " assumption; a training logs its own"
+        f"time             {seconds:.3g} s a step and {a_second:,.0f} tokens/s for each"
+        f" {'rank' if on_cpu else 'GPU'}, {why}"
     )
     if assumed.tokens is None:
         yield "                 hours of an epoch: --tokens N, as llada-sft check counts them"
@@ -149,6 +174,35 @@ def _of_step(planned: Setup, assumed: Assumptions) -> Iterator[str]:
         f"                 an epoch of {assumed.tokens:,.0f} tokens: at least {steps:,.0f} steps"
         f" and {hours:,.1f} h; {config.train.epochs} epochs {config.train.epochs * hours:,.1f} h"
     )
+
+
+def _speed(planned: Setup, assumed: Assumptions) -> tuple[float, str]:
+    """Return the tokens per second of a GPU, and in words where the number is from."""
+    config, measured = planned.config, assumed.measured
+    if measured is not None and measured.is_of(config):
+        return measured.tokens_per_s, (
+            f"as {measured.run} has measured on {measured.ranks:,} ranks (median of"
+            f" {measured.lines:,} log lines)"
+        )
+    if measured is not None and measured.mfu is None:
+        raise ConfigError(
+            f"--measured: {measured.run} trains another network or other parameters of it, and its"
+            " log has no MFU: take a run of this network, or --mfu"
+        )
+    rate = peak_rate(assumed.gpu)
+    if rate is None:
+        raise ConfigError(f"--gpu: no rate is known of {assumed.gpu!r}; try H100, H200 or A100")
+    mfu = assumed.mfu if measured is None or measured.mfu is None else measured.mfu
+    trained = None if planned.adapters is None else planned.adapters.num_trained
+    needed = step_operations(config, planned.network, planned.tokens, trained)
+    tokens = planned.tokens * config.train.accumulate_grad_batches
+    source = (
+        "an assumption; a training logs its own, and --measured RUN takes it"
+        if measured is None
+        else f"that of {measured.run}, another network"
+    )
+    words = f"if MFU is {mfu:.0%} of {rate / 1e12:,.0f} Tflop/s ({assumed.gpu}): {source}"
+    return tokens * rate * mfu / needed, words
 
 
 def _of_disk(planned: Setup, memory: RankMemory) -> Iterator[str]:

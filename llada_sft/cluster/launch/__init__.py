@@ -3,6 +3,7 @@
 launcher.py    what `launch.py` and `llada-sft resume` do
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from
+measured.py    the speed that a run has had
 local.py       the ranks on this machine, without SLURM
 ports.py       the port at which the ranks meet
 """

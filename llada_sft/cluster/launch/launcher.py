@@ -51,6 +51,7 @@ class LaunchOptions:
     gpu: str = "NVIDIA H100"
     mfu: float = 0.4
     tokens: float | None = None
+    measured: str | None = None
     follow: bool = False
     command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
 
@@ -237,7 +238,12 @@ def _print_config(config: Config, base: Path) -> int:
 def _print_plan(config: Config, base: Path, options: LaunchOptions) -> int:
     from llada_sft.plan.report import Assumptions, plan_lines
 
-    assumed = Assumptions(options.gpu, options.mfu, options.tokens)
+    speed = None
+    if options.measured is not None:
+        from llada_sft.cluster.launch.measured import measured_speed
+
+        speed = measured_speed(base / options.measured)
+    assumed = Assumptions(options.gpu, options.mfu, options.tokens, speed)
     print("\n".join(plan_lines(resolve_paths(config, base), assumed)))
     return 0
 
