@@ -20,7 +20,7 @@ from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
-from llada_sft.cluster.preflight import files, submission
+from llada_sft.cluster.preflight import files
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
@@ -97,6 +97,9 @@ def _require_start(config: Config, local: bool) -> None:
     Raises:
         ConfigError: They would fail, or SLURM will never start them.
     """
+    # Here, not above: a dry run does without multiprocessing.
+    from llada_sft.cluster.preflight import submission
+
     if not local:
         submission.notice_allocation()
     for line in submission.require(config, prepare.run_dir_of(config), submits=not local):

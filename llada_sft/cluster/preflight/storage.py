@@ -47,7 +47,12 @@ def require(config: Config, run: RunDir, shared: bool) -> list[str]:
 def _room(config: Config, run: RunDir, mount: Mount) -> Iterator[str]:
     """Compare free space with what checkpoints take, as far as both are known."""
     size = _checkpoint_bytes(config)
-    space = os.statvfs(_lowest_folder(run.path))
+    try:
+        space = os.statvfs(_lowest_folder(run.path))
+        number = _more_checkpoints(config, run)
+    except OSError:
+        # place.py says whether the folder can be used.
+        return
     # Some file systems do not say how large they are.
     if size is None or space.f_blocks == 0:
         return
@@ -57,7 +62,6 @@ def _room(config: Config, run: RunDir, mount: Mount) -> Iterator[str]:
         raise ConfigError(
             f"{where}: it could not be saved; free some space, or set run.root to another folder"
         )
-    number = _more_checkpoints(config, run)
     if free < number * size:
         yield (
             f"{where}, {number} of them {_gb(number * size)} (train.keep_checkpoints, and the one"
