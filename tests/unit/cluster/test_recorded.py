@@ -178,6 +178,8 @@ def test_partitions(fake_tool: FakeTool, project: object) -> None:
             ],
         ),
         (["slurm.elastic=[1, 2]", "slurm.nodes=2", "slurm.time_min=360"], []),
+        # One of two that can start it is enough.
+        (["slurm.partition='interactive,private'", "slurm.time_min=999"], []),
         (
             ["slurm.nodes=4", "slurm.time_min=361", "slurm.cpus_per_rank=33"],
             [
