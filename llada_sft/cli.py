@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 from llada_sft import __version__
+from llada_sft.cluster.launch import command
 from llada_sft.entry import exit_code
 
 _EPILOG = """\
 examples:
+  llada-sft init mine
   llada-sft check config/zero3.yaml
   llada-sft status runs/first
   llada-sft export runs/first out/first && llada-sft chat out/first
@@ -32,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_init(commands.add_parser("init", help="write config, hook and templates of a new project"))
+    _add_launch(commands)
     status = commands.add_parser("status", help="what a run is doing")
     status.set_defaults(handler=_status)
 
@@ -53,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a checkpoint as safetensors")
     export.set_defaults(handler=_export)
-    for command in (status, logs, cancel, resume, export):
-        command.add_argument("run", metavar="RUN", help="a run directory")
+    for of_run in (status, logs, cancel, resume, export):
+        of_run.add_argument("run", metavar="RUN", help="a run directory")
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
@@ -80,6 +84,23 @@ def parser() -> argparse.ArgumentParser:
     _add_eval(commands.add_parser("eval", help="score a model on tasks of lm-evaluation-harness"))
     _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
     return parser
+
+
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("folder", metavar="DIR", type=Path, help="may exist: no file is replaced")
+    init.set_defaults(handler=_init)
+
+
+def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    launch = commands.add_parser(
+        "launch",
+        help="train, on SLURM or on this machine: the same as launch.py",
+        description=command.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=command.EPILOG.format(launch="llada-sft launch"),
+    )
+    command.add_options(launch)
+    launch.set_defaults(handler=_launch)
 
 
 def _add_shard(shard: argparse.ArgumentParser) -> None:
@@ -156,6 +177,16 @@ def main() -> int:
     if rest:
         arguments.overrides += rest
     return exit_code(lambda: int(arguments.handler(arguments) or 0))
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from llada_sft.starter import init
+
+    print("\n".join(init(arguments.folder)))
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    return command.run(arguments, ["llada-sft", *sys.argv[1:]])
 
 
 def _status(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,20 +61,24 @@ def problem(config: Config, limit_s: float = hook_trial.LIMIT_S) -> str:
 
 
 def test_a_good_hook_says_nothing_and_leaves_nothing(
-    made: Made, folder: Path, capfd: pytest.CaptureFixture[str]
+    made: Made,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Neither output nor __pycache__, nor what it writes to its temporary folder."""
     noisy = (
         "import subprocess, tempfile; print('out'); subprocess.run(['echo', 'more']);"
         " tempfile.NamedTemporaryFile(delete=False)"
     )
-    temporary = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("llada_sft_*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config = made(noisy, "data.validation=data/heldout")
     before = sorted(folder.rglob("*"))
     assert hook_trial.require(config) == []
     assert sorted(folder.rglob("*")) == before
     assert capfd.readouterr() == ("", "")
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("llada_sft_*")) <= temporary
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_hook_that_raises(made: Made, folder: Path) -> None:
