@@ -513,7 +513,7 @@ MUTANTS = (
         "cluster/preflight/test_hook_trial.py",
         ("os.setsid()", "pass", "what a hook has started stays behind"),
         ("sys.dont_write_bytecode = True", "pass", "the trial leaves __pycache__"),
-        ("redact(line) for line in", "line for line in", "a secret is printed"),
+        ("map(redact, problems)", "problems", "a secret is printed"),
         ("bad += 1", "bad = 1", "one bad row of many is counted"),
     ),
 )

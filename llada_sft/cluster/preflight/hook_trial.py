@@ -86,10 +86,10 @@ def require(config: Config, limit_s: float = LIMIT_S) -> list[str]:
     warnings: list[str] = []
     for outcome in outcomes:
         lines = warnings if _may_train(config, outcome) else problems
-        lines += [redact(line) for line in _lines(outcome)]
+        lines += _lines(outcome)
     if problems:
         raise ConfigError("\n".join(map(redact, problems)))
-    return [f"warning          {line}" for line in warnings]
+    return [f"warning          {redact(line)}" for line in warnings]
 
 
 def _may_train(config: Config, outcome: Outcome) -> bool:
