@@ -17,6 +17,7 @@ PARTITIONS = (
     "pair Nodes=node[1-2]",
     "wide Nodes=ALL MinNodes=3",
     "narrow Nodes=ALL MaxCPUsPerNode=2",
+    "small Nodes=ALL MaxMemPerNode=1000",
     "ours Nodes=ALL AllowAccounts=ours AllowQos=special",
     "shut Nodes=ALL State=INACTIVE",
     "down Nodes=ALL State=DOWN",
@@ -79,6 +80,11 @@ def launch(
             ["slurm.mem_gb_per_node=9"],
             "slurm.mem_gb_per_node: the nodes of partition low have at most 3.9 GB, got 9; lower"
             " it",
+        ),
+        (
+            ["slurm.partition=small", "slurm.mem_gb_per_node=2"],
+            "slurm.mem_gb_per_node: 2 GB are above partition small's 1.0 GB: the job will never"
+            " start; lower it",
         ),
         (
             ["slurm.gpus_per_node=3"],

@@ -143,6 +143,12 @@ def _limits(config: Config, partition: Partition) -> Iterator[str]:
             f"slurm.cpus_per_rank: {_cpus(config)} CPUs of a node are above partition {name}'s"
             f" {limit}; lower it"
         )
+    memory, limit = asked.mem_gb_per_node, fields.get("MaxMemPerNode", "")
+    if memory is not None and limit.isdigit() and 1024 * memory > int(limit):
+        yield (
+            f"slurm.mem_gb_per_node: {memory} GB are above partition {name}'s"
+            f" {int(limit) / 1024:.1f} GB: the job will never start; lower it"
+        )
     for key, word in (("account", "Accounts"), ("qos", "Qos")):
         yield from _may_use(key, getattr(asked, key), partition, word)
 
