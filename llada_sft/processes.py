@@ -55,6 +55,12 @@ class PipedProcess:
         except ConnectionResetError:
             raise EOFError from None
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
     def how_it_ended(self) -> str:
         """Wait for its end and describe it: "was killed by SIGKILL"."""
         self._process.join()

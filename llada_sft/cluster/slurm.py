@@ -20,7 +20,11 @@ TIMEOUT_S = 60
 PATIENCE_S = 10.0
 # The seconds that are left of it; empty if nobody waits.
 _patience: list[float] = []
-_OUT_OF_SERVICE = ("down", "drain", "fail", "unk")
+# Of nodes that start no job until a person does something; `sinfo` may add a character to a state.
+_OUT_OF_SERVICE = ("down", "drain", "fail", "future", "inval", "unk")
+# A job's name is free text: it may have spaces, and look like a field.
+_JOB_NAME = re.compile(r"\bJobName=.*? (?=(?:HetJobIdSet=\S* )?UserId=\S+\(\d+\) )")
+_FIELD = re.compile(r"(?:^|\s)([A-Z][\w/:]*)=(\S*)")
 # Formats, filters and other options of the tools, as variables.
 _OF_A_TOOL = re.compile(r"(?:SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL)_|SLURM_BITSTR_LEN$")
 EXCLUDE_TRIES = 8
@@ -119,6 +123,18 @@ def _environment() -> dict[str, str]:
     return {**inherited, "SLURM_TIME_FORMAT": "%s"}
 
 
+def parse_fields(line: str) -> dict[str, str]:
+    """Read a line of `scontrol --oneliner`; values are read up to their first space.
+
+    The name of a job is dropped. Of a field that appears twice, the first is taken: the free texts
+    that a user may have written (SubmitLine, Comment, paths) follow the fields that SLURM writes.
+    """
+    fields: dict[str, str] = {}
+    for name, value in _FIELD.findall(_JOB_NAME.sub("", line, count=1)):
+        fields.setdefault(name, value)
+    return fields
+
+
 def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
     """Return what `scontrol show job` says; empty for a job that SLURM has forgotten.
 
@@ -131,8 +147,9 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
         if "Invalid job id" in str(error):
             return {}
         raise
-    jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
-    # For the task whose id is that of its array, scontrol shows all tasks.
+    jobs = [parse_fields(line) for line in text.splitlines()]
+    # For the task whose id is that of its array, scontrol shows all tasks; for the first part of a
+    # heterogeneous job, all parts.
     of_job = [fields for fields in jobs if fields.get("JobId") == job_id]
     return next(iter(of_job or jobs), {})
 
@@ -189,9 +206,20 @@ def usable_nodes(partition: str) -> list[str]:
     Raises:
         LaunchError: `sinfo` is missing or does not answer.
     """
-    text = run_tool("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T")
-    states = [line.split(maxsplit=1) for line in text.splitlines()]
-    return [node for node, state in states if not state.startswith(_OUT_OF_SERVICE)]
+    states = _node_states(f"--partition={partition}")
+    return [node for node, state in states.items() if is_in_service(state)]
+
+
+def _node_states(which: str) -> dict[str, str]:
+    """Return the state of each node, as `sinfo` writes it; of two partitions, each node once."""
+    text = run_tool("sinfo", "--noheader", "--Node", which, "--format=%N %T")
+    columns = map(str.split, text.splitlines())
+    return {line[0]: line[1] for line in columns if len(line) > 1}
+
+
+def is_in_service(state: str) -> bool:
+    """Return whether a node in this state, as `sinfo` writes it, starts jobs by itself."""
+    return not state.lower().startswith(_OUT_OF_SERVICE)
 
 
 def lost_nodes(nodes: str) -> list[str]:
@@ -202,8 +230,7 @@ def lost_nodes(nodes: str) -> list[str]:
     """
     if not nodes:
         return []
-    text = run_tool("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T")
-    states = dict(line.split(maxsplit=1) for line in text.splitlines())
+    states = _node_states(f"--nodes={nodes}")
     return sorted(node for node, state in states.items() if state.startswith("down"))
 
 

@@ -111,7 +111,7 @@ RULES: Mapping[str, Rule] = {
     **_stated(_GROUPS, "data", "group_by_length"),
     **_stated(_NOISE, "data", "costliest_first"),
     **_free("data", "max_bad_fraction", "pack_buffer", "on_changed_file", "cache_dir"),
-    **_free("data", "prefetch_steps"),
+    **_free("data", "prefetch_steps", "try_rows"),
     **_trained(_LOSS, "objective", "kind", "block_length", "band", "edit"),
     **_free("objective", "allow_mismatch"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "pairs", "t_density"),

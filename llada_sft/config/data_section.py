@@ -135,6 +135,8 @@ class DataConfig(Section):
     multi_turn: MultiTurn = "random"
     # The Python file with `process_data(record, tokenizer, max_length)`.
     hook: NonEmptyStr = "utils/process_data.py"
+    # Rows of each source that the launcher gives the hook before it submits a job; 0 = none.
+    try_rows: Annotated[int, Field(ge=0, le=1000)] = 16
     # Tokens of prompt and response together.
     max_length: PositiveInt = 4096
     # An example longer than max_length: skip it, or cut its prompt or its response. split = a

@@ -52,6 +52,7 @@ class Sizes:
     Attributes:
         trained: Of each trained parameter.
         frozen: Of each other one.
+        packed: Of each of these that is kept in 4 bits (`lora.base: nf4`).
         blocks: Of all parameters of each block.
         ranks: N.
     """
@@ -60,6 +61,7 @@ class Sizes:
     frozen: tuple[int, ...]
     blocks: tuple[int, ...]
     ranks: int
+    packed: tuple[int, ...] = ()
 
     def part(self, elements: Sequence[int]) -> int:
         """Return a rank's share of parameters that are each divided between all ranks."""
@@ -79,8 +81,25 @@ def sizes_of(network: Architecture, adapters: AdapterPlan | None, ranks: int) ->
     for name, shape in added.items():
         blocks[int(name.removeprefix(prefix).partition(".")[0])] += prod(shape)
     return Sizes(
-        tuple(map(prod, added.values())), tuple(map(prod, own.values())), tuple(blocks), ranks
+        trained=tuple(map(prod, added.values())),
+        frozen=tuple(map(prod, own.values())),
+        blocks=tuple(blocks),
+        ranks=ranks,
+        packed=tuple(map(prod, adapters.modules.values())) if adapters.config.base == "nf4" else (),
     )
+
+
+def packed_bytes(elements: int) -> int:
+    """Return the bytes of a matrix in 4 bits, as bitsandbytes keeps it.
+
+    Two weights in a byte; for each block of 64 weights a scale in one byte; for each 256 of these
+    scales one of their own in fp32; three tables: their 256 values, the 16 of NF4, and an offset.
+
+    Source: QLoRA (arXiv 2305.14314), NF4 with double quantisation; the bytes of bitsandbytes 0.50's
+    tensors are the same.
+    """
+    blocks = -(-elements // 64)
+    return -(-elements // 2) + blocks + _FP32 * (-(-blocks // 256) + 256 + 16 + 1)
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,8 @@ def rank_memory(
             "activations": kept + around,
             "a block again": again,
             "gradients": _gradients(config, network, sizes, element, load.tokens),
+            # Each matrix in 4 bits is a whole one while a product with it is computed.
+            **({"a matrix unpacked": element * max(sizes.packed)} if sizes.packed else {}),
         },
         "optimizer step": {"flat gradients": _flat(config, sizes)},
     }
@@ -182,7 +203,9 @@ def _standing(config: Config, sizes: Sizes) -> tuple[dict[str, int], dict[str, i
     host: dict[str, int] = {}
     if zero.stage < 3:
         # Gradients, their sums and the buckets come and go with each step.
-        return {"weights": element * sum(everything), "optimizer": _OPTIMIZER * trained}, host
+        whole = element * (sum(everything) - sum(sizes.packed))
+        weights = whole + sum(map(packed_bytes, sizes.packed))
+        return {"weights": weights, "optimizer": _OPTIMIZER * trained}, host
     weights = element * sizes.part(everything)
     states = {"optimizer": _OPTIMIZER * trained, "gradient sums": _FP32 * trained}
     standing = {"weights": weights, **states}

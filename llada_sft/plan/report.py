@@ -2,24 +2,47 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from llada_sft.config.model_section import LoraConfig, ModelConfig
 from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
-from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters
-from llada_sft.model.families import llada
-from llada_sft.model.families.architecture import Architecture
 from llada_sft.model.flops import peak_rate
-from llada_sft.model.layers.kept_bytes import Checkpointing, within_budget
-from llada_sft.model.settings import architecture_of, read_settings, require_trainable
 from llada_sft.plan.cost import checkpoint_bytes, step_operations, traffic
 from llada_sft.plan.fitting import fewest_nodes, largest_micro_batch
-from llada_sft.plan.memory import Load, RankMemory, Sizes, rank_memory, sizes_of
+from llada_sft.plan.memory import RankMemory, packed_bytes
+from llada_sft.plan.setup import Setup, setup_of
 
 _GB = 1e9
 # The share of a GPU's memory that tensors may have: the rest is for CUDA, NCCL and what the
 # allocator cannot use.
 _USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """The speed of a run.
+
+    Attributes:
+        run: Its directory.
+        model, lora: What it trains.
+        ranks: Of its last attempt.
+        lines: How many lines of its log were read.
+        tokens_per_s: Real tokens per second of one rank.
+        mfu: The share of its GPUs' rate that it reached; None if that rate is not known.
+    """
+
+    run: str
+    model: ModelConfig
+    lora: LoraConfig | None
+    ranks: int
+    lines: int
+    tokens_per_s: float
+    mfu: float | None
+
+    def is_of(self, config: Config) -> bool:
+        """Return whether a config trains the same parameters of the same network."""
+        own, other = self.model, config.model
+        return (own.path, own.size, self.lora) == (other.path, other.size, config.lora)
 
 
 @dataclass(frozen=True)
@@ -30,72 +53,13 @@ class Assumptions:
         gpu: A name as CUDA gives it.
         mfu: The share of its rate that the training reaches.
         tokens: Real tokens of an epoch; None: not known.
+        measured: The speed of a run, which is taken instead of `mfu`.
     """
 
     gpu: str = "NVIDIA H100"
     mfu: float = 0.4
     tokens: float | None = None
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A config with its network.
-
-    Attributes:
-        config: The whole config.
-        network: The sizes of its network.
-        adapters: What is trained instead of the network's own parameters.
-    """
-
-    config: Config
-    network: Architecture
-    adapters: AdapterPlan | None
-
-    @property
-    def tokens(self) -> int:
-        """The most tokens of a micro-batch, of both twins with `objective.pairs`."""
-        config = self.config
-        return config.data.max_tokens or config.train.micro_batch_size * config.data.max_length
-
-    @property
-    def halves(self) -> int:
-        """How often each token is in the network: noisy and clean with `objective.kind: block`."""
-        return self.config.objective.halves
-
-    @property
-    def sizes(self) -> Sizes:
-        return sizes_of(self.network, self.adapters, self.config.world_size)
-
-    def kinds(self, tokens: int) -> list[Checkpointing]:
-        """Return what is kept of each block with micro-batches of so many positions."""
-        model = self.config.model
-        if model.activation_checkpointing != "auto":
-            return [model.activation_checkpointing] * self.network.num_layers
-        assert model.activation_gb is not None
-        element = 2 if self.config.train.precision == "bf16" else 4
-        budget = _GB * model.activation_gb
-        return within_budget(self.network, tokens, element, budget, self.compiled)
-
-    @property
-    def compiled(self) -> bool:
-        """Whether blocks are compiled, as far as a login node can tell."""
-        if self.config.model.compile == "auto":
-            return not self.config.deepspeed.hooks_inside_blocks and self.config.lora is None
-        return self.config.model.compile == "on"
-
-    def memory(self, tokens: int | None = None) -> RankMemory:
-        """Return the bytes of a rank, all tokens of its micro-batch being masked."""
-        tokens = self.tokens if tokens is None else tokens
-        load = Load(tokens * self.halves, tokens)
-        cuda = self.config.train.accelerator != "cpu"
-        kinds = self.kinds(tokens * self.halves)
-        return rank_memory(self.config, self.network, self.adapters, kinds, load, cuda)
-
-    def on(self, nodes: int) -> "Setup":
-        """Return the same on other nodes, with the same micro-batches."""
-        slurm = self.config.slurm.model_copy(update={"nodes": nodes, "elastic": None})
-        config = self.config.model_copy(update={"slurm": slurm})
-        return Setup(config, self.network, self.adapters)
+    measured: MeasuredSpeed | None = None
 
 
 def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
@@ -112,9 +76,7 @@ def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
         raise ConfigError(f"--mfu: must be above 0 and at most 1, got {assumed.mfu:g}")
     if assumed.tokens is not None and not assumed.tokens > 0:
         raise ConfigError(f"--tokens: must be above 0, got {assumed.tokens:g}")
-    network = _network(config)
-    adapters = None if config.lora is None else plan_adapters(network, config.lora)
-    planned = Setup(config, network, adapters)
+    planned = setup_of(config)
     memory = planned.memory()
     return [
         *_of_network(planned),
@@ -125,21 +87,6 @@ def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
     ]
 
 
-def _network(config: Config) -> Architecture:
-    directory = Path(config.model.path)
-    if config.model.size is None:
-        network = architecture_of(read_settings(directory, config.model.mask_token))
-        require_trainable(directory, network)
-        return network
-    # Its vocabulary is the tokenizer's.
-    from llada_sft.data.examples.tokenizer import load_tokenizer
-
-    sizes = config.model.size.model_dump() | {"vocab_size": len(load_tokenizer(directory))}
-    # Which tokens are special takes no memory.
-    special = dict.fromkeys(("mask_token_id", "eos_token_id", "pad_token_id"), 0)
-    return architecture_of(llada.from_size(**sizes, **special))
-
-
 def _of_network(planned: Setup) -> Iterator[str]:
     sizes, config = planned.sizes, planned.config
     trained = sum(sizes.trained)
@@ -147,8 +94,12 @@ def _of_network(planned: Setup) -> Iterator[str]:
     share = "" if planned.adapters is None else f", {trained:,} of them trained"
     where = f"stage {config.deepspeed.stage}, {sizes.ranks:,} ranks"
     yield f"parameters       {everything:,}{share}; {where}"
-    if config.lora is not None and config.lora.base == "nf4":
-        yield "                 lora.base: nf4: frozen weights are counted as bf16"
+    if sizes.packed:
+        packed = sum(map(packed_bytes, sizes.packed))
+        yield (
+            f"                 {sum(sizes.packed):,} of the others in 4 bits, {_gb(packed)}"
+            " (lora.base: nf4)"
+        )
 
 
 def _of_memory(memory: RankMemory, planned: Setup) -> Iterator[str]:
@@ -204,20 +155,15 @@ def _of_step(planned: Setup, assumed: Assumptions) -> Iterator[str]:
         f" {_gb(sent.gradients)} of gradients in a step; a node {_gb(sent.between_nodes)} from"
         " others"
     )
-    if config.train.accelerator == "cpu":
+    on_cpu = config.train.accelerator == "cpu"
+    if on_cpu and assumed.measured is None:
         return
-    rate = peak_rate(assumed.gpu)
-    if rate is None:
-        raise ConfigError(f"--gpu: no rate is known of {assumed.gpu!r}; try H100, H200 or A100")
-    trained = None if planned.adapters is None else planned.adapters.num_trained
-    needed = step_operations(config, planned.network, planned.tokens, trained)
-    seconds = needed / (rate * assumed.mfu)
+    a_second, why = _speed(planned, assumed)
     tokens = planned.tokens * config.train.accumulate_grad_batches
-    a_second = tokens / seconds
+    seconds = tokens / a_second
     yield (
-        f"time             {seconds:.3g} s a step and {a_second:,.0f} tokens/s for each GPU,"
-        f" if MFU is {assumed.mfu:.0%} of {rate / 1e12:,.0f} Tflop/s ({assumed.gpu}): an"
-        " assumption; a training logs its own"
+        f"time             {seconds:.3g} s a step and {a_second:,.0f} tokens/s for each"
+        f" {'rank' if on_cpu else 'GPU'}, {why}"
     )
     if assumed.tokens is None:
         yield "                 hours of an epoch: --tokens N, as llada-sft check counts them"
@@ -228,6 +174,35 @@ def _of_step(planned: Setup, assumed: Assumptions) -> Iterator[str]:
         f"                 an epoch of {assumed.tokens:,.0f} tokens: at least {steps:,.0f} steps"
         f" and {hours:,.1f} h; {config.train.epochs} epochs {config.train.epochs * hours:,.1f} h"
     )
+
+
+def _speed(planned: Setup, assumed: Assumptions) -> tuple[float, str]:
+    """Return the tokens per second of a GPU, and in words where the number is from."""
+    config, measured = planned.config, assumed.measured
+    if measured is not None and measured.is_of(config):
+        return measured.tokens_per_s, (
+            f"as {measured.run} has measured on {measured.ranks:,} ranks (median of"
+            f" {measured.lines:,} log lines)"
+        )
+    if measured is not None and measured.mfu is None:
+        raise ConfigError(
+            f"--measured: {measured.run} trains another network or other parameters of it, and its"
+            " log has no MFU: take a run of this network, or --mfu"
+        )
+    rate = peak_rate(assumed.gpu)
+    if rate is None:
+        raise ConfigError(f"--gpu: no rate is known of {assumed.gpu!r}; try H100, H200 or A100")
+    mfu = assumed.mfu if measured is None or measured.mfu is None else measured.mfu
+    trained = None if planned.adapters is None else planned.adapters.num_trained
+    needed = step_operations(config, planned.network, planned.tokens, trained)
+    tokens = planned.tokens * config.train.accumulate_grad_batches
+    source = (
+        "an assumption; a training logs its own, and --measured RUN takes it"
+        if measured is None
+        else f"that of {measured.run}, another network"
+    )
+    words = f"if MFU is {mfu:.0%} of {rate / 1e12:,.0f} Tflop/s ({assumed.gpu}): {source}"
+    return tokens * rate * mfu / needed, words
 
 
 def _of_disk(planned: Setup, memory: RankMemory) -> Iterator[str]:

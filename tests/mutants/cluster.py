@@ -480,4 +480,69 @@ MUTANTS = (
         ),
         ("of_job or jobs", "jobs", "the first task of an array is any job of it"),
     ),
+    *of_file(
+        "cluster/slurm.py",
+        "cluster/test_recorded.py",
+        (
+            "fields.setdefault(name, value)",
+            "fields[name] = value",
+            "a comment is taken for the state of a job",
+        ),
+        (
+            '_JOB_NAME.sub("", line, count=1)',
+            "line",
+            "the name of a job is taken for its state",
+        ),
+        (
+            "if len(line) > 1",
+            "if True",
+            "a line that is no node ends the query",
+        ),
+    ),
+    *of_file(
+        "cluster/preflight/partitions.py",
+        "cluster/test_recorded.py",
+        ("split(resources)", "split(resources)[:1]", "only the first resource of a node counts"),
+        ('not self.state.endswith("*")', "True", "a node that does not respond starts jobs"),
+        ("most < int(limit)", "fewest < int(limit)", "an elastic job is too small"),
+        (
+            "if not found:\n            return []",
+            "if not found:\n            continue",
+            "of several partitions all must fit",
+        ),
+    ),
+    *of_file(
+        "cluster/preflight/can_start.py",
+        "cluster/test_recorded.py",
+        (
+            "(*_ERROR.split(before), reason)",
+            "(reason,)",
+            "what a site or a QOS says is dropped",
+        ),
+    ),
+    *of_file(
+        "cluster/preflight/storage.py",
+        "cluster/preflight/test_storage.py",
+        ("if free < size:", "if free <= 0:", "a checkpoint that does not fit is not noticed"),
+        (
+            "most - len(list_named(run.checkpoints))",
+            "most",
+            "checkpoints that are there are counted again",
+        ),
+        ("limit - used) * 1024", "limit - used)", "a quota is in bytes"),
+    ),
+    *of_file(
+        "cluster/preflight/mounts.py",
+        "cluster/preflight/test_storage.py",
+        ("max(reversed(holding)", "max((holding)", "a mount that is covered by another is taken"),
+        ("os.path.realpath(path)", "path", "a link hides the file system behind it"),
+    ),
+    *of_file(
+        "cluster/preflight/hook_trial.py",
+        "cluster/preflight/test_hook_trial.py",
+        ("os.setsid()", "pass", "what a hook has started stays behind"),
+        ("sys.dont_write_bytecode = True", "pass", "the trial leaves __pycache__"),
+        ("map(redact, problems)", "problems", "a secret is printed"),
+        ("bad += 1", "bad = 1", "one bad row of many is counted"),
+    ),
 )

@@ -126,8 +126,8 @@ MUTANTS = (
             "the rarest format is taken",
         ),
         (
-            'line.removeprefix(mark), b""',
-            "line.removeprefix(mark), mark",
+            "if row.byte == 0 else row.text",
+            "if row.byte >= 0 else row.text",
             "a mark within a file is none",
         ),
     ),

@@ -130,6 +130,8 @@ class ChaosRun:
             *("train.micro_batch_size=4", f"slurm.ranks_per_node={self._ranks_per_node}"),
             f"train.checkpoint_every_steps={CHECKPOINT_EVERY}",
             *("data.prefetch_steps=0", f"data.hook={HOOK}", "data.validation=null"),
+            # The hook is for ranks: it changes the training of the process that loads it.
+            "data.try_rows=0",
             *("log.every_n_steps=1", "log.tensorboard=false"),
             *("slurm.node_failure_restarts=1000", f"slurm.time_min={faults.TIME_LIMIT_MIN}"),
             # Faults come faster than any cluster's preemptions.

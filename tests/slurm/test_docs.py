@@ -129,6 +129,10 @@ def test_a_hook_is_fixed(cluster: Cluster, folder: Path, shell: Shell) -> None:
     hook.write_text(BAD_HOOK)
     config = folder / "config/mine.yaml"
     config.write_text(config.read_text().replace("max_steps: 120", "max_steps: 10"))
+    with pytest.raises(AssertionError, match="hook raised KeyError: 'nothing'"):
+        shell(LAUNCH)
+    assert not run.path.exists()
+    config.write_text(config.read_text().replace("  max_length", "  try_rows: 0\n  max_length"))
     failed = job_id(shell(LAUNCH))
     assert cluster.wait_job(failed, ["FAILED"], TIMEOUT_S)["ExitCode"] == "2:0"
     assert "hook raised KeyError: 'nothing' (process_data.py line 2)" in shell(STATUS)

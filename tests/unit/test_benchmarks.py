@@ -245,3 +245,11 @@ def test_a_validation_has_a_line_for_each_estimator_and_number_of_draws(tmp_path
         error = math.hypot(line["loss_mean_se"], official["loss_mean_se"])
         assert abs(line["loss"] - official["loss"]) < 6 * error
         assert line["loss_x_less"] == pytest.approx(official["loss_error"] / line["loss_error"])
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_hook_has_a_line_for_each_tokenizer(tmp_path: Path) -> None:
+    small = ["--repeats", "1", "--vocabulary", "300"]
+    found = measured("hook_trial", tmp_path / "out.json", *small)
+    assert [line["tokenizer"] for line in found["lines"]] == ["tokenizer", "large"]
+    assert all(line["hook"] > 0 for line in found["lines"])

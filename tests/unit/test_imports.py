@@ -162,6 +162,8 @@ def test_the_network_knows_its_samplers_only_inside_functions(file: Path) -> Non
         "from llada_sft import paths",
         "from llada_sft.evaluation import command, job, plan, settings",
         "from llada_sft.cluster.launch import launcher, local; import submitit",
+        "from llada_sft.cluster.preflight import hook_trial, storage, submission",
+        "from llada_sft.data.examples import encode",
         "from llada_sft.cluster.watch import logs, status",
         "from llada_sft.cluster.attempt import supervisor",
         "from llada_sft.cluster.rank import main",

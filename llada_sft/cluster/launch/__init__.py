@@ -5,6 +5,7 @@ launcher.py    what `launch.py` and `llada-sft resume` do
 after.py       --after: the job that a new one waits for
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from
+measured.py    the speed that a run has had
 local.py       the ranks on this machine, without SLURM
 ports.py       the port at which the ranks meet
 """

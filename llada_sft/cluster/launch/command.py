@@ -64,6 +64,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     of_plan.add_argument(
         "--mfu", type=float, default=0.4, metavar="SHARE", help="of the GPU's rate, reached"
     )
+    of_plan.add_argument(
+        "--measured", metavar="RUN", help="take the speed of this run directory instead of --mfu"
+    )
     of_plan.add_argument("--tokens", type=float, metavar="N", help="of an epoch (llada-sft check)")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="change a key of the config"

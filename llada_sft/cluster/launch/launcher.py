@@ -22,7 +22,7 @@ from llada_sft.cluster.launch.after import with_dependency
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
-from llada_sft.cluster.preflight import can_start, files
+from llada_sft.cluster.preflight import files
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch import status
@@ -32,9 +32,6 @@ from llada_sft.config.reader import Loaded, dump_with_origins, load_with_origins
 from llada_sft.config.yaml12 import KeyPath
 from llada_sft.errors import EXIT_CODE, ConfigError, LladaSftError
 from llada_sft.run_dir import RunDir
-
-# Seconds for the question whether a job can start.
-_START_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class LaunchOptions:
     gpu: str = "NVIDIA H100"
     mfu: float = 0.4
     tokens: float | None = None
+    measured: str | None = None
     follow: bool = False
     cluster: str | None = None
     after: str | None = None
@@ -80,8 +78,8 @@ def launch(options: LaunchOptions) -> int:
         submit.require_sbatch()
     sources = resolve_paths(config, base)
     _require_files(sources, prepare.run_dir_of(sources), options.local)
-    if not options.local and not options.prepare:
-        _require_start(sources)
+    if not options.prepare:
+        _require_start(sources, options.local)
     with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
         run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
@@ -117,17 +115,19 @@ def _file_problems(config: Config, new_run: RunDir | None, local: bool) -> list[
     return [*files.find_problems(config, new_run), *in_container]
 
 
-def _require_start(config: Config) -> None:
-    """Check that SLURM can start the job, and say what it would wait for.
+def _require_start(config: Config, local: bool) -> None:
+    """Check that the ranks can start, and print what may be wrong or what they would wait for.
 
     Raises:
-        ConfigError: It never will.
+        ConfigError: They would fail, or SLURM will never start them.
     """
-    # Its own limit: what SLURM takes here must not be missing for the submission.
-    with slurm.patience(_START_S):
-        can_start.require(config, prepare.run_dir_of(config))
-        for line in can_start.warnings(config):
-            print(line)
+    # Here, not above: a dry run does without multiprocessing.
+    from llada_sft.cluster.preflight import submission
+
+    if not local:
+        submission.notice_allocation()
+    for line in submission.require(config, prepare.run_dir_of(config), submits=not local):
+        print(line)
 
 
 def _load(options: LaunchOptions) -> Loaded:
@@ -181,8 +181,7 @@ def resume(
             print(nothing_to_do(max_steps, step))
             return 0
         _require_files(plan.sources, None, local)
-        if not local:
-            _require_start(with_extra(plan.sources, once.slurm.extra))
+        _require_start(with_extra(plan.sources, once.slurm.extra), local)
         print("\n".join(_summary(plan.sources)))
         holder.claim(run)
         changing.apply(run, plan)
@@ -283,7 +282,12 @@ def _print_config(config: Config, base: Path, origin: Callable[[KeyPath], str]) 
 def _print_plan(config: Config, base: Path, options: LaunchOptions) -> int:
     from llada_sft.plan.report import Assumptions, plan_lines
 
-    assumed = Assumptions(options.gpu, options.mfu, options.tokens)
+    speed = None
+    if options.measured is not None:
+        from llada_sft.cluster.launch.measured import measured_speed
+
+        speed = measured_speed(base / options.measured)
+    assumed = Assumptions(options.gpu, options.mfu, options.tokens, speed)
     print("\n".join(plan_lines(resolve_paths(config, base), assumed)))
     return 0
 

@@ -199,6 +199,8 @@ def _adapters(config: Config) -> Iterator[str]:
 
 def _tokenizer(config: Config) -> Iterator[str]:
     """Check that the tokenizer exists and has the mask token."""
+    from llada_sft.data.examples.tokenizer import known_ids
+
     model = Path(config.model.path)
     tokenizer = _read_json(model / "tokenizer.json")
     if isinstance(tokenizer, str):
@@ -206,7 +208,7 @@ def _tokenizer(config: Config) -> Iterator[str]:
         return
     no_mask = f"{model / 'tokenizer.json'}: tokenizer has no mask token"
     given = config.model.mask_token
-    if isinstance(given, int) and given not in _token_ids(tokenizer):
+    if isinstance(given, int) and given not in known_ids(tokenizer):
         yield f"model.mask_token: {model / 'tokenizer.json'} has no token of this id, got {given}"
         return
     if config.model.init == "random":
@@ -224,16 +226,8 @@ def _tokenizer(config: Config) -> Iterator[str]:
         return
     settings = _read_json(model / "config.json")
     mask = settings.get("mask_token_id") if isinstance(settings, dict) else None
-    if isinstance(mask, int) and mask not in _token_ids(tokenizer):
+    if isinstance(mask, int) and mask not in known_ids(tokenizer):
         yield f"{no_mask}; no token has the id {mask} of config.json: take the model's own"
-
-
-def _token_ids(tokenizer: dict[str, Any]) -> set[int]:
-    added = {token.get("id") for token in tokenizer.get("added_tokens") or []}
-    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, dict):
-        return added | set(vocabulary.values())
-    return added | set(range(len(vocabulary)))
 
 
 def _read_json(path: Path) -> dict[str, Any] | str:

@@ -1,9 +1,12 @@
 """What data needs to know of the model: its tokenizer, the ids of special tokens, its blocks."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from llada_sft.errors import DataError
 
@@ -42,6 +45,33 @@ def tokenizer_file(directory: Path) -> Path:
             f"{path}: no such file; the tokenizer belongs next to the model's config.json"
         )
     return path
+
+
+def vocabulary_size(directory: Path) -> int:
+    """Return the number of ids that tokenizer.json has, without loading a tokenizer.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    path = tokenizer_file(directory)
+    try:
+        ids = known_ids(orjson.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    return max(ids, default=-1) + 1
+
+
+def known_ids(content: Mapping[str, Any]) -> set[int]:
+    """Return all ids of a tokenizer.
+
+    Args:
+        content: Of its tokenizer.json.
+    """
+    added = {token.get("id") for token in content.get("added_tokens") or []}
+    vocabulary = (content.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        return added | set(vocabulary.values())
+    return added | set(range(len(vocabulary)))
 
 
 def load_tokenizer(

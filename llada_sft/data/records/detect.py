@@ -18,10 +18,10 @@ from llada_sft.config.record_formats import KnownFormat
 from llada_sft.data.records.formats import format_of
 from llada_sft.data.records.unread import listed_unread, unread_fields
 from llada_sft.data.rows.json_value import parse_json
-from llada_sft.data.rows.row import MAX_LINE_BYTES
 from llada_sft.data.rows.stream import RowStream
+from llada_sft.data.rows.unindexed import unindexed_rows
 from llada_sft.data.sources import NamedShard, Source
-from llada_sft.data.storage.files import BYTE_ORDER_MARK, open_text
+from llada_sft.data.storage.files import BYTE_ORDER_MARK
 
 NUM_ROWS = 100
 
@@ -99,17 +99,8 @@ def _parsed(rows: Iterable[bytes]) -> Iterator[object]:
 def _first_rows(shards: Iterable[NamedShard], cache_dir: str | None) -> Iterator[bytes]:
     for named in shards:
         if isinstance(named.shard, Path):
-            yield from _rows_of(named.shard)
+            for row in unindexed_rows(named):
+                yield row.text.removeprefix(BYTE_ORDER_MARK) if row.byte == 0 else row.text
         else:
             stream = RowStream([named], 0, shuffle=False, cache_dir=cache_dir)
             yield from (row.text for row in stream.rows(0, stream.start_positions()))
-
-
-def _rows_of(path: Path) -> Iterator[bytes]:
-    """Read lines without an index of the whole file: on a login node, none is made."""
-    with open_text(path) as text:
-        mark = BYTE_ORDER_MARK
-        while line := text.readline(MAX_LINE_BYTES):
-            line, mark = line.removeprefix(mark), b""
-            if not line.isspace():
-                yield line

@@ -7,5 +7,6 @@ order.py         random orders that are worked out from a key
 file_draws.py    which of a rank's files the next row comes from
 shard_reader.py  the rows of one file, in such an order
 stream.py        the rows of a rank's files, and a position to resume from
+unindexed.py     the first rows of a file, without an index of it
 count.py         how many rows there are, before anything is read
 """

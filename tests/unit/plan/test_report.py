@@ -3,19 +3,24 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from llada_sft.config import load_config
+from llada_sft.cluster.launch.measured import measured_speed
+from llada_sft.config import dump_config, load_config
 from llada_sft.demo.data import write_demo
 from llada_sft.errors import ConfigError, LladaSftError
+from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.families import llada, llada2, llada_moe
 from llada_sft.plan.cost import checkpoint_bytes, traffic
 from llada_sft.plan.fitting import MOST_NODES, fewest_nodes, largest_micro_batch
-from llada_sft.plan.memory import Load, Sizes, rank_memory
-from llada_sft.plan.report import Assumptions, Setup, plan_lines
+from llada_sft.plan.memory import Load, Sizes, packed_bytes, rank_memory
+from llada_sft.plan.report import Assumptions, plan_lines
+from llada_sft.plan.setup import Setup
 
 ROOT = Path(__file__).parents[3]
 IDS = {"mask_token_id": 5, "eos_token_id": 6, "pad_token_id": 6}
@@ -120,6 +125,41 @@ def test_low_stages_keep_whole_weights() -> None:
     assert made.moments["loss"]["gradient sums"] == pytest.approx(4 * P_8B / 32, rel=1e-4)
 
 
+def with_adapters(*changes: str) -> Setup:
+    made = planned(LLADA_8B, "deepspeed.stage=2", "lora.rank=16", *changes)
+    assert made.config.lora is not None
+    return Setup(made.config, made.network, plan_adapters(made.network, made.config.lora))
+
+
+def test_a_base_in_4_bits_by_hand() -> None:
+    """QLoRA's 0.5 + 1/64 + 4/(64 · 256) bytes for each weight: 4.127 bits."""
+    full, nf4 = with_adapters(), with_adapters("lora.base=nf4")
+    adapted = 32 * (4 * 4096**2 + 3 * 4096 * 12288)
+    assert sum(nf4.sizes.packed) == adapted
+    trained = sum(nf4.sizes.trained)
+    assert full.memory().standing["weights"] == 2 * (P_8B + trained)
+    # 7 matrices of each block have tables of 273 numbers in fp32.
+    tables = 32 * 7 * 4 * 273
+    in_4_bits = adapted // 2 + adapted // 64 + 4 * adapted // (64 * 256) + tables
+    assert nf4.memory().standing["weights"] == 2 * (P_8B - adapted + trained) + in_4_bits
+    unpacked = nf4.memory().moments["backward"]["a matrix unpacked"]
+    assert unpacked == 2 * 4096 * 12288
+    assert "a matrix unpacked" not in full.memory().moments["backward"]
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 100), (7, 9), (256, 768), (1024, 4096)])
+def test_the_bytes_of_a_matrix_in_4_bits_are_those_of_bitsandbytes(shape: tuple[int, int]) -> None:
+    nn = pytest.importorskip("bitsandbytes.nn")
+    small = nn.Linear4bit(shape[1], shape[0], bias=False, quant_type="nf4")
+    small.weight = nn.Params4bit(
+        torch.randn(shape).bfloat16(), requires_grad=False, quant_type="nf4", module=small
+    )
+    weight = small.to("cpu").weight
+    state, nested = weight.quant_state, weight.quant_state.state2
+    tensors = [weight.data, state.absmax, state.code, state.offset, nested.absmax, nested.code]
+    assert sum(tensor.nbytes for tensor in tensors) == packed_bytes(shape[0] * shape[1])
+
+
 def test_fewer_masks_need_less() -> None:
     made = planned(LLADA_8B)
     kinds = made.kinds(6144)
@@ -204,14 +244,84 @@ def test_every_shipped_config_has_a_plan(model: Path, tmp_path: Path, shipped: P
     assert plan_lines(config, Assumptions())[0].startswith("parameters ")
 
 
-def test_the_command(model: Path) -> None:
+def test_the_command(model: Path, tmp_path: Path) -> None:
     """Also that neither torch nor transformers are imported for it."""
     command = [
         *(sys.executable, "-X", "importtime", "launch.py", "--config", "config/zero3.yaml"),
         *("--plan", f"model.path={model}", "--tokens", "1e9"),
+        *("--measured", str(of_run(tmp_path / "run", model, ROWS))),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("parameters       8,015,581,184; stage 3, 32 ranks\n")
     assert "an epoch of 1,000,000,000 tokens" in done.stdout
+    assert f"as {tmp_path}/run has measured on 16 ranks" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "transformers", "deepspeed"}
+
+
+def of_run(folder: Path, path: Path, rows: str, *changes: str) -> Path:
+    """Make a run directory of two attempts on 8 and 16 ranks, with metrics."""
+    (folder / "logs").mkdir(parents=True)
+    config = load_config(ROOT / "config/zero3.yaml", [f"model.path={path}", *changes])
+    (folder / "config.yaml").write_text(dump_config(config))
+    entries = [
+        {"event": "started", "attempt": 1, "world_size": 8},
+        {"event": "started", "attempt": 2, "world_size": 16},
+        {"event": "resumed", "attempt": 2, "step": 20},
+    ]
+    lines = (json.dumps({"time": "2026-11-28T00:00:00+00:00", **entry}) for entry in entries)
+    (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "logs/metrics.csv").write_text(f"step,loss,tokens_per_s,mfu\n{rows}")
+    return folder
+
+
+# The first line of the second attempt is slow, one is of a validation, and one is half written.
+ROWS = "10,1,999,0.9\n30,1,16,0.01\n40,1,1600,0.3\n40,1,,\n50,1,3200,0.4\n60,1,4800,0.5\n70,1,9"
+
+
+def test_the_speed_of_a_run(model: Path, tmp_path: Path) -> None:
+    speed = measured_speed(of_run(tmp_path / "run", model, ROWS))
+    assert (speed.ranks, speed.lines) == (16, 4)
+    assert (speed.tokens_per_s, speed.mfu) == (3200 / 16, 0.4)
+    config = load_config(ROOT / "config/zero3.yaml", [f"model.path={model}"])
+    lines = plan_lines(config, Assumptions(tokens=1e9, measured=speed))
+    place = next(n for n, line in enumerate(lines) if line.startswith("time"))
+    assert lines[place] == (
+        f"time             30.7 s a step and 200 tokens/s for each GPU, as {tmp_path}/run has"
+        " measured on 16 ranks (median of 4 log lines)"
+    )
+    # 1e9 tokens on 32 GPUs of 200 tokens/s.
+    assert "and 43.4 h; 3 epochs 130.2 h" in lines[place + 1]
+
+
+def test_the_mfu_of_a_run_of_another_network(model: Path, tmp_path: Path) -> None:
+    speed = measured_speed(of_run(tmp_path / "run", model, ROWS, "lora.rank=4"))
+    config = load_config(ROOT / "config/zero3.yaml", [f"model.path={model}"])
+    (line,) = (
+        line for line in plan_lines(config, Assumptions(measured=speed)) if line.startswith("time")
+    )
+    assert f"if MFU is 40% of 989 Tflop/s (NVIDIA H100): that of {tmp_path}/run, another" in line
+    with pytest.raises(ConfigError, match="another network or other parameters of it, and its log"):
+        plan_lines(config, Assumptions(measured=replace(speed, mfu=None)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ("", "logs/metrics.csv: has no speed of a step of the last attempt"),
+        ("10,1,999,0.9\n", "logs/metrics.csv: has no speed of a step of the last attempt"),
+        ("x,y\n\0,,,,,,\n50,1,fast,\n", "has no speed of a step of the last attempt"),
+        (None, "logs/metrics.csv: No such file or directory"),
+    ],
+)
+def test_a_run_without_a_speed_is_one_line(
+    model: Path, tmp_path: Path, rows: str | None, line: str
+) -> None:
+    run = of_run(tmp_path / "run", model, rows or "")
+    if rows is None:
+        (run / "logs/metrics.csv").unlink()
+    with pytest.raises(ConfigError) as error:
+        measured_speed(run)
+    assert str(error.value).startswith("--measured: ") and str(error.value).endswith(line)
+    with pytest.raises(ConfigError, match=r"not a run directory: it has no config\.yaml"):
+        measured_speed(tmp_path / "nowhere")
