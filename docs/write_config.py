@@ -1,6 +1,6 @@
 """docs/config.md: every key with its type, its default and its meaning, from the schema.
 
-    python docs/write_config.py > docs/config.md
+    python docs/write.py
 
 Types, limits and defaults are pydantic's; the meaning is the comment above the key. A test fails if
 the file is stale.
@@ -20,7 +20,7 @@ from llada_sft.config.values import Section
 _HEAD = """\
 # Every key of a config
 
-Written by `python docs/write_config.py > docs/config.md`, from the schema: do not edit it. A key
+Written by `python docs/write.py`, from the schema: do not edit it. A key
 without a default must be given. `null` is YAML's word for nothing. Any key can be changed on the
 command line: `optim.lr=1e-5`. What may change when a run is resumed:
 [slurm-jobs.md](slurm-jobs.md).
