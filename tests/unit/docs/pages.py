@@ -12,9 +12,7 @@ from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted(
-    path
-    for pattern in ("*.md", "docs/*.md", "benchmarks/**/*.md")
-    for path in ROOT.glob(pattern)
+    path for pattern in ("*.md", "docs/*.md", "benchmarks/**/*.md") for path in ROOT.glob(pattern)
 )
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 
