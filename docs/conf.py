@@ -15,22 +15,23 @@ from sphinx.application import Sphinx
 project = "llada_sft"
 html_title = project
 extensions = ["myst_parser"]
-exclude_patterns = ["_static"]
 # Anchors of headings, made as Git hosts make them.
 myst_heading_anchors = 4
-myst_enable_extensions = ["strikethrough"]
 # `https://…` is a link; every other one is a page, an anchor or a file that must be there.
 myst_url_schemes = ["http", "https", "mailto"]
+# Options and quotes are shown as one types them; code without a language is not Python.
+smartquotes = False
+highlight_language = "text"
 html_theme = "furo"
-html_theme_options = {"source_edit_link": "", "top_of_page_buttons": []}
+html_theme_options = {"top_of_page_buttons": []}
 html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
-templates_path: list[str] = []
 
 # A page outside of docs/ is no page of the site: its file is.
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[\w./-]+\.md)(?:#[\w-]+)?\)")
-_LINK = re.compile(r"^\s*[-*\d.]+ .*?\]\((\w[\w-]*)\.md\)", re.MULTILINE)
+# A link at the start of a list's item: its text, its page.
+_LINK = re.compile(r"^[-*\d.]+ \[([^\]]+)\]\((\w[\w-]*)\.md\)", re.MULTILINE)
 
 
 def setup(app: Sphinx) -> None:
@@ -54,10 +55,11 @@ def menu(index: str, there: list[str]) -> list[str]:
     """
     sections = [part.partition("\n") for part in index.split("\n## ")[1:]]
     groups = [(title, _LINK.findall(text)) for title, _, text in sections]
-    listed = {"index"}.union(*(pages for _, pages in groups))
-    groups.append(("More", [page for page in there if page not in listed]))
+    listed = {"index", *(page for _, links in groups for _, page in links)}
+    lines = {title: [f"{text} <{page}>" for text, page in links] for title, links in groups}
+    lines["More"] = [page for page in there if page not in listed]
     return [
-        "\n".join(["", "```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```", ""])
-        for title, pages in groups
-        if pages
+        "\n".join(["", "```{toctree}", ":hidden:", f":caption: {title}", "", *entries, "```", ""])
+        for title, entries in lines.items()
+        if entries
     ]

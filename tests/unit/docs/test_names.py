@@ -31,6 +31,18 @@ def test_files_are_there(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+@each_page
+def test_what_is_run_is_there(page: Path) -> None:
+    """Files of the repository and targets of make in the commands of a page."""
+    shell = "\n".join(blocks(page, "bash"))
+    paths = re.findall(r"(?<![\w/.])(?:tests|docs|benchmarks|\.ci)/[\w./-]+", shell)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    spans = [span for span in code_spans(page) if span.startswith("make ")]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wanted = re.findall(r"^make ([\w-]+)", "\n".join([shell, *spans]), re.MULTILINE)
+    assert set(wanted) <= targets
+
+
 @cache
 def keys() -> set[str]:
     """Return `section.key` of every key."""
