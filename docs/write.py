@@ -1,4 +1,4 @@
-"""The pages that are made from the code: config.md, commands.md and messages.md.
+"""The pages that are made from the code.
 
     python docs/write.py    # or: make docs-pages
 
@@ -14,6 +14,7 @@ import write_messages
 
 PAGES: dict[str, Callable[[], str]] = {
     "config.md": write_config.reference,
+    "eval-config.md": write_config.eval_reference,
     "commands.md": write_commands.reference,
     "messages.md": write_messages.reference,
 }
