@@ -2,7 +2,11 @@
 
     python docs/write.py    # or: make docs-pages
 
-A test fails if one of them is stale.
+    write_config.py       config.md and eval-config.md, from the schemas
+    write_commands.py     commands.md, from the parsers
+    write_messages.py     messages.md, from what message_templates.py reads in the sources
+
+A test fails if one of them is stale. conf.py makes a site of all pages.
 """
 
 from collections.abc import Callable

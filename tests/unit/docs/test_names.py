@@ -15,7 +15,7 @@ from tests.unit.docs.pages import PAGES, ROOT, blocks, code_spans
 
 FOLDERS = ("llada_sft", "tests", "docs", "config", "slurm", "benchmarks", "utils")
 # Of a user's own, in examples; and of a run directory, which has a slurm/, too.
-EXAMPLES = re.compile(r"config/(mine|a)\.yaml|.*[*{…].*|slurm/JOB_.*")
+EXAMPLES = re.compile(r"config/(mine|a)\.yaml|.*[*{…].*|.*\bNAME\b.*|slurm/JOB_.*")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
