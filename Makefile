@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 
-.PHONY: demo test test-ranks test-slurm test-quick check bench bench-gpu clean
+.PHONY: demo test test-ranks test-slurm test-quick check docs docs-pages bench bench-gpu clean
 
 demo: $(VENV)/package
 	PATH="$(BIN):$$PATH" $(BIN)/python -m llada_sft.demo
@@ -26,11 +26,18 @@ QUICK_TRAINING := tests/distributed/test_training.py::test_ranks_and_accumulatio
 test-quick: $(VENV)/dev
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m "not slow" tests/unit $(QUICK_TRAINING)
 
-check: $(VENV)/dev
+check: $(VENV)/dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm
+
+# The site, in build/docs: a dead link is an error. docs-pages: the pages that are made from the code.
+docs: $(VENV)/dev
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+
+docs-pages: $(VENV)/dev
+	$(BIN)/python docs/write.py
 
 # Tables on the screen and JSON files in benchmarks/results/: cpu/ in about twenty minutes, gpu/ on one
 # H100 within nine. What was measured there before is replaced.

@@ -1,9 +1,8 @@
-"""docs/config.md: every key with its type, its default and its meaning, from the schema.
+"""docs/config.md and docs/eval-config.md: every key with its type, default and meaning.
 
-    python docs/write_config.py > docs/config.md
+    python docs/write.py
 
-Types, limits and defaults are pydantic's; the meaning is the comment above the key. A test fails if
-the file is stale.
+Types, limits and defaults are pydantic's; the meaning is the comment above the key.
 """
 
 import ast
@@ -16,14 +15,23 @@ from pydantic.fields import FieldInfo
 
 from llada_sft.config.schema import Config
 from llada_sft.config.values import Section
+from llada_sft.evaluation.settings import EvalConfig
 
 _HEAD = """\
 # Every key of a config
 
-Written by `python docs/write_config.py > docs/config.md`, from the schema: do not edit it. A key
+Written by `python docs/write.py`, from the schema: do not edit it. A key
 without a default must be given. `null` is YAML's word for nothing. Any key can be changed on the
 command line: `optim.lr=1e-5`. What may change when a run is resumed:
 [slurm-jobs.md](slurm-jobs.md).
+"""
+_EVAL_HEAD = """\
+# Every key of an evaluation
+
+Written by `python docs/write.py`, from the schema: do not edit it. The keys of a file of
+`config/eval/`, and of the overrides of `llada-sft eval` ([Scores](evaluate.md)). `null` is YAML's
+word for nothing. `tasks.NAME` has `num_fewshot`, `likelihood` and `generation` of one task: keys of
+these sections that differ there.
 """
 _LIMITS = (
     ("minimum", "≥"),
@@ -39,6 +47,11 @@ def reference() -> str:
     return "\n".join([_HEAD, *_lines(Config, "")]) + "\n"
 
 
+def eval_reference() -> str:
+    """Return the text of docs/eval-config.md."""
+    return "\n".join([_EVAL_HEAD, *_lines(EvalConfig, "")]) + "\n"
+
+
 def _lines(section: type[Section], path: str) -> Iterator[str]:
     """Give the tables of a section and of those inside it."""
     about, comments = _about(section)
@@ -46,6 +59,9 @@ def _lines(section: type[Section], path: str) -> Iterator[str]:
     schema = section.model_json_schema()
     rows = []
     for name, field in section.model_fields.items():
+        if name == "tasks":
+            # The same sections again.
+            continue
         of_field = _section_in(field.annotation)
         where = f"{path}.{name}" if path else name
         if of_field is not None:
@@ -55,7 +71,7 @@ def _lines(section: type[Section], path: str) -> Iterator[str]:
             meaning = comments.get(name) or field.description or ""
             rows.append(f"| `{name}` | {kind} | {_default(field)} | {meaning} |")
     if rows:
-        yield f"\n## {path}\n"
+        yield f"\n## {path or 'At the top'}\n"
         yield from [f"{about}\n"] if about else []
         yield from ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
     for where, of_field in inner:

@@ -36,7 +36,9 @@ class LikelihoodSection(Section):
 
     # Masks of each answer, at most; short answers need fewer for an exact bound.
     num_draws: PositiveInt = 128
+    # Strength of classifier-free guidance; 0 = none, and half the work.
     cfg_scale: NonNegativeFloat = 0.0
+    # Of the masks.
     seed: NonNegativeInt = 0
     # Whether it is computed if the model would give an answer: one forward pass for each token.
     # null = for tasks whose metrics ask for it, as LAMBADA's accuracy does
@@ -48,28 +50,44 @@ class LikelihoodSection(Section):
 class GenerationSection(Section):
     """How answers are decoded: the settings of a sampler, and what ends an answer."""
 
+    # docs/samplers.md says which one is for what.
     sampler: Sampler = "official"
-    # null = gen_length
+    # Forward passes in all, of samplers with a fixed number; null = gen_length.
     steps: PositiveInt | None = None
+    # Tokens of an answer, at most.
     gen_length: PositiveInt = 256
-    # null = 256; of llada2 and llada21, whose blocks are those of the training, 32
+    # Tokens of a block. null = 256; of llada2 and llada21, whose blocks are those of the training,
+    # 32.
     block_length: PositiveInt | None = None
+    # Tokens of at least this probability are written together. null = the sampler's default.
     threshold: Fraction | None = None
+    # Of the sampler factor, and of caches. null = the sampler's default.
     factor: NonNegativeFloat | None = None
+    # Of the sampler entropy, and of caches, in nats. null = the sampler's default.
     entropy_bound: NonNegativeFloat | None = None
+    # 0 takes the most likely token.
     temperature: NonNegativeFloat = 0.0
+    # Strength of classifier-free guidance; 0 = none, and half the work.
     cfg_scale: NonNegativeFloat = 0.0
+    # Which predictions a fixed number of steps keeps.
     remasking: Literal["low_confidence", "random"] = "low_confidence"
+    # Whether an answer ends at its first EOS. null = unless the sampler is official or verify.
     eos_early_stop: bool | None = None
-    # As in the official code: EOS is never written; EOS and the end of a turn are written last.
+    # As in the official code: EOS is never written.
     logits_eos_inf: bool = False
+    # As in the official code: EOS and the end of a turn are written last.
     confidence_eos_eot_inf: bool = False
-    # Of the samplers llada2 and llada21.
+    # Of llada2: at most gen_length // this steps for each block.
     minimal_topk: PositiveInt | None = None
+    # Of llada21: from this probability on another token replaces a written one.
     editing_threshold: Fraction | None = None
+    # Of llada21: passes over a block that is written, at most.
     max_post_steps: NonNegativeInt | None = None
+    # Of llada21: mask tokens that a step writes, at least.
     num_to_transfer: PositiveInt | None = None
+    # Tokens of the canvas at first; it grows up to gen_length while no EOS is probable.
     start_length: PositiveInt | None = None
+    # Of all random draws.
     seed: NonNegativeInt = 0
     # What ends an answer: the task's stop strings, or the end of the turn alone. null = end_of_turn
     # with a chat template, else task.
@@ -92,6 +110,7 @@ class GenerationSection(Section):
 class TaskSection(Section):
     """What differs for one task."""
 
+    # Examples before the question; null = what the file says of all tasks.
     num_fewshot: NonNegativeInt | None = None
     likelihood: LikelihoodSection = LikelihoodSection()
     generation: GenerationSection = GenerationSection()
@@ -100,18 +119,25 @@ class TaskSection(Section):
 class JobSection(Section):
     """The SLURM job of `--slurm`."""
 
+    # Nodes of the job.
     nodes: Count = 1
     # One for each GPU.
     ranks_per_node: Count = 8
-    # null = one for each rank, 0 = none
+    # GPUs of each node; null = one for each rank, 0 = none.
     gpus_per_node: NonNegativeInt | None = None
+    # CPU cores of each rank.
     cpus_per_rank: Count = 8
+    # Host memory of each node; null = the partition's default.
     mem_gb_per_node: PositiveInt | None = None
     # At the time limit the job is requeued, and continues.
     time_min: Minutes = 240
+    # Options of sbatch; null = the cluster's default.
     partition: SbatchValue | None = None
+    # As partition.
     account: SbatchValue | None = None
+    # As partition.
     qos: SbatchValue | None = None
+    # As partition: features that nodes must have.
     constraint: SbatchValue | None = None
     # Restarts after a failure, as of a node; preemptions and time limits are not counted.
     max_failures: NonNegativeInt = 3
@@ -124,14 +150,17 @@ class EvalConfig(Section):
 
     # Whether prompts are rendered by the chat template; null = if the tokenizer has one.
     chat: bool | None = None
+    # The system turn before each prompt.
     system_prompt: NonEmptyStr | None = None
+    # Whether the examples before a question are turns of a chat.
     fewshot_as_multiturn: bool = True
-    # null = what each task says
+    # Examples before the question; null = what each task says.
     num_fewshot: NonNegativeInt | None = None
-    # Documents of each task; null = all
+    # Documents of each task; null = all.
     limit: PositiveInt | None = None
+    # Of the weights; auto: bf16 on a GPU, else fp32.
     dtype: Literal["bf16", "fp32", "auto"] = "auto"
-    # Of the few-shot examples that are drawn
+    # Of the draw of examples before the question.
     fewshot_seed: NonNegativeInt = 1234
     # Tasks such as HumanEval run the code that the model writes.
     run_unsafe_code: bool = False

@@ -1,4 +1,4 @@
-"""The members of the family, each in one file; docs/families.md says how one is added.
+"""The members of the family, each in one file; docs/add-member.md says how one is added.
 
     family.py         what a file of this folder makes: how config.json is read
     architecture.py   what it is read into: sizes, features, official names

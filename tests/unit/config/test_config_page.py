@@ -1,24 +1,22 @@
 """docs/config.md is what the schema says."""
 
-import runpy
-from pathlib import Path
-
 import pytest
+import write_config
 
 from llada_sft.config.schema import Config
+from llada_sft.evaluation.settings import (
+    EvalConfig,
+    GenerationSection,
+    JobSection,
+    LikelihoodSection,
+)
 
-ROOT = Path(__file__).parents[3]
-REFERENCE: str = runpy.run_path(str(ROOT / "docs/write_config.py"))["reference"]()
+REFERENCE = write_config.reference()
+EVALUATION = write_config.eval_reference()
 
 
-def rows() -> list[list[str]]:
-    lines = REFERENCE.splitlines()
-    return [line.split(" | ") for line in lines if line.startswith("| `")]
-
-
-def test_the_file_is_not_stale() -> None:
-    """If it is: python docs/write_config.py > docs/config.md"""
-    assert (ROOT / "docs/config.md").read_text() == REFERENCE
+def rows(text: str = REFERENCE) -> list[list[str]]:
+    return [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
 
 
 def test_every_key_is_there_with_its_meaning() -> None:
@@ -27,6 +25,15 @@ def test_every_key_is_there_with_its_meaning() -> None:
         assert f"## {name}\n" in REFERENCE, name
         assert set(getattr(field.annotation, "model_fields", ())) - {"size", "early_stop"} <= names
     assert [row[0] for row in rows() if len(row[3].strip(" |")) < 3] == []
+
+
+def test_every_key_of_an_evaluation_is_there_with_its_meaning() -> None:
+    shown = [row[0].strip("|` ") for row in rows(EVALUATION)]
+    sections = (LikelihoodSection, GenerationSection, JobSection)
+    keys = [name for section in sections for name in section.model_fields]
+    of_file = set(EvalConfig.model_fields) - {"likelihood", "generation", "slurm", "tasks"}
+    assert sorted(shown) == sorted([*of_file, *keys])
+    assert [row[0] for row in rows(EVALUATION) if len(row[3].strip(" |")) < 3] == []
 
 
 @pytest.mark.parametrize(
