@@ -440,8 +440,8 @@ MUTANTS = (
         "cluster/slurm.py",
         "cluster/test_slurm.py",
         (
-            'if "Invalid job id" in str(error):',
-            "if error:",
+            'return "Invalid job id" in str(error)',
+            "return True",
             "SLURM that does not answer has forgotten the job",
         ),
         (

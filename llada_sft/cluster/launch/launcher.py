@@ -180,14 +180,14 @@ def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
     print(
         f"job           {job_id}\n"
         f"follow        {run.shell_command('logs', '--follow')}\n"
-        f"stop          scancel {job_id}\n"
+        f"stop          {run.shell_command('cancel')}\n"
         f"resume        {run.shell_command('resume')}",
         flush=True,
     )
     if follow:
         from llada_sft.cluster.watch import logs
 
-        return logs.follow(run, rank=0)
+        return logs.follow(run, logs.Wanted())
     return 0
 
 
