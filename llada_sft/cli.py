@@ -92,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
     _add_eval(commands.add_parser("eval", help="score a model on tasks of lm-evaluation-harness"))
     _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
+    completion = commands.add_parser("completion", help="print what completes commands in a shell")
+    completion.add_argument("shell", choices=["bash", "zsh"], help='use: eval "$(... bash)"')
+    completion.set_defaults(handler=_completion)
     return parser
 
 
@@ -312,6 +315,19 @@ def _chat(arguments: argparse.Namespace) -> None:
     from llada_sft.answering.chat import chat_command
 
     chat_command(arguments.model, arguments.system, settings, arguments.seed)
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    from llada_sft.completion import completion_script
+
+    parsers = {"llada-sft": parser()}
+    # Of a checkout; an installed package has none.
+    launcher = Path(__file__).parents[1] / "launch.py"
+    if launcher.exists():
+        import runpy
+
+        parsers["launch.py"] = runpy.run_path(str(launcher))["parser"]()
+    print(completion_script(parsers, arguments.shell))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ MAY_KNOW = {
         "data",
         "model",
     }
-    | {"paths"},
+    | {"paths", "completion"},
+    "completion": {"errors"},
     "entry": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
     "answering": GROUND | {"generation", "model", "data"},
