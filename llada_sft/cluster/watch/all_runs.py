@@ -29,8 +29,8 @@ from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 COLUMNS = ("RUN", "STATE", "STEP", "LOSS", "TOKENS/S", "LEFT", "NODES", "CHECKPOINT", "WHY")
-# Enough for the last row of a step, also among rows of validations.
-_METRICS_BYTES = 32 << 10
+# A dozen rows: enough for the last of a step, also after a validation.
+_METRICS_BYTES = 8 << 10
 _ACTIVE = ("running", "starting", "ending", "pending", "unknown")
 _MAX_WHY = 100
 

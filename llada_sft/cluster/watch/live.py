@@ -13,8 +13,8 @@ from llada_sft.run_dir import RunDir
 
 # Reading what all ranks do takes a moment on a shared file system.
 _EVERY_S = 3.0
-# Enough for the last row of a step, also among rows of validations.
-_METRICS_BYTES = 32 << 10
+# A dozen rows: enough for the last of a step, also after a validation.
+_METRICS_BYTES = 8 << 10
 _CLEAR = b"\r\x1b[K"
 
 
