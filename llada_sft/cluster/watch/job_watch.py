@@ -30,6 +30,12 @@ class JobWatch:
         self._said = ""
         self._restarts: int | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether the job had not started when SLURM was asked."""
+        state = (self.jobs or {}).get(self._job_id or "", {}).get("JobState", "")
+        return state in ("PENDING", "CONFIGURING")
+
     def is_over(self) -> bool:
         """Return whether the run will not run again by itself.
 

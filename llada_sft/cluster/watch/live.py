@@ -38,6 +38,8 @@ class LiveLine:
         if self._is_drawn:
             self._write(_CLEAR)
             self._is_drawn = False
+            # What is printed now may be news.
+            self._next = 0.0
 
     def draw(self) -> None:
         """Show the line, as it is now."""

@@ -3,11 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from llada_sft.cluster import run_files, slurm
 from llada_sft.cluster.history import Attempt, History
@@ -83,7 +82,7 @@ def follow(run: RunDir, wanted: Wanted, ask_every_s: float = ASK_SLURM_EVERY_S) 
     watch.before_line = live.clear
     try:
         begin = _first_byte(part, wanted.tail)
-        follow_file(part.log, watch.is_over, ask_every_s, begin, live)
+        follow_file(part.log, watch, ask_every_s, begin, live)
         with slurm.patience():
             ended = ending.find(run, job_id)
     except KeyboardInterrupt:
@@ -94,19 +93,25 @@ def follow(run: RunDir, wanted: Wanted, ask_every_s: float = ASK_SLURM_EVERY_S) 
     return ended.exit_code
 
 
-def follow_file(
-    log: Path,
-    is_over: Callable[[], bool],
-    ask_every_s: float,
-    position: int = 0,
-    live: LiveLine | None = None,
-) -> None:
-    """Print a file as it grows until `is_over` and all is printed.
+class Watch(Protocol):
+    """Knows of the job that writes a log."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the job had not started when it was asked for last."""
+
+    def is_over(self) -> bool:
+        """Ask whether the job will not write any more."""
+
+
+def follow_file(log: Path, watch: Watch, ask_every_s: float, position: int, live: LiveLine) -> None:
+    """Print a file as it grows until its job is over and all is printed.
 
     Args:
         log: The file; it may not exist yet.
-        is_over: Whether it will not grow any more.
-        ask_every_s: Seconds between two calls of `is_over`.
+        watch: Knows whether the job is over.
+        ask_every_s: Seconds between two questions to `watch`; it is asked at once when the log of
+            a job grows that had not started.
         position: Where to start, in bytes.
         live: A line to show below the log.
     """
@@ -114,14 +119,17 @@ def follow_file(
     next_question = 0.0
     while True:
         if time.monotonic() >= next_question:
-            over = is_over()
+            over = watch.is_over()
             next_question = time.monotonic() + ask_every_s
+        before = position
         with suppress(FileNotFoundError):
             position = _print_from(log, position, None, live)
-        if live:
-            live.clear() if over else live.draw()
+        if position > before and watch.waits:
+            next_question = 0.0
         if over:
+            live.clear()
             return
+        live.draw()
         time.sleep(min(POLL_S, ask_every_s))
 
 

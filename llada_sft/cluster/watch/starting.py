@@ -33,11 +33,10 @@ def doing(run: RunDir, attempt: Attempt, now: float | None = None) -> str:
         return f"waiting for {_ranks(missing, world_size - len(states))} to start"
     first = min(_ORDER.index(state.phase) for state in states)
     late = [state for state in states if _ORDER.index(state.phase) == first]
-    longest = min(late, key=lambda state: state.since)
     if len(late) == len(states):
-        return f"{PHASES[longest.phase]} for {age(now - longest.since)}"
+        return f"{PHASES[late[0].phase]} for {age(now - late[0].since)}"
     waited_for = _ranks((state.rank for state in late), len(late))
-    return f"waiting for {waited_for}; {_described(longest, now)}"
+    return f"waiting for {waited_for}; {_described(late[0], now)}"
 
 
 def total_steps(run: RunDir, attempt: Attempt) -> int | None:

@@ -20,6 +20,7 @@ from llada_sft.cluster.owner.identity import Owner
 from llada_sft.cluster.watch import logs, status
 from llada_sft.cluster.watch.find_run import find_run
 from llada_sft.cluster.watch.job_watch import JobWatch
+from llada_sft.cluster.watch.live import LiveLine
 from llada_sft.cluster.watch.logs import Wanted
 from llada_sft.cluster.watch.starting import age
 from llada_sft.config import load_config
@@ -268,20 +269,37 @@ def test_the_log_of_a_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
+class Growing:
+    """A job whose log grows by a part at each question; it had not started at the first one."""
+
+    def __init__(self, log: Path, *parts: bytes) -> None:
+        self._log, self._parts, self.asked = log, list(parts), 0
+
+    @property
+    def waits(self) -> bool:
+        return self.asked == 1
+
+    def is_over(self) -> bool:
+        self.asked += 1
+        with self._log.open("ab") as file:
+            file.write(self._parts.pop(0))
+        return not self._parts
+
+
 def test_following_ends_with_the_job_and_shows_all(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    log = tmp_path / "log"
-    parts = iter([b"", b"one\n", b"two\n"])
+    watch = Growing(tmp_path / "log", b"", b"one\n", b"two\n")
+    logs.follow_file(tmp_path / "log", watch, 0.01, 0, LiveLine(lambda: ""))
+    assert capfdbinary.readouterr().out == b"one\ntwo\n"
 
-    def is_over() -> bool:
-        part = next(parts)
-        if part:
-            with log.open("ab") as file:
-                file.write(part)
-        return part == b"two\n"
 
-    logs.follow_file(log, is_over, ask_every_s=0.01)
+def test_a_log_that_grows_is_news_of_a_job_that_waits(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    watch = Growing(tmp_path / "log", b"one\n", b"two\n")
+    # Without the news, the second question would come in an hour.
+    logs.follow_file(tmp_path / "log", watch, 3600, 0, LiveLine(lambda: ""))
     assert capfdbinary.readouterr().out == b"one\ntwo\n"
 
 
