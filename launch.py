@@ -64,12 +64,9 @@ def _launch(arguments: argparse.Namespace) -> int:
     from llada_sft.cluster.launch.launcher import LaunchOptions, launch
 
     # What was not asked for is not passed: an older package does not know the newest options.
-    asked = {name: value for name, value in vars(arguments).items() if value != _default(name)}
+    default = parser().get_default
+    asked = {name: value for name, value in vars(arguments).items() if value != default(name)}
     return launch(LaunchOptions(**asked))
-
-
-def _default(name: str) -> object:
-    return parser().get_default(name)
 
 
 if __name__ == "__main__":

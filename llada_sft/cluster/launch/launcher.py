@@ -23,7 +23,7 @@ from llada_sft.cluster.owner.ownership import held
 from llada_sft.cluster.preflight import can_start, files
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
-from llada_sft.cluster.watch import status
+from llada_sft.cluster.watch.checkpoints import newest_step
 from llada_sft.config import (
     Config,
     dump_config,
@@ -143,7 +143,7 @@ def resume(
         submit.check_extra(plan.config)
         if not local:
             submit.require_sbatch()
-        step, max_steps = status.newest_step(run), plan.config.train.max_steps
+        step, max_steps = newest_step(run), plan.config.train.max_steps
         if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0

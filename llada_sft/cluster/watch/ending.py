@@ -13,6 +13,7 @@ from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.run_files import printable
 from llada_sft.cluster.watch import status
+from llada_sft.cluster.watch.checkpoints import newest_of_run
 from llada_sft.cluster.watch.progress import read_progress
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -58,7 +59,7 @@ def _rows(run: RunDir, ending: Ending) -> Iterator[tuple[str, str]]:
     with suppress(OSError, ValueError):
         yield "progress", read_progress(run).line()
     with suppress(OSError):
-        newest = status.newest_of_run(run)
+        newest = newest_of_run(run)
         yield "checkpoint", "none" if newest is None else str(newest)
     if ending.exit_code:
         for line in status.failure_lines(run):

@@ -7,7 +7,6 @@ shows what the others say.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from llada_sft.cluster import failures, job_states, run_files, slurm
 from llada_sft.cluster.attempt import exclude_nodes
@@ -17,6 +16,7 @@ from llada_sft.cluster.moved import rebase
 from llada_sft.cluster.owner import owner_sight
 from llada_sft.cluster.run_files import printable
 from llada_sft.cluster.watch import pending
+from llada_sft.cluster.watch.checkpoints import checkpoint_paths
 from llada_sft.cluster.watch.progress import clock
 from llada_sft.cluster.watch.starting import age
 from llada_sft.cluster.watch.summary import (
@@ -123,11 +123,6 @@ def _of_config(run: RunDir) -> Iterator[Row]:
     )
 
 
-def newest_step(run: RunDir) -> int:
-    """Return the step of the newest checkpoint; 0 where there is none."""
-    return max((int(path.name[5:]) for path in _checkpoint_paths(run) if path.is_dir()), default=0)
-
-
 def failure_lines(run: RunDir) -> list[str]:
     """Return the errors of the last attempt's ranks that the user can fix, once each."""
     errors = [
@@ -171,7 +166,7 @@ def _nodes(config: Config) -> str:
 
 
 def _checkpoints(run: RunDir) -> str:
-    paths = _checkpoint_paths(run)
+    paths = checkpoint_paths(run)
     damaged = ", ".join(path.name for path in sorted(run.checkpoints.glob("step_*.damaged*")))
     ending = f"; damaged: {damaged}" if damaged else ""
     if not paths:
@@ -191,17 +186,6 @@ def _best(run: RunDir) -> str:
         return f"; best: step {best_step(run.checkpoints)}"
     except LladaSftError:
         return ""
-
-
-def newest_of_run(run: RunDir) -> Path | None:
-    """Return the newest path that is named like a complete checkpoint."""
-    paths = _checkpoint_paths(run)
-    return paths[-1] if paths else None
-
-
-def _checkpoint_paths(run: RunDir) -> list[Path]:
-    complete = (path for path in run.checkpoints.glob("step_*") if path.name[5:].isdecimal())
-    return sorted(complete, key=lambda path: int(path.name[5:]))
 
 
 def attempt_lines(history: History) -> list[str]:

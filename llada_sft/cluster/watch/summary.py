@@ -15,6 +15,7 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.history import Attempt, History
 from llada_sft.cluster.owner import identity, liveness, owner_sight
 from llada_sft.cluster.watch import pending, starting
+from llada_sft.cluster.watch.checkpoints import Checkpoint, last_checkpoint
 from llada_sft.cluster.watch.progress import METRICS_BYTES, RunProgress, read_progress
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -37,19 +38,6 @@ State = Literal[
 ValueT = TypeVar("ValueT")
 # What SLURM says of each job, by its id; None if it was not asked, or did not answer.
 Jobs = Mapping[str, Mapping[str, str]] | None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint.
-
-    Attributes:
-        step: Its step.
-        time: When it was written, in seconds since 1970.
-    """
-
-    step: int
-    time: float
 
 
 @dataclass(frozen=True)
@@ -214,21 +202,6 @@ def read_run(run: RunDir) -> tuple[Summary, str]:
 def with_unreadable_journal(summary: Summary, problem: str) -> Summary:
     """Return the summary of a run whose journal cannot be read."""
     return replace(summary, state="unknown", problems={"journal": problem, **summary.problems})
-
-
-def last_checkpoint(run: RunDir) -> Checkpoint | None:
-    """Return the newest path that is named like a complete checkpoint.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    with suppress(FileNotFoundError, NotADirectoryError):
-        steps = [path.name[5:] for path in run.checkpoints.iterdir() if path.name[:5] == "step_"]
-        # lstat: it may be a broken link. And the run may have removed it just now.
-        if numbers := [int(step) for step in steps if step.isdecimal() and len(step) < 19]:
-            path = run.checkpoints / f"step_{max(numbers)}"
-            return Checkpoint(max(numbers), path.lstat().st_mtime)
-    return None
 
 
 def _is_copy(run: RunDir) -> bool:
