@@ -2,6 +2,7 @@
 """Fine-tune LLaDA: one config, one command, on SLURM or with --local on this machine."""
 
 import argparse
+import gc
 import sys
 
 from llada_sft import __version__
@@ -60,9 +61,12 @@ def main() -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
+    # The imports create objects that stay: looking for garbage among them finds nothing.
+    gc.disable()
     # Here, not above: Ctrl-C during the imports is to end without a traceback, too.
     from llada_sft.cluster.launch.launcher import LaunchOptions, launch
 
+    gc.enable()
     # What was not asked for is not passed: an older package does not know the newest options.
     default = parser().get_default
     asked = {name: value for name, value in vars(arguments).items() if value != default(name)}

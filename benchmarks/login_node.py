@@ -5,8 +5,8 @@
 CPU seconds of the user and the system, of the command and of what it starts (a stand-in for
 squeue), medians; all take turns, so that they meet the same load. Modules are compiled before.
 `imports` is Python with pydantic, yaml and submitit alone; `and BaseModel` also takes BaseModel
-from pydantic, which imports most of its modules only then. A ratio is a command's seconds divided
-by those of `imports`.
+from pydantic, which imports most of its modules only then; `and a config` also reads the config
+that the dry run renders. A ratio is a command's seconds divided by those of `imports`.
 """
 
 import argparse
@@ -58,11 +58,14 @@ def _measure(folder: Path, runs: int, repeats: int) -> dict[str, list[float]]:
     squeue = folder / "bin/squeue"
     squeue.write_text(SQUEUE)
     squeue.chmod(0o755)
-    launch = [str(report.ROOT / "launch.py"), "--config", str(report.ROOT / "config/zero3.yaml")]
+    config = str(report.ROOT / "config/zero3.yaml")
+    read = f"from llada_sft.config import load_config; load_config({config!r})"
+    launch = [str(report.ROOT / "launch.py"), "--config", config]
     status = ["-m", "llada_sft", "status", "--root", str(folder / "runs")]
     commands = {
         "imports": ["-c", IMPORTS],
         "and BaseModel": ["-c", f"{IMPORTS}; from pydantic import BaseModel"],
+        "and a config": ["-c", f"{IMPORTS}; {read}"],
         "launch.py --dry-run": [*launch, "--nodes", "4", "--dry-run"],
         f"status of {runs} runs": status,
     }
