@@ -7,7 +7,7 @@ checkpoints.py  its checkpoints, by their names
 pending.py      why its job is pending, in plain words
 status.py       one run in a few lines; all_runs.py: all runs, a line each
 json_status.py  both for machines
-logs.py         a rank's log, also while it grows; live.py: the line below it
-job_watch.py    whether a followed run is over, and the changes of its job's state
+logs.py         a rank's log, also while it grows
+following.py    what else is shown then: changes of the job's state, and a live line
 ending.py       how a job ended: its exit code, and a few lines
 """

@@ -12,8 +12,7 @@ from llada_sft.cluster import run_files, slurm
 from llada_sft.cluster.history import Attempt, History
 from llada_sft.cluster.rank import log_sections
 from llada_sft.cluster.watch import ending
-from llada_sft.cluster.watch.job_watch import JobWatch
-from llada_sft.cluster.watch.live import LiveLine, live_text
+from llada_sft.cluster.watch.following import JobWatch, LiveLine, live_text
 from llada_sft.cluster.watch.summary import job_of, read_history
 from llada_sft.entry import INTERRUPTED
 from llada_sft.errors import LaunchError

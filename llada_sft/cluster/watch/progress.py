@@ -71,6 +71,9 @@ class RunProgress:
         for name, form in _SHOWN.items():
             if (value := self.number(name)) is not None:
                 yield form.format(value)
+        rank, ratio = self.number("slowest_rank"), self.number("slowest_ratio")
+        if rank is not None and ratio is not None:
+            yield f"slowest rank {rank:.0f} (by itself {ratio:.2f} × the median)"
 
 
 def read_progress(run: RunDir, max_bytes: int = METRICS_BYTES) -> RunProgress:

@@ -1,7 +1,7 @@
 """What one run is doing, as values: from its own files and from what SLURM says of its job.
 
-`all_runs.py` shows a line of each, `json_status.py` writes them for machines, and `live.py` shows
-the run that is followed. A file that cannot be read costs its own values, not the others.
+`all_runs.py` shows a line of each, `json_status.py` writes them for machines, and `following.py`
+shows the run that is followed. A file that cannot be read costs its own values, not the others.
 """
 
 import time

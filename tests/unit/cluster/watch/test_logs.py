@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llada_sft.cluster import journal
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.watch import logs
-from llada_sft.cluster.watch.job_watch import JobWatch
+from llada_sft.cluster.watch.following import JobWatch
 from llada_sft.cluster.watch.logs import Wanted
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir

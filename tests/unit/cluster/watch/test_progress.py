@@ -63,6 +63,13 @@ def test_a_value_that_is_no_number(run: RunDir, value: str) -> None:
     assert progress.line().endswith("lr 1e-05")
 
 
+def test_the_slowest_rank_is_shown_where_the_file_knows_it(run: RunDir) -> None:
+    run.metrics.write_text("step,slowest_rank,slowest_ratio\n10,3,1.504\n")
+    assert read_progress(run).line() == "step 10, slowest rank 3 (by itself 1.50 × the median)"
+    run.metrics.write_text("step,slowest_rank,slowest_ratio\n10,,\n")
+    assert read_progress(run).line() == "step 10"
+
+
 def test_a_step_of_thousands_of_digits(run: RunDir) -> None:
     run.metrics.write_text(f"step,loss\n{'9' * 9999},1\n")
     assert read_progress(run).step == 0

@@ -19,8 +19,7 @@ from llada_sft.cluster.owner import owner_files
 from llada_sft.cluster.owner.identity import Owner
 from llada_sft.cluster.watch import logs, status
 from llada_sft.cluster.watch.find_run import find_run
-from llada_sft.cluster.watch.job_watch import JobWatch
-from llada_sft.cluster.watch.live import LiveLine
+from llada_sft.cluster.watch.following import JobWatch, LiveLine
 from llada_sft.cluster.watch.logs import Wanted
 from llada_sft.cluster.watch.starting import age
 from llada_sft.config import load_config

@@ -12,7 +12,7 @@ import pytest
 
 from llada_sft.cluster import journal
 from llada_sft.cluster.rank.phases import RankPhase, record_phase
-from llada_sft.cluster.watch.live import live_text
+from llada_sft.cluster.watch.following import live_text
 from llada_sft.run_dir import RunDir
 from tests.unit.cluster.watch.test_all_runs import LAUNCHED, SAVED, STARTED, make_run
 
