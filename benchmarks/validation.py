@@ -40,7 +40,8 @@ from llada_sft.diffusion.noise import Noise, draw_noise, independent
 from llada_sft.keys import hashed
 from llada_sft.model import load_model
 from llada_sft.training.build_network import token_ids
-from llada_sft.training.noising import noisy_micro_batch, response_masks
+from llada_sft.training.masks.noisy_batch import noisy_micro_batch
+from llada_sft.training.noising import response_masks
 
 Line = dict[str, Any]
 # The masks of all rows: draws of each, by a seed.

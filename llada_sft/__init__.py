@@ -13,7 +13,7 @@ cluster/    the job
 demo/       the embedded default
 
 cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
-completion.py completes both commands in a shell
+starter.py    `llada-sft init`
 run_dir.py    the paths in a run directory; paths.py: those that a command is given
 placement.py  which rank this is; local_ranks.py: of processes that exchange nothing
 errors.py     what a user can fix; versions.py: of Python and of packages

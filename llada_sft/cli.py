@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 from llada_sft import __version__
+from llada_sft.cluster.launch import command
 from llada_sft.entry import exit_code
 from llada_sft.run_dir import RunDir
 
 _EPILOG = """\
 examples:
+  llada-sft init mine
   llada-sft check config/zero3.yaml
   llada-sft status runs/first
   llada-sft export runs/first out/first && llada-sft chat out/first
@@ -33,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_init(commands.add_parser("init", help="write config, hook and templates of a new project"))
+    _add_launch(commands)
     status = commands.add_parser("status", help="what a run is doing; without RUN, all runs")
     status.add_argument("--json", action="store_true", help="for machines; see docs/status.md")
     status.set_defaults(handler=_status)
@@ -58,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a checkpoint as safetensors")
     export.set_defaults(handler=_export)
-    for command in (status, logs, cancel, resume, export):
-        number = "?" if command is status else None
-        command.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
-        command.add_argument(
+    for of_run in (status, logs, cancel, resume, export):
+        number = "?" if of_run is status else None
+        of_run.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
+        of_run.add_argument(
             "--root",
             type=Path,
             metavar="DIR",
@@ -96,6 +100,23 @@ def parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=["bash", "zsh"], help='use: eval "$(... bash)"')
     completion.set_defaults(handler=_completion)
     return parser
+
+
+def _add_init(init: argparse.ArgumentParser) -> None:
+    init.add_argument("folder", metavar="DIR", type=Path, help="may exist: no file is replaced")
+    init.set_defaults(handler=_init)
+
+
+def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    launch = commands.add_parser(
+        "launch",
+        help="train, on SLURM or on this machine: the same as launch.py",
+        description=command.DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=command.EPILOG.format(launch="llada-sft launch"),
+    )
+    command.add_options(launch)
+    launch.set_defaults(handler=_launch)
 
 
 def _add_shard(shard: argparse.ArgumentParser) -> None:
@@ -172,6 +193,16 @@ def main() -> int:
     if rest:
         arguments.overrides += rest
     return exit_code(lambda: int(arguments.handler(arguments) or 0))
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from llada_sft.starter import init
+
+    print("\n".join(init(arguments.folder)))
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    return command.run(arguments, ["llada-sft", *sys.argv[1:]])
 
 
 def _positive(word: str) -> int:
@@ -318,15 +349,9 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 
 def _completion(arguments: argparse.Namespace) -> None:
-    from llada_sft.completion import completion_script
+    from llada_sft.cluster.launch.completion import completion_script
 
-    parsers = {"llada-sft": parser()}
-    # Of a checkout; an installed package has none.
-    launcher = Path(__file__).parents[1] / "launch.py"
-    if launcher.exists():
-        import runpy
-
-        parsers["launch.py"] = runpy.run_path(str(launcher))["parser"]()
+    parsers = {"llada-sft": parser(), "launch.py": command.parser()}
     print(completion_script(parsers, arguments.shell))
 
 

@@ -59,6 +59,8 @@ def main() -> None:
         "--out", type=Path, default=Path("demo"), help="folder of model and picture"
     )
     out: Path = parser.parse_args().out
+    if not CONFIG.is_file():
+        parser.error(f"{CONFIG}: not found: run  llada-sft init .  in this folder first")
     config = load_config(CONFIG)
     run_dir = RunDir(Path(config.run.root) / config.run.name)
     model_dir = out / "model"

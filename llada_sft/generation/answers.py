@@ -95,15 +95,21 @@ def generate(
         banned = [*_suppressed(model), *([] if settings.exact else [mask_token_id])]
         candidates = Candidates(settings, banned, len(prompts), model.device, last)
         decoding = Decoding(predictor, canvas, candidates, settings)
-        if settings.sampler == "verify":
-            Verifier(decoding).fill()
-        elif settings.in_blocks:
-            BlockCausalDecoder(decoding).fill()
-        else:
-            fill_blocks(decoding)
+        _fill(decoding)
     where = len(prompts), str(model.device)
     costs = zip(predictor.num_passes.tolist(), predictor.num_rows.tolist(), strict=True)
     return [Answer(ids, *cost, *where) for ids, cost in zip(canvas.answers(), costs, strict=True)]
+
+
+def _fill(decoding: Decoding) -> None:
+    """Fill the canvas with a sampler other than the official one."""
+    settings = decoding.settings
+    if settings.sampler == "verify":
+        Verifier(decoding).fill()
+    elif settings.in_blocks:
+        BlockCausalDecoder(decoding).fill()
+    else:
+        fill_blocks(decoding)
 
 
 def _canvas_length(prompt_length: int, settings: SamplerSettings) -> int:

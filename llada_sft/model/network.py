@@ -140,22 +140,11 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         _check_sequences(input_ids, attention_mask, sequences, blocks)
         _check_cache(cache, places, blocks)
         network, names = self.architecture, self.architecture.names
-        x = self.get_input_embeddings()(input_ids)  # [B, L, C]
-        if self.adapted and torch.is_grad_enabled():
-            # The embedding is frozen. Blocks that are checkpointed, or leaves of ZeRO-3, have a
-            # backward pass only if their input needs a gradient.
-            x = x.requires_grad_()
+        x = self._embedded(input_ids)
         counted = self._positions(x, real, sequences, places, blocks)
         rotary = rotary_table(counted, network.rotary_dim, network.rope_theta)
         plans = self._plans(x, real, sequences, cache, places, blocks)
-        routing = Routing() if routing is None else routing
-        for block, checkpointing, how in zip(self.blocks(), self.checkpointing, plans, strict=True):
-            inputs = [x, rotary, how]
-            if network.experts is not None and block.has_experts:
-                inputs.append(routing.choice(network.experts.per_token).choose)
-            x, logits = run_block(block, checkpointing, self.compiled, *inputs)
-            if logits is not None:
-                routing.logits.append(logits)
+        x = self._through_blocks(x, rotary, plans, Routing() if routing is None else routing)
         if network.shifted:
             x = _shifted(x, counted)
         if positions is not None:
@@ -163,6 +152,29 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         x = self.get_submodule(names.final_norm)(x)
         out = self.get_output_embeddings()(x, targets, coefficients)
         return MaskedLMOutput(logits=out) if targets is None else MaskedLMOutput(loss=out)
+
+    def _embedded(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings, [B, L, C]."""
+        x: Tensor = self.get_input_embeddings()(input_ids)
+        if self.adapted and torch.is_grad_enabled():
+            # The embedding is frozen. Blocks that are checkpointed, or leaves of ZeRO-3, have a
+            # backward pass only if their input needs a gradient.
+            x = x.requires_grad_()
+        return x
+
+    def _through_blocks(
+        self, x: Tensor, rotary: Tensor, plans: Sequence[Plan], routing: Routing
+    ) -> Tensor:
+        """Run all blocks, [B, L, C] -> [B, L, C]; `routing` is given what their routers decide."""
+        experts = self.architecture.experts
+        for block, checkpointing, how in zip(self.blocks(), self.checkpointing, plans, strict=True):
+            inputs: list[Any] = [x, rotary, how]
+            if experts is not None and block.has_experts:
+                inputs.append(routing.choice(experts.per_token).choose)
+            x, logits = run_block(block, checkpointing, self.compiled, *inputs)
+            if logits is not None:
+                routing.logits.append(logits)
+        return x
 
     def blocks(self) -> list[Block]:
         """Return the blocks in their order."""

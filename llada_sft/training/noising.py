@@ -34,16 +34,16 @@ from llada_sft.data.steps.yields import RowYield
 from llada_sft.diffusion.levels import LevelDensity, LevelStatistics
 from llada_sft.diffusion.noise import Noise, low_discrepancy, noise_key, step_shift
 from llada_sft.keys import hashed
-from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.consensus import Report
 from llada_sft.training.masks.edits import Edits, EditSource
 from llada_sft.training.masks.level_losses import BatchLevels, LevelLosses
 from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.masks.noisy_batch import noisy_micro_batch
 from llada_sft.training.masks.parts import NoisyPart, Parts, draw_parts, whole
 from llada_sft.training.masks.twins import each_twice
 from llada_sft.training.masks.two_halves import in_two_halves
-from llada_sft.training.masks.void_end import always_masked, answer_masks, hidden_ends
+from llada_sft.training.masks.void_end import always_masked, answer_masks
 from llada_sft.training.schedule.plan import Pace
 
 
@@ -89,104 +89,6 @@ class StepBatch:
         moved = [batch.to(device) for batch in self.micro_batches]
         fields = vars(self) | {"micro_batches": moved}
         return StepBatch(**fields)
-
-
-def noisy_micro_batch(
-    batch: UnmaskedBatch,
-    noises: Sequence[Noise],
-    divisors: Sequence[float],
-    mask_token_id: int,
-    confidence: Sequence[float] | None = None,
-    void_weight: float = 0.0,
-    parts: Parts | None = None,
-    edits: Edits | None = None,
-) -> MicroBatch:
-    """Apply one noise to each part of a micro-batch.
-
-    Args:
-        batch: The clean micro-batch; with no examples it becomes one of weight zero.
-        noises: One for each part.
-        divisors: What the weighted loss of each part is divided by.
-        mask_token_id: Stands at the masked positions.
-        confidence: What the confidence loss of each part is multiplied by; None: it has none.
-        void_weight: What the loss of void tokens is multiplied by (masks/void_end.py).
-        parts: The parts; None: each example is one.
-        edits: What else is replaced (masks/edits.py); None: nothing.
-    """
-    if parts is None:
-        parts = Parts(batch.spans, [whole(noise) for noise in noises])
-    clean = torch.from_numpy(batch.input_ids).flatten()  # [B·L]
-    masked = torch.zeros(clean.shape, dtype=torch.bool)
-    coefficients = torch.zeros(clean.shape, dtype=torch.float64)
-    of_confidence = torch.zeros(clean.shape, dtype=torch.float64)
-    # What a token that is always learned counts: its part's importance over its divisor.
-    certain = torch.zeros(clean.shape, dtype=torch.float64)
-    corrupted = batch.corrupted or (False,) * len(batch.keys)
-    if batch.noisy_ids is None:
-        noisy = clean.clone()
-    else:
-        noisy = torch.from_numpy(batch.noisy_ids).flatten().clone()
-    for number, (span, noise, by) in enumerate(zip(parts.spans, noises, divisors, strict=True)):
-        masked[span] = noise.masked
-        coefficients[span] = noise.weight / by
-        certain[span] = noise.importance / by
-        of_confidence[span] = 0.0 if confidence is None else confidence[number]
-        if not corrupted[parts.rows[number]]:
-            noisy[span].masked_fill_(noise.masked, mask_token_id)
-    # Where the confidence loss has no part.
-    plain = torch.zeros(clean.shape, dtype=torch.bool)
-    ends = hidden_ends(batch, certain, void_weight)
-    if ends is not None:
-        masked |= ends.masked
-        noisy.masked_fill_(ends.masked, mask_token_id)
-        coefficients = torch.where(ends.masked, ends.coefficients, coefficients)
-        plain |= ends.void
-    if edits is not None:
-        masked |= edits.replaced
-        noisy[edits.replaced] = edits.tokens
-        coefficients = torch.where(edits.replaced, edits.weight * certain, coefficients)
-        plain |= edits.replaced
-    of_confidence.masked_fill_(plain, 0.0)
-    if batch.loss_weights is not None:
-        weights = torch.from_numpy(batch.loss_weights).flatten()
-        coefficients *= weights
-        of_confidence *= weights
-    positions = masked.nonzero().squeeze(1)
-    if len(positions) == 0:
-        # The head must run equally often on every rank: one position, with coefficient zero.
-        positions = torch.zeros(1, dtype=torch.int64)
-        coefficients.zero_()
-        of_confidence.zero_()
-    real, coefficients = batch.attention_mask, coefficients[positions].float()
-    terms = None
-    if confidence is not None:
-        of_confidence = of_confidence[positions].float()
-        rows, num_rows = parts.at(positions), max(1, len(parts))
-        if plain.any():
-            # In a row of their own: predicted right, they do not count among an answer's tokens.
-            rows, num_rows = rows.masked_fill(plain[positions], num_rows), num_rows + 1
-        terms = LossTerms(coefficients, rows, num_rows, of_confidence)
-    return MicroBatch(
-        noisy_ids=noisy.view(batch.input_ids.shape),
-        attention_mask=None if real is None else torch.from_numpy(real),
-        positions=positions,
-        targets=clean[positions],
-        coefficients=coefficients,
-        sequences=Sequences(batch.lengths) if batch.packed else None,
-        rows=tuple((key.file, key.line) for key in dict.fromkeys(batch.keys)),
-        terms=terms,
-        real=_real_tokens(batch),
-        replaced=None if edits is None else edits.replaced[positions],
-    )
-
-
-def _real_tokens(batch: UnmaskedBatch) -> Tensor | None:
-    rows, width = batch.input_ids.shape
-    if batch.num_tokens == rows * width:
-        return None
-    lengths = torch.zeros(rows, dtype=torch.int64)
-    lengths[: len(batch.lengths)] = torch.tensor(batch.lengths, dtype=torch.int64)
-    return (torch.arange(width) < lengths[:, None]).flatten()
 
 
 def response_masks(batch: UnmaskedBatch) -> list[Tensor]:

@@ -60,6 +60,18 @@ def process_data(record, tokenizer, max_length):
         os.kill(os.getppid(), signal.SIGTERM)
     return encode_record(record, tokenizer)
 """
+# What launch.py was for these versions: the launcher had no room yet.
+OLDER_LAUNCH = """
+import argparse, sys
+from llada_sft.cluster.launcher import LaunchOptions, launch
+from llada_sft.entry import exit_code
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--config")
+parser.add_argument("--local", action="store_true")
+parser.add_argument("overrides", nargs="*")
+sys.exit(exit_code(lambda: launch(LaunchOptions(**vars(parser.parse_intermixed_args())))))
+"""
 LAUNCH = ["launch.py", "--config", "config/demo.yaml", "--local"]
 OVERRIDES = [
     # Older versions do not know the names in the present config.
@@ -82,9 +94,7 @@ def checkout(folder: Path, package: str) -> Path:
     """Make a checkout of an older version, and a project in it."""
     with tarfile.open(ROOT / "tests/golden" / package) as files:
         files.extractall(folder, filter="data")
-    # launch.py imports the package beside it; the launcher had no room yet.
-    text = (ROOT / "launch.py").read_text().replace("cluster.launch.launcher", "cluster.launcher")
-    (folder / "launch.py").write_text(text)
+    (folder / "launch.py").write_text(OLDER_LAUNCH)
     for name in ("config", "slurm", "utils"):
         (folder / name).symlink_to(ROOT / name)
     write_demo(folder / "demo")

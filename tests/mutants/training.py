@@ -242,7 +242,6 @@ MUTANTS = (
             "[length * counts.examples * self.draws",
             "the loss is divided by the ranks twice",
         ),
-        ("coefficients.zero_()", "pass", "an example without a masked token has a loss"),
         (
             "noise_key(self.seed, example.epoch,",
             "noise_key(self.seed, 0,",
@@ -257,6 +256,19 @@ MUTANTS = (
             "[length * counts.examples / self.world_size",
             "the loss of twins is their sum, not their mean",
         ),
+    ),
+    *of_file(
+        "training/masks/noisy_batch.py",
+        "training/test_noising.py",
+        (
+            "self.coefficients.zero_()",
+            "pass",
+            "an example without a masked token has a loss",
+        ),
+    ),
+    *of_file(
+        "training/masks/noisy_batch.py",
+        "training/test_twins.py",
         (
             "for key in dict.fromkeys(batch.keys)",
             "for key in batch.keys",
@@ -264,11 +276,11 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "training/noising.py",
+        "training/masks/noisy_batch.py",
         "training/test_void_end.py",
         (
-            "certain[span] = noise.importance / by",
-            "certain[span] = 1 / by",
+            "_certain[span] = noise.importance / by",
+            "_certain[span] = 1 / by",
             "the EOS is not divided by the density of its level",
         ),
     ),

@@ -24,7 +24,7 @@ GROUND = {
 }
 # What each part may import of the package, besides itself.
 MAY_KNOW = {
-    "launch": GROUND | {"entry", "cluster"},
+    "launch": {"cluster"},
     "__main__": {"cli"},
     "cli": GROUND
     | {
@@ -39,9 +39,9 @@ MAY_KNOW = {
         "data",
         "model",
     }
-    | {"paths", "completion"},
-    "completion": {"errors"},
+    | {"paths", "starter"},
     "entry": {"errors"},
+    "starter": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
     "answering": GROUND | {"generation", "model", "data"},
     "demo": GROUND | {"answering", "generation", "training", "data", "model"},

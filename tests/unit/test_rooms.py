@@ -45,7 +45,7 @@ def test_the_map_of_a_room_names_nothing_else(room: Path) -> None:
 
 
 # Entry points of modules that run as programs.
-PROGRAMS = {"main"}
+PROGRAMS = {"main", "parser"}
 # Verbs that are only ever called with the name of their module before them: `journal.read`.
 VERBS = {"create", "find", "lines", "read", "read_all"}
 VERBS |= {"require", "run"}

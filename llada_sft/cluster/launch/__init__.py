@@ -1,5 +1,6 @@
 """What runs on the login node: from a config to a run.
 
+command.py     the command line of `launch.py`; completion.py: completes it in a shell
 launcher.py    what `launch.py` and `llada-sft resume` do
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from

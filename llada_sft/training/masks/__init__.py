@@ -1,6 +1,6 @@
 """What noise makes of a micro-batch, and options of `objective` and `data.end` that need more.
 
-micro_batch.py   what the network and the loss need
+noisy_batch.py   noise applied to a micro-batch: micro_batch.py, what the network and the loss need
 parts.py         what a draw masks: an example, or a block of one
 two_halves.py    noisy and clean tokens next to each other, for blocks
 edits.py         wrong tokens among those that are not masked

@@ -29,10 +29,11 @@ from llada_sft.diffusion.noise import Noise, noise_key
 from llada_sft.keys import hashed
 from llada_sft.placement import Placement
 from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.masks.noisy_batch import noisy_micro_batch
 from llada_sft.training.masks.parts import NoisyPart, Parts, parts_of, whole
 from llada_sft.training.masks.two_halves import in_two_halves
 from llada_sft.training.masks.void_end import always_masked, answer_masks
-from llada_sft.training.noising import noisy_micro_batch, response_masks
+from llada_sft.training.noising import response_masks
 from llada_sft.training.validation.rows import ValidationSet
 
 

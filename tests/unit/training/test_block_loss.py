@@ -19,8 +19,8 @@ from llada_sft.diffusion.noise import Noise
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.training.consensus import Report
 from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.masks.noisy_batch import noisy_micro_batch
 from llada_sft.training.masks.two_halves import in_two_halves
-from llada_sft.training.noising import noisy_micro_batch
 from tests.unit.training.steps import source
 
 EOS, MASK = 99, 100

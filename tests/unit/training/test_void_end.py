@@ -21,8 +21,9 @@ from llada_sft.diffusion.objective import confidence_loss, masked_cross_entropy
 from llada_sft.training.consensus import Report
 from llada_sft.training.masks.level_losses import LevelLosses, LevelState
 from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.masks.noisy_batch import noisy_micro_batch
 from llada_sft.training.masks.void_end import answer_masks
-from llada_sft.training.noising import NoiseSource, noisy_micro_batch
+from llada_sft.training.noising import NoiseSource
 from tests.unit.diffusion.enumeration import ANSWER, MASKS, mask_index
 from tests.unit.training.steps import (
     EOS,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from llada_sft import cli
-from llada_sft.completion import SHELLS
+from llada_sft.cluster.launch.completion import SHELLS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 # Completes a line as bash does when TAB is pressed at its end.
 ASK = """
 source "$1"; shift
