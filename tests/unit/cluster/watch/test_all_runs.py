@@ -160,6 +160,7 @@ def test_a_folder_without_runs(root: Path) -> None:
         all_runs.as_table(root / "file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", READ_BY_STATUS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_run_is_a_line(root: Path, fake_tool: FakeTool, file: str, kind: str) -> None:
