@@ -40,6 +40,12 @@ def test_the_time_of_a_step_is_that_of_recent_rows(run: RunDir) -> None:
     assert progress.seconds_left(None) is None
 
 
+def test_a_step_that_is_logged_twice_counts_once(run: RunDir) -> None:
+    rows = ["10,100,10", "10,100,10", "20,100,10"]
+    run.metrics.write_text("step,tokens,tokens_per_s\n" + "".join(f"{row}\n" for row in rows))
+    assert read_progress(run).step_seconds == 1.0
+
+
 def test_only_recent_rows_count(run: RunDir) -> None:
     slow = [f"{step},1000,1" for step in range(1, 30)]
     fast = [f"{step},1000,1000" for step in range(30, 60)]
