@@ -26,7 +26,9 @@ def doing(run: RunDir, attempt: Attempt, now: float | None = None) -> str:
         return ""
     states = phases.read_phases(run, attempt.number, world_size)
     if not states:
-        return "waiting for its ranks to start"
+        # The ranks of an older version write no phases, but the step that they resumed from.
+        has_resumed = attempt.resumed_step is not None
+        return "" if has_resumed else "waiting for its ranks to start"
     now = time.time() if now is None else now
     if len(states) < world_size:
         missing = _missing(states, world_size)

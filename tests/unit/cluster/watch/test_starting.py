@@ -54,6 +54,12 @@ def test_what_a_run_does(
     assert starting.doing(run, attempt(world_size), NOW) == expected
 
 
+def test_ranks_of_an_older_version(tmp_path: Path) -> None:
+    resumed: Entry = {"event": "resumed", "step": 0}
+    entries = [*attempt(2).entries, resumed]
+    assert starting.doing(RunDir(tmp_path), Attempt(2, entries, step_before=0), NOW) == ""
+
+
 def test_many_ranks(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for rank in range(512):
