@@ -15,9 +15,10 @@ _HEAD = """\
 # Every command
 
 Written by `python docs/write.py`, from the parsers of the command line: do not edit it.
-`COMMAND --help` shows the same, and `llada-sft launch` takes what `python launch.py` takes. `section.key=value` changes a key of the [config](config.md). Exit
-code 0: done; 2: a mistake of yours, with one line for each ([the messages](messages.md)); 130:
-Ctrl-C; others are named on the page of the command.
+`COMMAND --help` shows the same. `llada-sft launch` takes what `python launch.py` takes.
+`section.key=value` changes a key of the [config](config.md). Exit code 0: done; 2: a mistake of
+yours, with one line for each ([the messages](messages.md)); 130: Ctrl-C; others are named on the
+page of the command.
 """
 
 
@@ -68,7 +69,9 @@ def _section(parser: argparse.ArgumentParser, about: dict[str, str | None]) -> I
     yield f"```\n{usage}\n```\n"
     yield from ["| argument | meaning |", "|---|---|"]
     for action in shown:
-        yield f"| `{_usage(action)}` | {of_group.get(action.dest, '')}{_meaning(action)} |"
+        # A bar would end the cell, in code, too.
+        usage = _usage(action).replace("|", r"\|")
+        yield f"| `{usage}` | {of_group.get(action.dest, '')}{_meaning(action)} |"
     yield ""
     for group in parser._mutually_exclusive_groups:
         names = ", ".join(f"`{_name(action)}`" for action in group._group_actions)

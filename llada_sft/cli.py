@@ -12,6 +12,7 @@ from pathlib import Path
 from llada_sft import __version__
 from llada_sft.cluster.launch import command
 from llada_sft.entry import exit_code
+from llada_sft.run_dir import RunDir
 
 _EPILOG = """\
 examples:
@@ -36,18 +37,22 @@ def parser() -> argparse.ArgumentParser:
 
     _add_init(commands.add_parser("init", help="write config, hook and templates of a new project"))
     _add_launch(commands)
-    status = commands.add_parser("status", help="what a run is doing")
+    status = commands.add_parser("status", help="what a run is doing; without RUN, all runs")
+    status.add_argument("--json", action="store_true", help="for machines; see docs/status.md")
     status.set_defaults(handler=_status)
 
     logs = commands.add_parser("logs", help="the log of a rank")
-    logs.add_argument("--rank", type=int, default=0)
+    logs.add_argument("--rank", type=int, default=0, metavar="N")
     logs.add_argument("--follow", action="store_true", help="until the job ends")
+    logs.add_argument("--tail", type=_positive, metavar="N", help="only the last N lines")
+    logs.add_argument("--attempt", type=_positive, metavar="K", help="of the K-th attempt")
     logs.set_defaults(handler=_logs)
 
     cancel = commands.add_parser("cancel", help="stop a run's job: it saves and is not requeued")
     cancel.set_defaults(handler=_cancel)
 
     resume = commands.add_parser("resume", help="resume from the last checkpoint")
+    resume.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
     resume.add_argument("--local", action="store_true", help="run all ranks on this machine")
     resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     resume.add_argument(
@@ -61,7 +66,15 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a checkpoint as safetensors")
     export.set_defaults(handler=_export)
     for of_run in (status, logs, cancel, resume, export):
-        of_run.add_argument("run", metavar="RUN", help="a run directory")
+        number = "?" if of_run is status else None
+        of_run.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
+        of_run.add_argument(
+            "--root",
+            type=Path,
+            metavar="DIR",
+            default=Path("runs"),
+            help="the folder of names: run.root (default: runs)",
+        )
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
@@ -86,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
     _add_eval(commands.add_parser("eval", help="score a model on tasks of lm-evaluation-harness"))
     _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
+    completion = commands.add_parser("completion", help="print what completes commands in a shell")
+    completion.add_argument("shell", choices=["bash", "zsh"], help='use: eval "$(... bash)"')
+    completion.set_defaults(handler=_completion)
     return parser
 
 
@@ -193,28 +209,48 @@ def _launch(arguments: argparse.Namespace) -> int:
     return command.run(arguments, ["llada-sft", *sys.argv[1:]])
 
 
-def _status(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster.watch.status import find_run, status_lines
+def _positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {word!r}")
+    return int(word)
 
-    print("\n".join(status_lines(find_run(arguments.run))))
+
+def _status(arguments: argparse.Namespace) -> None:
+    if arguments.run is None:
+        # Without the reader of configs, which takes longer to import than all runs to read.
+        from llada_sft.cluster.watch import all_runs, json_status
+
+        text = json_status.all_as_json if arguments.json else all_runs.as_table
+        print(text(arguments.root))
+        return
+    from llada_sft.cluster.watch import json_status, status
+
+    run = _find(arguments)
+    print(json_status.one_as_json(run) if arguments.json else "\n".join(status.status_lines(run)))
+
+
+def _find(arguments: argparse.Namespace) -> RunDir:
+    from llada_sft.cluster.watch.find_run import find_run
+
+    return find_run(arguments.run, arguments.root)
 
 
 def _logs(arguments: argparse.Namespace) -> int:
     from llada_sft.cluster.watch import logs
-    from llada_sft.cluster.watch.status import find_run
 
-    run = find_run(arguments.run)
+    run = _find(arguments)
+    wanted = logs.Wanted(arguments.rank, arguments.tail, arguments.attempt)
     if arguments.follow:
-        return logs.follow(run, arguments.rank)
-    logs.print_log(run, arguments.rank)
+        return logs.follow(run, wanted)
+    logs.print_log(run, wanted)
     return 0
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
     from llada_sft.cluster import slurm
-    from llada_sft.cluster.watch.status import cancel_run, find_run
+    from llada_sft.cluster.watch.status import cancel_run
 
-    run = find_run(arguments.run)
+    run = _find(arguments)
     with slurm.patience():
         job_id = cancel_run(run)
     print(f"cancelled job {job_id}; to resume later:  {run.shell_command('resume')}")
@@ -222,17 +258,20 @@ def _cancel(arguments: argparse.Namespace) -> None:
 
 def _resume(arguments: argparse.Namespace) -> int:
     from llada_sft.cluster.launch.launcher import resume
-    from llada_sft.cluster.watch.status import find_run
 
-    run = find_run(arguments.run)
+    overrides = arguments.overrides
+    if arguments.nodes is not None:
+        overrides = [*overrides, f"slurm.nodes={arguments.nodes}"]
     local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
-    return resume(run, arguments.overrides, local, follow, update_code, arguments.after)
+    after = arguments.after
+    return resume(_find(arguments), overrides, local, follow, update_code, after)
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.watch.find_run import find_path
     from llada_sft.paths import look_before_export, require_average
 
-    run, out = Path(arguments.run), arguments.out
+    run, out = find_path(arguments.run, arguments.root), arguments.out
     require_average(arguments.average, arguments.adapter)
     step = look_before_export(run, out, arguments.step, arguments.best, arguments.average)
     from llada_sft.training.export import export_run
@@ -313,6 +352,13 @@ def _chat(arguments: argparse.Namespace) -> None:
     from llada_sft.answering.chat import chat_command
 
     chat_command(arguments.model, arguments.system, settings, arguments.seed)
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.launch.completion import completion_script
+
+    parsers = {"llada-sft": parser(), "launch.py": command.parser()}
+    print(completion_script(parsers, arguments.shell))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ runs/<name>/
   wandb_id.txt      the run at Weights & Biases, the same for all attempts (with log.wandb_project)
   owner.N           who owns the run: the highest N; see cluster/owner/owner_files.py
   failures/         rank_N.json: the failure report of a rank that failed
+  phases/           rank_N: what each rank does until its first step
   stacks/           attempt_K_rank_N.txt: where each rank was when the watchdog detected a hang;
                     attempt_K_call.txt: the first rank that detects a hang calls the others with it
 """
@@ -114,6 +115,10 @@ class RunDir:
         return self.path / "quarantine"
 
     @property
+    def phases(self) -> Path:
+        return self.path / "phases"
+
+    @property
     def stacks(self) -> Path:
         return self.path / "stacks"
 
@@ -138,6 +143,9 @@ class RunDir:
 
     def failure(self, rank: int) -> Path:
         return self.failures / f"rank_{rank}.json"
+
+    def rank_phase(self, rank: int) -> Path:
+        return self.phases / f"rank_{rank}"
 
     def rank_stacks(self, attempt: int, rank: int) -> Path:
         return self.stacks / f"attempt_{attempt}_rank_{rank}.txt"

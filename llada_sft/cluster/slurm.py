@@ -27,6 +27,8 @@ _JOB_NAME = re.compile(r"\bJobName=.*? (?=(?:HetJobIdSet=\S* )?UserId=\S+\(\d+\)
 _FIELD = re.compile(r"(?:^|\s)([A-Z][\w/:]*)=(\S*)")
 # Formats, filters and other options of the tools, as variables.
 _OF_A_TOOL = re.compile(r"(?:SQUEUE|SACCT|SINFO|SCONTROL|SCANCEL)_|SLURM_BITSTR_LEN$")
+# What scontrol calls the fields of squeue's --format.
+_SQUEUE_FIELDS = {"JobId": "i", "JobState": "T", "StartTime": "S", "NodeList": "N", "Reason": "r"}
 EXCLUDE_TRIES = 8
 EXCLUDE_PAUSE_S = 0.3
 
@@ -144,7 +146,7 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
     try:
         text = run_tool("scontrol", "--oneliner", "show", "job", job_id, timeout_s=timeout_s)
     except LaunchError as error:
-        if "Invalid job id" in str(error):
+        if _is_forgotten(error):
             return {}
         raise
     jobs = [parse_fields(line) for line in text.splitlines()]
@@ -152,6 +154,42 @@ def job_fields(job_id: str, timeout_s: float | None = None) -> dict[str, str]:
     # heterogeneous job, all parts.
     of_job = [fields for fields in jobs if fields.get("JobId") == job_id]
     return next(iter(of_job or jobs), {})
+
+
+def job_table(job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return what SLURM says of many jobs, in one question; without those that it has forgotten.
+
+    Args:
+        job_ids: The jobs; without any, SLURM is not asked.
+
+    Returns:
+        The fields of each job, under the names that `scontrol show job` has for them.
+
+    Raises:
+        LaunchError: `squeue` is missing or does not answer.
+    """
+    if not job_ids:
+        return {}
+    formats = "|".join(f"%{letter}" for letter in _SQUEUE_FIELDS.values())
+    command = ("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(job_ids)}")
+    try:
+        text = run_tool(*command, f"--format={formats}")
+    except LaunchError as error:
+        # squeue says so if it knows none of them.
+        if _is_forgotten(error):
+            return {}
+        raise
+    rows = (line.split("|") for line in text.splitlines())
+    jobs = [
+        dict(zip(_SQUEUE_FIELDS, row, strict=True))
+        for row in rows
+        if len(row) == len(_SQUEUE_FIELDS)
+    ]
+    return {fields["JobId"]: fields for fields in jobs}
+
+
+def _is_forgotten(error: LaunchError) -> bool:
+    return "Invalid job id" in str(error)
 
 
 def cluster_name(timeout_s: float | None = None) -> str:

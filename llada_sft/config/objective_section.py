@@ -53,7 +53,7 @@ class ObjectiveConfig(Section):
     # n answer tokens l ~ U{1..n} are masked, with the weight n/l.
     band: tuple[Fraction, Fraction] | None = None
     # With kind: block: answer tokens that are not masked, but wrong (LLaDA2.1 edits what it wrote).
-    edit: EditConfig = EditConfig()
+    edit: EditConfig = EditConfig.model_construct()
     # Train with all tokens seeing each other a network that decodes in blocks.
     allow_mismatch: bool = False
     # exact: l ~ U{1..L} response tokens masked, weight L/l (eq. 14 of the paper);

@@ -230,15 +230,15 @@ class Config(Section):
     run: RunConfig
     model: ModelConfig
     data: DataConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optim: OptimConfig = OptimConfig()
+    objective: ObjectiveConfig = ObjectiveConfig.model_construct()
+    optim: OptimConfig = OptimConfig.model_construct()
     # null = all parameters are trained.
     lora: LoraConfig | None = None
-    train: TrainConfig = TrainConfig()
-    validation: ValidationConfig = ValidationConfig()
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    slurm: SlurmConfig = SlurmConfig()
-    log: LogConfig = LogConfig()
+    train: TrainConfig = TrainConfig.model_construct()
+    validation: ValidationConfig = ValidationConfig.model_construct()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig.model_construct()
+    slurm: SlurmConfig = SlurmConfig.model_construct()
+    log: LogConfig = LogConfig.model_construct()
 
     @property
     def world_size(self) -> int:

@@ -11,6 +11,11 @@ from typing import Literal, NamedTuple
 # What a rank is doing, for the watchdog: which rank waits for which follows from it.
 Phase = Literal["start", "data", "agreement", "step", "checkpoint", "validation", "end"]
 
+# What a rank does until its first step, for `status`; in their order.
+StartPhase = Literal[
+    "ranks", "checkpoint", "conversion", "data", "network", "first step", "training"
+]
+
 
 class SavedCheckpoint(NamedTuple):
     """A checkpoint that was written.
@@ -38,6 +43,8 @@ class Host:
         stop_requested: Asked once per step; when any rank says yes, all save and stop.
         require_owner: Ends the process if the run has another owner now; called before checkpoints
             change.
+        phase: Called with what this rank does before its first step, and with the steps of the
+            whole training once they are known.
         signals: Names the signals that this rank got; asked once, when all have agreed to stop.
         claim_signals: Installs the job's signal handlers again, over Lightning's, and says in one
             line which module handles what; raises a LladaSftError if another module does.
@@ -58,5 +65,6 @@ class Host:
     ended_early: Callable[[str], None] = lambda reason: None
     failed: Callable[[Exception, int], None] = lambda error, step: None
     pulse: Callable[[Phase, int], None] = lambda phase, step: None
+    phase: Callable[[StartPhase, int | None], None] = lambda phase, total_steps: None
     signals: Callable[[], Sequence[str]] = lambda: ()
     require_owner: Callable[[], None] = lambda: None

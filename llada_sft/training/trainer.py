@@ -83,7 +83,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     Raises:
         LladaSftError: A user's mistake, in one line per problem.
     """
-    start = StartTimes(config.log.level == "debug")
+    start = StartTimes(config.log.level == "debug", host.phase)
     start.mark("Python and imports")
     job = _begin(config, run, placement, host, start)
     resume = _find_resume(job)
@@ -183,6 +183,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         ],
         load_universal=resume.universal,
     )
+    host.phase("network", None)
     trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
     ended = outcome(saver.stopped, trainer.global_step)
@@ -245,6 +246,7 @@ def _begin(
     device = choose_device(config.train.accelerator, placement.local_rank)
     require_quantization(config.deepspeed, device)
     torch.set_num_threads(config.train.threads_per_rank)
+    host.phase("ranks", None)
     init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
     consensus = Consensus()
     # Files are removed from here on, and the imports took time: another process may own the run.
@@ -262,6 +264,7 @@ def _begin(
 
 def _find_resume(job: _Job) -> Resume:
     """Agree on the checkpoint to resume from."""
+    job.host.phase("checkpoint", None)
     resume = find_resume(
         job.run,
         job.placement,
@@ -289,6 +292,7 @@ def _has_ended(job: _Job, resume: Resume, best: BestSoFar) -> bool:
 
 def _find_rows(job: _Job, resume: Resume) -> StepDataset:
     """Find this rank's rows, and where to start in them."""
+    job.host.phase("data", None)
     dataset = build_dataset(
         job.config,
         job.network,

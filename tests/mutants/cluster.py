@@ -469,8 +469,8 @@ MUTANTS = (
         "cluster/slurm.py",
         "cluster/test_slurm.py",
         (
-            'if "Invalid job id" in str(error):',
-            "if error:",
+            'return "Invalid job id" in str(error)',
+            "return True",
             "SLURM that does not answer has forgotten the job",
         ),
         (
@@ -544,5 +544,85 @@ MUTANTS = (
         ("sys.dont_write_bytecode = True", "pass", "the trial leaves __pycache__"),
         ("map(redact, problems)", "problems", "a secret is printed"),
         ("bad += 1", "bad = 1", "one bad row of many is counted"),
+    ),
+    *of_file(
+        "cluster/slurm.py",
+        "cluster/watch/test_all_runs.py::test_all_runs_with_one_question",
+        ("','.join(job_ids)", "job_ids[0]", "SLURM is asked for one job of all"),
+    ),
+    *of_file(
+        "cluster/rank/phases.py",
+        "cluster/rank/test_phases.py",
+        ("    fence.check(run.path)\n", "", "phases are written into another owner's run"),
+        (
+            "(phase.rank, phase.attempt) == (rank, attempt)",
+            "phase.rank == rank",
+            "phases of an earlier attempt are those of this one",
+        ),
+        (
+            "    except OSError:\n        # The training",
+            "    except IndexError:\n        # The training",
+            "a full disk ends the training for a phase",
+        ),
+    ),
+    *of_file(
+        "cluster/rank/log_sections.py",
+        "cluster/rank/test_log_sections.py",
+        ("_FIRST_LINE.match(line)", "_FIRST_LINE.search(line)", "a line that names one begins it"),
+    ),
+    *of_file(
+        "cluster/watch/starting.py",
+        "cluster/watch/test_starting.py",
+        ("first = min(", "first = max(", "the ranks that wait are those that are waited for"),
+        ("if len(states) < world_size:", "if False:", "ranks that have not started are forgotten"),
+    ),
+    *of_file(
+        "cluster/watch/summary.py",
+        "cluster/watch/test_all_runs.py::test_a_stopped_job_that_is_queued_again"
+        " cluster/watch/test_all_runs.py::test_the_job_of_the_original_is_not_that_of_the_copy"
+        " cluster/watch/test_all_runs.py::test_when_slurm_does_not_know",
+        (
+            "return not (history.is_at_rest and over)",
+            "return not history.is_at_rest",
+            "a requeued job is not asked for",
+        ),
+        (
+            "or _is_copy(run) else history.job_id",
+            "else history.job_id",
+            "the job of the original is that of its copy",
+        ),
+        (
+            '    if jobs is None:\n        return "unknown"\n',
+            "",
+            "SLURM that does not answer has lost all jobs",
+        ),
+    ),
+    *of_file(
+        "cluster/watch/progress.py",
+        "cluster/watch/test_progress.py",
+        ("if made > 0 and", "if", "a row of a validation is a step"),
+        ("[-_RECENT_ROWS - 1 :]", "", "the time of a step is that of the whole run"),
+        (
+            "total_steps < self.step:\n            return None",
+            "False:\n            return None",
+            "an estimate that was too low gives a negative time",
+        ),
+    ),
+    *of_file(
+        "cluster/watch/logs.py",
+        "cluster/watch/test_logs.py cluster/watch/test_watching.py",
+        ("if found == count:", "if found > count:", "one line too many is shown"),
+        (
+            "len(piece) - 1 if position == end else len(piece)",
+            "len(piece)",
+            "the newline at the end begins a line",
+        ),
+        ("and watch.waits:", "and False:", "a job that has started is pending for a while"),
+    ),
+    *of_file(
+        "cluster/watch/following.py",
+        "cluster/watch/test_following.py",
+        ("or not self.at_line_start", "", "the live line is drawn into a line of the log"),
+        ("if not self._is_shown", "if False", "a pipe gets the live line"),
     ),
 )

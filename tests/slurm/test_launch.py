@@ -36,7 +36,7 @@ def test_a_mistake_ends_the_job_without_a_requeue(
     assert causes(run) == ["mistake"]
     # Who follows the job learns that, though the config cannot be read.
     capfd.readouterr()
-    assert logs.follow(run, rank=0) == 2
+    assert logs.follow(run, logs.Wanted()) == 2
     shown = capfd.readouterr().out
     assert "\nended        mistake: " in shown
     assert f"\nnext         fix what the failure says, then  llada-sft resume {run.path}\n" in shown

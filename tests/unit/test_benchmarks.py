@@ -58,6 +58,17 @@ def test_grouping_fills_micro_batches_and_sorting_lets_ranks_meet(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_login_node_has_a_line_for_each_command(tmp_path: Path) -> None:
+    found = measured("login_node", tmp_path / "out.json", "--runs", "3", "--repeats", "1")
+    commands = [row["command"] for row in found["rows"]]
+    before, after = commands[:3], commands[3:]
+    assert before == ["imports", "and BaseModel", "and a config"]
+    assert after == ["launch.py --dry-run", "status of 3 runs"]
+    assert found["rows"][0]["ratio"] == 1
+    assert all(len(values) == 1 for values in found["samples"].values())
+
+
+@pytest.mark.slow
 def test_data_start_with_many_shards_and_ranks(tmp_path: Path) -> None:
     sizes = ("--files", "4096", "--ranks", "256", "--index-mb", "4")
     found = measured("data_start", tmp_path / "out.json", *sizes)

@@ -61,3 +61,13 @@ def test_what_an_output_cannot_encode_is_no_traceback() -> None:
             check=True,
         )
         assert done.stdout == shown
+
+
+def test_nothing_is_looked_through_at_the_exit() -> None:
+    script = (
+        "import atexit, gc; from llada_sft.entry import exit_code\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "exit_code(lambda: 0); print(gc.isenabled(), gc.get_freeze_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["True 0", "True"]

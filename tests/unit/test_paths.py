@@ -93,7 +93,7 @@ def nothing(project: Path) -> None:
             "{}/trian: no such folder or file",
         ),
         ("check a.yaml data.validation=hedl/*.jsonl", nothing, "{}/hedl/*.jsonl: no file matches"),
-        ("export rnu out", nothing, f"rnu/config.yaml: {NO_FILE}"),
+        ("export rnu out", nothing, "rnu: no such run: neither a path, nor a name in runs"),
         ("export run out", without("model"), f"model: {NO_CONFIG}"),
         (
             "export run out",

@@ -28,7 +28,7 @@ from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.owner.claim import claim
 from llada_sft.cluster.owner.ownership import give_up, held, job_owner, of_job
-from llada_sft.cluster.rank import stopping
+from llada_sft.cluster.rank import phases, stopping
 from llada_sft.cluster.restart_policy import Decision
 from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
@@ -56,6 +56,7 @@ def begin(run: RunDir, job: BatchJob | None, world_size: int) -> int:
             give_up(ownership)
         return GIVEN_UP_EXIT_CODE
     failures.clear(run)
+    phases.clear_phases(run)
     entry: Entry = {"event": "started", "attempt": history.read(run.journal).next_number}
     if job:
         entry |= {"job_id": job.job_id, "nodes": job.nodes, "restarts": job.restarts}

@@ -1,6 +1,6 @@
 """What runs on the login node: from a config to a run.
 
-command.py     the command line of `launch.py`
+command.py     the command line of `launch.py`; completion.py: completes it in a shell
 launcher.py    what `launch.py` and `llada-sft resume` do
 after.py       --after: the job that a new one waits for
 prepare.py     config -> run directory

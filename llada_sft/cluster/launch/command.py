@@ -1,6 +1,7 @@
 """The command line of `launch.py` and `llada-sft launch`, which are the same."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -81,9 +82,12 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Launch; `command` is what was typed, for the run directory."""
+    # The imports create objects that stay: looking for garbage among them finds nothing.
+    gc.disable()
     # Here, not above: Ctrl-C during the imports is to end without a traceback, too.
     from llada_sft.cluster.launch.launcher import LaunchOptions, launch
 
+    gc.enable()
     names = {option.name for option in fields(LaunchOptions)} & vars(arguments).keys()
     asked = {name: getattr(arguments, name) for name in names}
     return launch(LaunchOptions(**asked, command=command))

@@ -25,7 +25,7 @@ from llada_sft.cluster.owner.ownership import held
 from llada_sft.cluster.preflight import files
 from llada_sft.cluster.resume import changing
 from llada_sft.cluster.resume.update_code import finish_update
-from llada_sft.cluster.watch import status
+from llada_sft.cluster.watch.checkpoints import newest_step
 from llada_sft.config import Config, load_config, load_run_config, resolve_paths
 from llada_sft.config.arithmetic import RowCount, batch_arithmetic, nothing_to_do
 from llada_sft.config.reader import Loaded, dump_with_origins, load_with_origins
@@ -176,7 +176,7 @@ def resume(
         submit.check_extra(once)
         if not local:
             submit.require_sbatch()
-        step, max_steps = status.newest_step(run), plan.config.train.max_steps
+        step, max_steps = newest_step(run), plan.config.train.max_steps
         if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0
@@ -220,14 +220,14 @@ def start(run: RunDir, config: Config, local: bool, follow: bool, once: Options)
     print(
         f"job           {job_id}\n"
         f"follow        {run.shell_command('logs', '--follow')}\n"
-        f"stop          scancel {job_id}\n"
+        f"stop          {run.shell_command('cancel')}\n"
         f"resume        {run.shell_command('resume')}",
         flush=True,
     )
     if follow:
         from llada_sft.cluster.watch import logs
 
-        return logs.follow(run, rank=0)
+        return logs.follow(run, logs.Wanted())
     return 0
 
 

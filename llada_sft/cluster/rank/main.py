@@ -10,7 +10,9 @@ a rank exits at once (`abort.py`). The supervisor decides what follows from eith
 import gc
 import os
 import sys
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -23,6 +25,8 @@ from llada_sft.cluster.owner.ownership import Ownership
 from llada_sft.cluster.rank.abort import Leaving, exit_in_time
 from llada_sft.cluster.rank.journal_writer import RankJournal
 from llada_sft.cluster.rank.lean_imports import lean_imports
+from llada_sft.cluster.rank.log_sections import first_line
+from llada_sft.cluster.rank.phases import RankPhase, record_phase
 from llada_sft.cluster.rank.shown import say_mistake
 from llada_sft.cluster.rank.signals import StopRequest
 from llada_sft.cluster.rank.stopping import RankJob, after_stop
@@ -60,6 +64,21 @@ class _Rank(NamedTuple):
     leaving: Leaving
     watchdog: Watchdog
     ownership: Ownership | None
+    node: str
+
+    def record_phase(self, attempt: int, phase: str, total_steps: int | None) -> None:
+        """Let `status` know what this rank does."""
+        record_phase(
+            self.run,
+            RankPhase(
+                rank=self.placement.rank,
+                attempt=attempt,
+                phase=phase,
+                since=time.time(),
+                node=self.node,
+                total_steps=total_steps,
+            ),
+        )
 
 
 def run(run_dir: str) -> None:
@@ -98,6 +117,7 @@ def _run(run_dir: str) -> None:
                     leaving=leaving,
                     watchdog=watchdog,
                     ownership=owned,
+                    node=node,
                 )
             )
     except (PeerFailedError, SupersededError) as error:
@@ -140,7 +160,10 @@ def placement_from(environment: Mapping[str, str]) -> Placement:
 
 def _attempt(rank: _Rank) -> None:
     """Train; rank 0 then records in the journal how the attempt ended."""
-    attempt: Entry = {"attempt": history.read(rank.run.journal).current_number}
+    number = history.read(rank.run.journal).current_number
+    attempt: Entry = {"attempt": number}
+    print(first_line(number, rank.placement, rank.node), flush=True)
+    rank.record_phase(number, "imports", None)
     if job_id := os.environ.get("SLURM_JOB_ID"):
         attempt["job_id"] = job_id
     _check_world_size(rank)
@@ -245,6 +268,7 @@ def _train(config: Config, rank: _Rank, journal: RankJournal) -> str:
         ended_early=journal.ended_early,
         failed=failed,
         pulse=rank.watchdog.pulse,
+        phase=partial(rank.record_phase, journal.attempt),
         signals=rank.stop.names,
         require_owner=rank.ownership.leave_if_lost if rank.ownership else lambda: None,
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llada_sft.cluster.watch.status import newest_of_run
+from llada_sft.cluster.watch.checkpoints import newest_of_run
 from llada_sft.config import Config
 from llada_sft.config.changes import Change
 from llada_sft.errors import ConfigError, LladaSftError

@@ -13,6 +13,8 @@ from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.run_files import printable
 from llada_sft.cluster.watch import status
+from llada_sft.cluster.watch.checkpoints import newest_of_run
+from llada_sft.cluster.watch.progress import read_progress
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -54,10 +56,10 @@ def lines(run: RunDir, ending: Ending) -> list[str]:
 
 def _rows(run: RunDir, ending: Ending) -> Iterator[tuple[str, str]]:
     yield "ended", f"{ending.why} (exit code {ending.exit_code})"
+    with suppress(OSError, ValueError):
+        yield "progress", read_progress(run).line()
     with suppress(OSError):
-        yield "progress", status.last_metrics(run)
-    with suppress(OSError):
-        newest = status.newest_of_run(run)
+        newest = newest_of_run(run)
         yield "checkpoint", "none" if newest is None else str(newest)
     if ending.exit_code:
         for line in status.failure_lines(run):

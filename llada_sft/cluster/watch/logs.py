@@ -1,14 +1,19 @@
-"""A rank's log: where it is, its end, and following it while it grows."""
+"""A rank's log: where it is, the part that is asked for, and following it while it grows."""
 
+import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
-from llada_sft.cluster import history, job_states, restart_policy, run_files, slurm
-from llada_sft.cluster.owner import identity, liveness, owner_sight
-from llada_sft.cluster.watch import ending, status
+from llada_sft.cluster import run_files, slurm
+from llada_sft.cluster.history import Attempt, History
+from llada_sft.cluster.rank import log_sections
+from llada_sft.cluster.watch import ending
+from llada_sft.cluster.watch.following import JobWatch, LiveLine, live_text
+from llada_sft.cluster.watch.summary import job_of, read_history
 from llada_sft.entry import INTERRUPTED
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -19,69 +24,202 @@ ASK_SLURM_EVERY_S = 15.0
 _PIECE_BYTES = 1 << 16
 
 
-def log_file(run: RunDir, rank: int) -> Path:
-    """Return the log of a rank: submitit's of the last job, or that of a local run."""
-    job_id = status.last_job(run)
-    if job_id is None:
-        return run.rank_log(rank)
-    return run.slurm / f"{job_id}_{rank}_log.out"
+@dataclass(frozen=True)
+class Wanted:
+    """Which log is to be shown, and how much of it.
+
+    Attributes:
+        rank: Whose.
+        tail: Only its last lines; None means all.
+        attempt: Only this attempt's lines; None means all of the last job's, or of all local runs.
+    """
+
+    rank: int = 0
+    tail: int | None = None
+    attempt: int | None = None
 
 
-def print_log(run: RunDir, rank: int) -> None:
-    """Print the log of a rank.
+@dataclass(frozen=True)
+class _Part:
+    """A part of a log: from a byte to another one, or to the end that grows."""
+
+    log: Path
+    begin: int = 0
+    end: int | None = None
+
+
+def print_log(run: RunDir, wanted: Wanted) -> None:
+    """Print the log of a rank, or the part that is wanted.
 
     Raises:
-        LaunchError: There is none.
+        LaunchError: There is no such log, or no such attempt.
     """
-    log = log_file(run, rank)
+    part = _part(run, wanted)
     try:
-        _print_from(log, 0)
+        _print_from(part.log, _first_byte(part, wanted.tail), part.end)
     except FileNotFoundError:
-        raise LaunchError(
-            f"{log}: no such log: has the job started, and has it a rank {rank}?"
-        ) from None
+        raise _no_log(part.log, wanted.rank) from None
 
 
-def follow(run: RunDir, rank: int, ask_every_s: float = ASK_SLURM_EVERY_S) -> int:
+def follow(run: RunDir, wanted: Wanted, ask_every_s: float = ASK_SLURM_EVERY_S) -> int:
     """Print the log of a rank as it grows, until the run's job is over; then how it ended.
 
     Returns:
         The job's exit code; 130 after Ctrl-C, which ends the following and not the job.
+
+    Raises:
+        LaunchError: The attempt that is wanted is not the last one.
     """
-    job_id = status.last_job(run)
-    watch = _Watch(run, job_id)
+    history = _history(run)
+    last = history.last
+    if wanted.attempt is not None and (last is None or wanted.attempt != last.number):
+        _attempt(run, history, wanted.attempt)
+        raise LaunchError(f"--attempt {wanted.attempt} has ended: leave --follow away")
+    part, job_id = _part(run, wanted), job_of(run, history)
+    watch = JobWatch(run, job_id)
+    live = LiveLine(lambda: live_text(run, watch.jobs))
+    watch.before_line = live.clear
     try:
-        follow_file(log_file(run, rank), watch.is_over, ask_every_s)
+        begin = _first_byte(part, wanted.tail)
+        follow_file(part.log, watch, ask_every_s, begin, live)
         with slurm.patience():
             ended = ending.find(run, job_id)
     except KeyboardInterrupt:
-        print(f"\n{_goes_on(run, job_id)}", file=sys.stderr)
+        live.clear()
+        print(f"\n{_detached(run, job_id)}", file=sys.stderr)
         return INTERRUPTED
     print(*ending.lines(run, ended), sep="\n", flush=True)
     return ended.exit_code
 
 
-def follow_file(log: Path, is_over: Callable[[], bool], ask_every_s: float) -> None:
-    """Print a file as it grows, from its start, until `is_over` and all is printed."""
-    position = 0
+class Watch(Protocol):
+    """Knows of the job that writes a log."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the job had not started when it was asked for last."""
+
+    def is_over(self) -> bool:
+        """Ask whether the job will not write any more."""
+
+
+def follow_file(log: Path, watch: Watch, ask_every_s: float, position: int, live: LiveLine) -> None:
+    """Print a file as it grows until its job is over and all is printed.
+
+    Args:
+        log: The file; it may not exist yet.
+        watch: Knows whether the job is over.
+        ask_every_s: Seconds between two questions to `watch`; it is asked at once when the log of
+            a job grows that had not started.
+        position: Where to start, in bytes.
+        live: A line to show below the log.
+    """
     over = False
     next_question = 0.0
     while True:
         if time.monotonic() >= next_question:
-            over = is_over()
+            over = watch.is_over()
             next_question = time.monotonic() + ask_every_s
+        before = position
         with suppress(FileNotFoundError):
-            position = _print_from(log, position)
+            position = _print_from(log, position, None, live)
+        if position > before and watch.waits:
+            next_question = 0.0
         if over:
+            live.clear()
             return
+        live.draw()
         time.sleep(min(POLL_S, ask_every_s))
 
 
-def _print_from(log: Path, position: int) -> int:
+def _part(run: RunDir, wanted: Wanted) -> _Part:
+    """Return the part of a log that holds the wanted attempt, or all of it.
+
+    Raises:
+        LaunchError: There is no such attempt, or its lines cannot be told apart from others'.
+    """
+    history = _history(run)
+    if wanted.attempt is None:
+        return _Part(_log_file(run, job_of(run, history), wanted.rank))
+    attempt = _attempt(run, history, wanted.attempt)
+    log = _log_file(run, attempt.job_id, wanted.rank)
+    try:
+        with run_files.open_regular(log) as file:
+            section = log_sections.find_section(file, attempt.number)
+    except FileNotFoundError:
+        raise _no_log(log, wanted.rank) from None
+    except OSError as error:
+        raise _unreadable(log, error) from None
+    if section:
+        return _Part(log, *section)
+    if len(history.of_job(attempt.job_id)) == 1:
+        return _Part(log)
+    raise LaunchError(
+        f"{log}: does not say where attempt {attempt.number} begins: an older version wrote it, or"
+        " that attempt ended before its ranks; without --attempt the whole log is shown"
+    )
+
+
+def _attempt(run: RunDir, history: History, number: int) -> Attempt:
+    matching = [attempt for attempt in history.attempts if attempt.number == number]
+    if not matching:
+        have = f"the last one is {history.last.number}" if history.last else "it has none yet"
+        raise LaunchError(f"{run.path}: has no attempt {number}; {have}")
+    return matching[-1]
+
+
+def _history(run: RunDir) -> History:
+    try:
+        return read_history(run)
+    except OSError as error:
+        raise LaunchError(f"{run.journal}: cannot be read: {error.strerror}") from None
+
+
+def _log_file(run: RunDir, job_id: str | None, rank: int) -> Path:
+    """Return the log of a rank: submitit's of a job, or that of local runs."""
+    return run.rank_log(rank) if job_id is None else run.slurm / f"{job_id}_{rank}_log.out"
+
+
+def _first_byte(part: _Part, tail: int | None) -> int:
+    """Return where the last lines of a part begin; the part's begin if all of it is wanted."""
+    if tail is None:
+        return part.begin
+    try:
+        with run_files.open_regular(part.log) as file:
+            end = os.fstat(file.fileno()).st_size if part.end is None else part.end
+            return _last_lines(file, part.begin, end, tail)
+    except FileNotFoundError:
+        return part.begin
+    except OSError as error:
+        raise _unreadable(part.log, error) from None
+
+
+def _last_lines(file: BinaryIO, begin: int, end: int, count: int) -> int:
+    """Return where the last lines between two bytes begin, reading backwards."""
+    position, found = end, 0
+    while position > begin:
+        start = max(begin, position - _PIECE_BYTES)
+        file.seek(start)
+        piece = file.read(position - start)
+        # The newline at the very end closes the last line, and begins none.
+        limit = len(piece) - 1 if position == end else len(piece)
+        while (newline := piece.rfind(b"\n", 0, limit)) >= 0:
+            found += 1
+            if found == count:
+                return start + newline + 1
+            limit = newline
+        position = start
+    return begin
+
+
+def _print_from(log: Path, position: int, end: int | None, live: LiveLine | None = None) -> int:
     try:
         with run_files.open_regular(log) as file:
             file.seek(position)
-            while chunk := file.read(_PIECE_BYTES):
+            while chunk := file.read(_piece_bytes(file.tell(), end)):
+                if live:
+                    live.clear()
+                    live.at_line_start = chunk.endswith(b"\n")
                 sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
             return file.tell()
@@ -91,61 +229,22 @@ def _print_from(log: Path, position: int) -> int:
         if error.filename is None:
             # The output failed, not the log.
             raise
-        raise LaunchError(f"{log}: cannot be read: {error.strerror}") from None
+        raise _unreadable(log, error) from None
 
 
-def _goes_on(run: RunDir, job_id: str | None) -> str:
+def _piece_bytes(position: int, end: int | None) -> int:
+    return _PIECE_BYTES if end is None else min(end - position, _PIECE_BYTES)
+
+
+def _no_log(log: Path, rank: int) -> LaunchError:
+    return LaunchError(f"{log}: no such log: has the job started, and has it a rank {rank}?")
+
+
+def _unreadable(log: Path, error: OSError) -> LaunchError:
+    return LaunchError(f"{log}: cannot be read: {error.strerror}")
+
+
+def _detached(run: RunDir, job_id: str | None) -> str:
     if job_id is None:
         return f"the run continues: {run.path}; to stop it, press Ctrl-C where it was launched"
     return f"job {job_id} continues; to stop it:  {run.shell_command('cancel')}"
-
-
-class _Watch:
-    """Asks whether a run is over; meanwhile it prints on stderr what the job waits for."""
-
-    def __init__(self, run: RunDir, job_id: str | None) -> None:
-        self._run, self._job_id = run, job_id
-        self._said = ""
-
-    def is_over(self) -> bool:
-        if self._job_id is None:
-            return self._journal_is_over(local=True)
-        try:
-            with slurm.patience():
-                fields = slurm.job_fields(self._job_id)
-        except LaunchError as error:
-            self._say(f"{error}; still following")
-            return self._journal_is_over(local=False)
-        state = fields.get("JobState")
-        if state is None or job_states.has_ended(state):
-            return True
-        if state == "PENDING":
-            self._say(f"job {self._job_id} is PENDING ({fields.get('Reason', 'None')})")
-        # Such as REQUEUE_HOLD: it waits for a person.
-        elif ":" in (waits := job_states.described(self._job_id, fields)):
-            self._say(f"job {waits}")
-        return False
-
-    def _journal_is_over(self, local: bool) -> bool:
-        try:
-            known = history.read(self._run.journal)
-        except OSError as error:
-            raise LaunchError(f"{self._run.journal}: cannot be read: {error.strerror}") from None
-        if local:
-            return not known.entries or known.is_at_rest or self._owner_is_gone()
-        over = known.given_up is not None or known.last_cause in restart_policy.OVER
-        return known.is_at_rest and over
-
-    def _owner_is_gone(self) -> bool:
-        """Return whether no process is left that could still write how a local run ended."""
-        reader = identity.this_process("training")
-        with suppress(OSError):
-            sight = owner_sight.look(self._run.path, reader)
-            return sight is not None and liveness.is_dead(sight.owner, reader, sight.seen)
-        return False
-
-    def _say(self, line: str) -> None:
-        """Print a line, unless it is the same as the last one."""
-        if line != self._said:
-            print(line, file=sys.stderr, flush=True)
-            self._said = line

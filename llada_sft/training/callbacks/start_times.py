@@ -1,4 +1,7 @@
-"""Where a start spends its time: seconds of the clock and of this rank's CPU, phase by phase."""
+"""Where a start spends its time: seconds of the clock and of this rank's CPU, phase by phase.
+
+The last two phases are also reported to the job, which shows them in `status`.
+"""
 
 import os
 import time
@@ -7,6 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+
+from llada_sft.training.host import StartPhase
+from llada_sft.training.noising import StepBatch
 
 _TITLE = "the start of rank 0"
 
@@ -25,11 +31,18 @@ class StartTimes(pl.Callback):
 
     Args:
         is_shown: Whether the table is printed.
-        write: Prints it.
+        phase: Called with the phase that begins, and with the steps of the whole training.
+        write: Prints the table.
     """
 
-    def __init__(self, is_shown: bool, write: Callable[[str], object] = print) -> None:
-        self._is_shown, self._write = is_shown, write
+    def __init__(
+        self,
+        is_shown: bool,
+        phase: Callable[[StartPhase, int | None], None] = lambda phase, total_steps: None,
+        write: Callable[[str], object] = print,
+    ) -> None:
+        self._is_shown, self._phase, self._write = is_shown, phase, write
+        self._is_over = False
         self._marks = [_Mark("", process_started(), 0.0)]
 
     def mark(self, phase: str) -> None:
@@ -41,13 +54,17 @@ class StartTimes(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.mark("network, DeepSpeed, checkpoint")
+        self._phase("first step", None)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if not self._is_shown:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        if self._is_over:
             return
-        self._is_shown = False
+        self._is_over = True
+        self._phase("training", None if batch.pace is None else batch.pace.total_steps)
         self.mark("first step")
-        if trainer.is_global_zero:
+        if self._is_shown and trainer.is_global_zero:
             self._write("\n".join(self.lines()))
 
     def lines(self) -> list[str]:

@@ -142,6 +142,7 @@ def find_resume(
             f"converting it from {manifest['world_size']} to {placement.world_size} ranks",
             flush=True,
         )
+    host.phase("conversion", None)
     pulse = partial(host.pulse, "start", resume.step)
     if not _convert(checkpoint, placement, consensus, host.stop_requested, pulse):
         return replace(resume, checkpoint=None, stopped=True)

@@ -158,7 +158,7 @@ def test_a_launch_says_how_to_go_on(call: Call, project: Path, fake_tool: FakeTo
         f"run directory {run}",
         "job           42",
         f"follow        llada-sft logs {run} --follow",
-        "stop          scancel 42",
+        f"stop          llada-sft cancel {run}",
         f"resume        llada-sft resume {run}",
     ]
     journal.append(run / "journal.jsonl", {"event": "started", "attempt": 1})
@@ -368,7 +368,7 @@ def test_printed_commands_can_be_pasted_into_a_shell(
     assert (code, err) == (1, "")
     out += call("cancel", f"{root}/a")[1]
     commands = [line.partition("llada-sft")[2] for line in out.splitlines() if "llada-sft" in line]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         # Of "details" the first of two.
         shell = subprocess.run(

@@ -283,9 +283,11 @@ def test_an_elastic_job_keeps_its_global_batch(
     assert (given.slurm.nodes, given.train.accumulate_grad_batches) == (nodes, accumulate)
     assert given.world_size == world_size
     assert given.global_batch_size == config.global_batch_size == 12
-    assert capsys.readouterr().out == (
+    first, attempt = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"attempt 1: rank 0 of {world_size}, ")
+    assert attempt == (
         f"elastic          {nodes} of 1 to 3 nodes: {world_size} ranks × {accumulate}"
-        " accumulated; the global batch stays 12 examples\n"
+        " accumulated; the global batch stays 12 examples"
     )
 
 

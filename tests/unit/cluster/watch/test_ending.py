@@ -122,7 +122,7 @@ def test_following_ends_with_the_jobs_exit_code(
     failures.write(run, Failure(0, "", Cause.MISTAKE, "hook raised"))
     (run.slurm / "42_0_log.out").write_text("a line\n")
     code, why, action = expected
-    assert logs.follow(run, 0, ask_every_s=0.01) == code
+    assert logs.follow(run, logs.Wanted(), ask_every_s=0.01) == code
     first, *rows = capfd.readouterr().out.splitlines()
     assert (first, rows[0]) == ("a line", f"ended        {why} (exit code {code})")
     assert rows[1:3] == [
@@ -172,10 +172,11 @@ def test_following_outlasts_a_slurm_that_does_not_answer(
         " 3|4) echo JobId=42 JobState=PENDING Reason=Priority;;"
         " *) echo JobId=42 JobState=CANCELLED ExitCode=0:0;; esac",
     )
-    assert logs.follow(run, 0, ask_every_s=0.01) == 0
+    assert logs.follow(run, logs.Wanted(), ask_every_s=0.01) == 0
     assert capfd.readouterr().err.splitlines() == [
         "scontrol --oneliner show job 42: down; still following",
-        "job 42 is PENDING (Priority)",
+        "job 42 is PENDING: Priority: jobs of higher priority are before it: nothing to do but"
+        " wait; start: no estimate yet",
     ]
 
 
@@ -188,7 +189,7 @@ def test_without_slurm_the_journal_says_that_it_is_over(
         {"event": event, "cause": "mistake", "exit_code": 2} for event in entries
     ]
     attempt(run, *last)
-    assert logs.follow(run, 0, ask_every_s=0.01) == 2
+    assert logs.follow(run, logs.Wanted(), ask_every_s=0.01) == 2
 
 
 def test_following_a_local_run_whose_launcher_was_killed_ends(
@@ -205,7 +206,7 @@ with hold(RunDir(Path(sys.argv[1])), "training", 180):
     subprocess.run([sys.executable, "-c", script, str(run.path)], check=False)
     attempt(run, job=None)
     run.rank_log(0).write_text("a line\n")
-    assert logs.follow(run, 0, ask_every_s=0.01) == 1
+    assert logs.follow(run, logs.Wanted(), ask_every_s=0.01) == 1
     assert capfd.readouterr().out.splitlines()[:2] == [
         "a line",
         "ended        the journal does not say why (exit code 1)",
@@ -243,7 +244,8 @@ def test_ctrl_c_ends_the_following_and_not_the_job(
         if job
         else f"the run continues: {run.path}; to stop it, press Ctrl-C where it was launched"
     )
-    assert (follower.returncode, out, err.splitlines()) == (130, "", ["", words])
+    state = ["job 42 is RUNNING"] if job else []
+    assert (follower.returncode, out, err.splitlines()) == (130, "", [*state, "", words])
 
 
 def test_all_questions_of_a_command_wait_ten_seconds_together(

@@ -20,6 +20,7 @@ from llada_sft.cluster import failures, journal, run_files
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.launch import prepare
+from llada_sft.cluster.rank.phases import RankPhase, record_phase
 from llada_sft.cluster.watch import status
 from llada_sft.config import load_config
 from llada_sft.run_dir import RunDir
@@ -31,6 +32,8 @@ READ_BY_STATUS = (
     "journal.jsonl",
     "logs/metrics.csv",
     "failures/rank_0.json",
+    "phases/rank_0",
+    "phases",
     "checkpoints/step_20",
     "checkpoints",
     "failures",
@@ -117,6 +120,7 @@ def run(project: Path, fake_tool: FakeTool) -> RunDir:
     (run.checkpoints / "step_20").mkdir(parents=True)
     (run.slurm / "42_0_log.out").write_text("a line\n")
     failures.write(run, Failure(0, "", Cause.MISTAKE, "fix this"))
+    record_phase(run, RankPhase(0, 1, "network", since=0.0))
     return run
 
 
@@ -148,6 +152,7 @@ def test_status_shows_the_rest(run: RunDir, call: Call, file: str, kind: str) ->
     assert file in ("logs", "logs/metrics.csv") or "progress     step 20, loss 4.5" in out
     assert file.startswith("checkpoints") or "checkpoints  step 20 (" in out
     assert file.startswith("failures") or "failure      fix this" in out
+    assert file.startswith(("phases", "journal")) or "doing        loading the model for" in out
     assert file == "config.yaml" or "run          a" in out
 
 

@@ -18,6 +18,10 @@ from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.owner import owner_files
 from llada_sft.cluster.owner.identity import Owner
 from llada_sft.cluster.watch import logs, status
+from llada_sft.cluster.watch.find_run import find_run
+from llada_sft.cluster.watch.following import JobWatch, LiveLine
+from llada_sft.cluster.watch.logs import Wanted
+from llada_sft.cluster.watch.starting import age
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
@@ -46,7 +50,7 @@ def test_the_journal_counts_attempts_and_skips_a_line_cut_off(run: RunDir) -> No
 
 
 def test_status_of_a_run_that_was_only_prepared(run: RunDir, project: Path) -> None:
-    assert status.status_lines(status.find_run("runs/a")) == [
+    assert status.status_lines(find_run("runs/a")) == [
         "run          a",
         f"directory    {project}/runs/a",
         f"model        {project}/model (pretrained)",
@@ -71,7 +75,7 @@ def test_status_of_a_run_that_was_stopped(run: RunDir, fake_tool: FakeTool) -> N
         failures.write(run, Failure(rank, "", Cause.MISTAKE, "mend this"))
     hour_ago = time.time() - 3 * 3600
     os.utime(run.checkpoints / "step_20", (hour_ago, hour_ago))
-    assert status.status_lines(status.find_run("runs/a"))[5:] == [
+    assert status.status_lines(find_run("runs/a"))[5:] == [
         "job          42 PENDING",
         "progress     step 20, train/loss 4.5, val/loss 4.25",
         "checkpoints  step 5, step 20 (3 h ago)",
@@ -97,7 +101,7 @@ def test_status_says_how_many_steps_there_are(run: RunDir, told: list[Any], show
     for number in told:
         journal.append(run.journal, cast(Entry, {"event": "checkpoint", "total_steps": number}))
     run.metrics.write_text("step,loss\n20,4.5\n")
-    lines = status.status_lines(status.find_run("runs/a"))
+    lines = status.status_lines(find_run("runs/a"))
     assert lines[6] == f"progress     {shown}, loss 4.5"
 
 
@@ -105,21 +109,21 @@ def test_status_says_how_fast_the_run_is(run: RunDir) -> None:
     run.metrics.write_text(
         "step,loss,tokens_per_s,mfu,gpu_gb\n10,4.5,9000.7,0.4321,60.04\n20,4.25,12345.6,?,\n"
     )
-    lines = status.status_lines(status.find_run("runs/a"))
+    lines = status.status_lines(find_run("runs/a"))
     # A number that cannot be read is left out.
     assert lines[6] == "progress     step 20, loss 4.25, 12,346 tokens/s, 60.0 GB"
     run.metrics.write_text("step,loss,tokens_per_s,mfu\n10,4.5,9000.7,0.4321\n")
-    lines = status.status_lines(status.find_run("runs/a"))
+    lines = status.status_lines(find_run("runs/a"))
     assert lines[6] == "progress     step 10, loss 4.5, 9,001 tokens/s, MFU 43.2%"
 
 
 def test_status_names_damaged_checkpoints(run: RunDir) -> None:
     for name in ("step_20", "step_30.damaged", "step_40.damaged.2"):
         (run.checkpoints / name).mkdir(parents=True)
-    lines = status.status_lines(status.find_run("runs/a"))
+    lines = status.status_lines(find_run("runs/a"))
     assert "; damaged: step_30.damaged, step_40.damaged.2" in lines[7]
     (run.checkpoints / "step_20").rmdir()
-    lines = status.status_lines(status.find_run("runs/a"))
+    lines = status.status_lines(find_run("runs/a"))
     assert lines[7] == "checkpoints  none; damaged: step_30.damaged, step_40.damaged.2"
 
 
@@ -156,11 +160,14 @@ def test_status_of_a_run_with_a_history(run: RunDir) -> None:
         "excluded     node3, node4",
         "given up     3 failed attempts without a new checkpoint",
     ]
-    assert status.status_lines(status.find_run("runs/a"))[9:] == shown
+    assert status.status_lines(find_run("runs/a"))[9:] == shown
     # Started again by hand: it is not given up any more, and the first attempt is not shown.
     journal.append(run.journal, {"event": "launched"})
     journal.append(run.journal, {"event": "started"})
-    assert status.status_lines(status.find_run("runs/a"))[9:] == [
+    assert status.status_lines(find_run("runs/a"))[7:] == [
+        "doing        waiting for its ranks to start",
+        "checkpoints  none",
+        "owner        nobody",
         "attempts     1 earlier",
         *shown[1:5],
         "             6: running, or ended by force",
@@ -173,7 +180,7 @@ def test_status_of_a_run_with_a_history(run: RunDir) -> None:
     [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (2e5, "2 days")],
 )
 def test_ages(seconds: float, text: str) -> None:
-    assert status.age(seconds) == text
+    assert age(seconds) == text
 
 
 def test_status_needs_no_large_library(run: RunDir) -> None:
@@ -196,10 +203,10 @@ def test_status_names_the_nodes_that_are_left_out_of_this_job(
     journal.append(
         run.journal, {"event": "excluded", "job_id": "42", "node": "node2", "detail": why}
     )
-    lines = status.status_lines(status.find_run("runs/a"))
+    lines = status.status_lines(find_run("runs/a"))
     assert f"excluded     node2 ({why})" in lines
     journal.append(run.journal, {"event": "launched", "job_id": "43"})
-    assert "excluded" not in "".join(status.status_lines(status.find_run("runs/a")))
+    assert "excluded" not in "".join(status.status_lines(find_run("runs/a")))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +222,7 @@ def test_status_when_slurm_does_not_know(
 ) -> None:
     fake_tool("scontrol", script)
     journal.append(run.journal, {"event": "launched", "job_id": "42"})
-    assert job in status.status_lines(status.find_run("runs/a"))[5]
+    assert job in status.status_lines(find_run("runs/a"))[5]
 
 
 def test_a_slurm_that_does_not_answer(fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +234,7 @@ def test_a_slurm_that_does_not_answer(fake_tool: FakeTool, monkeypatch: pytest.M
 
 def test_no_run_directory(project: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        status.find_run("shards")
+        find_run("shards")
     assert str(caught.value) == "shards: not a run directory: it has no config.yaml"
 
 
@@ -249,32 +256,49 @@ def test_cancel_asks_slurm(run: RunDir, fake_tool: FakeTool, tmp_path: Path) -> 
 
 def test_the_log_of_a_rank(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.rank_log(1).write_text("local\n")
-    logs.print_log(run, 1)
+    logs.print_log(run, Wanted(1))
     journal.append(run.journal, {"event": "launched", "job_id": "42"})
     (run.slurm / "42_1_log.out").write_text("slurm\n")
-    logs.print_log(run, 1)
+    logs.print_log(run, Wanted(1))
     assert capsys.readouterr().out == "local\nslurm\n"
     with pytest.raises(LaunchError) as caught:
-        logs.print_log(run, 7)
+        logs.print_log(run, Wanted(7))
     assert str(caught.value) == (
         f"{run.slurm}/42_7_log.out: no such log: has the job started, and has it a rank 7?"
     )
 
 
+class Growing:
+    """A job whose log grows by a part at each question; it had not started at the first one."""
+
+    def __init__(self, log: Path, *parts: bytes) -> None:
+        self._log, self._parts, self.asked = log, list(parts), 0
+
+    @property
+    def waits(self) -> bool:
+        return self.asked == 1
+
+    def is_over(self) -> bool:
+        self.asked += 1
+        with self._log.open("ab") as file:
+            file.write(self._parts.pop(0))
+        return not self._parts
+
+
 def test_following_ends_with_the_job_and_shows_all(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    log = tmp_path / "log"
-    parts = iter([b"", b"one\n", b"two\n"])
+    watch = Growing(tmp_path / "log", b"", b"one\n", b"two\n")
+    logs.follow_file(tmp_path / "log", watch, 0.01, 0, LiveLine(lambda: ""))
+    assert capfdbinary.readouterr().out == b"one\ntwo\n"
 
-    def is_over() -> bool:
-        part = next(parts)
-        if part:
-            with log.open("ab") as file:
-                file.write(part)
-        return part == b"two\n"
 
-    logs.follow_file(log, is_over, ask_every_s=0.01)
+def test_a_log_that_grows_is_news_of_a_job_that_waits(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    watch = Growing(tmp_path / "log", b"one\n", b"two\n")
+    # Without the news, the second question would come in an hour.
+    logs.follow_file(tmp_path / "log", watch, 3600, 0, LiveLine(lambda: ""))
     assert capfdbinary.readouterr().out == b"one\ntwo\n"
 
 
@@ -286,14 +310,14 @@ def test_following_a_job_ends_when_it_cannot_run_again(
     run: RunDir, fake_tool: FakeTool, state: str, over: bool
 ) -> None:
     fake_tool("scontrol", f"echo JobId=42 JobState={state}")
-    assert logs._Watch(run, "42").is_over() is over
+    assert JobWatch(run, "42").is_over() is over
 
 
 def test_following_says_that_a_job_waits_for_a_person(
     run: RunDir, fake_tool: FakeTool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fake_tool("scontrol", "echo JobId=42 JobState=REQUEUE_HOLD Reason=job_requeued_in_held_state")
-    watch = logs._Watch(run, "42")
+    watch = JobWatch(run, "42")
     assert not watch.is_over()
     assert not watch.is_over()
     assert capfd.readouterr().err == (
@@ -307,7 +331,7 @@ def test_following_a_local_run_ends_with_its_journal(
     run.rank_log(0).write_text("line\n")
     journal.append(run.journal, {"event": "started", "attempt": 1})
     journal.append(run.journal, {"event": "ended", "attempt": 1, "cause": "finished"})
-    assert logs.follow(run, 0, ask_every_s=0.01) == 0
+    assert logs.follow(run, Wanted(), ask_every_s=0.01) == 0
     assert capfd.readouterr().out.splitlines() == [
         "line",
         "ended        finished (exit code 0)",

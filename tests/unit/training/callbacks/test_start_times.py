@@ -12,17 +12,27 @@ from llada_sft.training.callbacks.start_times import StartTimes, process_started
 
 RANK_0: Any = SimpleNamespace(is_global_zero=True)
 RANK_1: Any = SimpleNamespace(is_global_zero=False)
+BATCH: Any = SimpleNamespace(pace=SimpleNamespace(total_steps=40))
 
 
 def started(is_shown: bool, trainer: Any) -> list[str]:
     written: list[str] = []
-    times = StartTimes(is_shown, written.append)
+    times = StartTimes(is_shown, write=written.append)
     times.mark("imports")
     times.setup(trainer, None, "fit")
     times.on_train_start(trainer, None)
     for _ in range(3):
-        times.on_train_batch_end(trainer)
+        times.on_train_batch_end(trainer, None, None, BATCH, 0)
     return written
+
+
+def test_the_job_learns_of_the_first_step_once() -> None:
+    phases: list[tuple[str, int | None]] = []
+    times = StartTimes(False, lambda phase, total: phases.append((phase, total)))
+    times.on_train_start(RANK_1, None)
+    for _ in range(3):
+        times.on_train_batch_end(RANK_1, None, None, BATCH, 0)
+    assert phases == [("first step", None), ("training", 40)]
 
 
 def test_the_table_is_shown_once() -> None:
