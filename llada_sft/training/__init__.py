@@ -9,6 +9,7 @@ loss is divided by, agreed between the ranks beforehand.
     build_network.py  the model section -> the network
     build_data.py     the data section -> this rank's rows and validation batches
     ranks.py          a rank's device, and the process group
+    nodes/            the nodes are compared at the start, and the slowest rank is named
     host.py           what the job gives the training: signals, the journal, the watchdog
     consensus.py      the one small collective per step: counts, "no more rows", "stop", "failed"
     feed.py           local steps -> steps that all ranks have agreed on

@@ -57,6 +57,7 @@ from llada_sft.training.log.signals import StepSignals, signal_columns
 from llada_sft.training.log.step_journal import StepJournal
 from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.module import DiffusionModule
+from llada_sft.training.nodes.preflight import Preflight
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
 from llada_sft.training.schedule.build import build_schedule
@@ -242,6 +243,9 @@ def _begin(
 ) -> _Job:
     """Meet the other ranks, and find out what is trained."""
     quiet_libraries()
+    preflight = Preflight(config, run, placement, host)
+    preflight.compare_nodes()
+    start.mark("nodes compared")
     device = choose_device(config.train.accelerator, placement.local_rank)
     require_quantization(config.deepspeed, device)
     torch.set_num_threads(config.train.threads_per_rank)
@@ -250,6 +254,8 @@ def _begin(
     # Files are removed from here on, and the imports took time: another process may own the run.
     host.require_owner()
     start.mark("ranks")
+    preflight.measure_links(device)
+    start.mark("links measured")
     network = trained_network(config)
     balance = build_balance(config.model, network)
     adapters = plan_training(config, network)

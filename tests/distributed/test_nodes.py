@@ -1,0 +1,121 @@
+"""Nodes that differ are named before anything is built, and the job ends; see node_workers.py."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llada_sft.cluster.launch.ports import free_port
+from tests.distributed.ranks import run_on_ranks
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+WORKERS = "tests.distributed.node_workers"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+AS_ROOT = ["code", "folder"]
+
+
+def overrides(demo: Path) -> list[str]:
+    return [
+        f"data.train={demo / 'data/train'}",
+        f"data.validation={demo / 'data/heldout'}",
+        f"model.path={demo / 'tokenizer'}",
+        "train.preflight_timeout_s=4",
+    ]
+
+
+def compared(demo: Path, world_size: int, faults: list[str], *more: str) -> dict[str, Any]:
+    """Return what rank 0 reports of each fault, once the other ranks have followed it."""
+    of_ranks = run_on_ranks(
+        f"{WORKERS}:compared", world_size, 100,
+        data=str(demo / "data/train"), overrides=[*overrides(demo), *more],
+        ports=[free_port() for _ in faults], faults=faults,
+    )  # fmt: skip
+    for others in of_ranks[1:]:
+        for own, other in zip(of_ranks[0], others, strict=True):
+            expected = "NoneType" if own["error"] == "NoneType" else "PeerFailedError"
+            assert (other["error"], other["notes"]) == (expected, [])
+    return dict(zip(faults, of_ranks[0], strict=True))
+
+
+def test_of_three_nodes_the_one_that_differs_is_named(demo: Path) -> None:
+    root = AS_ROOT if os.geteuid() == 0 else []
+    faults = ["none", "versions", "gpus", "no gpus", "clock", "disk", *root, "silent"]
+    found = compared(demo, 3, faults)
+    assert found.pop("none")["error"] == "NoneType"
+    assert {(one["error"], one["node"]) for one in found.values()} == {("NodeError", "node3")}
+    text = {fault: one["text"] for fault, one in found.items()}
+    assert text["versions"].startswith("node3: torch 2.9.0, the other 2 nodes have 2.")
+    gpus = "the other 2 nodes have 8 x NVIDIA H100"
+    assert text["gpus"] == f"node3: GPUs 7 x NVIDIA H100, {gpus}"
+    assert text["no gpus"] == f"node3: GPUs none, {gpus}"
+    assert text["clock"] in [f"node3: its clock is {s} s behind the others'" for s in (599, 600)]
+    data = f"data.train {demo / 'data/train'}"
+    assert text["disk"].splitlines()[0] == f"node3: {data}: no answer within 2 s"
+    silent = "rank 2 (node3): no answer within 4 s (train.preflight_timeout_s): facts"
+    assert text["silent"] == silent
+    if root:
+        assert text["code"].startswith("node3: code of llada_sft ")
+        assert f"node3: {data}: " in text["folder"]
+        assert "no .jsonl" in text["folder"]
+
+
+def test_of_two_nodes_nobody_is_in_the_minority(demo: Path) -> None:
+    found = compared(demo, 2, ["versions", "clock"])
+    assert {one["error"] for one in found.values()} == {"LaunchError"}
+    first, *_, last = found["versions"]["text"].splitlines()
+    assert first.startswith("torch differs: node1: 2.")
+    assert first.endswith("; node2: 2.9.0")
+    assert last.startswith("make the nodes alike")
+    assert "node1: its clock is 6" in found["clock"]["text"]
+
+
+def test_what_differs_can_be_only_a_warning(demo: Path) -> None:
+    found = compared(demo, 2, ["versions"], "train.preflight=warn")["versions"]
+    assert found["error"] == "NoneType"
+    (note,) = found["notes"]
+    assert note["event"] == "warning"
+    assert note["detail"].startswith("torch differs: ")
+
+
+@pytest.fixture
+def network() -> Iterator[list[str]]:
+    """Make three network namespaces on a bridge; the last one's link has 8 Mbit/s."""
+    bridge = f"lb{os.getpid()}"
+    names = [f"{bridge}n{number}" for number in (1, 2, 3)]
+
+    def do(command: str) -> None:
+        subprocess.run(command.split(), check=True, capture_output=True)
+
+    try:
+        do(f"ip netns add {bridge}")
+        inside = f"ip -n {bridge}"
+        do(f"{inside} link add br0 type bridge")
+        do(f"{inside} link set br0 up")
+        for number, name in enumerate(names, 1):
+            do(f"ip netns add {name}")
+            do(f"ip -n {name} link add eth0 type veth peer name p{number} netns {bridge}")
+            do(f"{inside} link set p{number} master br0 up")
+            do(f"ip -n {name} addr add 10.213.7.{number}/24 dev eth0")
+            do(f"ip -n {name} link set eth0 up")
+            do(f"ip -n {name} link set lo up")
+        limit = "tbf rate 8mbit burst 16kb latency 400ms"
+        do(f"ip netns exec {names[2]} tc qdisc add dev eth0 root {limit}")
+        yield names
+    finally:
+        for name in (*names, bridge):
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+@needs_root
+def test_a_node_with_a_slow_link_is_named(network: list[str], demo: Path, tmp_path: Path) -> None:
+    of_ranks = run_on_ranks(
+        f"{WORKERS}:linked", 3, 100,
+        namespaces=network, run=str(tmp_path), port=29_511,
+        overrides=[*overrides(demo)[:-1], "train.accelerator=cpu"],
+    )  # fmt: skip
+    assert [one["error"] for one in of_ranks] == ["NodeError", "NoneType", "NoneType"]
+    assert of_ranks[0]["node"] == "node3"
+    assert "GB/s to other nodes, the median is" in of_ranks[0]["text"]
