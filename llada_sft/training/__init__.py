@@ -4,6 +4,7 @@ One Lightning batch is one optimizer step: all its micro-batches, the noise, and
 loss is divided by, agreed between the ranks beforehand.
 
     trainer.py        config -> Trainer -> fit: the whole of a run on one rank, in order
+    begin.py          the ranks meet, compare their nodes, and find out what is trained
     module.py         the LightningModule: micro-batches through the engine, then one step
     strategy.py       DeepSpeed ZeRO-3 on CUDA and on CPU
     build_network.py  the model section -> the network
@@ -17,7 +18,6 @@ loss is divided by, agreed between the ranks beforehand.
     masks/            each example twice, and noise levels drawn by losses
     validation/       the same rows with the same masks each time
     nonfinite.py      a loss that is NaN or infinite: the step is not made, and its rows are named
-    detect_format.py  the format of the rows, detected by the first rank for all
     export.py         a checkpoint -> a model directory
     schedule/         the learning rate of a step, and the plan of the whole training
     checkpoint/       saving, verifying and resuming

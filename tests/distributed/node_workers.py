@@ -22,12 +22,15 @@ import llada_sft
 from llada_sft.cluster.peers import is_of_peer
 from llada_sft.config import load_config
 from llada_sft.errors import LladaSftError, NodeError, PeerFailedError
+from llada_sft.model.layers.block import Block
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
 from llada_sft.training.nodes import preflight as preflight_module
 from llada_sft.training.nodes.preflight import Preflight
 from llada_sft.training.ranks import init_ranks
+from llada_sft.training.trainer import train
+from tests.distributed.training_workers import placement
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
@@ -175,3 +178,22 @@ def linked(namespaces: list[str], overrides: list[str], run: str, port: int) -> 
     except LladaSftError as error:
         return _reported(error, notes)
     return _reported(None, notes)
+
+
+def trained(run: str, overrides: list[str], slow_rank: int) -> list[Any]:
+    """Train with one rank whose blocks take longer; return what rank 0 noted."""
+    rank = int(os.environ["RANK"])
+    notes: list[Any] = []
+    os.environ["SLURMD_NODENAME"] = f"node{rank + 1}"
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == slow_rank:
+            forward = Block.forward
+
+            def late(*arguments: Any) -> Any:
+                time.sleep(0.03)
+                return forward(*arguments)
+
+            patch.setattr(Block, "forward", late)
+        config = load_config("config/demo.yaml", overrides)
+        train(config, RunDir(Path(run)), placement(), Host(note=notes.append))
+    return notes

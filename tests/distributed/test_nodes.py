@@ -1,6 +1,7 @@
 """Nodes that differ are named before anything is built, and the job ends; see node_workers.py."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 import pytest
 
 from llada_sft.cluster.launch.ports import free_port
+from llada_sft.run_dir import RunDir
+from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks
+from tests.distributed.test_training import SMALL
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 WORKERS = "tests.distributed.node_workers"
@@ -54,8 +58,10 @@ def test_of_three_nodes_the_one_that_differs_is_named(demo: Path) -> None:
     assert text["clock"] in [f"node3: its clock is {s} s behind the others'" for s in (599, 600)]
     data = f"data.train {demo / 'data/train'}"
     assert text["disk"].splitlines()[0] == f"node3: {data}: no answer within 2 s"
-    silent = "rank 2 (node3): no answer within 4 s (train.preflight_timeout_s): facts"
-    assert text["silent"] == silent
+    assert text["silent"] == (
+        "rank 2 (node3): was asked to say what its node is like, no answer within 4 s"
+        " (train.preflight_timeout_s)"
+    )
     if root:
         assert text["code"].startswith("node3: code of llada_sft ")
         assert f"node3: {data}: " in text["folder"]
@@ -119,3 +125,25 @@ def test_a_node_with_a_slow_link_is_named(network: list[str], demo: Path, tmp_pa
     assert [one["error"] for one in of_ranks] == ["NodeError", "NoneType", "NoneType"]
     assert of_ranks[0]["node"] == "node3"
     assert "GB/s to other nodes, the median is" in of_ranks[0]["text"]
+
+
+def test_the_rank_that_the_others_wait_for_is_named(demo: Path, tmp_path: Path) -> None:
+    notes, *_ = run_on_ranks(
+        f"{WORKERS}:trained", 3, 200,
+        run=str(tmp_path), slow_rank=1,
+        overrides=[
+            *SMALL, *overrides(demo)[:-1], "data.validation=null", "train.max_steps=24",
+        ],
+    )  # fmt: skip
+    (checked,) = (note for note in notes if note["event"] == "preflight")
+    assert checked["detail"].startswith("3 nodes, 3 ranks: compared in ")
+    assert checked["speeds"]["between_gb_per_s"] > 0
+    (warning,) = (note for note in notes if note["event"] == "warning")
+    assert re.fullmatch(
+        r"step 2\d: the other ranks wait for rank 1 \(node2\): in 20 steps in a row it needed"
+        r" \d+\.\d+ times the median's time for what it does by itself .*",
+        warning["detail"],
+    )
+    rows = read_metrics(RunDir(tmp_path).metrics)[3:]
+    assert {row["slowest_rank"] for row in rows} == {"1"}
+    assert all(float(row["slowest_ratio"]) > 1.25 for row in rows)

@@ -12,6 +12,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ def gather_facts(config: Config, run: RunDir, placement: Placement, limit_s: flo
         placement: This rank.
         limit_s: Seconds that a file system or a driver has for its answer.
     """
-    facts = _Gathered(limit_s)
+    facts = _Gathered()
     facts.same |= {name: version or "none" for name, version in _versions().items()}
     facts.same |= {name: _limit(kind) for name, kind in _LIMITS.items()}
     facts.ask(HOST_MEMORY, lambda: facts.free.update({HOST_MEMORY: _available_memory()}))
@@ -89,33 +90,32 @@ def gather_facts(config: Config, run: RunDir, placement: Placement, limit_s: flo
         facts.ask(GPUS, lambda: _add_gpu(facts, placement.local_rank))
     if placement.local_rank == 0:
         _add_files(facts, config, run)
+    facts.wait(limit_s)
+    # Copies: a question that is abandoned may still be answered.
     return RankFacts(
         rank=placement.rank,
         node=node_name(),
         local_rank=placement.local_rank,
-        same=facts.same,
-        free=facts.free,
-        problems=facts.problems,
+        same=facts.same.copy(),
+        free=facts.free.copy(),
+        problems=facts.problems.copy(),
         gpu=facts.gpu,
     )
 
 
 class _Gathered:
-    """Facts so far."""
+    """Facts so far, and questions that are asked at the same time."""
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+    def __init__(self) -> None:
         self.same: dict[str, str] = {}
         self.free: dict[str, float] = {}
         self.problems: dict[str, str] = {}
         self.gpu = ""
+        self._answered: dict[str, threading.Event] = {}
 
     def ask(self, name: str, question: Callable[[], object]) -> None:
-        """Run what adds a fact; an error, or no answer within the limit, is a problem.
-
-        A file system that hangs cannot be interrupted: its thread is abandoned.
-        """
-        ended = threading.Event()
+        """Run what adds a fact, in a thread of its own; an error is a problem."""
+        answered = self._answered[name] = threading.Event()
 
         def run() -> None:
             try:
@@ -123,11 +123,19 @@ class _Gathered:
             except (OSError, ValueError, RuntimeError, LladaSftError) as error:
                 self.problems[name] = str(error).partition("\n")[0]
             finally:
-                ended.set()
+                answered.set()
 
         threading.Thread(target=run, name=f"facts: {name}", daemon=True).start()
-        if not ended.wait(self._limit_s):
-            self.problems[name] = f"no answer within {self._limit_s:g} s"
+
+    def wait(self, limit_s: float) -> None:
+        """Wait for all answers; to give none within the limit is a problem.
+
+        A file system that hangs cannot be interrupted: its thread is abandoned.
+        """
+        deadline = time.monotonic() + limit_s
+        for name, answered in self._answered.items():
+            if not answered.wait(max(0.0, deadline - time.monotonic())):
+                self.problems[name] = f"no answer within {limit_s:g} s"
 
 
 def _versions() -> dict[str, str | None]:
@@ -151,16 +159,15 @@ def _available_memory() -> float:
 
 def _add_gpu(facts: _Gathered, local_rank: int) -> None:
     count = torch.cuda.device_count()
-    facts.same[GPUS] = "none"
     if count == 0:
+        facts.same[GPUS] = "none"
         return
     # As `ranks.choose_device` does; a rank that has no GPU of its own reports the last one.
     index = min(local_rank, count - 1)
-    facts.same[GPUS] = f"{count} of an unknown kind"
     properties = torch.cuda.get_device_properties(index)
-    facts.same[GPUS] = f"{count} x {properties.name}"
     if local_rank < count or count == 1:
         facts.free[GPU_MEMORY] = float(torch.cuda.mem_get_info(index)[0])
+    facts.same[GPUS] = f"{count} x {properties.name}"
     if local_rank < count:
         facts.gpu = str(properties.uuid)
     version = Path("/proc/driver/nvidia/version")

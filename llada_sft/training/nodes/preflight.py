@@ -113,7 +113,7 @@ class Preflight:
                 meeting.announce(name, None)
             meeting.wait_for_leaving(_LEAVING_S)
             if isinstance(error, SilentError):
-                raise self._silent(meeting, error, "facts") from None
+                raise self._silent(meeting, error, "to say what its node is like") from None
             raise
         meeting.announce("verdict", self.nodes)
 
@@ -125,7 +125,7 @@ class Preflight:
                 meeting.answer("reading", (time.time() - sent, time.time()))
                 nodes = meeting.hear("verdict", 2 * self._limit_s)
         except SilentError as error:
-            raise self._silent(meeting, error, "verdict") from None
+            raise self._silent(meeting, error, "to say whether the nodes are alike") from None
         if sent is None or nodes is None:
             meeting.leave()
             raise PeerFailedError("the nodes differ, or a rank does not answer; see rank 0's line")
@@ -135,8 +135,8 @@ class Preflight:
         """Return the error that names ranks which do not answer."""
         names = [str(meeting.value("here", rank) or "?") for rank in error.ranks]
         lines = [
-            f"rank {rank} ({one_line(name)}): no answer within {self._limit_s:g} s"
-            f" (train.preflight_timeout_s): {what}"
+            f"rank {rank} ({one_line(name)}): was asked {what}, no answer within"
+            f" {self._limit_s:g} s (train.preflight_timeout_s)"
             for rank, name in zip(error.ranks, names, strict=True)
         ]
         return NodeError("\n".join(lines), names[0], error.ranks[0])
@@ -145,7 +145,7 @@ class Preflight:
         try:
             answers = list(meeting.answers("links", 2 * self._limit_s))
         except SilentError as error:
-            raise self._silent(meeting, error, "links") from None
+            raise self._silent(meeting, error, "to measure its links") from None
         exchanges = [Exchange(*one) for own in answers for one in own]
         self._end_or_warn(links.judge_links(exchanges, self._facts, enough))
         speeds = links.link_speeds(exchanges, self._facts)

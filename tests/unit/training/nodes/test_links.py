@@ -10,8 +10,8 @@ from llada_sft.training.nodes.links import (
     Exchange,
     LinkPhase,
     judge_links,
-    plan_phases,
     link_speeds,
+    plan_phases,
 )
 
 
