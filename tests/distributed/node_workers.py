@@ -27,6 +27,7 @@ from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
 from llada_sft.training.nodes import preflight as preflight_module
+from llada_sft.training.nodes.meeting import Meeting
 from llada_sft.training.nodes.preflight import Preflight
 from llada_sft.training.ranks import init_ranks
 from llada_sft.training.trainer import train
@@ -124,7 +125,9 @@ def compared(data: str, overrides: list[str], ports: list[int], faults: list[str
     """Compare the nodes once for each fault; return what this rank reports each time."""
     rank = int(os.environ["RANK"])
     reported: list[Any] = []
-    for port, fault in zip(ports, faults, strict=True):
+    # Rank 0 has the store: it must stay until the others have read what they need.
+    kept: list[Preflight] = []
+    for port, fault in zip(ports[:-1], faults, strict=True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURMD_NODENAME", f"node{rank + 1}")
             if "gpus" in fault:
@@ -133,16 +136,30 @@ def compared(data: str, overrides: list[str], ports: list[int], faults: list[str
                 FAULTS[fault](patch, Path(data))
             accelerator = "auto" if "gpus" in fault else "cpu"
             config = [*overrides, f"train.accelerator={accelerator}"]
-            reported.append(_compared(port, config, Path(data).parent / "run"))
+            preflight, notes = _preflight(port, config, Path(data).parent / "run", "127.0.0.1")
+            kept.append(preflight)
+            reported.append(_compared(preflight, notes))
+    end = Meeting(placement_of_node("127.0.0.1", ports[-1]), timedelta(seconds=60))
+    if rank == 0:
+        end.wait_for_leaving(60)
+    else:
+        end.leave()
     return reported
 
 
-def _preflight(port: int, overrides: list[str], run: Path, address: str) -> tuple[Any, list[Any]]:
+def placement_of_node(address: str, port: int) -> Placement:
+    """Return the place of the only rank of a node."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return Placement(rank, world_size, 0, rank, address, port)
+
+
+def _preflight(
+    port: int, overrides: list[str], run: Path, address: str
+) -> tuple[Preflight, list[Any]]:
     notes: list[Any] = []
-    placement = Placement(rank, world_size, 0, rank, address, port)
     config = load_config("config/demo.yaml", overrides)
-    return Preflight(config, RunDir(run), placement, Host(note=notes.append)), notes
+    host = Host(note=notes.append)
+    return Preflight(config, RunDir(run), placement_of_node(address, port), host), notes
 
 
 def _reported(error: LladaSftError | None, notes: list[Any]) -> dict[str, Any]:
@@ -150,8 +167,7 @@ def _reported(error: LladaSftError | None, notes: list[Any]) -> dict[str, Any]:
     return {"error": type(error).__name__, "text": str(error), "node": node, "notes": notes}
 
 
-def _compared(port: int, overrides: list[str], run: Path) -> dict[str, Any]:
-    preflight, notes = _preflight(port, overrides, run, "127.0.0.1")
+def _compared(preflight: Preflight, notes: list[Any]) -> dict[str, Any]:
     try:
         preflight.compare_nodes()
     except LladaSftError as error:
@@ -172,8 +188,9 @@ def linked(namespaces: list[str], overrides: list[str], run: str, port: int) -> 
     preflight, notes = _preflight(port, overrides, Path(run), "10.213.7.1")
     try:
         preflight.compare_nodes()
-        placement = Placement(rank, len(namespaces), 0, rank, "10.213.7.1", port)
-        init_ranks(placement, torch.device("cpu"), timedelta(seconds=60))
+        init_ranks(
+            placement_of_node("10.213.7.1", port), torch.device("cpu"), timedelta(seconds=60)
+        )
         preflight.measure_links(torch.device("cpu"))
     except LladaSftError as error:
         return _reported(error, notes)

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from llada_sft.cluster import journal
 from llada_sft.cluster.launch.ports import free_port
 from llada_sft.run_dir import RunDir
 from llada_sft.training.log.metrics_csv import read_metrics
 from tests.distributed.ranks import run_on_ranks
+from tests.distributed.test_local_run import project, rank_processes, start
 from tests.distributed.test_training import SMALL
 
+__all__ = ["project"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 WORKERS = "tests.distributed.node_workers"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
@@ -35,7 +38,7 @@ def compared(demo: Path, world_size: int, faults: list[str], *more: str) -> dict
     of_ranks = run_on_ranks(
         f"{WORKERS}:compared", world_size, 100,
         data=str(demo / "data/train"), overrides=[*overrides(demo), *more],
-        ports=[free_port() for _ in faults], faults=faults,
+        ports=[free_port() for _ in (*faults, "the end")], faults=faults,
     )  # fmt: skip
     for others in of_ranks[1:]:
         for own, other in zip(of_ranks[0], others, strict=True):
@@ -147,3 +150,36 @@ def test_the_rank_that_the_others_wait_for_is_named(demo: Path, tmp_path: Path) 
     rows = read_metrics(RunDir(tmp_path).metrics)[3:]
     assert {row["slowest_rank"] for row in rows} == {"1"}
     assert all(float(row["slowest_ratio"]) > 1.25 for row in rows)
+
+
+# Python imports it before anything else: each rank is on a node of its own.
+SITE = """
+import importlib.metadata
+import os
+
+rank = os.environ.get("RANK")
+if rank:
+    os.environ["SLURMD_NODENAME"] = f"node{rank}"
+version = importlib.metadata.version
+if rank == "1":
+    importlib.metadata.version = lambda name: "2.9.0" if name == "torch" else version(name)
+"""
+
+
+def test_a_run_ends_with_the_line_and_exit_code_2(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "sitecustomize.py").write_text(SITE)
+    monkeypatch.setenv("PYTHONPATH", str(project), prepend=os.pathsep)
+    launcher = start(project, "run.name=differs")
+    printed, problem = launcher.communicate(timeout=120)
+    assert launcher.returncode == 2
+    assert "Traceback" not in printed + problem
+    line = "torch differs: node0: 2"
+    assert sum(one.startswith(line) for one in problem.splitlines()) == 1
+    run = RunDir(project / "runs/differs")
+    (failed, ended) = journal.read(run.journal)[-2:]
+    assert (failed["event"], failed["cause"], ended["cause"]) == ("failed", "mistake", "mistake")
+    assert failed["error"].startswith(line)
+    assert "node1: 2.9.0" in failed["error"]
+    assert rank_processes(run) == {}

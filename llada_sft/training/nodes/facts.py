@@ -167,9 +167,9 @@ def _add_gpu(facts: _Gathered, local_rank: int) -> None:
     properties = torch.cuda.get_device_properties(index)
     if local_rank < count or count == 1:
         facts.free[GPU_MEMORY] = float(torch.cuda.mem_get_info(index)[0])
+        # Parts of one GPU (MIG) may all have its UUID.
+        facts.gpu = "" if "MIG" in properties.name else str(properties.uuid)
     facts.same[GPUS] = f"{count} x {properties.name}"
-    if local_rank < count:
-        facts.gpu = str(properties.uuid)
     version = Path("/proc/driver/nvidia/version")
     if version.exists() and (found := _DRIVER_VERSION.search(version.read_text())):
         facts.same[DRIVER] = found[1]

@@ -102,6 +102,9 @@ def measure(
     sent = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     received = torch.empty_like(sent)
     found: list[Exchange] = []
+    if phases and device.type == "cuda":
+        # NCCL connects all ranks in the first call, which all must make.
+        dist.all_reduce(sent[:1])
     for phase in phases:
         if (partner := phase.partners.get(rank)) is not None:
             limit = limit_s / len(phases)
@@ -131,14 +134,12 @@ def _exchanged(partner: int, sent: Tensor, received: Tensor, deadline: float) ->
         dist.P2POp(dist.irecv, received, partner),
     ]
     works = dist.batch_isend_irecv(operations)
-    if sent.device.type == "cuda":
-        # NCCL's `wait` only lets the stream wait.
-        while not all(work.is_completed() for work in works):
-            if time.monotonic() > deadline:
-                return False
-            # Not a pause: 64 MB take a fraction of a millisecond over NVLink.
-            time.sleep(0)
-        return True
+    # NCCL's `wait` only lets the stream wait.
+    while sent.is_cuda and not all(work.is_completed() for work in works):
+        if time.monotonic() > deadline:
+            return False
+        # Not a pause: 64 MB take a fraction of a millisecond over NVLink.
+        time.sleep(0)
     try:
         for work in works:
             work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic())))
