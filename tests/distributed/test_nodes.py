@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,11 @@ from tests.distributed.test_training import SMALL
 __all__ = ["project"]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 WORKERS = "tests.distributed.node_workers"
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+IS_ROOT = os.geteuid() == 0
+needs_network = pytest.mark.skipif(
+    not (IS_ROOT and shutil.which("ip") and shutil.which("tc")),
+    reason="network namespaces need root, and ip and tc of iproute2",
+)
 AS_ROOT = ["code", "folder"]
 
 
@@ -48,7 +53,7 @@ def compared(demo: Path, world_size: int, faults: list[str], *more: str) -> dict
 
 
 def test_of_three_nodes_the_one_that_differs_is_named(demo: Path) -> None:
-    root = AS_ROOT if os.geteuid() == 0 else []
+    root = AS_ROOT if IS_ROOT else []
     faults = ["none", "versions", "gpus", "no gpus", "clock", "disk", *root, "silent"]
     found = compared(demo, 3, faults)
     assert found.pop("none")["error"] == "NoneType"
@@ -118,7 +123,7 @@ def network() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-@needs_root
+@needs_network
 def test_a_node_with_a_slow_link_is_named(network: list[str], demo: Path, tmp_path: Path) -> None:
     of_ranks = run_on_ranks(
         f"{WORKERS}:linked", 3, 100,
