@@ -128,7 +128,7 @@ class TrainConfig(Section):
     # off = nothing is compared.
     preflight: Literal["stop", "warn", "off"] = "stop"
     # Seconds that each rank has for its part of the preflight, once all have started.
-    preflight_timeout_s: Annotated[Seconds, Field(ge=4)] = 60
+    preflight_timeout_s: Annotated[Seconds, Field(ge=4)] = 40
     # [10, 12]: rank 0 records what steps 10 to 12 spend their time on, and writes it to profile/ in
     # the run directory, for chrome://tracing or ui.perfetto.dev; null = no steps.
     profile: tuple[PositiveInt, PositiveInt] | None = None

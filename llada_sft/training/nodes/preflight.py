@@ -28,6 +28,8 @@ from llada_sft.training.nodes.meeting import Meeting, SilentError
 
 # How long rank 0, which has the store, waits for the others to leave before it ends.
 _LEAVING_S = 2.0
+# More silent ranks than these are counted, not named.
+_MOST_SILENT = 8
 
 
 class Preflight:
@@ -133,12 +135,14 @@ class Preflight:
 
     def _silent(self, meeting: Meeting, error: SilentError, what: str) -> NodeError:
         """Return the error that names ranks which do not answer."""
-        names = [str(meeting.value("here", rank) or "?") for rank in error.ranks]
+        names = [str(meeting.value("here", rank) or "?") for rank in error.ranks[:_MOST_SILENT]]
         lines = [
             f"rank {rank} ({one_line(name)}): was asked {what}, no answer within"
             f" {self._limit_s:g} s (train.preflight_timeout_s)"
-            for rank, name in zip(error.ranks, names, strict=True)
+            for rank, name in zip(error.ranks, names, strict=False)
         ]
+        if more := len(error.ranks) - len(names):
+            lines.append(f"and {_counted(more, 'rank')} more")
         return NodeError("\n".join(lines), names[0], error.ranks[0])
 
     def _judge_links(self, meeting: Meeting, seconds: float, enough: float) -> None:
@@ -177,7 +181,7 @@ class Preflight:
         if all(finding.nodes for finding in errors) and len(at_fault) <= most:
             raise NodeError(text, at_fault[0], self.nodes.index(at_fault[0]))
         raise LaunchError(
-            f"{text}\nmake the nodes alike, or leave some to others (slurm.exclude);"
+            f"{text}\nmake the nodes alike, or run without some of them (slurm.exclude);"
             " train.preflight=warn starts in spite of this"
         )
 

@@ -13,6 +13,7 @@ from llada_sft.training.host import Host
 from llada_sft.training.nodes import preflight as preflight_module
 from llada_sft.training.nodes.facts import RankFacts
 from llada_sft.training.nodes.findings import NodeFinding
+from llada_sft.training.nodes.meeting import SilentError
 from llada_sft.training.nodes.preflight import Preflight
 
 ROOT = Path(__file__).parents[4]
@@ -62,14 +63,34 @@ def test_other_errors_are_a_mistake(findings: list[NodeFinding]) -> None:
     *lines, advice = str(caught.value).splitlines()
     assert lines == [finding.text for finding in findings]
     assert advice == (
-        "make the nodes alike, or leave some to others (slurm.exclude); train.preflight=warn"
-        " starts in spite of this"
+        "make the nodes alike, or run without some of them (slurm.exclude);"
+        " train.preflight=warn starts in spite of this"
     )
 
 
 def test_errors_can_be_warnings() -> None:
     notes = judged([OF_NODE, OF_JOB], "train.preflight=warn")
     assert [note["detail"] for note in notes] == [OF_NODE.text, OF_JOB.text]
+
+
+def test_many_silent_ranks_are_counted() -> None:
+    class Answered:
+        def value(self, name: str, rank: int) -> str:
+            return f"node{1 + rank // 2}"
+
+    preflight = Preflight(
+        load_config(ROOT / "config/demo.yaml"),
+        RunDir(Path("run")),
+        Placement(0, 32, 0, 0, "127.0.0.1", 1),
+        Host(),
+    )
+    error = preflight._silent(Answered(), SilentError([*range(4, 16)]), "to answer")  # type: ignore[arg-type]
+    first, *_, last = str(error).splitlines()
+    assert first == (
+        "rank 4 (node3): was asked to answer, no answer within 40 s (train.preflight_timeout_s)"
+    )
+    assert last == "and 4 ranks more"
+    assert (error.node, error.rank) == ("node3", 4)
 
 
 @pytest.mark.parametrize("ahead_s", [0.0, 600.0, -600.0])
