@@ -8,10 +8,11 @@ take turns, so that both meet the same load. Numbers are medians.
 
 CPU seconds are those of user and system together, of the rank and of all processes that it has
 started, whether they have ended or not. Phases are parts of the rank's own CPU seconds: `python` is
-the interpreter and the job around the training, `imports` torch and everything after it, `data` and
-`agree` the ranks, the resume and the dataset, `build` the network, Lightning and DeepSpeed's
-initialize. `imports` is divided by `-X importtime` into what each package's own modules cost, in a
-start of its own, which that makes slower; 0 for a package means that it is not imported.
+the interpreter and the job around the training, `imports` torch and everything after it, `nodes`
+the comparison of the nodes, `find`, `data` and `agree` the ranks, the resume and the dataset,
+`build` the network, Lightning and DeepSpeed's initialize. `imports` is divided by `-X importtime`
+into what each package's own modules cost, in a start of its own, which that makes slower; 0 for a
+package means that it is not imported.
 """
 
 import argparse
@@ -92,8 +93,20 @@ def pulse(self, phase, step):
         os.killpg(0, 9)
 
 def freeze():
-    if "imports" not in marks:
-        mark("imports")
+    if "imports" in marks:
+        return
+    mark("imports")
+    preflight = sys.modules.get("llada_sft.training.nodes.preflight")
+    if preflight is None:
+        mark("nodes")
+        return
+    compare_nodes = preflight.Preflight.compare_nodes
+
+    def compared(self):
+        compare_nodes(self)
+        mark("nodes")
+
+    preflight.Preflight.compare_nodes = compared
 
 Watchdog.pulse, gc.freeze = pulse, freeze
 mark("python")

@@ -41,3 +41,17 @@ class PeerFailedError(LladaSftError):
 
 class SupersededError(LladaSftError):
     """Another owner has taken the run over: this process must no longer write into it."""
+
+
+class NodeError(LladaSftError):
+    """A node of the job is not as the others, or does not answer: the job can run without it.
+
+    Args:
+        text: One line per problem.
+        node: The node.
+        rank: Its first rank.
+    """
+
+    def __init__(self, text: str, node: str, rank: int) -> None:
+        super().__init__(text)
+        self.node, self.rank = node, rank

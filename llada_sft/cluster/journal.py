@@ -9,6 +9,7 @@ full disk left of the one before, it starts on a line of its own.
     changed     the run was resumed with other values or other code, or was moved
     started     an attempt starts: its nodes and ranks
     resumed     rank 0 has loaded: the step that the attempt resumes from, and the versions
+    preflight   the ranks have compared their nodes: how long it took, and the speed of the links
     checkpoint  one was written: its step, seconds and bytes
     signal      ranks were signalled, and all agreed to stop: which, by what, why; before the save
     nonfinite   a loss was NaN or infinite: its step and rows
@@ -38,6 +39,7 @@ Event = Literal[
     "changed",
     "started",
     "resumed",
+    "preflight",
     "checkpoint",
     "signal",
     "nonfinite",
@@ -70,6 +72,8 @@ class Entry(TypedDict, total=False):
     seconds: float
     step_seconds: float
     num_bytes: int
+    # Of the links between ranks, in GB/s, with the node of the slowest (`nodes/links.py`).
+    speeds: dict[str, object]
     signals: list[str]
     rank: int
     node: str

@@ -7,7 +7,7 @@ failure report, or srun, says that.
 import re
 
 _GONE = re.compile(
-    r"Connection (?:was )?(?:closed|reset|refused)|Broken pipe|recvValue|sendBytes"
+    r"Connection (?:was )?(?:likely )?(?:closed|reset|refused)|Broken pipe|recvValue|sendBytes"
     r"|ncclRemoteError|remote process exited|NCCL communicator was aborted"
 )
 _TIMED_OUT = re.compile(

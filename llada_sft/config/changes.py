@@ -130,6 +130,7 @@ RULES: Mapping[str, Rule] = {
     **_free("train", "keep_best", "early_stop"),
     **_free("train", "keep_checkpoints", "on_failed_save", "on_nonfinite", "max_skipped_steps"),
     **_free("train", "async_checkpoints", "hang_timeout_s", "hang_grace_s", "profile"),
+    **_free("train", "preflight", "preflight_timeout_s"),
     **_stated(_LAST_BITS, "deepspeed", "offload_optimizer", "offload_param", "reduce_bucket_size"),
     **_free("deepspeed", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
     **_free("deepspeed", "stage3_max_live_parameters", "timeout_min"),

@@ -123,6 +123,12 @@ class TrainConfig(Section):
     hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
     # Additional seconds for the start, a checkpoint and a validation.
     hang_grace_s: Annotated[Seconds, Field(ge=0)] = 1800
+    # Before anything is built the ranks compare their nodes: versions, code, GPUs, folders, clocks
+    # and links (docs/slurm-jobs.md). stop = a difference ends the job; warn = it is a warning;
+    # off = nothing is compared.
+    preflight: Literal["stop", "warn", "off"] = "stop"
+    # Seconds that each rank has for its part of the preflight, once all have started.
+    preflight_timeout_s: Annotated[Seconds, Field(ge=4)] = 40
     # [10, 12]: rank 0 records what steps 10 to 12 spend their time on, and writes it to profile/ in
     # the run directory, for chrome://tracing or ui.perfetto.dev; null = no steps.
     profile: tuple[PositiveInt, PositiveInt] | None = None

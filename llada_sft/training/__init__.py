@@ -4,11 +4,13 @@ One Lightning batch is one optimizer step: all its micro-batches, the noise, and
 loss is divided by, agreed between the ranks beforehand.
 
     trainer.py        config -> Trainer -> fit: the whole of a run on one rank, in order
+    begin.py          the ranks meet, compare their nodes, and find out what is trained
     module.py         the LightningModule: micro-batches through the engine, then one step
     strategy.py       DeepSpeed ZeRO-3 on CUDA and on CPU
     build_network.py  the model section -> the network
     build_data.py     the data section -> this rank's rows and validation batches
     ranks.py          a rank's device, and the process group
+    nodes/            the nodes are compared at the start, and the slowest rank is named
     host.py           what the job gives the training: signals, the journal, the watchdog
     consensus.py      the one small collective per step: counts, "no more rows", "stop", "failed"
     feed.py           local steps -> steps that all ranks have agreed on
@@ -16,7 +18,6 @@ loss is divided by, agreed between the ranks beforehand.
     masks/            each example twice, and noise levels drawn by losses
     validation/       the same rows with the same masks each time
     nonfinite.py      a loss that is NaN or infinite: the step is not made, and its rows are named
-    detect_format.py  the format of the rows, detected by the first rank for all
     export.py         a checkpoint -> a model directory
     schedule/         the learning rate of a step, and the plan of the whole training
     checkpoint/       saving, verifying and resuming

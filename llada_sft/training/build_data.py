@@ -1,13 +1,16 @@
 """The config's `data` section -> this rank's rows and validation batches; `objective` -> noise."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from llada_sft.config.schema import Config
 from llada_sft.data.examples.answer_end import end_token_ids
 from llada_sft.data.examples.encode import build_encoder
-from llada_sft.data.sources import list_sources, list_validation
+from llada_sft.data.records.detect import detect_format
+from llada_sft.data.sources import Source, list_sources, list_validation
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.local_step import StepSize
+from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.model.configuration import NetworkConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -15,7 +18,6 @@ from llada_sft.training.build_network import token_ids
 from llada_sft.training.checkpoint.changed_files import files_to_restart
 from llada_sft.training.checkpoint.resume import Resume
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.detect_format import settle_format
 from llada_sft.training.masks.edits import EditSource
 from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.noising import NoiseSource
@@ -105,3 +107,33 @@ def build_noise(
         levels,
         edits,
     )
+
+
+def settle_format(
+    source: Source, cache_dir: str | None, placement: Placement, consensus: Consensus
+) -> Source:
+    """Return a source with its format; rank 0 prints it, and the fields that are not read.
+
+    Raises:
+        DataError: The first shard cannot be read.
+        PeerFailedError: Rank 0 could not read it (raised on the other ranks).
+    """
+    if source.format == "raw":
+        return source
+    record_format: object = None
+    if placement.rank == 0:
+        try:
+            detected = detect_format(source, cache_dir)
+        except DataError:
+            # The others learn of it here instead of waiting for this rank.
+            consensus.gather(None)
+            raise
+        if source.format == "auto":
+            print(f"{source.path}: {detected}", flush=True)
+        if detected.unread:
+            print(f"{source.path}: {detected.unread_words}", flush=True)
+        record_format = detected.format or "raw"
+    settled = consensus.gather(record_format)[0]
+    if settled is None:
+        raise PeerFailedError("1 other rank(s) stopped; see their lines")
+    return replace(source, format=settled)  # type: ignore[arg-type]

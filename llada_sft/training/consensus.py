@@ -22,7 +22,7 @@ _LARGEST = ("steps_left", "epoch_steps", "most_work", "gpu_bytes", "resident_byt
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank reports, or all ranks together: sums, but the maxima that `_LARGEST` names.
+    """What one rank reports, or all ranks together: sums, where nothing else is said.
 
     Attributes:
         examples: Examples of the step.
@@ -49,6 +49,10 @@ class Report:
             (`NoiseSource.num_masked`).
         gpu_bytes, resident_bytes: The most memory that the rank had: tensors on its GPU (0 without
             one), and its process.
+        own_us, most_own_us: Microseconds that the rank spent by itself on its last step
+            (`OwnTime`), and waited for data: the median of the ranks, and the most of one. 0 if
+            that is not known. One rank reports `own_us` alone.
+        slowest_rank: The rank with the most.
         by_source: What each source contributed to the step, in the unit that the sources share;
             empty with one dataset. It has the same length on all ranks.
         by_level: What an earlier step says of the losses by noise level (`LevelLosses`); empty
@@ -79,6 +83,9 @@ class Report:
     masked: int = 0
     gpu_bytes: int = 0
     resident_bytes: int = 0
+    own_us: int = 0
+    most_own_us: int = 0
+    slowest_rank: int = 0
     by_source: tuple[int, ...] = ()
     by_level: tuple[int, ...] = ()
 
@@ -97,7 +104,17 @@ class Report:
     def together(self, ranks: Tensor) -> "Report":
         """Combine the `numbers` of all ranks, int64 [ranks, numbers], this one's among them."""
         summed, largest = (self.like(row.tolist()) for row in (ranks.sum(0), ranks.amax(0)))
-        return replace(summed, **{name: getattr(largest, name) for name in _LARGEST})
+        own_us = ranks[:, _OWN_US]
+        return replace(
+            summed,
+            **{name: getattr(largest, name) for name in _LARGEST},
+            own_us=int(own_us.median()),
+            most_own_us=int(own_us.max()),
+            slowest_rank=int(own_us.argmax()),
+        )
+
+
+_OWN_US = [field.name for field in fields(Report)].index("own_us")
 
 
 class Consensus:

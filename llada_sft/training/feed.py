@@ -39,6 +39,7 @@ class StepFeed(Iterable[StepBatch]):
         schedule: Gives each step its learning rate.
         max_steps: Optimizer steps after which the training ends, if its rows do not end it before.
         writes_ended: Returns how many of this rank's writes in the background have ended.
+        own_us: Returns the microseconds of the last step that this rank spent by itself.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StepFeed(Iterable[StepBatch]):
         schedule: Schedule | None = None,
         max_steps: int | None = None,
         writes_ended: Callable[[], int] = lambda: 0,
+        own_us: Callable[[], int] = lambda: 0,
     ) -> None:
         self._schedule, self._max_steps = schedule, max_steps
         self._local_steps, self._noise, self._consensus = local_steps, noise, consensus
@@ -66,7 +68,9 @@ class StepFeed(Iterable[StepBatch]):
         self._moved: Positions = {}
         # True, on every rank alike, once any rank was signalled to stop.
         self.stop_agreed = False
-        self._writes_ended = writes_ended
+        self._writes_ended, self._own_us = writes_ended, own_us
+        # The waits for data that a report has had.
+        self._reported_wait_s = 0.0
         # Of all ranks together.
         self.writes_ended = 0
 
@@ -163,10 +167,18 @@ class StepFeed(Iterable[StepBatch]):
                 masked=self._noise.num_masked(local, self._step),
                 gpu_bytes=gpu_bytes,
                 resident_bytes=resident_bytes,
+                own_us=self._own_time_us(),
                 by_source=local.by_source,
                 by_level=self._by_level(),
             )
         )
+
+    def _own_time_us(self) -> int:
+        """Return what the last step took this rank by itself, with the wait for data since then."""
+        wait_s = self._waited_s - self._reported_wait_s
+        self._reported_wait_s = self._waited_s
+        of_step = self._own_us()
+        return of_step + round(wait_s * 1e6) if of_step else 0
 
     def _by_level(self) -> tuple[int, ...]:
         levels = self._noise.levels

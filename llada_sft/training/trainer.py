@@ -5,7 +5,6 @@ which it resumes before anything is built. The network is then built inside Ligh
 its parameters are partitioned from the start.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
@@ -19,22 +18,16 @@ from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.errors import DataError
-from llada_sft.model.adapter_plan import AdapterPlan
-from llada_sft.model.configuration import NetworkConfig
-from llada_sft.model.layers.balance import Balance
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.begin import TrainingJob, begin_training
 from llada_sft.training.build_data import build_dataset, build_noise, never_written
 from llada_sft.training.build_network import (
-    base_weights,
-    build_balance,
     build_network,
     checkpointing_line,
     checkpointing_of,
     compiles,
-    plan_training,
     token_ids,
-    trained_network,
 )
 from llada_sft.training.callbacks.adapters_learn import AdaptersLearn
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver
@@ -44,23 +37,23 @@ from llada_sft.training.callbacks.progress import Progress
 from llada_sft.training.callbacks.row_summary import RowSummary
 from llada_sft.training.callbacks.signals import OwnSignals
 from llada_sft.training.callbacks.start_times import StartTimes
+from llada_sft.training.callbacks.stragglers import Stragglers
 from llada_sft.training.checkpoint.half_done import restart_half_done_rows
 from llada_sft.training.checkpoint.resume import Resume, find_resume
-from llada_sft.training.consensus import Consensus
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
 from llada_sft.training.log.efficiency import Efficiency
-from llada_sft.training.log.library_warnings import quiet_libraries
 from llada_sft.training.log.log_interval import share_of
 from llada_sft.training.log.loggers import build_loggers
 from llada_sft.training.log.signals import StepSignals, signal_columns
 from llada_sft.training.log.step_journal import StepJournal
 from llada_sft.training.masks.level_losses import LevelLosses
 from llada_sft.training.module import DiffusionModule
+from llada_sft.training.nodes.own_time import OwnTime
 from llada_sft.training.nonfinite import NonFiniteSteps
-from llada_sft.training.ranks import choose_device, init_ranks, optimizer_threads
+from llada_sft.training.ranks import optimizer_threads
 from llada_sft.training.schedule.build import build_schedule
-from llada_sft.training.strategy import Zero3Strategy, deepspeed_config, require_quantization
+from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
 from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.build import build_validation
 from llada_sft.training.validation.results import column_names
@@ -85,7 +78,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     """
     start = StartTimes(config.log.level == "debug", host.phase)
     start.mark("Python and imports")
-    job = _begin(config, run, placement, host, start)
+    job = begin_training(config, run, placement, host, start)
     resume = _find_resume(job)
     start.mark("checkpoint found and verified")
     journal = StepJournal(host, job.consensus, placement.rank)
@@ -103,6 +96,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     levels = None
     if config.objective.t_density == "importance":
         levels = LevelLosses(resume.step, resume.levels, placement.rank)
+    own_time = OwnTime()
     feed = StepFeed(
         step_loader(dataset, config.data.prefetch_steps),
         build_noise(config, job.network, placement, levels),
@@ -115,6 +109,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
         schedule=schedule,
         max_steps=config.train.max_steps,
         writes_ended=lambda: saver.writes_ended,
+        own_us=lambda: own_time.last_us,
     )
     nonfinite = NonFiniteSteps(
         config.train.on_nonfinite,
@@ -179,6 +174,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
             Progress(config.log.every_n_steps),
             row_summary,
             start,
+            Stragglers(own_time, job.nodes, job.warn),
             Profile(config.train.profile, run.profile, host.require_owner),
         ],
         load_universal=resume.universal,
@@ -195,74 +191,7 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     return ended
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a rank knows before it looks for a checkpoint.
-
-    Attributes:
-        config, run, placement, host: As `train` was given them.
-        device: Where this rank computes.
-        consensus: Of all ranks.
-        network: The config of the network.
-        balance: The losses of its routers; None if it has none.
-        adapters: What is trained instead of the network's own parameters.
-        base: What identifies the weights under the adapters.
-    """
-
-    config: Config
-    run: RunDir
-    placement: Placement
-    host: Host
-    device: torch.device
-    consensus: Consensus
-    network: NetworkConfig
-    balance: Balance | None
-    adapters: AdapterPlan | None
-    base: str
-
-    @property
-    def adapters_record(self) -> dict[str, object] | None:
-        """What checkpoints say of the adapters."""
-        if self.adapters is None:
-            return None
-        return self.adapters.record(self.base, self.config.train.precision)
-
-    def say(self, line: str) -> None:
-        """Print a line, on rank 0."""
-        if self.placement.rank == 0:
-            print(line, flush=True)
-
-    def note_early_stop(self, reason: str) -> None:
-        """Record on rank 0 why the training ends."""
-        if self.placement.rank == 0:
-            self.host.ended_early(f"early stop: {reason}")
-
-
-def _begin(
-    config: Config, run: RunDir, placement: Placement, host: Host, start: StartTimes
-) -> _Job:
-    """Meet the other ranks, and find out what is trained."""
-    quiet_libraries()
-    device = choose_device(config.train.accelerator, placement.local_rank)
-    require_quantization(config.deepspeed, device)
-    torch.set_num_threads(config.train.threads_per_rank)
-    host.phase("ranks", None)
-    init_ranks(placement, device, timedelta(seconds=config.collective_timeout_s))
-    consensus = Consensus()
-    # Files are removed from here on, and the imports took time: another process may own the run.
-    host.require_owner()
-    start.mark("ranks")
-    network = trained_network(config)
-    balance = build_balance(config.model, network)
-    adapters = plan_training(config, network)
-    base = "" if adapters is None else base_weights(config)
-    job = _Job(config, run, placement, host, device, consensus, network, balance, adapters, base)
-    if adapters is not None:
-        job.say(adapters.line())
-    return job
-
-
-def _find_resume(job: _Job) -> Resume:
+def _find_resume(job: TrainingJob) -> Resume:
     """Agree on the checkpoint to resume from."""
     job.host.phase("checkpoint", None)
     resume = find_resume(
@@ -278,7 +207,7 @@ def _find_resume(job: _Job) -> Resume:
     return resume
 
 
-def _has_ended(job: _Job, resume: Resume, best: BestSoFar) -> bool:
+def _has_ended(job: TrainingJob, resume: Resume, best: BestSoFar) -> bool:
     """Return whether all steps of the training are made; if so, say why."""
     max_steps = job.config.train.max_steps
     if max_steps is not None and resume.step >= max_steps:
@@ -290,7 +219,7 @@ def _has_ended(job: _Job, resume: Resume, best: BestSoFar) -> bool:
     return bool(best.stop_reason)
 
 
-def _find_rows(job: _Job, resume: Resume) -> StepDataset:
+def _find_rows(job: TrainingJob, resume: Resume) -> StepDataset:
     """Find this rank's rows, and where to start in them."""
     job.host.phase("data", None)
     dataset = build_dataset(
@@ -314,7 +243,7 @@ def _find_rows(job: _Job, resume: Resume) -> StepDataset:
 
 
 def _build_module(
-    job: _Job, dataset: StepDataset, nonfinite: NonFiniteSteps, levels: LevelLosses | None
+    job: TrainingJob, dataset: StepDataset, nonfinite: NonFiniteSteps, levels: LevelLosses | None
 ) -> DiffusionModule:
     config, network, adapters = job.config, job.network, job.adapters
     dora = config.lora is not None and config.lora.dora

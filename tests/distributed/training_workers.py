@@ -28,6 +28,7 @@ from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.errors import LladaSftError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
+from llada_sft.training.build_data import settle_format
 from llada_sft.training.build_network import (
     build_balance,
     build_network,
@@ -40,7 +41,6 @@ from llada_sft.training.checkpoint.folder import newest_checkpoint
 from llada_sft.training.checkpoint.manifest import read_manifest
 from llada_sft.training.checkpoint.resume import find_resume
 from llada_sft.training.consensus import Consensus, Report
-from llada_sft.training.detect_format import settle_format
 from llada_sft.training.feed import StepFeed
 from llada_sft.training.host import Host
 from llada_sft.training.log.library_warnings import quiet_libraries

@@ -340,6 +340,48 @@ MUTANTS = (
         ),
     ),
     *of_file(
+        "training/nodes/findings.py",
+        "training/nodes/test_findings.py",
+        (
+            "if 2 * len(by_value[most]) <= len(reporting):",
+            "if 2 * len(by_value[most]) < len(reporting):",
+            "one of two nodes is at fault, whichever",
+        ),
+        (
+            "return nodes if 2 * len(nodes) < len(nodes_of(of)) else ()",
+            "return nodes",
+            "most of the nodes are at fault",
+        ),
+        (
+            "if len(failed) == len(reporting) and name != GPUS:",
+            "if len(failed) == len(reporting):",
+            "a broken GPU of the only node is not an error",
+        ),
+    ),
+    *of_file(
+        "training/nodes/links.py",
+        "training/nodes/test_links.py",
+        (
+            "best[one.rank] = max(best[one.rank], one.gb_per_s or 0.0)",
+            "best[one.rank] = one.gb_per_s or 0.0",
+            "the neighbours of a slow node are slow, too",
+        ),
+        (
+            "last = [links[-1:]] if odd else []",
+            "last: list[Any] = []",
+            "a ring of three nodes has two links",
+        ),
+    ),
+    *of_file(
+        "training/nodes/own_time.py",
+        "training/nodes/test_own_time.py",
+        (
+            "block.register_forward_hook(self._end, prepend=True)",
+            "block.register_forward_hook(self._end)",
+            "the release of the weights is a rank's own time",
+        ),
+    ),
+    *of_file(
         "training/nonfinite.py",
         "training/test_nonfinite.py",
         (

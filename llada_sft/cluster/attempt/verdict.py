@@ -198,7 +198,8 @@ def _reported(failures: Sequence[Failure]) -> Verdict | None:
         node=first.node,
         step=first.step,
         traceback=first.traceback,
-        suspect=first.cause == Cause.HANG or _HARDWARE.search(first.error) is not None,
+        suspect=first.cause in (Cause.HANG, Cause.NODE_FAILURE)
+        or _HARDWARE.search(first.error) is not None,
     )
 
 

@@ -23,7 +23,7 @@ from llada_sft.cluster import failures
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.peers import is_of_peer
-from llada_sft.errors import SupersededError
+from llada_sft.errors import NodeError, SupersededError
 from llada_sft.run_dir import RunDir
 
 EXCEPTION_EXIT_CODE = 1
@@ -64,14 +64,29 @@ class Leaving:
             consequence=consequence,
             time=time.time(),
         )
+        self._write(failure)
+
+    def _write(self, failure: Failure) -> None:
         try:
             failures.write(self._run, failure)
         except OSError as problem:
-            path = self._run.failure(self._rank)
+            path = self._run.failure(failure.rank)
             print(f"{path}: cannot be written: {problem.strerror}", file=sys.stderr, flush=True)
         except SupersededError as problem:
             # Another owner's run is not written to, not even with a report.
             print(problem, file=sys.stderr, flush=True)
+
+    def report_node(self, error: NodeError) -> None:
+        """Write the failure report of a node's first rank, as its witness."""
+        failure = Failure(
+            rank=error.rank,
+            node=error.node,
+            cause=Cause.NODE_FAILURE,
+            error=str(error),
+            time=time.time(),
+            witness=self._rank,
+        )
+        self._write(failure)
 
     def abort(self, error: Exception) -> None:
         """Report an exception, and exit; does not return."""
@@ -108,7 +123,10 @@ class Leaving:
             _exit(FOLLOWED_EXIT_CODE)
 
     def _a_peer_failed(self) -> bool:
-        return any(failure.rank != self._rank for failure in failures.read_all(self._run))
+        return any(
+            failure.rank != self._rank or failure.witness is not None
+            for failure in failures.read_all(self._run)
+        )
 
 
 def exit_in_time(code: int) -> None:

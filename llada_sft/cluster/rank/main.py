@@ -38,6 +38,7 @@ from llada_sft.errors import (
     ConfigError,
     LaunchError,
     LladaSftError,
+    NodeError,
     NonFiniteError,
     PeerFailedError,
     SaveError,
@@ -51,8 +52,8 @@ _CAUSES_OF_MISTAKES = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINI
 # What SLURM and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
-# Not 2: it is not a mistake of the user's.
-NOT_REQUEUED_EXIT_CODE = 1
+# Not 2: these are not mistakes of the user's.
+NOT_REQUEUED_EXIT_CODE = NODE_EXIT_CODE = 1
 
 
 class _Rank(NamedTuple):
@@ -124,6 +125,10 @@ def _run(run_dir: str) -> None:
         # The other rank has reported the reason; and nothing is written into another owner's run.
         print(error, file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
+    except NodeError as error:
+        say_mistake(error, run_path.rank_log(0))
+        leaving.report_node(error)
+        raise SystemExit(NODE_EXIT_CODE) from None
     except LladaSftError as error:
         say_mistake(error, run_path.rank_log(0))
         leaving.report_failure(_CAUSES_OF_MISTAKES.get(type(error), Cause.MISTAKE), str(error))

@@ -28,7 +28,7 @@ from llada_sft.cluster.failures import Failure
 from llada_sft.run_dir import RunDir
 
 # Modules that only wait for other ranks.
-_COLLECTIVES = ("torch.distributed.", "deepspeed.comm.")
+_COLLECTIVES = ("torch.distributed.", "deepspeed.comm.", "llada_sft.training.nodes.meeting")
 # Modules that wait for the result of a collective that was started before, in a call of C code.
 _RESULTS = ("deepspeed.", "torch.cuda")
 # How many of the ranks that are waited for are named one by one.

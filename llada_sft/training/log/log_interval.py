@@ -1,6 +1,7 @@
 """The logged numbers that cover the steps since the previous line: rows, tokens, speed, waiting."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from llada_sft.training.consensus import Report
@@ -30,6 +31,9 @@ class Interval:
         self._paused_at = self._start
         self._tokens = self._all_tokens = self._work = self._most_work = 0
         self._operations = 0.0
+        # The own time of the median and of the slowest rank, and how often each was the slowest.
+        self._own_us = self._most_own_us = 0
+        self._slowest: Counter[int] = Counter()
         # The counts of rows and of waiting grow from step to step.
         self._before = self._last = Report()
 
@@ -39,6 +43,10 @@ class Interval:
         self._all_tokens += counts.all_tokens
         self._work += counts.work
         self._most_work += counts.most_work
+        if counts.own_us:
+            self._own_us += counts.own_us
+            self._most_own_us += counts.most_own_us
+            self._slowest[counts.slowest_rank] += 1
         if self._efficiency is not None:
             self._operations += self._efficiency.needed(counts)
         self._by_source = [
@@ -80,6 +88,9 @@ class Interval:
             metrics["gpu_gb"] = last.gpu_bytes / 1e9
         if self._efficiency is not None and self._efficiency.peak is not None:
             metrics["mfu"] = self._operations / seconds / world_size / self._efficiency.peak
+        if self._own_us and world_size > 1:
+            metrics["slowest_rank"] = self._slowest.most_common(1)[0][0]
+            metrics["slowest_ratio"] = self._most_own_us / self._own_us
         of_all = max(sum(self._by_source), 1)
         for name, given in zip(self._sources, self._by_source, strict=True):
             metrics[share_of(name)] = given / of_all
@@ -87,4 +98,6 @@ class Interval:
         self._start, self._before = now, last
         self._tokens = self._all_tokens = self._work = self._most_work = 0
         self._operations = 0.0
+        self._own_us = self._most_own_us = 0
+        self._slowest.clear()
         return metrics

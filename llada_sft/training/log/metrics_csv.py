@@ -46,6 +46,8 @@ COLUMNS = (
     "balance",
     "gpu_gb",
     "resident_gb",
+    "slowest_rank",
+    "slowest_ratio",
 )
 
 

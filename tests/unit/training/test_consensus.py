@@ -47,6 +47,10 @@ def test_reports_are_summed_field_by_field(monkeypatch: pytest.MonkeyPatch) -> N
     # The longest way to the end is that of all, and the rank with the most of it counts.
     for name in ("steps_left", "epoch_steps", "most_work", "gpu_bytes", "resident_bytes"):
         expected[name] = 100 * (1 + names.index(name))
+    # Of two, the lower one is the median.
+    expected["own_us"] = 1 + names.index("own_us")
+    expected["most_own_us"] = 100 * expected["own_us"]
+    expected["slowest_rank"] = 1
     assert together == Report(**expected, by_source=(5050, 6060), by_level=(707,))
 
 
@@ -54,6 +58,14 @@ def test_one_rank_has_the_longest_way_to_the_end(monkeypatch: pytest.MonkeyPatch
     other = Report(steps_left=5, epoch_steps=12, estimated=1).numbers()
     together = consensus(monkeypatch, [other]).agree(Report(steps_left=7, epoch_steps=9))
     assert together == Report(steps_left=7, epoch_steps=12, estimated=1)
+
+
+def test_the_slowest_rank_is_the_one_that_needs_most_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = [Report(own_us=us).numbers() for us in (20, 70, 30)]
+    together = consensus(monkeypatch, others).agree(Report(own_us=10))
+    assert (together.own_us, together.most_own_us, together.slowest_rank) == (20, 70, 2)
 
 
 def test_a_rank_learns_that_others_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from llada_sft.config.data_section import DataConfig
 from llada_sft.data.sources import Source, list_sources
 from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.placement import Placement
+from llada_sft.training.build_data import settle_format
 from llada_sft.training.consensus import Consensus
-from llada_sft.training.detect_format import settle_format
 
 
 class Ranks:

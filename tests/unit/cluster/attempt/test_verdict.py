@@ -232,6 +232,7 @@ def test_the_verdict_keeps_step_and_traceback() -> None:
 @pytest.mark.parametrize(
     ("evidence", "suspect"),
     [
+        (after("", replace(said(2, "node2: other"), cause=Cause.NODE_FAILURE, witness=0)), True),
         (after(KILLED), True),
         (after(NODE_FAILURE), True),
         (after("", Failure(2, "node2", Cause.HANG, "rank 2 hangs in data")), True),

@@ -74,6 +74,16 @@ def test_term_after_another_rank_left_ends_this_one(run: RunDir, script: str) ->
     assert own.error == "another rank failed"
 
 
+def test_term_after_another_rank_reported_this_one_ends_it(run: RunDir) -> None:
+    """As the preflight does where this rank does not answer."""
+    with start(run, WAIT) as rank:
+        failures.write(run, Failure(0, "node1", Cause.NODE_FAILURE, "no answer", witness=1))
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(100) == 143
+    (report,) = failures.read_all(run)
+    assert (report.cause, report.witness) == ("node failure", 1)
+
+
 def test_term_alone_lets_it_save_until_another_rank_leaves(run: RunDir) -> None:
     with start(run, WAIT) as rank:
         rank.send_signal(signal.SIGTERM)
@@ -209,6 +219,7 @@ def test_a_rank_that_is_done_exits_in_time_with_its_code(run: RunDir, hold: str)
         ),
         (RuntimeError("The client socket has timed out after 600000ms while trying to"), True),
         (RuntimeError("Connection closed by peer [127.0.0.1]:4321"), True),
+        (RuntimeError("Failed to recv, got 0 bytes. Connection was likely closed. Did"), True),
         (RuntimeError("NCCL communicator was aborted on rank 0."), True),
         (RuntimeError("the service timed out after 5 s"), False),
         (ConnectionResetError("Connection reset by peer"), False),

@@ -25,6 +25,7 @@ from llada_sft.config.schema import TrainConfig
 from llada_sft.errors import (
     DataError,
     LaunchError,
+    NodeError,
     NonFiniteError,
     PeerFailedError,
     SaveError,
@@ -154,6 +155,22 @@ def test_a_loss_that_is_not_finite_has_a_cause_of_its_own(
     assert caught.value.code == 2
     assert [one.cause for one in failures.read_all(run)] == ["non-finite loss"]
     assert status.failure_lines(run) == ["step 3: the loss is NaN or infinite"]
+
+
+def test_a_node_at_fault_is_reported_for_its_first_rank(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object) -> str:
+        raise NodeError("node3: torch 2.9.0, the other 7 nodes have 2.13.0", "node3", 16)
+
+    stand_in(monkeypatch, train)
+    with pytest.raises(SystemExit) as caught:
+        main.run(str(run.path))
+    assert caught.value.code == 1
+    (failure,) = failures.read_all(run)
+    assert (failure.rank, failure.node, failure.witness) == (16, "node3", 0)
+    assert (failure.cause, failure.consequence) == ("node failure", False)
+    assert f"{failure.error}\n" == capsys.readouterr().err
 
 
 def test_the_watchdog_gets_the_timeouts_and_the_pulses(

@@ -119,3 +119,16 @@ def test_shares_are_those_of_the_interval() -> None:
     second = one.close(world_size=1)
     assert (second["share_chat"], second["share_code"]) == (0.0, 1.0)
     assert one.close(world_size=1)["share_chat"] == 0.0
+
+
+def test_the_slowest_rank_is_the_one_that_was_it_most_often(clock: Clock) -> None:
+    one = Interval()
+    for rank, own_us, most_us in ((2, 100, 150), (1, 100, 110), (2, 200, 340), (0, 0, 0)):
+        one.add(Report(own_us=own_us, most_own_us=most_us, slowest_rank=rank))
+    clock.now += 1
+    metrics = one.close(world_size=3)
+    assert (metrics["slowest_rank"], metrics["slowest_ratio"]) == (2, 1.5)
+    # The next interval starts with nothing, and one rank has nobody to compare with.
+    assert "slowest_rank" not in one.close(world_size=3)
+    one.add(Report(own_us=5, most_own_us=5))
+    assert "slowest_rank" not in one.close(world_size=1)
