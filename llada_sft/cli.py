@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
     )
 
+    _add_report(commands.add_parser("report", help="write a run's curves and history as a page"))
     _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
     _add_sample(commands.add_parser("sample", help="answer prompts, or a file of them"))
     _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
@@ -99,6 +100,13 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
         help="make nothing if more of all rows are bad (default: 0.01)",
     )
     shard.set_defaults(handler=_shard)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    from llada_sft.report.options import add_report
+
+    add_report(report)
+    report.set_defaults(handler=_report)
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
@@ -183,6 +191,14 @@ def _cancel(arguments: argparse.Namespace) -> None:
     with slurm.patience():
         job_id = cancel_run(run)
     print(f"cancelled job {job_id}; to resume later:  {run.shell_command('resume')}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.watch.status import find_run
+    from llada_sft.report.command import report_runs
+
+    runs = [find_run(path) for path in arguments.runs]
+    report_runs(runs, arguments.out, arguments.serve)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
