@@ -12,6 +12,7 @@ demo: $(VENV)/package
 
 test: $(VENV)/dev
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/unit
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/browser
 	@echo "tests/distributed and tests/slurm run side by side; each is shown when it has ended"
 	$(MAKE) --no-print-directory --jobs 2 --output-sync test-ranks test-slurm
 
@@ -30,7 +31,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm
+	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm .ci/install-browser
 
 # Tables on the screen and JSON files in benchmarks/results/: cpu/ in about twenty minutes, gpu/ on one
 # H100 within nine. What was measured there before is replaced.

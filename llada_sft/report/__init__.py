@@ -1,7 +1,7 @@
 """`llada-sft report`: one HTML page of a run, or of several, from their own files.
 
     options.py   its arguments; command.py: writes the page, or serves it
-    serve.py     a server for this machine only, while the run is going
+    serve.py     a server for this machine only, during a run
     html.py      the page: its parts, and the policy that lets nothing else run
     gather.py    run directories -> what the page shows
     curves.py    metrics.csv; thinned.py: fewer points of long curves

@@ -20,5 +20,5 @@ def add_report(report: argparse.ArgumentParser) -> None:
         nargs="?",
         const=0,
         metavar="PORT",
-        help="on this machine only, and up to date while the run goes on; default: a free port",
+        help="serve it on this machine only, up to date during the run; default: a free port",
     )

@@ -55,7 +55,7 @@ class ReportServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or "must be from 0 to 65535"
             raise LaunchError(
-                f"--serve: port {port}: {reason}; leave it away for a free one"
+                f"--serve {port}: {reason}; without a port a free one is used"
             ) from None
 
     @property

@@ -43,10 +43,10 @@ def state_of(history: History) -> dict[str, str]:
         return _state("running, or ended by force", "open")
     ended = history.last.ended or Entry()
     word = ended.get("cause", "ended")
-    return _state(word, kind_of(history.last.cause), ended.get("error", ended.get("detail", "")))
+    return _state(word, cause_kind(history.last.cause), ended.get("error", ended.get("detail", "")))
 
 
-def kind_of(cause: Cause | None) -> str:
+def cause_kind(cause: Cause | None) -> str:
     """Return what a cause means for its reader: `good`, `asked`, `mistake`, `fault` or `open`."""
     if cause is None:
         return "open"
@@ -75,7 +75,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "last_step": attempt.known_step,
         "new_steps": attempt.new_steps,
         "cause": ended.get("cause", "" if attempt.ended is None else "ended"),
-        "kind": kind_of(attempt.cause),
+        "kind": cause_kind(attempt.cause),
         "detail": ended.get("detail", ""),
         "error": attempt.error or ended.get("error", ""),
         "versions": _versions(attempt.entries),

@@ -44,7 +44,7 @@ MAY_KNOW = {
     "entry": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
     "answering": GROUND | {"generation", "model", "data"},
-    "demo": GROUND | {"report", "answering", "generation", "training", "data", "model"},
+    "demo": GROUND | {"answering", "generation", "training", "data", "model"},
     # Of the training only what needs no torch: see below.
     "report": GROUND | {"cluster", "training"},
     "cluster": GROUND | {"entry", "training", "data", "model", "plan"},
