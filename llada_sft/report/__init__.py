@@ -8,7 +8,7 @@
     bad_rows.py  quarantine/
     timeline.py  journal.jsonl
     answers.py   logs/answers.jsonl
-    limits.py    how much of a run the page holds
+    limits.py    how much of a run the page holds; not_read.py: what it says of damaged lines
 
 In the folder page, the page itself: HTML, CSS and JavaScript as they are read, without a build.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from llada_sft.cluster import run_files
 from llada_sft.report.limits import Limits
+from llada_sft.report.not_read import lines_not_read
 from llada_sft.run_dir import RunDir
 
 _TEXTS = ("set", "row", "prompt", "reference", "answer")
@@ -28,8 +29,7 @@ def answers_of(run: RunDir, limits: Limits, problems: list[str]) -> dict[str, An
     lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
     parsed = [answer for line in lines if (answer := _parse(line)) is not None]
     if len(parsed) < len(lines):
-        damaged = len(lines) - len(parsed)
-        problems.append(f"answers.jsonl: {damaged} lines cannot be read, and are not shown")
+        problems.append(lines_not_read("answers.jsonl", len(lines) - len(parsed)))
     by_step = _by_step(parsed)
     steps = _that_fit(list(by_step), by_step, limits)
     shown = {step: [_cut(answer, limits) for answer in by_step[step]] for step in steps}

@@ -7,6 +7,7 @@ from typing import Any
 
 from llada_sft.cluster import run_files
 from llada_sft.report.limits import Limits
+from llada_sft.report.not_read import lines_not_read
 from llada_sft.run_dir import RunDir
 
 # Of all ranks' files together.
@@ -52,7 +53,7 @@ def _all_rows(run: RunDir, problems: list[str]) -> Iterator[dict[str, Any]]:
         damaged += len(lines) - len(rows)
         yield from rows
     if damaged:
-        problems.append(f"quarantine: {damaged} lines cannot be read, and are not counted")
+        problems.append(lines_not_read("quarantine", damaged))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llada_sft.cluster import run_files
 from llada_sft.report.limits import Limits
+from llada_sft.report.not_read import lines_not_read
 from llada_sft.report.thinned import thinned
 from llada_sft.run_dir import RunDir
 from llada_sft.training.log.metrics_rows import parse_metrics
@@ -39,7 +40,7 @@ def read_rows(run: RunDir, problems: list[str]) -> list[Row]:
     num_lines = content.count(b"\n") - 1
     if num_lines > len(rows):
         damaged = num_lines - len(rows) if rows else num_lines + 1
-        problems.append(f"metrics.csv: {damaged} lines cannot be read, and are not shown")
+        problems.append(lines_not_read("metrics.csv", damaged))
     return _by_step(rows)
 
 

@@ -21,6 +21,7 @@ from llada_sft.report.answers import answers_of
 from llada_sft.report.bad_rows import quarantined_rows
 from llada_sft.report.curves import Row, curves_of, read_rows
 from llada_sft.report.limits import Limits
+from llada_sft.report.not_read import lines_not_read
 from llada_sft.report.timeline import state_of, timeline_of
 from llada_sft.run_dir import RunDir
 
@@ -107,8 +108,7 @@ def _history(run: RunDir, problems: list[str]) -> History:
     entries = journal.parse(content)
     lines = sum(1 for line in content.split(b"\n") if line.strip())
     if lines > len(entries):
-        damaged = lines - len(entries)
-        problems.append(f"journal.jsonl: {damaged} lines cannot be read, and are not shown")
+        problems.append(lines_not_read("journal.jsonl", lines - len(entries)))
     return History(entries)
 
 

@@ -59,7 +59,7 @@ def test_what_cannot_be_read_is_a_line_on_the_page(tmp_path: Path, open_page: Op
     )
     page = open_page(write_report([run]))
     problems = page.locator(".problems")
-    expect(problems).to_contain_text("metrics.csv: 1 lines cannot be read")
+    expect(problems).to_contain_text("metrics.csv: 1 line cannot be read, and is not shown")
     expect(problems).to_contain_text("config.yaml")
     expect(page.locator(".note.warning")).to_have_text("loss: nan at step 2, inf at step 3")
 

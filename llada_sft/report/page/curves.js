@@ -192,8 +192,10 @@ function lastRows() {
   const run = detailRun();
   if (!run.curves || run.curves.table.rows.length === 0) return null;
   const { columns, rows } = run.curves.table;
-  return folded("last rows", `The last ${rows.length} logged steps, as metrics.csv has them`, () =>
-    table("The last logged steps", columns, [...rows].reverse(), "numbers"),
+  return folded(
+    "last rows",
+    `The last ${counted(rows.length, "logged step")}, as metrics.csv has them`,
+    () => table("The last logged steps", columns, [...rows].reverse(), "numbers"),
   );
 }
 

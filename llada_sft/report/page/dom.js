@@ -69,8 +69,8 @@ function percent(value) {
 }
 
 /** A number of things: "1 row", "2 rows". */
-function counted(number, thing) {
-  return `${shown(number)} ${thing}${number === 1 ? "" : "s"}`;
+function counted(number, thing, things = `${thing}s`) {
+  return `${shown(number)} ${number === 1 ? thing : things}`;
 }
 
 /** A duration in its two largest units. */

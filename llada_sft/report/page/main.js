@@ -230,7 +230,8 @@ function showFoot() {
 
 // While it is served: ask for newer data, but change nothing under the hand of the reader.
 let tag = null,
-  pressed = false;
+  pressed = false,
+  lost = false;
 
 async function refresh() {
   if (document.hidden || pressed) return;
@@ -239,6 +240,8 @@ async function refresh() {
       headers: tag ? { "If-None-Match": tag } : {},
       cache: "no-store",
     });
+    if (lost) showFoot();
+    lost = false;
     if (answer.status !== 200) return;
     const newer = await answer.json();
     const first = tag === null;
@@ -247,6 +250,7 @@ async function refresh() {
     report = newer;
     update();
   } catch {
+    lost = true;
     replaceChildren(
       document.getElementById("foot"),
       make(

@@ -102,7 +102,7 @@ function attemptCard(attempt, line) {
   const facts = [
     attempt.job_id ? `job ${attempt.job_id}` : null,
     where,
-    `${shown(attempt.world_size)} ranks`,
+    counted(attempt.world_size, "rank"),
     steps,
     Number.isFinite(lasted) ? duration(lasted) : null,
   ]
@@ -124,7 +124,11 @@ function attemptCard(attempt, line) {
       : null,
     attempt.error ? make("pre", { class: "error" }, attempt.error) : null,
     attempt.versions ? make("p", { class: "hint" }, quoted(attempt.versions)) : null,
-    folded(`attempt ${attempt.number}`, `The journal: ${events.length}`, () => eventTable(events)),
+    folded(
+      `attempt ${attempt.number}`,
+      `${counted(events.length, "entry", "entries")} of the journal`,
+      () => eventTable(events),
+    ),
   );
 }
 
@@ -150,8 +154,10 @@ function otherEvents(line) {
       ? ` (${shown(line.num_events - line.events.length)} older entries are not shown)`
       : "";
   if (others.length === 0 && note === "") return null;
-  return folded("other events", `The journal outside of attempts: ${others.length}${note}`, () =>
-    eventTable(others),
+  return folded(
+    "other events",
+    `${counted(others.length, "other entry", "other entries")} of the journal${note}`,
+    () => eventTable(others),
   );
 }
 

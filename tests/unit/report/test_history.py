@@ -90,7 +90,7 @@ def test_each_bad_row_counts_once(tmp_path: Path) -> None:
     assert found["reasons"] == [["not_json", 2], ["nul_byte", 1]]
     assert found["files"] == [["a.jsonl", 2], ["b", 1]]
     assert found["total"] == 3
-    assert problems == ["quarantine: 2 lines cannot be read, and are not counted"]
+    assert problems == ["quarantine: 2 lines cannot be read, and are not shown"]
 
 
 def test_a_run_without_bad_rows(tmp_path: Path) -> None:

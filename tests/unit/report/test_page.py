@@ -118,7 +118,7 @@ def test_what_is_missing_is_no_problem_and_what_is_damaged_is_a_line(tmp_path: P
     run.answers.mkdir()
     os.mkfifo(run.command)
     problems = one_run(run)["problems"]
-    assert problems[0] == "journal.jsonl: 1 lines cannot be read, and are not shown"
+    assert problems[0] == "journal.jsonl: 1 line cannot be read, and is not shown"
     assert problems[1].startswith(f"{run.config}:1: not YAML")
     assert problems[2] == "answers.jsonl: cannot be read: Is a directory"
     assert problems[3] == "command.txt: cannot be read: not a regular file"
