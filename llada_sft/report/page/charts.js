@@ -104,7 +104,7 @@ function draw(spec, plot, legend, at) {
       width: plot.clientWidth,
       height: spec.wide ? 300 : HEIGHT,
       legend: { show: false },
-      cursor: cursorOf(read),
+      cursor: cursorOf(),
       scales: {
         x: { time: false, range: () => chosen.zoom || allSteps() },
         y: spec.log ? { distr: 3 } : { range: linearRange },
@@ -157,6 +157,7 @@ function drawn(spec) {
 
 function cursorOf() {
   return {
+    y: false,
     drag: { x: true, y: false, setScale: false },
     points: { size: 7 },
     bind: { dblclick: () => () => (resetZoom(), null) },
