@@ -143,3 +143,24 @@ def test_damaged_answers_are_counted(tmp_path: Path) -> None:
     problems: list[str] = []
     assert len(answers_of(run, LIMITS, problems)["steps"]) == 1
     assert problems == ["answers.jsonl: 2 lines cannot be read, and are not shown"]
+
+
+def test_when_nothing_else_fits_the_last_answers_are_shown(tmp_path: Path) -> None:
+    answers = [{**ANSWER, "step": step, "prompt": "p" * 90} for step in (10, 20, 30)]
+    run = write_run(tmp_path / "run", answers=answers)
+    found = answers_of(run, Limits(answer_characters=50), [])
+    assert [one["step"] for one in found["steps"]] == [30]
+
+
+def test_a_quarantine_that_cannot_be_read_or_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llada_sft.report.bad_rows._MAX_BYTES", 1 << 20)
+    run = write_run(tmp_path / "run", bad_rows=[BAD_ROW])
+    run.rank_quarantine(1).mkdir()
+    run.rank_quarantine(2).write_bytes(b"x" * (1 << 20))
+    run.rank_quarantine(3).write_text("never read")
+    problems: list[str] = []
+    assert quarantined_rows(run, LIMITS, problems)["total"] == 1
+    assert problems[0] == "quarantine/rank_1.jsonl: cannot be read: Is a directory"
+    assert problems[1] == "quarantine: only 1 MiB of its files are shown"

@@ -98,15 +98,18 @@ def test_half_a_surrogate_pair_is_no_reason_to_fail(tmp_path: Path) -> None:
     page_of([run]).encode()
 
 
-def test_a_long_run_is_below_the_limit(tmp_path: Path) -> None:
-    columns = [f"column_{number}" for number in range(40)]
-    rows = [f"{step}" + f",{0.1 + step / 7}" * 40 for step in range(1600)]
+def test_a_long_run_is_below_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_BYTES == 3_000_000
+    # A sixth of a long run, below a sixth of the limit.
+    monkeypatch.setattr(html, "MAX_BYTES", MAX_BYTES // 6)
+    columns = [f"column_{number}" for number in range(10)]
+    rows = [f"{step}" + f",{0.1 + step / 7}" * 10 for step in range(1600)]
     metrics = "\n".join([",".join(["step", *columns]), *rows, ""])
-    answers = [{**ANSWER, "step": step, "prompt": "漢" * 3000} for step in range(200)]
-    journal = [START] + [{"event": "warning", "attempt": 1, "detail": "<" * 900}] * 1000
+    answers = [{**ANSWER, "step": step, "prompt": "漢" * 3000} for step in range(40)]
+    journal = [START] + [{"event": "warning", "attempt": 1, "detail": "<" * 900}] * 200
     runs = [write_run(tmp_path / str(number), metrics, journal, answers) for number in range(2)]
     page = page_of(runs)
-    assert len(page.encode()) < MAX_BYTES
+    assert len(page.encode()) < MAX_BYTES // 6
     (loss,) = {len(run["curves"]["series"]["column_7"]["x"]) for run in embedded(page)["runs"]}
     assert loss >= 100
 
@@ -170,3 +173,23 @@ def test_runs_of_the_same_name_have_other_names(tmp_path: Path) -> None:
 
 def test_the_data_of_a_run_that_did_not_change_are_the_same() -> None:
     assert data_of([RECORDED], live=True) == data_of([RECORDED], live=True)
+
+
+def test_a_config_that_is_too_long_is_cut(tmp_path: Path) -> None:
+    keys = "".join(f"  key_{number}: {'v' * 90}\n" for number in range(20))
+    run = write_run(tmp_path / "run", config=f"a:\n{keys}")
+    found = gather([run], Limits(config_characters=1000), live=False)["runs"][0]["config"]
+    assert len(found) == 11
+    assert found[-1] == ["…", "more keys than the page has room for"]
+
+
+def test_whatever_is_wrong_with_one_file_the_others_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("llada_sft.report.gather.answers_of", fail)
+    run = one_run(write_run(tmp_path / "run", metrics="step,loss\n1,2\n", journal=[START]))
+    assert run["problems"] == ["answers.jsonl: cannot be read: ZeroDivisionError: a defect"]
+    assert run["curves"]["last"] == {"loss": [1, "2"]}
