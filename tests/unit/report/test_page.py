@@ -106,7 +106,7 @@ def test_a_long_run_is_below_the_limit(tmp_path: Path, monkeypatch: pytest.Monke
     rows = [f"{step}" + f",{0.1 + step / 7}" * 10 for step in range(1600)]
     metrics = "\n".join([",".join(["step", *columns]), *rows, ""])
     answers = [{**ANSWER, "step": step, "prompt": "漢" * 3000} for step in range(40)]
-    journal = [START] + [{"event": "warning", "attempt": 1, "detail": "<" * 900}] * 200
+    journal = [START] + [{"event": "warning", "attempt": 1, "detail": "<" * 90}] * 200
     runs = [write_run(tmp_path / str(number), metrics, journal, answers) for number in range(2)]
     page = page_of(runs)
     assert len(page.encode()) < MAX_BYTES // 6
