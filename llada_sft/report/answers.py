@@ -53,19 +53,15 @@ def _by_step(answers: Sequence[Answer]) -> dict[int, list[Answer]]:
 def _that_fit(steps: Sequence[int], by_step: dict[int, list[Answer]], limits: Limits) -> list[int]:
     """Choose steps at equal distances, the last one among them, whose texts fit."""
     size = max((_size(by_step[step], limits) for step in steps), default=1)
-    count = min(len(steps), max(1, limits.answer_characters // max(1, size)))
+    count = min(len(steps), max(1, limits.answer_bytes // size))
     if count <= 1:
         return list(steps[-1:])
     return [steps[place * (len(steps) - 1) // (count - 1)] for place in range(count)]
 
 
 def _size(answers: Sequence[Answer], limits: Limits) -> int:
-    # Each piece has its pass next to it.
-    return sum(
-        sum(min(len(answer[name]), limits.text_characters) for name in _TEXTS)
-        + 8 * len(answer.get("tokens", ()))
-        for answer in answers
-    )
+    """Return the bytes that answers take in the page: a character may be six of them."""
+    return len(json.dumps([_cut(answer, limits) for answer in answers]))
 
 
 def _parse(line: bytes) -> Answer | None:

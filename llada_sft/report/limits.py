@@ -12,7 +12,7 @@ class Limits:
 
     Attributes:
         points: Of each curve.
-        answer_characters: Of prompts, references and answers together.
+        answer_bytes: Of prompts, references and answers together, as JSON.
         text_characters: Of one text.
         entries: Of the journal's entries.
         bad_rows: That are shown with their message.
@@ -21,7 +21,7 @@ class Limits:
     """
 
     points: int = 1500
-    answer_characters: int = 300_000
+    answer_bytes: int = 600_000
     text_characters: int = 4000
     entries: int = 1000
     bad_rows: int = 100
@@ -33,7 +33,7 @@ class Limits:
         return replace(
             self,
             points=max(FEWEST_POINTS, self.points // 2),
-            answer_characters=self.answer_characters // 2,
+            answer_bytes=self.answer_bytes // 2,
             text_characters=max(200, self.text_characters // 2),
             entries=max(10, self.entries // 2),
             bad_rows=self.bad_rows // 2,

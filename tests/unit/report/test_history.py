@@ -133,7 +133,7 @@ def test_the_order_of_writing_is_shown_where_it_is_known(
 def test_answers_that_do_not_fit_are_skipped_evenly(tmp_path: Path) -> None:
     answers = [{**ANSWER, "step": step, "prompt": "p" * 90} for step in range(0, 100, 10)]
     run = write_run(tmp_path / "run", answers=answers)
-    found = answers_of(run, Limits(answer_characters=400), [])
+    found = answers_of(run, Limits(answer_bytes=800), [])
     assert [one["step"] for one in found["steps"]] == [0, 30, 60, 90]
     assert found["num_steps"] == 10
 
@@ -148,7 +148,7 @@ def test_damaged_answers_are_counted(tmp_path: Path) -> None:
 def test_when_nothing_else_fits_the_last_answers_are_shown(tmp_path: Path) -> None:
     answers = [{**ANSWER, "step": step, "prompt": "p" * 90} for step in (10, 20, 30)]
     run = write_run(tmp_path / "run", answers=answers)
-    found = answers_of(run, Limits(answer_characters=50), [])
+    found = answers_of(run, Limits(answer_bytes=50), [])
     assert [one["step"] for one in found["steps"]] == [30]
 
 
