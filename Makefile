@@ -12,6 +12,7 @@ demo: $(VENV)/package
 
 test: $(VENV)/dev
 	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 tests/unit
+	PATH="$(BIN):$$PATH" $(BIN)/python -m pytest tests/browser
 	@echo "tests/distributed and tests/slurm run side by side; each is shown when it has ended"
 	$(MAKE) --no-print-directory --jobs 2 --output-sync test-ranks test-slurm
 
@@ -30,7 +31,7 @@ check: $(VENV)/dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm
+	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm .ci/install-browser
 
 # The site, in build/docs: a dead link is an error. docs-pages: the pages that are made from the code.
 docs: $(VENV)/dev

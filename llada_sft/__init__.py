@@ -10,6 +10,7 @@ evaluation/ likelihoods, and the tasks of lm-evaluation-harness
 training/   the loop
 plan/       what a config takes: memory, traffic, time, disk
 cluster/    the job
+report/     the HTML page of a run
 demo/       the embedded default
 
 cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end

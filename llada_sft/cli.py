@@ -68,13 +68,7 @@ def parser() -> argparse.ArgumentParser:
     for of_run in (status, logs, cancel, resume, export):
         number = "?" if of_run is status else None
         of_run.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
-        of_run.add_argument(
-            "--root",
-            type=Path,
-            metavar="DIR",
-            default=Path("runs"),
-            help="the folder of names: run.root (default: runs)",
-        )
+        _add_root(of_run)
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
@@ -94,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
     )
 
+    _add_report(commands.add_parser("report", help="write a run's curves and history as a page"))
     _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
     _add_sample(commands.add_parser("sample", help="answer prompts, or a file of them"))
     _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
@@ -122,6 +117,16 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     launch.set_defaults(handler=_launch)
 
 
+def _add_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        default=Path("runs"),
+        help="the folder of names: run.root (default: runs)",
+    )
+
+
 def _add_shard(shard: argparse.ArgumentParser) -> None:
     shard.add_argument(
         "inputs", nargs="+", metavar="IN", help="a file, a folder of files, or a glob"
@@ -139,6 +144,14 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
         help="make nothing if more of all rows are bad (default: 0.01)",
     )
     shard.set_defaults(handler=_shard)
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    from llada_sft.report.options import add_report
+
+    add_report(report)
+    _add_root(report)
+    report.set_defaults(handler=_report)
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
@@ -254,6 +267,14 @@ def _cancel(arguments: argparse.Namespace) -> None:
     with slurm.patience():
         job_id = cancel_run(run)
     print(f"cancelled job {job_id}; to resume later:  {run.shell_command('resume')}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.watch.find_run import find_run
+    from llada_sft.report.command import report_runs
+
+    runs = [find_run(word, arguments.root) for word in arguments.runs]
+    report_runs(runs, arguments.out, arguments.serve)
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ runs/<name>/
   profile/          rank_0_steps_N_to_M.json: a trace for chrome://tracing (with train.profile)
   quarantine/       rank_N.jsonl: the bad rows of a rank, each once, with place and reason
   journal.jsonl     what happened: attempts, checkpoints, signals, and why each attempt ended
+  report.html       the page that `llada-sft report` writes
   wandb_id.txt      the run at Weights & Biases, the same for all attempts (with log.wandb_project)
   owner.N           who owns the run: the highest N; see cluster/owner/owner_files.py
   failures/         rank_N.json: the failure report of a rank that failed
@@ -97,6 +98,10 @@ class RunDir:
     @property
     def answers(self) -> Path:
         return self.logs / "answers.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def wandb_id(self) -> Path:

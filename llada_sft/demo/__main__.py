@@ -1,4 +1,4 @@
-"""`make demo`: data, training on two ranks of ZeRO-3, export, answers before and after, a picture.
+"""`make demo`: data, training on two ranks of ZeRO-3, export, answers before and after, a report.
 
 Each step is the command that a user would type; they are printed as they run.
 """
@@ -70,12 +70,15 @@ def main() -> None:
     before, _ = exact_match(untrained_model(config), config)
 
     start = time.monotonic()
-    run("python", "launch.py", "--config", str(CONFIG), "--local")
+    run("python", "launch.py", "--config", str(CONFIG), "--local",
+        "validation.answers=4", "validation.answer_length=6")  # fmt: skip
     seconds = time.monotonic() - start
     run("python", "-m", "llada_sft", "export", str(run_dir.path), str(model_dir))
     prompt, *_ = (rows := exact_match(load_model(model_dir), config))[1][0]
     run("python", "-m", "llada_sft", "sample", str(model_dir), "--prompt", prompt,
         "--steps", "6", "--gen-length", "6", "--block-length", "6")  # fmt: skip
+
+    run("python", "-m", "llada_sft", "report", str(run_dir.path))
 
     picture = loss_curve(run_dir, out / "loss.png")
     print("\nheld-out prompts:")
@@ -88,6 +91,7 @@ def main() -> None:
     )
     print(f"loss curve: {picture}")
     print(f"model:      {model_dir}")
+    print(f"report:     {run_dir.report.absolute()}  (open it in a browser)")
 
 
 if __name__ == "__main__":

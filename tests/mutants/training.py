@@ -176,6 +176,10 @@ MUTANTS = (
             "a resumed run drops the row of its checkpoint's step",
         ),
         ("os.truncate(self._path, size)", "pass", "half a row spoils the next one"),
+    ),
+    *of_file(
+        "training/log/metrics_rows.py",
+        "training/log/test_metrics_csv.py",
         ('text[: text.rfind("\\n") + 1]', "text", "a number that was cut short is read"),
     ),
     *of_file(

@@ -5,6 +5,7 @@ log_interval.py      the numbers of the log that cover several steps
 signals.py           what the losses say: by noise level, their variance, the share of EOS
 efficiency.py        what part of a GPU's rate the training reaches, and peak memory
 metrics_csv.py       the log of a run, continued by every attempt
+metrics_rows.py      its rows, read without torch
 wandb_log.py         the same for Weights & Biases, which can neither end nor delay a training
 answers_log.py       answers to held-out prompts
 tensorboard.py       the curves of TensorBoard

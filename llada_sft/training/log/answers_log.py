@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llada_sft import atomic
 from llada_sft.training.log.tensorboard import TensorBoardLog
@@ -25,7 +26,7 @@ class AnswersLog:
         self._require_owner = require_owner
 
     def log(
-        self, step: int, answers: Sequence[Mapping[str, str]], loggers: Iterable[object]
+        self, step: int, answers: Sequence[Mapping[str, Any]], loggers: Iterable[object]
     ) -> None:
         """Log the answers of a step; a full disk is a warning, as for metrics."""
         self._require_owner()
@@ -66,7 +67,7 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def _as_markdown(answer: Mapping[str, str]) -> str:
+def _as_markdown(answer: Mapping[str, Any]) -> str:
     """Show texts as they are: indented, Markdown takes them for code."""
     parts = []
     for name in ("prompt", "reference", "answer"):

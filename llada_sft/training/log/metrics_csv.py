@@ -9,7 +9,6 @@ previous row, or since the attempt started.
 
 import csv
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from llada_sft import atomic
+from llada_sft.training.log.metrics_rows import parse_metrics
 
-# The csv module raises for longer fields.
-_MAX_LINE = 1 << 16
-_STEP = re.compile(r"[0-9]{1,18}")
 COLUMNS = (
     "step",
     "epoch",
@@ -132,17 +129,4 @@ def data_wait(rows: Sequence[Mapping[str, str]]) -> float:
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """Read the rows of a metrics file; incomplete or damaged lines are skipped."""
-    if not path.is_file():
-        return []
-    text = path.read_bytes().decode(errors="replace")
-    # A number that lost its last digits is still a number: only the newline shows a whole line.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    whole_lines = [line for line in lines if len(line) <= _MAX_LINE]
-    # No value needs quotes: a stray quote must not take the following lines into its field.
-    rows = csv.DictReader(whole_lines, quoting=csv.QUOTE_NONE)
-    return [row for row in rows if _STEP.fullmatch(row.get("step") or "") and _is_whole(row)]
-
-
-def _is_whole(row: Mapping[str | None, object]) -> bool:
-    """Return whether a row has as many values as there are columns."""
-    return None not in row and None not in row.values()
+    return parse_metrics(path.read_bytes()) if path.is_file() else []

@@ -3,10 +3,11 @@
 Under ZeRO-3 a forward pass needs all ranks. The prompts are dealt to the ranks, and how many passes
 an answer takes depends on its tokens. So before each pass the ranks ask whether any of them needs
 one; a rank that has answered its prompts makes empty passes until none does. What rank 0 gathers
-are the texts of at most `validation.answers` prompts.
+are the texts of at most `validation.answers` prompts. Of each token they say in which pass it was
+written: the order is what a diffusion model decides, and `llada-sft report` shows it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
-from llada_sft.generation import SamplerSettings, generate
+from llada_sft.generation import Answer, SamplerSettings, generate
 from llada_sft.generation.predictor import Forward
 from llada_sft.model.network import Network
 from llada_sft.placement import Placement
@@ -43,13 +44,51 @@ class HeldOutPrompt:
 
 @dataclass(frozen=True)
 class LoggedAnswer:
-    """What is logged of a prompt."""
+    """What is logged of a prompt.
+
+    Attributes:
+        tokens: The answer in pieces, and the pass that wrote each, from 1. A piece is a token; or
+            several that are one character together, with the last of their passes.
+        num_passes: Forward passes that the answer took.
+    """
 
     set: str
     row: str
     prompt: str
     reference: str
     answer: str
+    tokens: tuple[tuple[str, int], ...] = ()
+    num_passes: int = 0
+
+
+class WritingOrder:
+    """Watches one answer being written, and notes in which pass each of its tokens was.
+
+    A token that is replaced later was written by the last pass that changed it.
+    """
+
+    def __init__(self) -> None:
+        self._num_passes = 0
+        self._ids: list[int] = []
+        self._passes: list[int] = []
+
+    def watch(self, answers: list[list[int]]) -> None:
+        """Look at the answer as it stands before the next pass; `generate` calls this."""
+        self._see(answers[0])
+        self._num_passes += 1
+
+    def close(self, answer: Sequence[int]) -> list[int]:
+        """Return the pass of each token of the finished answer."""
+        self._see(answer)
+        return self._passes[: len(answer)]
+
+    def _see(self, ids: Sequence[int]) -> None:
+        for place, token in enumerate(ids):
+            if place == len(self._ids):
+                self._ids.append(token)
+                self._passes.append(self._num_passes)
+            elif token != self._ids[place]:
+                self._ids[place], self._passes[place] = token, self._num_passes
 
 
 def choose_questions(
@@ -117,7 +156,7 @@ class Answers:
         """
         rank, world_size = self._placement.rank, self._placement.world_size
         own = [
-            self._logged(question, self._generate(question, network, forward))
+            self._logged(question, *self._generate(question, network, forward))
             for question in self._questions[rank::world_size]
         ]
         self._wait_for_others(network, forward)
@@ -128,13 +167,17 @@ class Answers:
 
     def _generate(
         self, question: HeldOutPrompt, network: Network, forward: Forward
-    ) -> Sequence[int]:
+    ) -> tuple[Answer, list[int]]:
+        """Return the answer of a prompt, and the pass that wrote each of its tokens."""
+        order = WritingOrder()
+
         def predict(arguments: dict[str, Any]) -> Tensor:
             self._consensus.largest(1)
             return forward(arguments)
 
-        (answer,) = generate(network, [question.prompt_ids], self._settings, forward=predict)
-        return answer.ids
+        prompts = [question.prompt_ids]
+        (answer,) = generate(network, prompts, self._settings, order.watch, predict)
+        return answer, order.close(answer.ids)
 
     def _wait_for_others(self, network: Network, forward: Forward) -> None:
         """Make passes over one token as long as another rank needs passes."""
@@ -142,16 +185,43 @@ class Answers:
         while self._consensus.largest(0):
             forward({"input_ids": ids})
 
-    def _logged(self, question: HeldOutPrompt, answer: Sequence[int]) -> LoggedAnswer:
+    def _logged(
+        self, question: HeldOutPrompt, answer: Answer, passes: Sequence[int]
+    ) -> LoggedAnswer:
         return LoggedAnswer(
             question.set_name,
             question.row,
             prompt=str(self._tokenizer.decode(question.prompt_ids)),
             reference=self._text(question.reference_ids),
-            answer=self._text(answer),
+            answer=self._text(answer.ids),
+            tokens=tuple(answer_pieces(self._text, answer.ids, passes)),
+            num_passes=answer.num_passes,
         )
 
     def _text(self, ids: Sequence[int]) -> str:
         eos = self._ids.eos_token_id
         end = list(ids).index(eos) if eos in ids else len(ids)
         return str(self._tokenizer.decode(ids[:end], skip_special_tokens=True))
+
+
+def answer_pieces(
+    text_of: Callable[[Sequence[int]], str], ids: Sequence[int], passes: Sequence[int]
+) -> Iterator[tuple[str, int]]:
+    """Yield the pieces of an answer's text, and the pass that wrote each; together they are all.
+
+    A token alone may decode differently than among others: a piece is what it adds to the text
+    before it. Half a character adds nothing that stays.
+
+    Args:
+        text_of: Decodes tokens.
+        ids: The answer.
+        passes: The pass that wrote each of its tokens.
+    """
+    whole, shown, last = text_of(ids), 0, 0
+    for end, number in enumerate(passes, start=1):
+        text, last = text_of(ids[:end]), max(last, number)
+        if len(text) > shown and whole.startswith(text):
+            yield text[shown:], last
+            shown, last = len(text), 0
+    if shown < len(whole):
+        yield whole[shown:], last

@@ -98,7 +98,7 @@ class Validation(pl.Callback):
             numbers |= set_numbers(table, items)
         return numbers
 
-    def _answered(self, module: DiffusionModule, pulse: Callable[[], None]) -> list[dict[str, str]]:
+    def _answered(self, module: DiffusionModule, pulse: Callable[[], None]) -> list[dict[str, Any]]:
         """Answer the prompts, if there are any; all ranks take part."""
         if self._answers is None:
             return []

@@ -22,7 +22,13 @@ from llada_sft.placement import Placement
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.log.answers_log import AnswersLog
 from llada_sft.training.log.tensorboard import TensorBoardLog
-from llada_sft.training.validation.answers import Answers, HeldOutPrompt, choose_questions
+from llada_sft.training.validation.answers import (
+    Answers,
+    HeldOutPrompt,
+    WritingOrder,
+    answer_pieces,
+    choose_questions,
+)
 from llada_sft.training.validation.build import sampler_settings
 from llada_sft.training.validation.rows import ValidationSet
 from tests.unit.training.ranks import on_ranks
@@ -97,6 +103,48 @@ def test_every_rank_makes_as_many_passes_and_has_all_answers(
     ]
     shown = ["".join(map(str, answer.ids)).split("409")[0] for answer in alone]
     assert [one.answer for one in logged] == shown
+    for one, answer in zip(logged, alone, strict=True):
+        assert "".join(text for text, _ in one.tokens) == one.answer
+        assert one.num_passes == answer.num_passes
+        assert all(1 <= number <= answer.num_passes for _, number in one.tokens)
+
+
+def test_the_order_of_writing_is_that_of_the_passes() -> None:
+    """The official sampler writes one token in each pass; another one replaces a token later."""
+    mask, order = 9, WritingOrder()
+    order.watch([[mask, mask, mask]])
+    order.watch([[mask, 4, mask]])
+    order.watch([[3, 4, mask]])
+    assert order.close([3, 5, 6]) == [2, 3, 3]
+
+
+def test_an_answer_may_grow_and_end_early() -> None:
+    mask, order = 9, WritingOrder()
+    order.watch([[mask, mask]])
+    order.watch([[1, 2, mask, mask]])
+    assert order.close([1, 2, 7]) == [1, 1, 2]
+
+
+class HalfCharacters:
+    """A tokenizer of bytes: token 5 and 6 are é together."""
+
+    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+        texts = {1: b"a", 5: b"\xc3", 6: b"\xa9", 7: b""}
+        return b"".join(texts[int(one)] for one in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes", "expected"),
+    [
+        ((1, 5, 6, 1, 7), (4, 3, 1, 2, 5), (("a", 4), ("é", 3), ("a", 2))),
+        ((5, 1), (1, 2), (("\ufffd", 1), ("a", 2))),
+        ((7,), (1,), ()),
+    ],
+)
+def test_a_character_of_several_tokens_is_one_piece(
+    tokens: tuple[int, ...], passes: tuple[int, ...], expected: Any
+) -> None:
+    assert tuple(answer_pieces(HalfCharacters().decode, tokens, passes)) == expected
 
 
 def test_the_config_knows_all_samplers() -> None:

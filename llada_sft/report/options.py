@@ -1,0 +1,24 @@
+"""The arguments of `llada-sft report`; imports nothing that the other commands do not need."""
+
+import argparse
+from pathlib import Path
+
+
+def add_report(report: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command to its parser."""
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, or its name")
+    where = report.add_mutually_exclusive_group()
+    where.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: RUN/report.html; of several runs ./report.html",
+    )
+    where.add_argument(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="serve it on this machine only, up to date during the run; default: a free port",
+    )
