@@ -27,7 +27,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
     parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
-    parser.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where.add_argument(
+        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
+    )
     parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

@@ -44,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     cancel.set_defaults(handler=_cancel)
 
     resume = commands.add_parser("resume", help="resume from the last checkpoint")
-    resume.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where = resume.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where.add_argument(
+        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
+    )
     resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     resume.add_argument(
         "--update-code", action="store_true", help="take the present hook, setup.sh and package"
@@ -191,7 +195,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     run = find_run(arguments.run)
     local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
-    return resume(run, arguments.overrides, local, follow, update_code)
+    return resume(run, arguments.overrides, local, follow, update_code, arguments.here)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -4,5 +4,7 @@ launcher.py    what `launch.py` and `llada-sft resume` do
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from
 local.py       the ranks on this machine, without SLURM
+here.py        the ranks in the present allocation; allocation.py: what that has
+attended.py    what both have in common: signals, and how the run ended
 ports.py       the port at which the ranks meet
 """

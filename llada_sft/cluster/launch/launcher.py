@@ -4,7 +4,8 @@
 --plan           the memory, traffic, time and disk that it will take, nothing written
 --dry-run        the sbatch text, nothing written or submitted, also without SLURM
 --prepare        the run directory, nothing started
-otherwise        preflight -> run directory -> SLURM, or with --local this machine
+otherwise        preflight -> run directory -> SLURM; with --local this machine, and with --here the
+                 allocation that the shell is in
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from llada_sft.cluster import door, journal, slurm
 from llada_sft.cluster.batch import sbatch_environment, submit
 from llada_sft.cluster.launch import prepare
+from llada_sft.cluster.launch.allocation import Allocation
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
@@ -47,6 +49,7 @@ class LaunchOptions:
     overrides: Sequence[str] = ()
     nodes: int | None = None
     local: bool = False
+    here: bool = False
     dry_run: bool = False
     print_config: bool = False
     prepare: bool = False
@@ -74,13 +77,17 @@ def launch(options: LaunchOptions) -> int:
         return _print_plan(config, base, options)
     if options.dry_run:
         return _dry_run(config, base)
-    if not options.local and not options.prepare:
+    submits = not (options.local or options.here or options.prepare)
+    if submits:
         submit.require_sbatch()
+    if options.here:
+        Allocation.of(os.environ).require(config)
     sources = resolve_paths(config, base)
     files.require(sources, prepare.run_dir_of(sources))
-    if not options.local and not options.prepare:
+    if submits:
         _require_start(sources)
-    with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
+    attended = options.local or options.here
+    with _holder(config.run.owner_timeout_s, attended, options.prepare) as holder:
         run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
             print(run.path)
@@ -90,7 +97,7 @@ def launch(options: LaunchOptions) -> int:
             print(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
-        return start(run, load_run_config(run.config), options.local, options.follow)
+        return start(run, load_run_config(run.config), options.local, options.follow, options.here)
 
 
 def _require_start(config: Config) -> None:
@@ -110,9 +117,13 @@ def _config(options: LaunchOptions) -> Config:
     if options.local:
         # This is one machine, whatever number of nodes a job may get.
         extra = [f"slurm.nodes={options.nodes or 1}", "slurm.elastic=null"]
-    elif options.nodes is None or (options.prepare and _is_elastic(options)):
+    elif (options.prepare or options.here) and _is_elastic(options):
         # slurm/train.sbatch passes what an elastic job got this time; the global batch must not
         # depend on it.
+        extra = []
+    elif options.here and options.nodes is None:
+        extra = [f"slurm.nodes={Allocation.of(os.environ).num_nodes}"]
+    elif options.nodes is None:
         extra = []
     else:
         extra = [f"slurm.nodes={options.nodes}"]
@@ -125,14 +136,20 @@ def _is_elastic(options: LaunchOptions) -> bool:
 
 @slurm.patience()
 def resume(
-    run: RunDir, overrides: Sequence[str], local: bool, follow: bool, update_code: bool = False
+    run: RunDir,
+    overrides: Sequence[str],
+    local: bool,
+    follow: bool,
+    update_code: bool = False,
+    here: bool = False,
 ) -> int:
     """Resume a run from its own directory, with the changes that are asked for.
 
     Raises:
         LladaSftError: A change is a mistake, or the run must not be started.
     """
-    with _holder(_timeout_of(run, overrides), local) as holder:
+    submits = not (local or here)
+    with _holder(_timeout_of(run, overrides), not submits) as holder:
         holder.refuse(run)
         if run.update.exists():
             holder.claim(run)
@@ -141,19 +158,21 @@ def resume(
             door.require(run)
         plan = changing.plan(run, overrides, Path.cwd(), update_code)
         submit.check_extra(plan.config)
-        if not local:
+        if submits:
             submit.require_sbatch()
+        if here:
+            Allocation.of(os.environ).require(plan.config)
         step, max_steps = status.newest_step(run), plan.config.train.max_steps
         if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0
         files.require(plan.sources)
-        if not local:
+        if submits:
             _require_start(plan.sources)
         print("\n".join(_summary(plan.sources)))
         holder.claim(run)
         changing.apply(run, plan)
-        return start(run, plan.config, local, follow)
+        return start(run, plan.config, local, follow, here)
 
 
 def _is_whole(run: RunDir, step: int) -> bool:
@@ -166,13 +185,25 @@ def _is_whole(run: RunDir, step: int) -> bool:
     return not difference
 
 
-def start(run: RunDir, config: Config, local: bool, follow: bool) -> int:
-    """Start the ranks of a prepared run, here or with SLURM, and print how to follow and resume."""
+def start(run: RunDir, config: Config, local: bool, follow: bool, here: bool = False) -> int:
+    """Start the ranks of a prepared run, and print how to follow and resume it.
+
+    Args:
+        run: The run directory.
+        config: The config in it.
+        local: Start them on this machine.
+        follow: Show the log of a job until its end.
+        here: Start them in the present allocation.
+    """
     print(f"run directory {run.path}", flush=True)
     if local:
         from llada_sft.cluster.launch.local import run_local
 
         return run_local(run.path, config)
+    if here:
+        from llada_sft.cluster.launch.here import run_in_allocation
+
+        return run_in_allocation(run.path, config)
     job_id = submit.submit(config, run)
     journal.append(run.journal, {"event": "launched", "job_id": job_id})
     if ownership := held(run.path):
@@ -259,11 +290,11 @@ def _dry_run(config: Config, base: Path) -> int:
     return EXIT_CODE if problems else 0
 
 
-def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
+def _holder(timeout_s: int, attended: bool, prepare: bool = False) -> Holder:
     """Return the future owner of the run: the batch script that prepares it, or this process."""
     if prepare and (job := of_batch_script()):
         return Holder(job)
-    doing: Doing = "training" if local else "preparing" if prepare else "launching"
+    doing: Doing = "training" if attended else "preparing" if prepare else "launching"
     return Holder(this_process(doing, timeout_s))
 
 
