@@ -30,7 +30,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm
+	for script in slurm/*.sbatch slurm/*.sh .ci/run .ci/install-slurm; do bash -n "$$script" || exit; done
 
 # Tables on the screen and JSON files in benchmarks/results/: cpu/ in about twenty minutes, gpu/ on one
 # H100 within nine. What was measured there before is replaced.
