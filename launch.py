@@ -13,6 +13,7 @@ Launching the same config again continues the run from its last checkpoint.
 examples:
   launch.py --config config/zero3.yaml --nodes 4 run.name=first --plan
   launch.py --config config/zero3.yaml --nodes 4 run.name=first --follow
+  launch.py --config config/zero3.yaml --nodes 4 run.name=first --sweep optim.lr=1e-5,2e-5
   launch.py --config config/demo.yaml --local train.max_steps=20
 """
 
@@ -33,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
         "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
     )
     parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        metavar="KEY=VALUE,VALUE",
+        help="a run for each value; may be given repeatedly, for all combinations",
+    )
+    parser.add_argument(
+        "--sweep-limit", type=int, metavar="K", help="at most K runs of the sweep at a time"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run", action="store_true", help="print the sbatch text and submit nothing"
@@ -69,7 +79,12 @@ def _launch(arguments: argparse.Namespace) -> int:
 
     # What was not asked for is not passed: an older package does not know the newest options.
     asked = {name: value for name, value in vars(arguments).items() if value != _default(name)}
-    return launch(LaunchOptions(**asked))
+    options = LaunchOptions(**asked)
+    if arguments.sweep:
+        from llada_sft.cluster.launch.sweep import launch_sweep
+
+        return launch_sweep(options)
+    return launch(options)
 
 
 def _default(name: str) -> object:

@@ -163,6 +163,13 @@ def main() -> int:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    from llada_sft.cluster.sweep_file import is_sweep
+
+    if is_sweep(Path(arguments.run)):
+        from llada_sft.cluster.watch.sweep_table import table_lines
+
+        print("\n".join(table_lines(Path(arguments.run))))
+        return
     from llada_sft.cluster.watch.status import find_run, status_lines
 
     print("\n".join(status_lines(find_run(arguments.run))))

@@ -28,7 +28,7 @@ Elements = Annotated[int, Field(le=10**12)]
 # What an `#SBATCH --key=value` line may contain: no spaces, quotes or newlines.
 SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!*\[\]()-]+$")]
 SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
-RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)]
 NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 # Part of the names of files: no slash.
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

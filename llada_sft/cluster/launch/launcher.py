@@ -58,6 +58,10 @@ class LaunchOptions:
     mfu: float = 0.4
     tokens: float | None = None
     follow: bool = False
+    sweep: Sequence[str] = ()
+    sweep_limit: int | None = None
+    # A sweep checks the first of its runs, and what differs in the others.
+    preflight: bool = True
     command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
 
 
@@ -83,8 +87,9 @@ def launch(options: LaunchOptions) -> int:
     if options.here:
         Allocation.of(os.environ).require(config)
     sources = resolve_paths(config, base)
-    files.require(sources, prepare.run_dir_of(sources))
-    if submits:
+    if options.preflight:
+        files.require(sources, prepare.run_dir_of(sources))
+    if submits and options.preflight:
         _require_start(sources)
     attended = options.local or options.here
     with _holder(config.run.owner_timeout_s, attended, options.prepare) as holder:
