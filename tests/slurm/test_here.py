@@ -172,8 +172,8 @@ def test_srun_by_hand_with_another_number_of_ranks(
 
 @pytest.fixture
 def torchrun() -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    return [*command, "--master-port=0", "-m", "llada_sft.cluster", "rank"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    return [*command, "-m", "llada_sft.cluster", "rank"]
 
 
 def of_no_slurm() -> dict[str, str]:

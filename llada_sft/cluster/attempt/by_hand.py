@@ -109,8 +109,10 @@ def join_run(run: RunDir, environment: MutableMapping[str, str]) -> Ownership | 
 def _is_of_batch_script(run: RunDir, environment: Mapping[str, str]) -> bool:
     """Return whether `begin` has recorded an attempt for this start of the job."""
     attempt = history.read(run.journal).open
-    job = (environment.get("SLURM_JOB_ID"), int(environment.get("SLURM_RESTART_COUNT") or 0))
-    return attempt is not None and (attempt.job_id, attempt.restarts) == job
+    if attempt is None or attempt.job_id is None:
+        return False
+    restarts = int(environment.get("SLURM_RESTART_COUNT") or 0)
+    return (attempt.job_id, attempt.restarts) == (environment.get("SLURM_JOB_ID"), restarts)
 
 
 def _use_own_code(run: RunDir) -> None:

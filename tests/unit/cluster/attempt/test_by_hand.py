@@ -80,6 +80,27 @@ def test_rank_0_claims_the_run_and_the_others_follow(run: RunDir) -> None:
     ownership.release()
 
 
+def test_an_attempt_that_nobody_saw_end_is_closed(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks were started by hand, too, and killed."""
+    monkeypatch.setattr(by_hand, "process_start", lambda pid: "1")
+    for number in (1, 2):
+        environment = {**TORCHRUN, "RANK": "0", "TORCHELASTIC_RESTART_COUNT": str(number)}
+        ownership = join_run(run, environment)
+        assert ownership is not None
+        ownership.release()
+    events = [(entry["event"], entry.get("attempt")) for entry in journal.read(run.journal)]
+    closed = [("failed", 1), ("ended", 1)]
+    assert events == [
+        ("launched", None),
+        ("started", 1),
+        ("launched", None),
+        *closed,
+        ("started", 2),
+    ]
+
+
 def test_a_rank_whose_rank_0_never_starts(run: RunDir) -> None:
     with pytest.raises(LaunchError) as caught:
         join_run(run, STEP.copy())
