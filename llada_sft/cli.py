@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    status = commands.add_parser("status", help="what a run is doing")
+    status = commands.add_parser("status", help="what a run, or a sweep, is doing")
     status.set_defaults(handler=_status)
 
     logs = commands.add_parser("logs", help="the log of a rank")
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("--follow", action="store_true", help="until the job ends")
     logs.set_defaults(handler=_logs)
 
-    cancel = commands.add_parser("cancel", help="stop a run's job: it saves and is not requeued")
+    cancel = commands.add_parser("cancel", help="stop a run's job, or those of a sweep: they save")
     cancel.set_defaults(handler=_cancel)
 
     resume = commands.add_parser("resume", help="resume from the last checkpoint")
@@ -188,8 +188,16 @@ def _logs(arguments: argparse.Namespace) -> int:
 
 def _cancel(arguments: argparse.Namespace) -> None:
     from llada_sft.cluster import slurm
+    from llada_sft.cluster.sweep_file import is_sweep
     from llada_sft.cluster.watch.status import cancel_run, find_run
 
+    if is_sweep(Path(arguments.run)):
+        from llada_sft.cluster.watch.sweep_table import cancel_sweep
+
+        with slurm.patience():
+            jobs = cancel_sweep(Path(arguments.run))
+        print(f"cancelled {len(jobs)} jobs: {' '.join(jobs)}" if jobs else "no job to cancel")
+        return
     run = find_run(arguments.run)
     with slurm.patience():
         job_id = cancel_run(run)

@@ -98,7 +98,7 @@ def test_ctrl_c_saves_and_ends_the_run_and_not_the_allocation(
     with subprocess.Popen(
         command, cwd=project, env=allocation, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as launcher:
-        assert wait_until(lambda: run.metrics.exists(), TIMEOUT_S)
+        assert wait_until(run.metrics.exists, TIMEOUT_S)
         launcher.send_signal(signal.SIGINT)
         _, errors = launcher.communicate(timeout=TIMEOUT_S)
     assert launcher.returncode == 128 + signal.SIGINT, errors
@@ -108,6 +108,34 @@ def test_ctrl_c_saves_and_ends_the_run_and_not_the_allocation(
     assert list(run.checkpoints.glob("step_*/checkpoint.json"))
     assert is_free(run)
     assert cluster.job(allocation["SLURM_JOB_ID"])["JobState"] == "RUNNING"
+
+
+def test_the_ranks_end_with_their_launcher(project: Path, allocation: dict[str, str]) -> None:
+    run = RunDir(project / "runs/killed")
+    command = [*LAUNCH, "--here", *SMALL, "train.max_steps=4000", "run.name=killed"]
+    with subprocess.Popen(
+        command, cwd=project, env=allocation, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as launcher:
+        assert wait_until(run.metrics.exists, TIMEOUT_S)
+        launcher.kill()
+    assert wait_until(lambda: not processes_of(run), TIMEOUT_S)
+
+
+def processes_of(run: RunDir) -> list[int]:
+    """Return the ranks of a run, by the last word of their commands."""
+    word = f"\0{run.path}\0".encode()
+    return [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if command_of(process).endswith(word)
+    ]
+
+
+def command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_mistake_here_is_one_line(project: Path, allocation: dict[str, str]) -> None:

@@ -35,8 +35,15 @@ POLL_S = 0.2
 REPEAT_S = 2.0
 PORT_TIMEOUT_S = 120
 _ENDED_BY_USR2 = "User defined signal 2"
+# The kernel sends TERM to srun when its launcher is gone, however that ended (PR_SET_PDEATHSIG).
+_ENDS_WITH_LAUNCHER = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 # The shell that becomes srun, after it has read what setup.sh exports from its standard input.
 _WITH_SETUP = 'eval "$(cat)" && exec "$@" < /dev/null'
+_START = [sys.executable, "-I", "-c", _ENDS_WITH_LAUNCHER, "bash", "-c", _WITH_SETUP, "bash"]
 
 
 def run_in_allocation(run_dir: Path, config: Config) -> int:
@@ -149,7 +156,7 @@ class _Step:
         shown = threading.Thread(target=_show, args=(self._run.rank_log(0), over))
         with log.open("ab") as messages:
             self._srun = subprocess.Popen(
-                ["bash", "-c", _WITH_SETUP, "bash", *command],
+                [*_START, *command],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=messages,

@@ -189,7 +189,12 @@ def _submit(sweep: _Sweep, options: LaunchOptions) -> int:
         jobs.append(job_id)
         print(f"{run.name:<24} job {job_id}", flush=True)
     if not options.prepare:
-        print(f"sweep         {sweep.folder}\nstatus        llada-sft status {sweep.folder}")
+        folder = RunDir(sweep.folder)
+        print(
+            f"sweep         {folder.path}\n"
+            f"status        {folder.shell_command('status')}\n"
+            f"stop          {folder.shell_command('cancel')}"
+        )
     return 0
 
 

@@ -79,6 +79,20 @@ def sweep_rows(folder: Path) -> list[SweepRow]:
     return sorted(rows, key=lambda row: row.losses.get(name, float("inf")))
 
 
+def cancel_sweep(folder: Path) -> list[str]:
+    """Cancel the jobs of a sweep that are in the queue or run, and return their numbers.
+
+    Raises:
+        ConfigError: Its list of runs cannot be read.
+        LaunchError: SLURM does not answer.
+    """
+    job_ids = [_history(run.run).job_id for run in read_sweep(folder)]
+    active = list(_ask_states(job_ids))
+    if active:
+        slurm.run_tool("scancel", *active)
+    return active
+
+
 def _history(run: RunDir) -> History:
     try:
         return history.read(run.journal)
@@ -110,7 +124,18 @@ def _state(run: RunDir, known: History, states: Mapping[str, str]) -> str:
 
 
 def _states_of_jobs(job_ids: Sequence[str | None]) -> dict[str, str]:
-    """Ask SLURM for the states of jobs, once; those that are over are not in the answer."""
+    try:
+        return _ask_states(job_ids)
+    except LaunchError:
+        return {job_id: "unknown (SLURM does not answer)" for job_id in job_ids if job_id}
+
+
+def _ask_states(job_ids: Sequence[str | None]) -> dict[str, str]:
+    """Ask SLURM for the states of jobs, once; those that are over are not in the answer.
+
+    Raises:
+        LaunchError: SLURM does not answer.
+    """
     wanted = [job_id for job_id in job_ids if job_id is not None]
     if not wanted:
         return {}
@@ -120,7 +145,7 @@ def _states_of_jobs(job_ids: Sequence[str | None]) -> dict[str, str]:
         # So it answers where it knows none of them.
         if "Invalid job id" in str(error):
             return {}
-        return dict.fromkeys(wanted, "unknown (SLURM does not answer)")
+        raise
     states = dict(line.split(maxsplit=1) for line in text.splitlines())
     return {job: state for job, state in states.items() if not job_states.has_ended(state)}
 

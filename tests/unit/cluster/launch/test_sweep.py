@@ -58,12 +58,13 @@ def runs(project: Path) -> list[RunDir]:
 def test_each_run_is_a_job_of_its_own(call: Call, project: Path, submitted: Path) -> None:
     code, out, err = call(*SWEEP)
     assert (code, err) == (0, "")
-    assert out.splitlines()[-5:] == [
+    assert out.splitlines()[-6:] == [
         "lr=1e-05                 job 42",
         "lr=2e-05                 job 43",
         "lr=3e-05                 job 44",
         f"sweep         {project}/runs/first",
         f"status        llada-sft status {project}/runs/first",
+        f"stop          llada-sft cancel {project}/runs/first",
     ]
     # Once for all.
     assert out.count("global batch") == 1
@@ -77,6 +78,25 @@ def test_each_run_is_a_job_of_its_own(call: Call, project: Path, submitted: Path
             for name, lr in zip(NAMES, (1e-05, 2e-05, 3e-05), strict=True)
         ]
     }
+
+
+def test_a_sweep_is_shown_and_cancelled(
+    call: Call, project: Path, submitted: Path, fake_tool: FakeTool
+) -> None:
+    call(*SWEEP)
+    fake_tool("squeue", 'printf "42 COMPLETED\\n43 RUNNING\\n44 PENDING\\n"')
+    fake_tool("scancel", f'echo "$@" > {project}/cancelled')
+    code, out, _ = call("status", "runs/first")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[1:]] == [
+        ["lr=1e-05", "ended"],
+        ["lr=2e-05", "RUNNING"],
+        ["lr=3e-05", "PENDING"],
+    ]
+    assert call("cancel", "runs/first") == (0, "cancelled 2 jobs: 43 44\n", "")
+    assert (project / "cancelled").read_text() == "43 44\n"
+    fake_tool("squeue", "true")
+    assert call("cancel", "runs/first") == (0, "no job to cancel\n", "")
 
 
 def test_at_most_some_run_at_a_time(call: Call, project: Path, submitted: Path) -> None:
