@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from processes import wait_until
+from project import add_own_config, call_shell, commands_of
 
 from llada_sft.cluster import failures, history
 from llada_sft.cluster.causes import Cause
@@ -172,15 +174,19 @@ def prepare(project: Path, environment: dict[str, str], *changes: str) -> RunDir
     return RunDir(Path(done.stdout.strip()))
 
 
-def test_srun_by_hand(project: Path, allocation: dict[str, str]) -> None:
-    run = prepare(project, allocation, "run.name=srun", "slurm.nodes=2")
-    srun = ["srun", f"--jobid={allocation['SLURM_JOB_ID']}", "--overlap", "--nodes=2"]
-    done = call([*srun, "--ntasks=2", *RANK, str(run.path)], project, allocation)
-    assert done.returncode == 0, done.stderr
-    attempt = last_attempt(run)
-    assert (attempt.job_id, attempt.nodes) == (None, allocation["SLURM_JOB_NODELIST"])
-    assert (attempt.cause, attempt.last_step) == (Cause.FINISHED, 4)
-    assert is_free(run)
+def test_the_commands_of_the_page(cluster: Cluster, project: Path, tmp_path: Path) -> None:
+    """docs/by-hand.md as it stands there, in a shell of salloc: --here, srun and torchrun."""
+    add_own_config(tmp_path, project, max_steps=4)
+    (salloc, here), by_hand = commands_of("by-hand.md")
+    script = "\n".join(["set -euo pipefail", here, *by_hand])
+    call_shell(f"{salloc} bash -c {shlex.quote(script)}", tmp_path, cluster.env, TIMEOUT_S)
+    for name, world_size in (("here", 2), ("hand", 2), ("one", 1)):
+        run = RunDir(tmp_path / "runs" / name)
+        attempt = last_attempt(run)
+        assert (attempt.job_id, attempt.world_size) == (None, world_size)
+        assert bool(attempt.nodes) == (world_size == 2)
+        assert (attempt.cause, attempt.last_step) == (Cause.FINISHED, 4)
+        assert is_free(run)
 
 
 def test_srun_by_hand_with_another_number_of_ranks(
@@ -207,15 +213,6 @@ def torchrun() -> list[str]:
 def of_no_slurm() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-
-
-def test_torchrun(project: Path, cluster: Cluster, torchrun: list[str]) -> None:
-    run = prepare(project, of_no_slurm(), "run.name=torchrun", "slurm.ranks_per_node=2")
-    done = call([*torchrun, str(run.path)], project, of_no_slurm())
-    assert done.returncode == 0, done.stderr
-    attempt = last_attempt(run)
-    assert (attempt.job_id, attempt.world_size, attempt.cause) == (None, 2, Cause.FINISHED)
-    assert is_free(run)
 
 
 def test_torchrun_with_another_number_of_ranks(

@@ -1,13 +1,14 @@
-"""`launch.py --sweep` on a real SLURM: jobs that wait in turn, restart, resume and are compared."""
+"""docs/sweeps.md on a real SLURM: jobs that wait in turn, restart, are cancelled and compared."""
 
 import re
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
 from processes import wait_until
+from project import add_own_config, call_shell, commands_of
 
 from llada_sft.cluster import history
 from llada_sft.cluster.causes import Cause
@@ -17,42 +18,54 @@ from llada_sft.run_dir import RunDir
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 TIMEOUT_S = 240
-LAUNCH = [sys.executable, "launch.py", "--config", "config/demo.yaml"]
-SMALL = ["data.prefetch_steps=0", "slurm.ranks_per_node=1", "log.every_n_steps=1"]
-SWEEP = ["--sweep", "optim.lr=3e-3,1e-9", "--sweep-limit", "1"]
+((LAUNCH, STATUS, RESUME, CANCEL),) = commands_of("sweeps.md")
+NAMES = ["lr=1e-05", "lr=2e-05"]
+Shell = Callable[[str], str]
+
+
+@pytest.fixture
+def shell(cluster: Cluster, project: Path, tmp_path: Path) -> Iterator[Shell]:
+    add_own_config(tmp_path, project, max_steps=30)
+    yield lambda command: call_shell(command, tmp_path, cluster.env, TIMEOUT_S)
+    jobs = [history.read(run / "journal.jsonl").job_id for run in tmp_path.glob("runs/first/lr=*")]
+    subprocess.run(["scancel", *filter(None, jobs)], env=cluster.env, check=False)
 
 
 def causes(run: RunDir) -> list[Cause | None]:
     return [attempt.cause for attempt in history.read(run.journal).attempts]
 
 
-def test_a_sweep_of_two(cluster: Cluster, project: Path) -> None:
-    changes = [*SMALL, "run.name=sweep", "train.max_steps=40", "train.checkpoint_every_steps=20"]
-    printed = cluster.run([*LAUNCH, *SWEEP, *changes], cwd=project)
-    jobs = re.findall(r"^lr=\S+ +job (\d+)$", printed, re.MULTILINE)
-    folder = project / "runs/sweep"
-    runs = [RunDir(folder / name) for name in ("lr=0.003", "lr=1e-09")]
-    try:
-        assert wait_until(runs[0].metrics.exists, TIMEOUT_S)
-        # One that is requeued keeps its turn.
-        cluster.run(["scancel", "--signal=USR2", jobs[0]])
-        assert wait_until(lambda: len(causes(runs[0])) == 2, TIMEOUT_S)
-        waiting = cluster.job(jobs[1])
-        assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Dependency")
-        states = {row.name: row.state for row in sweep_rows(folder)}
-        assert states == {"lr=0.003": "RUNNING", "lr=1e-09": "PENDING"}
-        cluster.wait_job(jobs[0], ["COMPLETED"], TIMEOUT_S)
-        cluster.wait_job(jobs[1], ["COMPLETED"], TIMEOUT_S)
-    finally:
-        subprocess.run(["scancel", *jobs], env=cluster.env, check=False)
-    assert causes(runs[0]) == [Cause.TOLD_TO_STOP, Cause.FINISHED]
-    assert causes(runs[1]) == [Cause.FINISHED]
-    table = cluster.run([sys.executable, "-m", "llada_sft", "status", str(folder)], cwd=project)
-    assert [line.split()[:3] for line in table.splitlines()] == [
+def jobs_in(printed: str) -> list[str]:
+    return re.findall(r"^lr=\S+ +job (\d+)$", printed, re.MULTILINE)
+
+
+def test_the_commands_of_the_page(cluster: Cluster, shell: Shell, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/first"
+    first, second = (RunDir(folder / name) for name in NAMES)
+    jobs = jobs_in(shell(LAUNCH))
+    assert wait_until(first.metrics.exists, TIMEOUT_S)
+
+    # A job that is requeued keeps its turn.
+    cluster.run(["scancel", "--signal=USR2", jobs[0]])
+    assert wait_until(lambda: len(causes(first)) == 2, TIMEOUT_S)
+    waiting = cluster.job(jobs[1])
+    assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Dependency")
+    states = {row.name: row.state for row in sweep_rows(folder)}
+    assert states == {NAMES[0]: "RUNNING", NAMES[1]: "PENDING"}
+
+    assert shell(CANCEL).split()[-2:] == jobs
+    for job in jobs:
+        cluster.wait_job(job, ["CANCELLED"], TIMEOUT_S)
+    # The same command starts what is not finished.
+    for job in jobs_in(shell(LAUNCH)):
+        cluster.wait_job(job, ["COMPLETED"], TIMEOUT_S)
+    assert causes(first) == [Cause.TOLD_TO_STOP, Cause.CANCELLED, Cause.FINISHED]
+    assert causes(second) == [Cause.FINISHED]
+    # The larger rate has learned more.
+    assert [line.split()[:3] for line in shell(STATUS).splitlines()] == [
         ["run", "state", "step"],
-        ["lr=0.003", "finished", "40"],
-        ["lr=1e-09", "finished", "40"],
+        [NAMES[1], "finished", "30"],
+        [NAMES[0], "finished", "30"],
     ]
-    # The same command does not start what is finished.
-    again = cluster.run([*LAUNCH, *SWEEP, *changes], cwd=project)
-    assert again.count("finished: left as it is") == 2
+    assert shell(LAUNCH).count("finished: left as it is") == 2
+    assert "nothing" in shell(RESUME)

@@ -87,9 +87,11 @@ def cancel_sweep(folder: Path) -> list[str]:
         LaunchError: SLURM does not answer.
     """
     job_ids = [_history(run.run).job_id for run in read_sweep(folder)]
-    active = list(_ask_states(job_ids))
+    states = _ask_states(job_ids)
+    active = [job_id for job_id in job_ids if job_id in states]
     if active:
-        slurm.run_tool("scancel", *active)
+        # The last first: a job that waits for another one would start when that is cancelled.
+        slurm.run_tool("scancel", *reversed(active))
     return active
 
 

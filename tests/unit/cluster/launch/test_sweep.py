@@ -94,7 +94,7 @@ def test_a_sweep_is_shown_and_cancelled(
         ["lr=3e-05", "PENDING"],
     ]
     assert call("cancel", "runs/first") == (0, "cancelled 2 jobs: 43 44\n", "")
-    assert (project / "cancelled").read_text() == "43 44\n"
+    assert (project / "cancelled").read_text() == "44 43\n"
     fake_tool("squeue", "true")
     assert call("cancel", "runs/first") == (0, "no job to cancel\n", "")
 
