@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutants import cluster, data, mathematics, records, training
+from tests.mutants import cluster, data, mathematics, records, starting, training
 from tests.mutants.mutant import Mutant, chosen, problems
 from tests.mutants.runner import Result, check_unchanged, copy_tree, import_libraries, run
 
@@ -18,6 +18,7 @@ MUTANTS: Sequence[Mutant] = (
     *records.MUTANTS,
     *training.MUTANTS,
     *cluster.MUTANTS,
+    *starting.MUTANTS,
 )
 # Of all mutants that are run, equivalent ones among them.
 LEAST_KILLED = 0.95

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from llada_sft.cluster import history, journal, slurm
@@ -75,6 +76,7 @@ def run_in_allocation(run_dir: Path, config: Config) -> int:
 
 def _run_here(run: RunDir, config: Config, allocation: Allocation, ownership: Ownership) -> int:
     run.logs.mkdir(exist_ok=True)
+    environment = _environment(run, ownership, allocation)
     step = _Step(run, ownership)
     with forwarded_signals(step.send) as received:
         journal.append(run.journal, {"event": "launched"})
@@ -90,7 +92,7 @@ def _run_here(run: RunDir, config: Config, allocation: Allocation, ownership: Ow
         command = srun_command(run, config, allocation, nodes)
         end = SrunEnd(0, (), (), "")
         if not received:
-            end = step.run(command, exports, allocation, run.srun_log(name, attempt))
+            end = step.run(command, exports, environment, run.srun_log(name, attempt))
         ownership.require()
         deaths = [_without_blame(death) if received else death for death in end.deaths]
         verdict = supervisor.end_local(run, deaths, signalled=bool(received), srun=end)
@@ -130,7 +132,7 @@ class _Step:
     """The srun of the ranks."""
 
     def __init__(self, run: RunDir, ownership: Ownership) -> None:
-        self._run, self._ownership = run, ownership
+        self._run = run
         ownership.on_lost = lambda: self.send(signal.SIGKILL)
         self._srun: subprocess.Popen[bytes] | None = None
         self._sent: list[int] = []
@@ -141,17 +143,10 @@ class _Step:
         if self._srun and self._srun.poll() is None:
             self._srun.send_signal(signal.SIGTERM if number == signal.SIGKILL else signal.SIGUSR2)
 
-    def run(self, command: list[str], exports: str, allocation: Allocation, log: Path) -> SrunEnd:
+    def run(
+        self, command: list[str], exports: str, environment: Mapping[str, str], log: Path
+    ) -> SrunEnd:
         """Run srun, show the output of rank 0, and return how srun ended."""
-        environment = {
-            **without_steps(os.environ),
-            "PYTHONPATH": _python_path(self._run),
-            "PYTHONSAFEPATH": "1",
-            VARIABLE: self._ownership.word,
-            SHOWN: "1",
-        }
-        environment["MASTER_ADDR"] = slurm.hostnames(allocation.nodes)[0]
-        environment["MASTER_PORT"] = _free_port(allocation, environment)
         over = threading.Event()
         shown = threading.Thread(target=_show, args=(self._run.rank_log(0), over))
         with log.open("ab") as messages:
@@ -164,7 +159,8 @@ class _Step:
                 start_new_session=True,
             )
         assert self._srun.stdin is not None
-        with self._srun.stdin as stdin:
+        # A signal may have ended it already.
+        with suppress(BrokenPipeError), self._srun.stdin as stdin:
             stdin.write(os.fsencode(exports))
         shown.start()
         code = self._wait()
@@ -186,8 +182,18 @@ class _Step:
                 return code if code >= 0 else 128 - code
 
 
-def _python_path(run: RunDir) -> str:
-    return os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")]))
+def _environment(run: RunDir, ownership: Ownership, allocation: Allocation) -> dict[str, str]:
+    """Return the environment of srun and the ranks."""
+    path = os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")]))
+    environment = {
+        **without_steps(os.environ),
+        "PYTHONPATH": path,
+        "PYTHONSAFEPATH": "1",
+        VARIABLE: ownership.word,
+        SHOWN: "1",
+        "MASTER_ADDR": slurm.hostnames(allocation.nodes)[0],
+    }
+    return {**environment, "MASTER_PORT": _free_port(allocation, environment)}
 
 
 def _free_port(allocation: Allocation, environment: Mapping[str, str]) -> str:
@@ -213,7 +219,8 @@ def _free_port(allocation: Allocation, environment: Mapping[str, str]) -> str:
             f" {PORT_TIMEOUT_S} s: are its nodes busy with another step (squeue --steps)?"
         ) from None
     if done.returncode:
-        raise LaunchError(f"srun: {' '.join(done.stderr.split())}")
+        why = " ".join(done.stderr.split())
+        raise LaunchError(f"allocation {allocation.job_id}: no port on its first node: {why}")
     return done.stdout.strip()
 
 
