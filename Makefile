@@ -31,7 +31,7 @@ check: $(VENV)/dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	bash -n slurm/train.sbatch slurm/sample.sbatch slurm/setup.sh .ci/run .ci/install-slurm .ci/install-browser
+	for script in slurm/*.sbatch slurm/*.sh .ci/*; do bash -n "$$script" || exit; done
 
 # The site, in build/docs: a dead link is an error. docs-pages: the pages that are made from the code.
 docs: $(VENV)/dev

@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
 
     _add_init(commands.add_parser("init", help="write config, hook and templates of a new project"))
     _add_launch(commands)
-    status = commands.add_parser("status", help="what a run is doing; without RUN, all runs")
+    status = commands.add_parser(
+        "status", help="what a run, or a sweep, is doing; without it, all runs"
+    )
     status.add_argument("--json", action="store_true", help="for machines; see docs/status.md")
     status.set_defaults(handler=_status)
 
@@ -48,12 +50,16 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("--attempt", type=_positive, metavar="K", help="of the K-th attempt")
     logs.set_defaults(handler=_logs)
 
-    cancel = commands.add_parser("cancel", help="stop a run's job: it saves and is not requeued")
+    cancel = commands.add_parser("cancel", help="stop a run's job, or those of a sweep: they save")
     cancel.set_defaults(handler=_cancel)
 
     resume = commands.add_parser("resume", help="resume from the last checkpoint")
     resume.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
-    resume.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where = resume.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where.add_argument(
+        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
+    )
     resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     resume.add_argument(
         "--update-code", action="store_true", help="take the present hook, setup.sh and package"
@@ -238,6 +244,11 @@ def _status(arguments: argparse.Namespace) -> None:
         return
     from llada_sft.cluster.watch import json_status, status
 
+    if folder := _sweep_folder(arguments):
+        from llada_sft.cluster.watch.sweep_table import table_lines
+
+        print("\n".join(table_lines(folder)))
+        return
     run = _find(arguments)
     print(json_status.one_as_json(run) if arguments.json else "\n".join(status.status_lines(run)))
 
@@ -246,6 +257,14 @@ def _find(arguments: argparse.Namespace) -> RunDir:
     from llada_sft.cluster.watch.find_run import find_run
 
     return find_run(arguments.run, arguments.root)
+
+
+def _sweep_folder(arguments: argparse.Namespace) -> Path | None:
+    """Return the folder of a sweep, by its path or its name; None if it is none."""
+    from llada_sft.cluster.sweep_file import is_sweep
+
+    paths = (Path(arguments.run), arguments.root / arguments.run)
+    return next(filter(is_sweep, paths), None)
 
 
 def _logs(arguments: argparse.Namespace) -> int:
@@ -263,6 +282,13 @@ def _cancel(arguments: argparse.Namespace) -> None:
     from llada_sft.cluster import slurm
     from llada_sft.cluster.watch.status import cancel_run
 
+    if folder := _sweep_folder(arguments):
+        from llada_sft.cluster.watch.sweep_table import cancel_sweep
+
+        with slurm.patience():
+            jobs = cancel_sweep(folder)
+        print(f"cancelled {len(jobs)} jobs: {' '.join(jobs)}" if jobs else "no job to cancel")
+        return
     run = _find(arguments)
     with slurm.patience():
         job_id = cancel_run(run)
@@ -284,8 +310,8 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.nodes is not None:
         overrides = [*overrides, f"slurm.nodes={arguments.nodes}"]
     local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
-    after = arguments.after
-    return resume(_find(arguments), overrides, local, follow, update_code, after)
+    after, here = arguments.after, arguments.here
+    return resume(_find(arguments), overrides, local, follow, update_code, after, here)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@
     failures.py        failure reports of ranks; peers.py: errors that another rank caused
     restart_policy.py  restart or not
     moved.py           a run directory that was moved or copied
+    sweep_file.py      the runs of a sweep, and their values
     run_files.py       reads the files of a run, whatever state they are in
     slurm.py           SLURM's commands; job_states.py: its words for the state of a job
 

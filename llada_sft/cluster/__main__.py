@@ -1,4 +1,4 @@
-"""The one door for batch scripts and for `--local`.
+"""The one door for batch scripts, for `--local` and `--here`, and for ranks started by hand.
 
     python -m llada_sft.cluster port
         print a free port for the ranks to meet at
@@ -8,7 +8,7 @@
         print, as bash, the options of srun and the container of the ranks: for slurm/train.sbatch,
         and not for runs of versions that had neither
     python -m llada_sft.cluster rank RUN_DIR
-        train as one rank, as SLURM's variables, or those of --local, describe it
+        train as one rank, as the variables of SLURM, torchrun or --local describe it
     python -m llada_sft.cluster end RUN_DIR EXIT_CODE
         after srun, with its exit code: record why the ranks ended; requeue the job or not
 
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llada_sft.cluster import run_rank
+from llada_sft.cluster.owner.ownership import VARIABLE
 from llada_sft.entry import exit_code
 from llada_sft.errors import EXIT_CODE
 from llada_sft.run_dir import RunDir
@@ -43,8 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do what a batch script asks for, and return the exit code."""
     match arguments:
         case ["rank", path]:
-            run_rank(path)
-            return 0
+            return _rank(path)
         case ["begin", path]:
             return _begin(RunDir(Path(path)))
         case ["end", path, code] if code.isdecimal():
@@ -55,6 +55,22 @@ def main(arguments: Sequence[str]) -> int:
             return _port()
     print(USAGE, file=sys.stderr)
     return EXIT_CODE
+
+
+def _rank(path: str) -> int:
+    if os.environ.get(VARIABLE):
+        run_rank(path)
+        return 0
+    # Here, not above: the ranks of a launcher do not need it.
+    from llada_sft.cluster.attempt import by_hand
+
+    ownership = by_hand.join_run(RunDir(Path(path)), os.environ)
+    try:
+        run_rank(path)
+    finally:
+        if ownership:
+            ownership.release()
+    return 0
 
 
 def _begin(run: RunDir) -> int:
@@ -69,7 +85,7 @@ def _begin(run: RunDir) -> int:
         if code := supervisor.begin(run, job, job.world_size):
             return code
         threading.Thread(target=_note_signals, args=(run, job), daemon=True).start()
-        code, environment = supervisor.set_up(run, job)
+        code, environment = supervisor.set_up(run, run.setup_log(job.job_id, job.restarts))
     sys.stdout.buffer.write(os.fsencode(environment))
     return code
 

@@ -63,6 +63,11 @@ class Entry(TypedDict, total=False):
     world_size: int
     # SLURM's count of the job's restarts.
     restarts: int
+    # Of ranks that were started by hand: their common name, the "host:port" at which they meet,
+    # and the claim that they belong to.
+    group: str
+    meet: str
+    claim: str
     # Optimizer steps that were made.
     step: int
     # The steps of the whole training, as far as was known at that step.

@@ -26,7 +26,7 @@ from llada_sft.run_dir import RunDir
 # SLURM replaces % in the names of log files, and the others do not survive its own unquoting.
 _UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
 # As `run.name` in the schema.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,79}")
 
 
 def old_place(run: RunDir) -> Path | None:

@@ -33,7 +33,7 @@ SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 MAX_OPTION_BYTES = 1_600
 # Control characters, and what Unicode takes for the end of a line.
 _NOT_IN_A_LINE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
-RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)]
 NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
 # Part of the names of files: no slash.
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutants import cluster, data, mathematics, records, report, training
+from tests.mutants import cluster, data, mathematics, records, report, starting, training
 from tests.mutants.mutant import Mutant, chosen, problems
 from tests.mutants.runner import Result, check_unchanged, copy_tree, import_libraries, run
 
@@ -19,6 +19,7 @@ MUTANTS: Sequence[Mutant] = (
     *training.MUTANTS,
     *cluster.MUTANTS,
     *report.MUTANTS,
+    *starting.MUTANTS,
 )
 # Of all mutants that are run, equivalent ones among them.
 LEAST_KILLED = 0.95

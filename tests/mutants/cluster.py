@@ -144,7 +144,7 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/launch/local.py",
+        "cluster/launch/attended.py",
         "cluster/launch/test_local.py::test_signals_are_passed_on",
         (
             "signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM",

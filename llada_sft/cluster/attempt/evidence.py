@@ -59,6 +59,29 @@ class BatchJob(Job):
             raise LaunchError(f"{name} is not set: this belongs into a SLURM job") from None
 
 
+@dataclass(frozen=True)
+class SrunEnd:
+    """How srun ended that a launcher had started in its allocation.
+
+    Attributes:
+        exit_code: Of srun.
+        deaths: The ranks that died, as it reports them.
+        lost_nodes: The nodes that were lost.
+        not_started: Its message why it started no rank; empty if it started them.
+    """
+
+    exit_code: int
+    deaths: Sequence[Death]
+    lost_nodes: Sequence[str]
+    not_started: str
+
+    @staticmethod
+    def of(exit_code: int, messages: str) -> "SrunEnd":
+        """Read it from srun's exit code and messages."""
+        deaths, lost = read_srun(messages)
+        return SrunEnd(exit_code, deaths, lost, why_not_started(messages))
+
+
 def of_this_job(run: RunDir, job: BatchJob, attempt: Attempt, srun_code: int | None) -> Evidence:
     """Collect what an attempt of this job has left.
 

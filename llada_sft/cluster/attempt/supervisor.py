@@ -8,18 +8,20 @@ and decides whether the job runs again. Its exit code is the job's:
     1   a failure                            70   the restart budget is used up
                                              71   a hang
 
-`--local` calls the same functions; a local run is never restarted. Only light modules here: it runs
-before and after each attempt, and inside the seconds that SLURM leaves to a job that it has ended.
+`--local` and `--here` call the same functions; their runs are never restarted. Only light modules
+here: it runs before and after each attempt, and inside the seconds that SLURM leaves to a job that
+it has ended.
 """
 
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from llada_sft.cluster import failures, history, job_states, journal, restart_policy, slurm
 from llada_sft.cluster.attempt import evidence, exclude_nodes, requeue
-from llada_sft.cluster.attempt.evidence import BatchJob
+from llada_sft.cluster.attempt.evidence import BatchJob, SrunEnd
 from llada_sft.cluster.attempt.verdict import Death, Evidence, Verdict, judge
 from llada_sft.cluster.causes import GIVEN_UP_EXIT_CODE, Cause
 from llada_sft.cluster.door import OLDER_LAUNCHER
@@ -34,13 +36,21 @@ from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
 
 
-def begin(run: RunDir, job: BatchJob | None, world_size: int) -> int:
+def begin(
+    run: RunDir,
+    job: BatchJob | None,
+    world_size: int,
+    nodes: str = "",
+    more: Entry | None = None,
+) -> int:
     """Close the previous attempt, if it is open, and record the start of the new one.
 
     Args:
         run: The run directory.
         job: None for a local run.
         world_size: The ranks that are about to start.
+        nodes: Those of a run without a job of its own, as SLURM writes them.
+        more: What else the entry of the start has.
 
     Returns:
         0, or 70 if the job was given up.
@@ -57,15 +67,22 @@ def begin(run: RunDir, job: BatchJob | None, world_size: int) -> int:
         return GIVEN_UP_EXIT_CODE
     failures.clear(run)
     phases.clear_phases(run)
-    entry: Entry = {"event": "started", "attempt": history.read(run.journal).next_number}
+    number = history.read(run.journal).next_number
+    entry: Entry = {"event": "started", "attempt": number, **(more or Entry())}
     if job:
         entry |= {"job_id": job.job_id, "nodes": job.nodes, "restarts": job.restarts}
+    elif nodes:
+        entry["nodes"] = nodes
     journal.append(run.journal, {**entry, "world_size": world_size})
     return 0
 
 
-def set_up(run: RunDir, job: BatchJob) -> tuple[int, str]:
-    """Run the job's setup.sh; where that fails, the attempt ends with it.
+def set_up(run: RunDir, log: Path) -> tuple[int, str]:
+    """Run the run's setup.sh; where that fails, the attempt ends with it.
+
+    Args:
+        run: The run directory.
+        log: The file for the output of setup.sh.
 
     Returns:
         The exit code of the job, 0 if it is to continue, and what setup.sh changes, as lines for
@@ -74,7 +91,7 @@ def set_up(run: RunDir, job: BatchJob) -> tuple[int, str]:
     from llada_sft.cluster.attempt.setup_script import run_setup
 
     try:
-        return 0, run_setup(run, run.setup_log(job.job_id, job.restarts))
+        return 0, run_setup(run, log)
     except LaunchError as error:
         node = os.environ.get("SLURMD_NODENAME", "")
         failures.write(run, Failure(0, node, Cause.MISTAKE, str(error), time=time.time()))
@@ -150,13 +167,16 @@ def _end(run: RunDir, job: BatchJob, srun_code: int) -> tuple[int, bool]:
     return decision.exit_code, False
 
 
-def end_local(run: RunDir, deaths: Sequence[Death], signalled: bool) -> Verdict | None:
-    """Record why the ranks of a local run have ended; None if rank 0 has recorded it.
+def end_local(
+    run: RunDir, deaths: Sequence[Death], signalled: bool, srun: SrunEnd | None = None
+) -> Verdict | None:
+    """Record why the ranks of a run without a job have ended; None if rank 0 has recorded it.
 
     Args:
         run: The run directory.
         deaths: The ranks that failed.
         signalled: A signal had asked the run to stop.
+        srun: How srun ended, if it started the ranks.
     """
     attempt = history.read(run.journal).open
     if attempt is None:
@@ -165,11 +185,13 @@ def end_local(run: RunDir, deaths: Sequence[Death], signalled: bool) -> Verdict 
     # peer that is gone, an interrupted start) is not a failure.
     unready = signalled and any(death.by_signal and not death.first for death in deaths)
     collected = Evidence(
-        exit_code=1 if deaths else 0,
+        exit_code=srun.exit_code if srun else 1 if deaths else 0,
         failures=[] if unready else failures.read_all(run),
         deaths=evidence.with_peers(deaths, run.rank_log),
+        lost_nodes=srun.lost_nodes if srun else (),
         world_size=attempt.world_size,
         stopped=Cause.CANCELLED if signalled else None,
+        not_started=srun.not_started if srun else "",
     )
     verdict = judge(collected)
     _write(run, attempt, verdict)

@@ -18,6 +18,7 @@ examples:
   {launch} --config config/zero3.yaml --nodes 4 run.name=first --plan
   {launch} --config config/zero3.yaml --nodes 4 run.name=first --follow
   {launch} --config config/zero3.yaml --cluster mine run.name=second --after runs/first
+  {launch} --config config/zero3.yaml --nodes 4 run.name=third --sweep optim.lr=1e-5,2e-5
   {launch} --config config/demo.yaml --local train.max_steps=20
 """
 
@@ -45,8 +46,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--after", metavar="RUN|JOB", help="start when that run's last job, or that job, is over"
     )
-    parser.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where.add_argument(
+        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
+    )
     parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,VALUE",
+        help="a run for each value; may be given repeatedly, for all combinations",
+    )
+    parser.add_argument(
+        "--sweep-limit", type=int, metavar="K", help="at most K runs of the sweep at a time"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--dry-run", action="store_true", help="print the sbatch text and submit nothing"
@@ -90,4 +105,9 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     gc.enable()
     names = {option.name for option in fields(LaunchOptions)} & vars(arguments).keys()
     asked = {name: getattr(arguments, name) for name in names}
-    return launch(LaunchOptions(**asked, command=command))
+    options = LaunchOptions(**asked, command=command)
+    if options.sweep:
+        from llada_sft.cluster.launch.sweep import launch_sweep
+
+        return launch_sweep(options)
+    return launch(options)

@@ -4,7 +4,8 @@
 --plan           the memory, traffic, time and disk that it will take, nothing written
 --dry-run        the sbatch text, nothing written or submitted, also without SLURM
 --prepare        the run directory, nothing started
-otherwise        preflight -> run directory -> SLURM, or with --local this machine
+otherwise        preflight -> run directory -> SLURM; with --local this machine, and with --here the
+                 allocation that the shell is in
 """
 
 import os
@@ -19,6 +20,7 @@ from llada_sft.cluster.batch import container, sbatch_environment, submit
 from llada_sft.cluster.batch.options import Options, one_shots, with_extra
 from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.launch.after import with_dependency
+from llada_sft.cluster.launch.allocation import Allocation
 from llada_sft.cluster.owner.claim import Holder, of_batch_script
 from llada_sft.cluster.owner.identity import DEFAULT_TIMEOUT_S, Doing, this_process
 from llada_sft.cluster.owner.ownership import held
@@ -42,6 +44,7 @@ class LaunchOptions:
     overrides: Sequence[str] = ()
     nodes: int | None = None
     local: bool = False
+    here: bool = False
     dry_run: bool = False
     print_config: bool = False
     prepare: bool = False
@@ -53,6 +56,10 @@ class LaunchOptions:
     follow: bool = False
     cluster: str | None = None
     after: str | None = None
+    sweep: Sequence[str] = ()
+    sweep_limit: int | None = None
+    # A sweep checks the first of its runs, and what differs in the others.
+    preflight: bool = True
     command: Sequence[str] = field(default_factory=lambda: ["python", *sys.argv])
 
 
@@ -70,17 +77,22 @@ def launch(options: LaunchOptions) -> int:
         return _print_config(config, base, origin)
     if options.plan:
         return _print_plan(config, base, options)
+    submits = not (options.local or options.here or options.prepare)
     if options.after is not None:
-        config = _after(config, options)
+        config = _after(config, options.after, submits)
     if options.dry_run:
         return _dry_run(config, base)
-    if not options.local and not options.prepare:
+    if submits:
         submit.require_sbatch()
+    if options.here:
+        Allocation.of(os.environ).require(config)
     sources = resolve_paths(config, base)
-    _require_files(sources, prepare.run_dir_of(sources), options.local)
-    if not options.prepare:
-        _require_start(sources, options.local)
-    with _holder(config.run.owner_timeout_s, options.local, options.prepare) as holder:
+    attended = options.local or options.here
+    if options.preflight:
+        require_files(sources, prepare.run_dir_of(sources), options.local)
+        if not options.prepare:
+            _require_start(sources, attended)
+    with _holder(config.run.owner_timeout_s, attended, options.prepare) as holder:
         run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
             print(run.path)
@@ -90,27 +102,27 @@ def launch(options: LaunchOptions) -> int:
             print(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
-        final = load_run_config(run.config)
-        return start(run, final, options.local, options.follow, one_shots(config))
+        final, once = load_run_config(run.config), one_shots(config)
+        return start(run, final, options.local, options.follow, once, options.here)
 
 
-def _after(config: Config, options: LaunchOptions) -> Config:
-    if options.local or options.prepare:
-        raise ConfigError("--after: is for a job of SLURM: remove it, or --local or --prepare")
-    return with_dependency(config, options.after or "")
+def _after(config: Config, after: str, submits: bool) -> Config:
+    if not submits:
+        raise ConfigError("--after: is for a job of SLURM: remove it, --local, --here or --prepare")
+    return with_dependency(config, after)
 
 
-def _require_files(config: Config, new_run: RunDir | None, local: bool) -> None:
+def require_files(config: Config, new_run: RunDir | None, local: bool) -> None:
     """Check what the ranks need of files, and that they would see them in their container.
 
     Raises:
         ConfigError: It has one line for each problem.
     """
-    if problems := _file_problems(config, new_run, local):
+    if problems := file_problems(config, new_run, local):
         raise ConfigError("\n".join(problems))
 
 
-def _file_problems(config: Config, new_run: RunDir | None, local: bool) -> list[str]:
+def file_problems(config: Config, new_run: RunDir | None, local: bool) -> list[str]:
     in_container = [] if local else list(container.problems(config))
     return [*files.find_problems(config, new_run), *in_container]
 
@@ -134,9 +146,13 @@ def _load(options: LaunchOptions) -> Loaded:
     if options.local:
         # This is one machine, whatever number of nodes a job may get.
         extra = [f"slurm.nodes={options.nodes or 1}", "slurm.elastic=null"]
-    elif options.nodes is None or (options.prepare and _is_elastic(options)):
+    elif (options.prepare or options.here) and _is_elastic(options):
         # slurm/train.sbatch passes what an elastic job got this time; the global batch must not
         # depend on it.
+        extra = []
+    elif options.here and options.nodes is None:
+        extra = [f"slurm.nodes={Allocation.of(os.environ).num_nodes}"]
+    elif options.nodes is None:
         extra = []
     else:
         extra = [f"slurm.nodes={options.nodes}"]
@@ -156,13 +172,15 @@ def resume(
     follow: bool,
     update_code: bool = False,
     after: str | None = None,
+    here: bool = False,
 ) -> int:
     """Resume a run from its own directory, with the changes that are asked for.
 
     Raises:
         LladaSftError: A change is a mistake, or the run must not be started.
     """
-    with _holder(_timeout_of(run, overrides), local) as holder:
+    submits = not (local or here)
+    with _holder(_timeout_of(run, overrides), not submits) as holder:
         holder.refuse(run)
         if run.update.exists():
             holder.claim(run)
@@ -172,20 +190,22 @@ def resume(
         plan = changing.plan(run, overrides, Path.cwd(), update_code)
         once = with_extra(plan.config, {**plan.config.slurm.extra, **plan.once})
         if after is not None:
-            once = with_dependency(once, after)
+            once = _after(once, after, submits)
         submit.check_extra(once)
-        if not local:
+        if submits:
             submit.require_sbatch()
+        if here:
+            Allocation.of(os.environ).require(plan.config)
         step, max_steps = newest_step(run), plan.config.train.max_steps
         if max_steps is not None and step >= max_steps and _is_whole(run, step):
             print(nothing_to_do(max_steps, step))
             return 0
-        _require_files(plan.sources, None, local)
-        _require_start(with_extra(plan.sources, once.slurm.extra), local)
+        require_files(plan.sources, None, local)
+        _require_start(with_extra(plan.sources, once.slurm.extra), local or here)
         print("\n".join(_summary(plan.sources)))
         holder.claim(run)
         changing.apply(run, plan)
-        return start(run, plan.config, local, follow, one_shots(once))
+        return start(run, plan.config, local, follow, one_shots(once), here)
 
 
 def _is_whole(run: RunDir, step: int) -> bool:
@@ -198,21 +218,28 @@ def _is_whole(run: RunDir, step: int) -> bool:
     return not difference
 
 
-def start(run: RunDir, config: Config, local: bool, follow: bool, once: Options) -> int:
-    """Start the ranks of a prepared run, here or with SLURM, and print how to follow and resume.
+def start(
+    run: RunDir, config: Config, local: bool, follow: bool, once: Options, here: bool = False
+) -> int:
+    """Start the ranks of a prepared run, and print how to follow and resume it.
 
     Args:
         run: The run directory.
-        config: Its config.
+        config: The config in it.
         local: Start them on this machine.
-        follow: Show rank 0's log until the end.
+        follow: Show the log of a job until its end.
         once: Options of sbatch for this submission, which the config does not keep.
+        here: Start them in the present allocation.
     """
     print(f"run directory {run.path}", flush=True)
     if local:
         from llada_sft.cluster.launch.local import run_local
 
         return run_local(run.path, config)
+    if here:
+        from llada_sft.cluster.launch.here import run_in_allocation
+
+        return run_in_allocation(run.path, config)
     job_id = submit.submit(with_extra(config, {**config.slurm.extra, **once}), run)
     journal.append(run.journal, {"event": "launched", "job_id": job_id})
     if ownership := held(run.path):
@@ -299,17 +326,17 @@ def _dry_run(config: Config, base: Path) -> int:
     print(submit.sbatch_text(with_extra(final, once), run))
     for line in sbatch_environment.lines(os.environ, config):
         print(line)
-    problems = _file_problems(resolve_paths(config, base), run, local=False)
+    problems = file_problems(resolve_paths(config, base), run, local=False)
     for problem in problems:
         print(problem, file=sys.stderr)
     return EXIT_CODE if problems else 0
 
 
-def _holder(timeout_s: int, local: bool, prepare: bool = False) -> Holder:
+def _holder(timeout_s: int, attended: bool, prepare: bool = False) -> Holder:
     """Return the future owner of the run: the batch script that prepares it, or this process."""
     if prepare and (job := of_batch_script()):
         return Holder(job)
-    doing: Doing = "training" if local else "preparing" if prepare else "launching"
+    doing: Doing = "training" if attended else "preparing" if prepare else "launching"
     return Holder(this_process(doing, timeout_s))
 
 

@@ -1,8 +1,8 @@
 """All ranks of a run on this machine: the same program as under SLURM, started without it.
 
-Each rank has its own process group, so that Ctrl-C reaches only the launcher, which signals the
-ranks to stop at their next step, and so that a rank is ended together with its data workers. The
-output of rank 0 is shown on the terminal; every rank has a log file.
+Each rank has its own process group, so that Ctrl-C reaches only the launcher, and so that a rank is
+ended together with its data workers. The output of rank 0 is shown on the terminal; every rank has
+a log file.
 """
 
 import os
@@ -11,21 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO
 
-from llada_sft.cluster import history, journal, restart_policy
+from llada_sft.cluster import journal
 from llada_sft.cluster.attempt import supervisor
 from llada_sft.cluster.attempt.verdict import Death
-from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.launch.attended import exit_code_after, forwarded_signals
 from llada_sft.cluster.launch.ports import free_port
 from llada_sft.cluster.owner.claim import hold
 from llada_sft.cluster.owner.ownership import VARIABLE, Ownership
 from llada_sft.cluster.rank.shown import SHOWN
-from llada_sft.cluster.watch import status
 from llada_sft.config import Config
 from llada_sft.run_dir import RunDir
 
@@ -33,7 +30,6 @@ RANK_COMMAND = (sys.executable, "-u", "-m", "llada_sft.cluster", "rank")
 # The time between TERM and KILL for the remaining ranks: enough to report where they are.
 GRACE_S = 10.0
 POLL_S = 0.1
-SHOWN_LOG_LINES = 20
 
 
 def run_local(run_dir: Path, config: Config, command: Sequence[str] = RANK_COMMAND) -> int:
@@ -63,23 +59,14 @@ def _run_local(run: RunDir, config: Config, command: Sequence[str], ownership: O
     ranks = _Ranks(ownership)
     # This comes first: after a signal to the launcher no rank may keep running, and no attempt may
     # lack its `ended`.
-    with _forwarded_signals(ranks) as received:
+    with forwarded_signals(ranks.send) as received:
         journal.append(run.journal, {"event": "launched"})
         supervisor.begin(run, None, config.world_size)
         deaths = [] if received else ranks.run(run, config, [*command, str(run.path)])
         ownership.require()
         verdict = supervisor.end_local(run, deaths, signalled=bool(received))
-    # A signal may also come after the last step.
-    last_cause = history.read(run.journal).last_cause
-    finished = verdict is None and not deaths and last_cause == Cause.FINISHED
-    if received and not finished and (verdict is None or verdict.cause == Cause.CANCELLED):
-        print(f"stopped; to resume:  {run.shell_command('resume', '--local')}", file=sys.stderr)
-        return 128 + received[0]
-    if deaths:
-        cause = verdict.cause if verdict else Cause.LOST
-        named = verdict.rank if verdict else None
-        return _report(run, cause, deaths[0].rank if named is None else named)
-    return 0
+    failed = deaths[0].rank if deaths else None
+    return exit_code_after(run, verdict, failed, received, "--local")
 
 
 class _Ranks:
@@ -203,35 +190,3 @@ def _show(output: BinaryIO, log: Path) -> None:
             file.write(chunk)
             sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
-
-
-@contextmanager
-def _forwarded_signals(ranks: _Ranks) -> Iterator[list[int]]:
-    """Forward signals to the ranks; Ctrl-C as TERM, and a second Ctrl-C as KILL."""
-    received: list[int] = []
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        is_second = number == signal.SIGINT and number in received
-        received.append(number)
-        forwarded = signal.SIGUSR2 if number == signal.SIGUSR2 else signal.SIGTERM
-        ranks.send(signal.SIGKILL if is_second else forwarded)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    before = {number: signal.signal(number, forward) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _report(run: RunDir, cause: Cause, failed: int) -> int:
-    """Print why the run failed: the ranks' failure reports, or else the end of a log."""
-    code = restart_policy.exit_code_of(cause) or 1
-    if lines := status.failure_lines(run):
-        print(*lines, sep="\n", file=sys.stderr)
-        return code
-    log = run.rank_log(failed)
-    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]
-    print(f"rank {failed} failed; its log {log} ends:", *last, sep="\n", file=sys.stderr)
-    return code

@@ -37,8 +37,10 @@ from llada_sft.cluster.owner.owner_sight import ASK_SLURM_S, look
 from llada_sft.errors import EXIT_CODE, LaunchError, SupersededError
 from llada_sft.run_dir import RunDir
 
-# The claim that the ranks of a local run belong to: "NUMBER:TOKEN".
+# The claim that the ranks of a launcher (--local, --here) belong to: "NUMBER:TOKEN".
 VARIABLE = "LLADA_SFT_OWNER"
+# What srun and torchrun set in the ranks that they start, and that they end themselves.
+_STARTERS = frozenset({"SLURM_PROCID", "TORCHELASTIC_RUN_ID"})
 # How many signs of life an owner gives within `run.owner_timeout_s`.
 SIGNS = 10
 WATCH_S = 5.0
@@ -230,7 +232,7 @@ def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership
     """Return the claim that a rank belongs to; None if it was started by hand, without a claim.
 
     A rank that has lost the run exits before its next write; rank 0 also checks every few seconds.
-    A rank of a local run ends with its launcher: nobody else would end it.
+    A rank that its launcher has started itself ends with it: nobody else would end it.
 
     Raises:
         SupersededError: Somebody else owns the run.
@@ -239,6 +241,8 @@ def of_rank(run: RunDir, rank: int, environment: Mapping[str, str]) -> Ownership
     if word := environment.get(VARIABLE):
         number, _, token = word.partition(":")
         ownership = _of_launcher(run, int(number), token)
+        if not _STARTERS & environment.keys():
+            _end_with(ownership.owner.pid)
     elif job_id := environment.get("SLURM_JOB_ID"):
         ownership = of_job(run, job_id, _restarts(environment))
     if ownership is None:
@@ -265,11 +269,18 @@ def job_owner(job_id: str, restarts: int) -> Owner:
     return this_job(environment)
 
 
+def job_of(environment: Mapping[str, str]) -> str | None:
+    """Return the SLURM job that a rank belongs to; None if it belongs to a launcher.
+
+    A launcher may run in an allocation, which is then its user's and not the run's.
+    """
+    return None if environment.get(VARIABLE) else environment.get("SLURM_JOB_ID")
+
+
 def _of_launcher(run: RunDir, number: int, token: str) -> Ownership:
     owner = owner_files.read(run.path, number)
     if owner is None or owner.token != token:
         raise SupersededError(f"run {run.path} is not this launcher's any more: leaving")
-    _end_with(owner.pid)
     ownership = Ownership(run.path, number, owner)
     ownership.require()
     return ownership

@@ -1,4 +1,4 @@
-"""What runs on each rank: `run(run_dir)`, with the rank variables of SLURM or of --local.
+"""What runs on each rank: `run(run_dir)`, with the rank variables of SLURM, torchrun or --local.
 
 The order is: signal handlers, the rank's place, the watchdog, the config from the run directory,
 and only then torch and the training. A user's mistake is one line in `failures/rank_N.json` and
@@ -49,8 +49,9 @@ from llada_sft.run_dir import RunDir
 
 # Mistakes of the user's that have their own cause in the journal.
 _CAUSES_OF_MISTAKES = {SaveError: Cause.DISK_FULL, NonFiniteError: Cause.NONFINITE}
-# What SLURM and --local call the four numbers of a rank.
+# What SLURM, torchrun and --local call the four numbers of a rank.
 SLURM_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
 LOCAL_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK")
 # Not 2: these are not mistakes of the user's.
 NOT_REQUEUED_EXIT_CODE = NODE_EXIT_CODE = 1
@@ -138,12 +139,16 @@ def _run(run_dir: str) -> None:
 
 
 def placement_from(environment: Mapping[str, str]) -> Placement:
-    """Read a rank's place from SLURM's variables, or from those of --local.
+    """Read a rank's place from the variables of torchrun, SLURM or --local.
+
+    torchrun's come first: it may run in an allocation, of which its ranks know nothing.
 
     Raises:
         LaunchError: A variable is missing or not a number.
     """
     names = SLURM_VARIABLES if "SLURM_PROCID" in environment else LOCAL_VARIABLES
+    if "TORCHELASTIC_RUN_ID" in environment:
+        names = TORCHRUN_VARIABLES
     try:
         rank, world_size, local_rank, node_rank = (int(environment[name]) for name in names)
         address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -169,7 +174,7 @@ def _attempt(rank: _Rank) -> None:
     attempt: Entry = {"attempt": number}
     print(first_line(number, rank.placement, rank.node), flush=True)
     rank.record_phase(number, "imports", None)
-    if job_id := os.environ.get("SLURM_JOB_ID"):
+    if job_id := ownership.job_of(os.environ):
         attempt["job_id"] = job_id
     _check_world_size(rank)
     journal = RankJournal(rank.run.journal, attempt)

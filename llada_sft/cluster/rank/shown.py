@@ -1,7 +1,7 @@
 """The line of a user's mistake: once on the terminal, and in the rank's log.
 
-The launcher of a local run copies the output of rank 0 to the terminal. It also prints there why a
-run failed, whichever rank it was: rank 0 then writes the line to its log alone.
+The launcher of --local and --here copies the output of rank 0 to the terminal. It also prints there
+why a run failed, whichever rank it was: rank 0 then writes the line to its log alone.
 """
 
 import os
@@ -14,7 +14,8 @@ SHOWN = "LLADA_SFT_SHOWN"
 
 def say_mistake(error: Exception, log: Path) -> None:
     """Print an error, or write it to the rank's log if the launcher is going to print it."""
-    if os.environ.get(SHOWN):
+    # With --here all ranks have the variable.
+    if os.environ.get(SHOWN) and os.environ.get("SLURM_PROCID", "0") == "0":
         try:
             with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{error}\n")

@@ -43,6 +43,8 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         threading.Thread(target=self._await_usr2, name="await-usr2", daemon=True).start()
         signal.signal(signal.SIGTERM, self._note)
+        # Ctrl-C reaches the ranks that a person has started with srun or torchrun.
+        signal.signal(signal.SIGINT, self._note)
         os.register_at_fork(after_in_child=_let_term_end_the_child)
 
     def claim(self) -> str:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from llada_sft.cluster import job_states, slurm
 from llada_sft.cluster.causes import Cause
+from llada_sft.cluster.owner.ownership import job_of
 from llada_sft.cluster.slurm import Job
 from llada_sft.errors import LaunchError
 
@@ -50,8 +51,8 @@ class RankJob(Job):
 
     @staticmethod
     def of(environment: Mapping[str, str], signal_lead_s: int) -> "RankJob | None":
-        """Read it from SLURM's variables; None for a local run."""
-        job_id = environment.get("SLURM_JOB_ID")
+        """Read it from SLURM's variables; None for a rank of a launcher."""
+        job_id = job_of(environment)
         if job_id is None:
             return None
         return RankJob(job_id, int(environment.get("SLURM_RESTART_COUNT") or 0), signal_lead_s)

@@ -272,7 +272,7 @@ def test_a_job_that_setup_sh_has_ended_leaves_its_run(run: RunDir, fake_tool: Fa
     fake_tool("scontrol", "echo JobId=42 JobState=RUNNING")
     run.setup.write_text("exit 3\n")
     assert supervisor.begin(run, JOB, 4) == 0
-    assert supervisor.set_up(run, JOB) == (2, "")
+    assert supervisor.set_up(run, run.path / "setup.log") == (2, "")
     assert claim.claim(run, this_process("training")).number == 3
 
 

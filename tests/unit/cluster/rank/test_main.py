@@ -92,6 +92,14 @@ def test_a_rank_of_a_local_run() -> None:
     assert placement_from(LOCAL) == Placement(0, 2, 0, 0, "127.0.0.1", 1234)
 
 
+def test_a_rank_of_torchrun_in_an_allocation() -> None:
+    """torchrun knows the place of its ranks; SLURM has only seen torchrun itself."""
+    names = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
+    found = placement_from({**SLURM, **names, **meet, "TORCHELASTIC_RUN_ID": "none"})
+    assert found == Placement(1, 2, 1, 0, "127.0.0.1", 1234)
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
