@@ -12,7 +12,8 @@
 
 In the folder page, the page itself: HTML, CSS and JavaScript as they are read, without a build.
 
-The charts are drawn by uPlot (page/uplot, with its licence; the checksums are those of the npm
-package): 51 KB for curves with zoom, cursors and gaps, where plotly has 4 MB and ECharts 1 MB. It
-draws 100,000 points at once, needs no other library, and sets no HTML from strings.
+The charts are drawn by uPlot (page/uplot, with its licence; release 1.6.32 as it was published):
+51 kB for curves with zoom, cursors and gaps, without another library. ECharts and plotly bring
+every other kind of chart and are larger than the whole page may be, or a good part of it; bokeh
+needs more packages of Python.
 """

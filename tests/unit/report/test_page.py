@@ -19,7 +19,7 @@ from tests.report_runs import ANSWER, RECORDED, START, hostile_run, write_run
 
 PAGE = files("llada_sft.report") / "page"
 ROOT = Path(__file__).parents[3]
-# Of the npm package uplot 1.6.32, whose own integrity is
+# Of uPlot 1.6.32; the integrity of its published package:
 # sha512-KIMVnG68zvu5XXUbC4LQEPnhwOxBuLyW1AHtpm6IKTXImkbLgkMy+jabjLgSLMasNuGGzQm/ep3tOkyTxpiQIw==
 CHECKSUMS = {
     "LICENSE": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
