@@ -11,8 +11,8 @@ from pathlib import Path
 
 from llada_sft import __version__
 from llada_sft.cluster.launch import command
+from llada_sft.commands import of_runs
 from llada_sft.entry import exit_code
-from llada_sft.run_dir import RunDir
 
 _EPILOG = """\
 examples:
@@ -41,17 +41,17 @@ def parser() -> argparse.ArgumentParser:
         "status", help="what a run, or a sweep, is doing; without it, all runs"
     )
     status.add_argument("--json", action="store_true", help="for machines; see docs/status.md")
-    status.set_defaults(handler=_status)
+    status.set_defaults(handler=of_runs.show_status)
 
     logs = commands.add_parser("logs", help="the log of a rank")
     logs.add_argument("--rank", type=int, default=0, metavar="N")
     logs.add_argument("--follow", action="store_true", help="until the job ends")
     logs.add_argument("--tail", type=_positive, metavar="N", help="only the last N lines")
     logs.add_argument("--attempt", type=_positive, metavar="K", help="of the K-th attempt")
-    logs.set_defaults(handler=_logs)
+    logs.set_defaults(handler=of_runs.show_log)
 
     cancel = commands.add_parser("cancel", help="stop a run's job, or those of a sweep: they save")
-    cancel.set_defaults(handler=_cancel)
+    cancel.set_defaults(handler=of_runs.cancel_job)
 
     resume = commands.add_parser("resume", help="resume from the last checkpoint")
     resume.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
@@ -67,10 +67,10 @@ def parser() -> argparse.ArgumentParser:
     resume.add_argument(
         "--after", metavar="RUN|JOB", help="start when that run's last job, or that job, is over"
     )
-    resume.set_defaults(handler=_resume)
+    resume.set_defaults(handler=of_runs.resume_run)
 
     export = commands.add_parser("export", help="write a checkpoint as safetensors")
-    export.set_defaults(handler=_export)
+    export.set_defaults(handler=of_runs.write_export)
     for of_run in (status, logs, cancel, resume, export):
         number = "?" if of_run is status else None
         of_run.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
@@ -157,7 +157,7 @@ def _add_report(report: argparse.ArgumentParser) -> None:
 
     add_report(report)
     _add_root(report)
-    report.set_defaults(handler=_report)
+    report.set_defaults(handler=of_runs.write_page)
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
@@ -219,7 +219,7 @@ def main() -> int:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from llada_sft.starter import init
+    from llada_sft.commands.new_project import init
 
     print("\n".join(init(arguments.folder)))
 
@@ -232,101 +232,6 @@ def _positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {word!r}")
     return int(word)
-
-
-def _status(arguments: argparse.Namespace) -> None:
-    if arguments.run is None:
-        # Without the reader of configs, which takes longer to import than all runs to read.
-        from llada_sft.cluster.watch import all_runs, json_status
-
-        text = json_status.all_as_json if arguments.json else all_runs.as_table
-        print(text(arguments.root))
-        return
-    from llada_sft.cluster.watch import json_status, status
-
-    if folder := _sweep_folder(arguments):
-        from llada_sft.cluster.watch.sweep_table import table_lines
-
-        print("\n".join(table_lines(folder)))
-        return
-    run = _find(arguments)
-    print(json_status.one_as_json(run) if arguments.json else "\n".join(status.status_lines(run)))
-
-
-def _find(arguments: argparse.Namespace) -> RunDir:
-    from llada_sft.cluster.watch.find_run import find_run
-
-    return find_run(arguments.run, arguments.root)
-
-
-def _sweep_folder(arguments: argparse.Namespace) -> Path | None:
-    """Return the folder of a sweep, by its path or its name; None if it is none."""
-    from llada_sft.cluster.sweep_file import is_sweep
-
-    paths = (Path(arguments.run), arguments.root / arguments.run)
-    return next(filter(is_sweep, paths), None)
-
-
-def _logs(arguments: argparse.Namespace) -> int:
-    from llada_sft.cluster.watch import logs
-
-    run = _find(arguments)
-    wanted = logs.Wanted(arguments.rank, arguments.tail, arguments.attempt)
-    if arguments.follow:
-        return logs.follow(run, wanted)
-    logs.print_log(run, wanted)
-    return 0
-
-
-def _cancel(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster import slurm
-    from llada_sft.cluster.watch.status import cancel_run
-
-    if folder := _sweep_folder(arguments):
-        from llada_sft.cluster.watch.sweep_table import cancel_sweep
-
-        with slurm.patience():
-            jobs = cancel_sweep(folder)
-        print(f"cancelled {len(jobs)} jobs: {' '.join(jobs)}" if jobs else "no job to cancel")
-        return
-    run = _find(arguments)
-    with slurm.patience():
-        job_id = cancel_run(run)
-    print(f"cancelled job {job_id}; to resume later:  {run.shell_command('resume')}")
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster.watch.find_run import find_run
-    from llada_sft.report.command import report_runs
-
-    runs = [find_run(word, arguments.root) for word in arguments.runs]
-    report_runs(runs, arguments.out, arguments.serve)
-
-
-def _resume(arguments: argparse.Namespace) -> int:
-    from llada_sft.cluster.launch.launcher import resume
-
-    overrides = arguments.overrides
-    if arguments.nodes is not None:
-        overrides = [*overrides, f"slurm.nodes={arguments.nodes}"]
-    local, follow, update_code = arguments.local, arguments.follow, arguments.update_code
-    after, here = arguments.after, arguments.here
-    return resume(_find(arguments), overrides, local, follow, update_code, after, here)
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from llada_sft.cluster.watch.find_run import find_path
-    from llada_sft.paths import look_before_export, require_average
-
-    run, out = find_path(arguments.run, arguments.root), arguments.out
-    require_average(arguments.average, arguments.adapter)
-    step = look_before_export(run, out, arguments.step, arguments.best, arguments.average)
-    from llada_sft.training.export import export_run
-
-    dtype, adapter = arguments.dtype, arguments.adapter
-    stacked = arguments.layout == "stacked"
-    checkpoint = export_run(run, out, dtype, step, adapter, arguments.average, stacked)
-    print(f"exported {checkpoint} to {out}")
 
 
 def _shard(arguments: argparse.Namespace) -> int:

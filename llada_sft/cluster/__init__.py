@@ -3,6 +3,7 @@
     launch/     on the login node: config -> run directory, or ranks on this machine
     preflight/  what would end the job, or keep it from starting
     batch/      run directory -> job
+    sweep/      many runs of one config
     resume/     what a resume changes, and whether it fits
     attempt/    around the ranks, in the batch script
     rank/       on each rank
@@ -16,7 +17,6 @@
     failures.py        failure reports of ranks; peers.py: errors that another rank caused
     restart_policy.py  restart or not
     moved.py           a run directory that was moved or copied
-    sweep_file.py      the runs of a sweep, and their values
     run_files.py       reads the files of a run, whatever state they are in
     slurm.py           SLURM's commands; job_states.py: its words for the state of a job
 

@@ -32,8 +32,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/launch/grid.py",
-        "cluster/launch/test_grid.py",
+        "cluster/sweep/grid.py",
+        "cluster/sweep/test_grid.py",
         (
             "if value in seen:",
             "if text in seen:",
@@ -46,8 +46,8 @@ MUTANTS = (
         ),
     ),
     *of_file(
-        "cluster/launch/sweep.py",
-        "cluster/launch/test_sweep.py",
+        "cluster/sweep/launch_sweep.py",
+        "cluster/sweep/test_launch_sweep.py",
         ("jobs[-limit]", "jobs[0]", "all runs of a sweep wait for the first"),
         (
             "code = code or own",
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     *of_file(
         "cluster/watch/sweep_table.py",
-        "cluster/launch/test_sweep.py::test_a_sweep_is_shown_and_cancelled",
+        "cluster/sweep/test_launch_sweep.py::test_a_sweep_is_shown_and_cancelled",
         ("*reversed(active)", "*active", "a job that waits starts while its sweep is cancelled"),
     ),
 )

@@ -29,20 +29,18 @@ MAY_KNOW = {
     "cli": GROUND
     | {
         "entry",
+        "commands",
         "cluster",
         "training",
         "answering",
         "evaluation",
-        "demo",
         "report",
         "check",
         "sharding",
-        "data",
-        "model",
     }
-    | {"paths", "starter"},
+    | {"paths"},
+    "commands": GROUND | {"cluster", "training", "report", "paths"},
     "entry": {"errors"},
-    "starter": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
     "answering": GROUND | {"generation", "model", "data"},
     "demo": GROUND | {"answering", "generation", "training", "data", "model"},
@@ -121,7 +119,7 @@ RANK_FILES = sorted((ROOT / "llada_sft/cluster/rank").rglob("*.py"))
 @pytest.mark.parametrize("file", RANK_FILES, ids=lambda file: file.name)
 def test_a_rank_knows_neither_the_login_node_nor_the_batch_script(file: Path) -> None:
     forbidden = tuple(
-        f"llada_sft.cluster.{room}" for room in ("attempt", "batch", "launch", "preflight")
+        f"llada_sft.cluster.{room}" for room in ("attempt", "batch", "launch", "preflight", "sweep")
     )
     for name in imported(ast.parse(file.read_text())):
         assert not f"{name}.".startswith(tuple(f"{room}." for room in forbidden)), name

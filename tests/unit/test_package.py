@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llada_sft.commands.new_project import STARTER, init
 from llada_sft.errors import ConfigError
-from llada_sft.starter import STARTER, init
 
 ROOT = Path(__file__).parents[2]
 

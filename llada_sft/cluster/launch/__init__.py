@@ -6,7 +6,6 @@ after.py       --after: the job that a new one waits for
 prepare.py     config -> run directory
 snapshot.py    the code and versions kept with a run; origin.py: where they came from
 measured.py    the speed that a run has had
-sweep.py       `--sweep`: many runs at once; grid.py: their values, names and configs
 local.py       the ranks on this machine, without SLURM
 here.py        the ranks in the present allocation; allocation.py: what that has
 attended.py    what both have in common: signals, and how the run ended

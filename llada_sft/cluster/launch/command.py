@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     asked = {name: getattr(arguments, name) for name in names}
     options = LaunchOptions(**asked, command=command)
     if options.sweep:
-        from llada_sft.cluster.launch.sweep import launch_sweep
+        from llada_sft.cluster.sweep.launch_sweep import launch_sweep
 
         return launch_sweep(options)
     return launch(options)

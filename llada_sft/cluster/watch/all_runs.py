@@ -17,8 +17,8 @@ from llada_sft.cluster.watch.starting import age
 from llada_sft.cluster.watch.summary import (
     Jobs,
     Summary,
-    job_of,
     may_be_queued,
+    own_job,
     read_history,
     seconds_since,
     summary_of,
@@ -56,7 +56,7 @@ def summaries(root: Path) -> tuple[list[Summary], str]:
     jobs, problem = _ask(
         job_id
         for run, history in histories.items()
-        if may_be_queued(history) and (job_id := job_of(run, history))
+        if may_be_queued(history) and (job_id := own_job(run, history))
     )
     found = []
     for run, history in histories.items():

@@ -13,7 +13,7 @@ from llada_sft.cluster.history import Attempt, History
 from llada_sft.cluster.rank import log_sections
 from llada_sft.cluster.watch import ending
 from llada_sft.cluster.watch.following import JobWatch, LiveLine, live_text
-from llada_sft.cluster.watch.summary import job_of, read_history
+from llada_sft.cluster.watch.summary import own_job, read_history
 from llada_sft.entry import INTERRUPTED
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
@@ -75,7 +75,7 @@ def follow(run: RunDir, wanted: Wanted, ask_every_s: float = ASK_SLURM_EVERY_S) 
     if wanted.attempt is not None and (last is None or wanted.attempt != last.number):
         _attempt(run, history, wanted.attempt)
         raise LaunchError(f"--attempt {wanted.attempt} has ended: leave --follow away")
-    part, job_id = _part(run, wanted), job_of(run, history)
+    part, job_id = _part(run, wanted), own_job(run, history)
     watch = JobWatch(run, job_id)
     live = LiveLine(lambda: live_text(run, watch.jobs))
     watch.before_line = live.clear
@@ -140,7 +140,7 @@ def _part(run: RunDir, wanted: Wanted) -> _Part:
     """
     history = _history(run)
     if wanted.attempt is None:
-        return _Part(_log_file(run, job_of(run, history), wanted.rank))
+        return _Part(_log_file(run, own_job(run, history), wanted.rank))
     attempt = _attempt(run, history, wanted.attempt)
     log = _log_file(run, attempt.job_id, wanted.rank)
     try:

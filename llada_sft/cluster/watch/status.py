@@ -21,7 +21,7 @@ from llada_sft.cluster.watch.progress import clock
 from llada_sft.cluster.watch.starting import age
 from llada_sft.cluster.watch.summary import (
     Summary,
-    job_of,
+    own_job,
     read_history,
     read_run,
     why_ended,
@@ -140,7 +140,7 @@ def last_job(run: RunDir) -> str | None:
         LaunchError: The journal cannot be read.
     """
     try:
-        return job_of(run, read_history(run))
+        return own_job(run, read_history(run))
     except OSError as error:
         raise LaunchError(f"{run.journal}: cannot be read: {error.strerror}") from None
 

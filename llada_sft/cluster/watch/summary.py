@@ -115,7 +115,7 @@ def read_history(run: RunDir) -> History:
         return History([])
 
 
-def job_of(run: RunDir, history: History) -> str | None:
+def own_job(run: RunDir, history: History) -> str | None:
     """Return the run's last SLURM job, never that of the run that it was copied from."""
     return None if history.job_id is None or _is_copy(run) else history.job_id
 
@@ -152,7 +152,7 @@ def summary_of(
             problems[name] = f"cannot be read: {error}"
         return default
 
-    job_id = safely("config", lambda: job_of(run, history), None)
+    job_id = safely("config", lambda: own_job(run, history), None)
     job = (jobs or {}).get(job_id, {}) if job_id else {}
     attempt = history.open
     progress = safely("progress", lambda: read_progress(run, max_bytes), RunProgress())
@@ -191,7 +191,7 @@ def read_run(run: RunDir) -> tuple[Summary, str]:
         unreadable = f"cannot be read: {error.filename}: {error.strerror}"
     jobs: Jobs = {}
     try:
-        if job_id := job_of(run, history):
+        if job_id := own_job(run, history):
             jobs = {job_id: slurm.job_fields(job_id)}
     except LaunchError as error:
         jobs, problem = None, str(error)

@@ -15,7 +15,7 @@ from typing import Any
 from llada_sft.cluster import history, job_states, run_files, slurm
 from llada_sft.cluster.history import History
 from llada_sft.cluster.run_files import printable
-from llada_sft.cluster.sweep_file import RunOfSweep, read_sweep
+from llada_sft.cluster.sweep.sweep_file import RunOfSweep, read_sweep
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 

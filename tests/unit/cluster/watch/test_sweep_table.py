@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster import journal
-from llada_sft.cluster.sweep_file import RunOfSweep, add_runs, is_sweep, read_sweep
+from llada_sft.cluster.sweep.sweep_file import RunOfSweep, add_runs, is_sweep, read_sweep
 from llada_sft.cluster.watch.sweep_table import table_lines
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir

@@ -24,11 +24,11 @@ from typing import NamedTuple
 from llada_sft.cluster import history
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.launch import prepare
-from llada_sft.cluster.launch.grid import SweptRun, runs_of_sweep
 from llada_sft.cluster.launch.launcher import LaunchOptions, file_problems, launch
 from llada_sft.cluster.owner.claim import Holder
 from llada_sft.cluster.owner.identity import this_process
-from llada_sft.cluster.sweep_file import RunOfSweep, add_runs
+from llada_sft.cluster.sweep.grid import SweptRun, runs_of_sweep
+from llada_sft.cluster.sweep.sweep_file import RunOfSweep, add_runs
 from llada_sft.cluster.watch.sweep_table import table_lines
 from llada_sft.config import resolve_paths
 from llada_sft.errors import EXIT_CODE, ConfigError, LaunchError, LladaSftError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster.launch.grid import MAX_RUNS, runs_of_sweep, split_values
+from llada_sft.cluster.sweep.grid import MAX_RUNS, runs_of_sweep, split_values
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError
 
