@@ -12,8 +12,8 @@ MUTANTS = (
             "ranks started by hand join an attempt whose ranks were killed",
         ),
         (
-            "if group.rank:\n        raise",
-            "if False:\n        raise",
+            "if group.rank:\n",
+            "if False:\n",
             "each rank says that their number is wrong",
         ),
     ),

@@ -30,6 +30,7 @@ from llada_sft.errors import EXIT_CODE, LaunchError
 from llada_sft.run_dir import RunDir
 
 WAIT_S = 60.0
+GRACE_S = 10.0
 POLL_S = 0.2
 
 
@@ -135,6 +136,9 @@ def _require_ranks(run: RunDir, config: Config, group: Group) -> None:
     if group.world_size in allowed:
         return
     if group.rank:
+        # torchrun, or srun with --kill-on-bad-exit, ends this rank when rank 0 has said it; if this
+        # rank left first, they would end rank 0 before.
+        time.sleep(GRACE_S)
         raise SystemExit(EXIT_CODE)
     counts = " to ".join(map(str, dict.fromkeys((allowed[0], allowed[-1]))))
     raise LaunchError(

@@ -34,6 +34,7 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A prepared run of two ranks, whose code these tests need not start again."""
     monkeypatch.setattr(by_hand, "_use_own_code", lambda run: None)
     monkeypatch.setattr(by_hand, "WAIT_S", 0.5)
+    monkeypatch.setattr(by_hand, "GRACE_S", 0.1)
     run, _ = prepare.create(load_config("a.yaml"), project, ["launch.py"])
     return run
 
