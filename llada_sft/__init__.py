@@ -14,9 +14,7 @@ report/     the HTML page of a run
 demo/       the embedded default
 commands/   commands without a room of their own
 
-cli.py        `llada-sft`, by __main__.py as well; of_runs.py: its commands that take a run
-entry.py      how commands end
-starter.py    `llada-sft init`
+cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
 run_dir.py    the paths in a run directory; paths.py: those that a command is given
 placement.py  which rank this is; local_ranks.py: of processes that exchange nothing
 errors.py     what a user can fix; versions.py: of Python and of packages
