@@ -37,6 +37,20 @@ def parser() -> argparse.ArgumentParser:
 
     _add_init(commands.add_parser("init", help="write config, hook and templates of a new project"))
     _add_launch(commands)
+    _add_of_runs(commands)
+    _add_report(commands.add_parser("report", help="write a run's curves and history as a page"))
+    _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
+    _add_sample(commands.add_parser("sample", help="answer prompts, or a file of them"))
+    _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
+    _add_eval(commands.add_parser("eval", help="score a model on tasks of lm-evaluation-harness"))
+    _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
+    completion = commands.add_parser("completion", help="print what completes commands in a shell")
+    completion.add_argument("shell", choices=["bash", "zsh"], help='use: eval "$(... bash)"')
+    completion.set_defaults(handler=_completion)
+    return parser
+
+
+def _add_of_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     status = commands.add_parser(
         "status", help="what a run, or a sweep, is doing; without it, all runs"
     )
@@ -76,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
         of_run.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
         _add_root(of_run)
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
+    _add_export(export)
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
     export.add_argument(
@@ -93,17 +111,6 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--adapter", action="store_true", help="write LoRA's adapters alone, as peft loads them"
     )
-
-    _add_report(commands.add_parser("report", help="write a run's curves and history as a page"))
-    _add_shard(commands.add_parser("shard", help="make shards of .jsonl, .json, .csv, .parquet"))
-    _add_sample(commands.add_parser("sample", help="answer prompts, or a file of them"))
-    _add_chat(commands.add_parser("chat", help="talk to a model in the terminal"))
-    _add_eval(commands.add_parser("eval", help="score a model on tasks of lm-evaluation-harness"))
-    _add_check(commands.add_parser("check", help="read the data of a config before it is trained"))
-    completion = commands.add_parser("completion", help="print what completes commands in a shell")
-    completion.add_argument("shell", choices=["bash", "zsh"], help='use: eval "$(... bash)"')
-    completion.set_defaults(handler=_completion)
-    return parser
 
 
 def _add_init(init: argparse.ArgumentParser) -> None:

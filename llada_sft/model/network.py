@@ -103,19 +103,16 @@ class Network(PreTrainedModel):  # type: ignore[misc]
     ) -> MaskedLMOutput:
         """Predict the token at every position, or at chosen ones; or return the loss of it.
 
-        Position i predicts token i. The head has V rows, padding of the vocabulary included, as in
-        the official code.
+        Position i predicts token i. The head has V rows, the vocabulary's padding included.
 
         Args:
             input_ids: [B, L] int64.
             attention_mask: [B, L] bool or integer, non-zero at real tokens; None: all are real.
-            positions: [M] int64, indices into the flattened B·L positions at which the head runs.
-                Training passes the masked ones: the logits are most of the memory.
-            sequences: Those that fill one row together (B is 1): each is computed as if it were
-                alone. None: each row is one sequence.
+            positions: [M] int64, indices into the flattened B·L: where the head runs. Training
+                passes the masked ones: the logits are most of the memory.
+            sequences: Those that fill one row (B is 1), each as if it were alone. None: rows.
             targets: [M] int64, the tokens at `positions`.
-            coefficients: [M] fp32, what the cross-entropy of each is multiplied by; or these and
-                more of the loss.
+            coefficients: [M] fp32, the factor of each cross-entropy; or these and more of the loss.
             routing: Empty; it is given what the routers of experts decide.
             cache: Of the same rows; the keys and values of this pass are put there.
             places: [B, L] int64, where in its row each of `input_ids` is; all other positions are
@@ -139,8 +136,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
         real = None if attention_mask is None else attention_mask.bool()
         _check_sequences(input_ids, attention_mask, sequences, blocks)
         _check_cache(cache, places, blocks)
-        network, names = self.architecture, self.architecture.names
-        x = self._embedded(input_ids)
+        network, x = self.architecture, self._embedded(input_ids)
         counted = self._positions(x, real, sequences, places, blocks)
         rotary = rotary_table(counted, network.rotary_dim, network.rope_theta)
         plans = self._plans(x, real, sequences, cache, places, blocks)
@@ -149,7 +145,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             x = _shifted(x, counted)
         if positions is not None:
             x = x.flatten(0, 1).index_select(0, positions)  # [M, C]
-        x = self.get_submodule(names.final_norm)(x)
+        x = self.get_submodule(network.names.final_norm)(x)
         out = self.get_output_embeddings()(x, targets, coefficients)
         return MaskedLMOutput(logits=out) if targets is None else MaskedLMOutput(loss=out)
 

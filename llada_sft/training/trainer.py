@@ -53,6 +53,7 @@ from llada_sft.training.nodes.own_time import OwnTime
 from llada_sft.training.nonfinite import NonFiniteSteps
 from llada_sft.training.ranks import optimizer_threads
 from llada_sft.training.schedule.build import build_schedule
+from llada_sft.training.schedule.plan import Schedule
 from llada_sft.training.strategy import Zero3Strategy, deepspeed_config
 from llada_sft.training.validation.best import BestSoFar
 from llada_sft.training.validation.build import build_validation
@@ -92,103 +93,141 @@ def train(config: Config, run: RunDir, placement: Placement, host: Host) -> Outc
     schedule = build_schedule(config, dataset, resume, placement, job.consensus)
     host.pulse("start", resume.step)
     start.mark("data and schedule")
-    row_summary = RowSummary(job.consensus, placement.rank, resume.step)
-    levels = None
-    if config.objective.t_density == "importance":
-        levels = LevelLosses(resume.step, resume.levels, placement.rank)
-    own_time = OwnTime()
-    feed = StepFeed(
-        step_loader(dataset, config.data.prefetch_steps),
-        build_noise(config, job.network, placement, levels),
-        job.consensus,
-        stop_requested=host.stop_requested,
-        first_step=resume.step,
-        num_sources=len(dataset.mixed_sources),
-        epoch_ended=row_summary.epoch_ended,
-        pulse=host.pulse,
-        schedule=schedule,
-        max_steps=config.train.max_steps,
-        writes_ended=lambda: saver.writes_ended,
-        own_us=lambda: own_time.last_us,
-    )
-    nonfinite = NonFiniteSteps(
-        config.train.on_nonfinite,
-        job.consensus,
-        placement.rank,
-        note=host.note,
-        max_skipped=config.train.max_skipped_steps,
-        skipped=resume.skipped,
-    )
-    saver = CheckpointSaver(
-        run,
-        config.train,
-        job.consensus,
-        feed=feed,
-        fingerprints=dataset.fingerprints(),
-        journal=journal,
-        pulse=host.pulse,
-        examples_key=examples_key(config.data),
-        skipped=lambda: nonfinite.skipped,
-        require_owner=host.require_owner,
-        levels=levels,
-        adapters=job.adapters_record,
-        best=best,
-    )
-    module = _build_module(job, dataset, nonfinite, levels)
-    validation = build_validation(
-        config,
-        job.network,
-        placement,
-        job.consensus,
-        run=run,
-        host=host,
-        first_step=resume.step,
-        best=best,
-        stop_agreed=lambda: feed.stop_agreed,
-    )
-    trainer = build_trainer(
-        config,
-        placement,
-        job.device,
-        loggers=build_loggers(
-            config,
-            run,
-            placement,
-            first_step=resume.step,
-            columns=[
-                *signal_columns(dataset.mixed_sources),
-                *map(share_of, dataset.mixed_sources),
-                *(() if job.balance is None else job.balance.COLUMNS),
-                *column_names(config.data.validation_sets),
-            ],
-            host=host,
-        ),
-        callbacks=[
-            LeaveOnException(host.failed),
-            OwnSignals(host.claim_signals),
-            # Before the saver: what does not learn is not saved.
-            AdaptersLearn(job.adapters is not None, job.consensus),
-            # And a checkpoint knows of the validation of its step.
-            *validation,
-            saver,
-            Progress(config.log.every_n_steps),
-            row_summary,
-            start,
-            Stragglers(own_time, job.nodes, job.warn),
-            Profile(config.train.profile, run.profile, host.require_owner),
-        ],
-        load_universal=resume.universal,
-    )
+    parts = _Parts(job, resume, dataset, schedule, best, journal)
+    trainer = parts.trainer(start)
     host.phase("network", None)
-    trainer.fit(module, train_dataloaders=feed, ckpt_path=resume.checkpoint)
+    trainer.fit(parts.module, train_dataloaders=parts.feed, ckpt_path=resume.checkpoint)
     host.pulse("end", trainer.global_step)
-    ended = outcome(saver.stopped, trainer.global_step)
+    ended = outcome(parts.saver.stopped, trainer.global_step)
     if best.stop_reason and ended == "finished":
         job.say(f"step {trainer.global_step}: early stop: {best.stop_reason}")
         job.note_early_stop(best.stop_reason)
     elif ended == "finished" and trainer.global_step == resume.step:
         job.say(no_rows_left(resume.step))
     return ended
+
+
+class _Parts:
+    """What the training consists of on this rank; each part knows those built before it.
+
+    Attributes:
+        feed: The steps.
+        module: What computes a step.
+        saver: Writes the checkpoints.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        resume: Resume,
+        dataset: StepDataset,
+        schedule: Schedule,
+        best: BestSoFar,
+        journal: StepJournal,
+    ) -> None:
+        self._job, self._resume, self._dataset = job, resume, dataset
+        rank = job.placement.rank
+        self._row_summary = RowSummary(job.consensus, rank, resume.step)
+        self._own_time = OwnTime()
+        self._levels = None
+        if job.config.objective.t_density == "importance":
+            self._levels = LevelLosses(resume.step, resume.levels, rank)
+        self.feed = self._build_feed(schedule)
+        train = job.config.train
+        self._nonfinite = NonFiniteSteps(
+            train.on_nonfinite,
+            job.consensus,
+            rank,
+            note=job.host.note,
+            max_skipped=train.max_skipped_steps,
+            skipped=resume.skipped,
+        )
+        self.saver = self._build_saver(best, journal)
+        self.module = _build_module(job, dataset, self._nonfinite, self._levels)
+        self._validation = build_validation(
+            job.config,
+            job.network,
+            job.placement,
+            job.consensus,
+            run=job.run,
+            host=job.host,
+            first_step=resume.step,
+            best=best,
+            stop_agreed=lambda: self.feed.stop_agreed,
+        )
+
+    def trainer(self, start: StartTimes) -> pl.Trainer:
+        """Return Lightning's trainer, with the log and the callbacks in their order."""
+        job = self._job
+        config, host = job.config, job.host
+        return build_trainer(
+            config,
+            job.placement,
+            job.device,
+            loggers=self._loggers(),
+            callbacks=[
+                LeaveOnException(host.failed),
+                OwnSignals(host.claim_signals),
+                # Before the saver: what does not learn is not saved.
+                AdaptersLearn(job.adapters is not None, job.consensus),
+                # And a checkpoint knows of the validation of its step.
+                *self._validation,
+                self.saver,
+                Progress(config.log.every_n_steps),
+                self._row_summary,
+                start,
+                Stragglers(self._own_time, job.nodes, job.warn),
+                Profile(config.train.profile, job.run.profile, host.require_owner),
+            ],
+            load_universal=self._resume.universal,
+        )
+
+    def _build_feed(self, schedule: Schedule) -> StepFeed:
+        job = self._job
+        return StepFeed(
+            step_loader(self._dataset, job.config.data.prefetch_steps),
+            build_noise(job.config, job.network, job.placement, self._levels),
+            job.consensus,
+            stop_requested=job.host.stop_requested,
+            first_step=self._resume.step,
+            num_sources=len(self._dataset.mixed_sources),
+            epoch_ended=self._row_summary.epoch_ended,
+            pulse=job.host.pulse,
+            schedule=schedule,
+            max_steps=job.config.train.max_steps,
+            writes_ended=lambda: self.saver.writes_ended,
+            own_us=lambda: self._own_time.last_us,
+        )
+
+    def _build_saver(self, best: BestSoFar, journal: StepJournal) -> CheckpointSaver:
+        job = self._job
+        return CheckpointSaver(
+            job.run,
+            job.config.train,
+            job.consensus,
+            feed=self.feed,
+            fingerprints=self._dataset.fingerprints(),
+            journal=journal,
+            pulse=job.host.pulse,
+            examples_key=examples_key(job.config.data),
+            skipped=lambda: self._nonfinite.skipped,
+            require_owner=job.host.require_owner,
+            levels=self._levels,
+            adapters=job.adapters_record,
+            best=best,
+        )
+
+    def _loggers(self) -> list[Logger]:
+        job, sources = self._job, self._dataset.mixed_sources
+        columns = [
+            *signal_columns(sources),
+            *map(share_of, sources),
+            *(() if job.balance is None else job.balance.COLUMNS),
+            *column_names(job.config.data.validation_sets),
+        ]
+        return build_loggers(
+            job.config, job.run, job.placement, self._resume.step, columns, job.host
+        )
 
 
 def _find_resume(job: TrainingJob) -> Resume:
