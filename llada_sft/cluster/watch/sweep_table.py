@@ -4,25 +4,23 @@ SLURM is asked once, for all jobs together. The best run is the one with the low
 loss, or the lowest loss where none of the runs was validated yet.
 """
 
-import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llada_sft.cluster import history, job_states, run_files, slurm
+from llada_sft.cluster import history, job_states, slurm
 from llada_sft.cluster.history import History
 from llada_sft.cluster.run_files import printable
 from llada_sft.cluster.sweep.sweep_file import RunOfSweep, read_sweep
+from llada_sft.cluster.watch.progress import RunProgress, read_progress
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
 LOSSES = ("validation_loss", "loss")
 # Enough for the last row of a validation to be among them.
 _METRICS_BYTES = 256 << 10
-_HEADER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,15 @@ def _history(run: RunDir) -> History:
 
 
 def _row(run: RunOfSweep, known: History, states: Mapping[str, str]) -> SweepRow:
-    last = _last_values(run.run)
-    losses = {}
-    for name in LOSSES:
-        with suppress(KeyError, ValueError):
-            losses[name] = float(last[name])
-    step = last.get("step", "0")
-    state = _state(run.run, known, states)
-    return SweepRow(run.run.path.name, run.values, state, int(step), losses)
+    progress = _progress(run.run)
+    known_losses = {name: progress.number(name) for name in LOSSES}
+    return SweepRow(
+        name=run.run.path.name,
+        values=run.values,
+        state=_state(run.run, known, states),
+        step=progress.step,
+        losses={name: loss for name, loss in known_losses.items() if loss is not None},
+    )
 
 
 def _state(run: RunDir, known: History, states: Mapping[str, str]) -> str:
@@ -138,43 +137,17 @@ def _ask_states(job_ids: Sequence[str | None]) -> dict[str, str]:
     Raises:
         LaunchError: SLURM does not answer.
     """
-    wanted = [job_id for job_id in job_ids if job_id is not None]
-    if not wanted:
-        return {}
-    try:
-        text = slurm.run_tool("squeue", "--noheader", f"--jobs={','.join(wanted)}", "-o", "%i %T")
-    except LaunchError as error:
-        # So it answers where it knows none of them.
-        if "Invalid job id" in str(error):
-            return {}
-        raise
-    states = dict(line.split(maxsplit=1) for line in text.splitlines())
+    jobs = slurm.job_table([job_id for job_id in job_ids if job_id is not None])
+    states = {job_id: fields.get("JobState", "") for job_id, fields in jobs.items()}
     return {job: state for job, state in states.items() if not job_states.has_ended(state)}
 
 
-def _last_values(run: RunDir) -> dict[str, str]:
-    """Return the last value of each column of the metrics; empty where there are none."""
+def _progress(run: RunDir) -> RunProgress:
+    """Return how far a run is; where its metrics cannot be read, as if there were none."""
     try:
-        start = run_files.read_start(run.metrics, _HEADER_BYTES)
-        end = run_files.read_end(run.metrics, _METRICS_BYTES)
-    except OSError:
-        return {}
-    columns = next(iter(_csv_rows(start)), [])
-    last: dict[str, str] = {}
-    if "step" not in columns:
-        return last
-    for row in _csv_rows(end):
-        # Other rows are torn, or the names of the columns.
-        if len(row) == len(columns) and row[columns.index("step")].isdecimal():
-            last |= {name: value for name, value in zip(columns, row, strict=True) if value}
-    return last
-
-
-def _csv_rows(content: bytes) -> Iterator[list[str]]:
-    *lines, _ = content.decode("utf-8", errors="replace").split("\n")
-    for line in lines:
-        with suppress(csv.Error):
-            yield from csv.reader([line])
+        return read_progress(run, _METRICS_BYTES)
+    except (OSError, ValueError):
+        return RunProgress()
 
 
 def _cells(row: SweepRow, losses: Sequence[str], keys: Sequence[str]) -> list[str]:

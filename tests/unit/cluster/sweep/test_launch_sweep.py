@@ -84,7 +84,8 @@ def test_a_sweep_is_shown_and_cancelled(
     call: Call, project: Path, submitted: Path, fake_tool: FakeTool
 ) -> None:
     call(*SWEEP)
-    fake_tool("squeue", 'printf "42 COMPLETED\\n43 RUNNING\\n44 PENDING\\n"')
+    jobs = {"42": "COMPLETED", "43": "RUNNING", "44": "PENDING"}
+    fake_tool("squeue", "\n".join(f"echo '{job}|{state}|1||None'" for job, state in jobs.items()))
     fake_tool("scancel", f'echo "$@" > {project}/cancelled')
     code, out, _ = call("status", "runs/first")
     assert code == 0

@@ -33,7 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_best_run_is_first(folder: Path, fake_tool: FakeTool) -> None:
-    fake_tool("squeue", f'echo "$@" >> {folder}/asked; printf "40 RUNNING\\n41 COMPLETED\\n"')
+    jobs = "echo '40|RUNNING|1|node1|None'; echo '41|COMPLETED|1||None'"
+    fake_tool("squeue", f'echo "$@" >> {folder}/asked; {jobs}')
     started: journal.Entry = {"event": "started", "attempt": 1, "job_id": "41"}
     journal.append(folder / "seed=1/journal.jsonl", started)
     ended: journal.Entry = {"event": "ended", "attempt": 1, "cause": "finished"}
@@ -46,8 +47,8 @@ def test_the_best_run_is_first(folder: Path, fake_tool: FakeTool) -> None:
         "seed=3  no directory           0                            3",
     ]
     # SLURM is asked once.
-    asked = (folder / "asked").read_text()
-    assert asked == "--noheader --jobs=40,41,42 -o %i %T\n"
+    (asked,) = (folder / "asked").read_text().splitlines()
+    assert " --jobs=40,41,42 " in asked
 
 
 def test_slurm_does_not_answer(folder: Path, fake_tool: FakeTool) -> None:
