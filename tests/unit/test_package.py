@@ -63,6 +63,8 @@ def test_a_new_project_is_checked_and_trained(installed: Path, tmp_path: Path) -
     assert f"cd {project} && llada-sft launch --config" in (run / "command.txt").read_text()
     # It has the hook and the templates of the wheel, and its own copy of the package.
     assert (run / "code/llada_sft/cli.py").is_file()
+    page = Path(call(llada_sft, "report", "runs/demo", cwd=project).strip())
+    assert "uPlot" in (project / page).read_text()
     assert "submitted" not in call(
         python, "launch.py", "--config", "config/demo.yaml", "--dry-run", cwd=project
     )

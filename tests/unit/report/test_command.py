@@ -49,7 +49,7 @@ def test_a_page_of_several_runs_is_written_here(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs/none"], "runs/none: not a run directory: it has no config.yaml"),
+        (["runs/none"], "runs/none: no such run: neither a path, nor a name in runs"),
         (
             ["runs/a", "--out", "no/report.html"],
             "no/report.html: cannot be written: No such file or directory; name another file with"

@@ -104,9 +104,12 @@ def test_a_job_that_slurm_has_forgotten_is_over(call: Call, project: Path) -> No
     ("arguments", "said"),
     [
         (["--after", "77"], "--after: SLURM has no job 77; see  squeue --me"),
-        (["--after", "nowhere"], "nowhere: not a run directory: it has no config.yaml"),
+        (["--after", "nowhere"], "nowhere: no such run: neither a path, nor a name in "),
         (["--after", "runs/b"], "--after: runs/b: the run has no job: launch it first, or give"),
-        (["--after", "41", "--local"], "--after: is for a job of SLURM: remove it, or --local or"),
+        (
+            ["--after", "41", "--local"],
+            "--after: is for a job of SLURM: remove it, --local, --here",
+        ),
         (
             ["--after", "41", "slurm.extra={dep: 'afterok:40'}"],
             "--after: slurm.extra.dependency is given, too; remove one of them",

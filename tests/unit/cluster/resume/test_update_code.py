@@ -22,6 +22,7 @@ from llada_sft.config import load_config
 from llada_sft.config.reader import read_values
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
+from tests.unit.cluster.conftest import CONFIG
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 FIXED = "# fixed\ndef process_data(record, tokenizer, max_length): return None\n"
@@ -45,10 +46,11 @@ def older(run: RunDir, request: pytest.FixtureRequest) -> RunDir:
         package.extractall(run.code, filter="data")
     run.origin.unlink()
     # Its config has the keys of that version alone.
+    Path("old.yaml").write_text(CONFIG.replace(", try_rows: 0", ""))
     overrides = [f"data.hook={run.hook}", f"slurm.setup={run.setup}"]
     program = (
         "import sys; from llada_sft.config import dump_config, load_config, resolve_paths;"
-        "print(dump_config(resolve_paths(load_config('a.yaml', sys.argv[1:]), '.')), end='')"
+        "print(dump_config(resolve_paths(load_config('old.yaml', sys.argv[1:]), '.')), end='')"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *overrides],

@@ -288,12 +288,13 @@ def test_resume_takes_a_number_of_nodes(root: Path, monkeypatch: pytest.MonkeyPa
     from llada_sft.cluster.launch import launcher
 
     run = make_run(root, "a")
-    given: list[object] = []
+    given: list[tuple[object, ...]] = []
     monkeypatch.setattr(launcher, "resume", lambda *arguments: given.append(arguments) or 0)
     words = ["llada-sft", "resume", "a", "--nodes", "3", "train.max_steps=9"]
     monkeypatch.setattr(sys, "argv", words)
     assert cli.main() == 0
-    assert given == [(run, ["train.max_steps=9", "slurm.nodes=3"], False, False, False)]
+    ((resumed, overrides, *_),) = given
+    assert (resumed, overrides) == (run, ["train.max_steps=9", "slurm.nodes=3"])
 
 
 def test_a_folder_that_vanishes_is_no_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
