@@ -88,16 +88,17 @@ def launch(options: LaunchOptions) -> int:
         Allocation.of(os.environ).require(config)
     sources = resolve_paths(config, base)
     attended = options.local or options.here
+    warnings: list[str] = []
     if options.preflight:
         require_files(sources, prepare.run_dir_of(sources), options.local)
         if not options.prepare:
-            _require_start(sources, attended)
+            warnings = _require_start(sources, attended)
     with _holder(config.run.owner_timeout_s, attended, options.prepare) as holder:
         run, is_started = prepare.create(config, base, options.command, holder.claim)
         if options.prepare:
             print(run.path)
             return 0
-        print("\n".join(_summary(sources)))
+        print("\n".join([*warnings, *_summary(sources)]))
         if is_started:
             print(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
@@ -127,8 +128,8 @@ def file_problems(config: Config, new_run: RunDir | None, local: bool) -> list[s
     return [*files.find_problems(config, new_run), *in_container]
 
 
-def _require_start(config: Config, local: bool) -> None:
-    """Check that the ranks can start, and print what may be wrong or what they would wait for.
+def _require_start(config: Config, local: bool) -> list[str]:
+    """Check that the ranks can start; return what may be wrong, or what they would wait for.
 
     Raises:
         ConfigError: They would fail, or SLURM will never start them.
@@ -138,8 +139,7 @@ def _require_start(config: Config, local: bool) -> None:
 
     if not local:
         submission.notice_allocation()
-    for line in submission.require(config, prepare.run_dir_of(config), submits=not local):
-        print(line)
+    return submission.require(config, prepare.run_dir_of(config), submits=not local)
 
 
 def _load(options: LaunchOptions) -> Loaded:
@@ -201,8 +201,8 @@ def resume(
             print(nothing_to_do(max_steps, step))
             return 0
         require_files(plan.sources, None, local)
-        _require_start(with_extra(plan.sources, once.slurm.extra), local or here)
-        print("\n".join(_summary(plan.sources)))
+        warnings = _require_start(with_extra(plan.sources, once.slurm.extra), local or here)
+        print("\n".join([*warnings, *_summary(plan.sources)]))
         holder.claim(run)
         changing.apply(run, plan)
         return start(run, plan.config, local, follow, one_shots(once), here)
