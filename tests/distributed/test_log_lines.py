@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 OURS = re.compile(
     r"attempt \d+: rank \d of 2, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     r"|.*/demo/data/(train|heldout): prompt_response \(\d+ of the first \d+ rows\)"
+    r"|1 node, 2 ranks: compared in \d+\.\d\d s"
     r"|signals: SIGUSR1 default, SIGUSR2 [\w.]+, SIGTERM [\w.]+"
     r"|step \d+/~?\d+  loss .* tokens/s  .* left"
     r"|step \d+: validation.*"
