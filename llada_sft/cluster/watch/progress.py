@@ -22,6 +22,7 @@ _SHOWN = {
     "mfu": "MFU {:.1%}",
     "gpu_gb": "{:.1f} GB",
 }
+_SLOWEST = ("slowest_rank", "slowest_ratio")
 NO_STEP = "no step yet"
 
 
@@ -71,7 +72,7 @@ class RunProgress:
         for name, form in _SHOWN.items():
             if (value := self.number(name)) is not None:
                 yield form.format(value)
-        rank, ratio = self.number("slowest_rank"), self.number("slowest_ratio")
+        rank, ratio = map(self.number, _SLOWEST)
         if rank is not None and ratio is not None:
             yield f"slowest rank {rank:.0f} (by itself {ratio:.2f} × the median)"
 
@@ -107,7 +108,12 @@ def read_progress(run: RunDir, max_bytes: int = METRICS_BYTES) -> RunProgress:
     ]
     last: dict[str, str] = {}
     for row in rows:
-        last |= {name: value for name, value in zip(columns, row, strict=True) if value}
+        values = {name: value for name, value in zip(columns, row, strict=True) if value}
+        if "tokens_per_s" in values:
+            # Of an earlier attempt, if this step has none: one rank waits for nobody.
+            for name in _SLOWEST:
+                last.pop(name, None)
+        last |= values
     step = last.get("step", "0")
     # Python refuses thousands of digits.
     return RunProgress(int(step) if len(step) < 19 else 0, last, _step_seconds(columns, rows))
