@@ -92,10 +92,24 @@ def test_a_new_project_has_each_file_of_the_checkout(tmp_path: Path) -> None:
 def test_the_files_of_the_wheel_are_those_of_a_new_project() -> None:
     import tomllib
 
-    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
-    included = hatch["build"]["targets"]["wheel"]["force-include"]
-    assert included == {name: f"llada_sft/starter_files/{name}" for name in STARTER}
-    assert {f"/{name}" for name in STARTER} <= set(hatch["build"]["targets"]["sdist"]["include"])
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]
+    assert targets["wheel"]["hooks"]["custom"]["starter"] == list(STARTER)
+    assert {f"/{name}" for name in STARTER} <= set(targets["sdist"]["include"])
+
+
+@pytest.mark.slow
+def test_an_editable_install_has_no_folder_of_the_package(tmp_path: Path) -> None:
+    """A folder in site-packages would be found before the checkout."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    call(*pip, "--target", tmp_path / "site", "--editable", ROOT, cwd=tmp_path)
+    assert not (tmp_path / "site/llada_sft").exists()
+    # The dependencies' folder on the path alone: the .pth file of this checkout is not read.
+    paths = f"sys.path.append({sysconfig.get_path('purelib')!r})"
+    site = f"site.addsitedir({str(tmp_path / 'site')!r})"
+    load = f"import site, sys; {paths}; {site}; import llada_sft.cluster, llada_sft.cli"
+    call(sys.executable, "-S", "-c", load, cwd=tmp_path)
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
