@@ -69,11 +69,7 @@ def _add_of_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     resume = commands.add_parser("resume", help="resume from the last checkpoint")
     resume.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
-    where = resume.add_mutually_exclusive_group()
-    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
-    where.add_argument(
-        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
-    )
+    command.add_where(resume)
     resume.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     resume.add_argument(
         "--update-code", action="store_true", help="take the present hook, setup.sh and package"

@@ -46,11 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--after", metavar="RUN|JOB", help="start when that run's last job, or that job, is over"
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
-    where.add_argument(
-        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
-    )
+    add_where(parser)
     parser.add_argument("--follow", action="store_true", help="show rank 0's log until the end")
     parser.add_argument(
         "--sweep",
@@ -86,6 +82,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     of_plan.add_argument("--tokens", type=float, metavar="N", help="of an epoch (llada-sft check)")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="change a key of the config"
+    )
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Add the places other than a job of its own where the ranks may run."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="run all ranks on this machine")
+    where.add_argument(
+        "--here", action="store_true", help="run them in the allocation of this shell (salloc)"
     )
 
 
