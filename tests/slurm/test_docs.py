@@ -106,7 +106,9 @@ def test_the_life_of_a_job(cluster: Cluster, folder: Path, shell: Shell) -> None
     # The signal is noted before the save that it asks for.
     signal, checkpoint, end = attempts[0].entries[-3:]
     assert [e["event"] for e in (signal, checkpoint, end)] == ["signal", "checkpoint", "ended"]
-    assert (signal["cause"], signal["detail"]) == ("told to stop", "all ranks")
+    assert signal["cause"] == "told to stop"
+    # A step may end when the signal has reached one node alone.
+    assert signal["detail"] in ("all ranks", "rank 0", "rank 1")
     assert (end["exit_code"], end["step"]) == (0, checkpoint["step"])
     assert checkpoint["num_bytes"] > 0
     owners = "signals: SIGUSR1 default, SIGUSR2 llada_sft.cluster.rank.signals, SIGTERM llada_sft"
