@@ -52,7 +52,7 @@ def require_line(text: str) -> str:
     return text
 
 
-# The value of an option: blanks, quotes and # reach the command as they are.
+# The value of an option: spaces, quotes and # reach the command as they are.
 OptionText = Annotated[str, AfterValidator(require_line)]
 
 

@@ -10,7 +10,7 @@ from llada_sft.report.html import data_of, page_of
 from llada_sft.report.serve import ReportServer, serve_until_interrupted
 from llada_sft.run_dir import RunDir
 
-# More curves in one chart cannot be told from one another.
+# More curves in one chart cannot be distinguished.
 MOST_RUNS = 16
 
 

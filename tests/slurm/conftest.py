@@ -17,6 +17,8 @@ from project import new_project
 
 from llada_sft.run_dir import RunDir
 
+# Runs a line of bash in the test's `folder`, and gives what it prints.
+Shell = Callable[[str], str]
 # Launches the demo under a name, with overrides; gives the run directory and the job's id.
 Launched = Callable[..., tuple[RunDir, str]]
 
@@ -72,6 +74,33 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def shell(cluster: Cluster, folder: Path) -> Shell:
+    """Run lines of a page as they stand there."""
+    tools = f"{Path(sys.executable).parent}:{cluster.env['PATH']}"
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=folder,
+            env={**cluster.env, "PATH": tools},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
+
+
+def job_id(output: str) -> str:
+    """Return the job that a launch names."""
+    found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
+    assert found, output
+    return found[1]
+
+
+@pytest.fixture
 def launched(cluster: Cluster, project: Path) -> Iterator[Launched]:
     """Launch the demo on two nodes, and cancel it when the test is over."""
     jobs: list[str] = []
@@ -82,10 +111,8 @@ def launched(cluster: Cluster, project: Path) -> Iterator[Launched]:
         fewer = "data.prefetch_steps=0"
         changes = [f"run.name={name}", f"train.max_steps={max_steps}", fewer, *more]
         output = cluster.run([*command, *changes], cwd=project)
-        found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
-        assert found, output
-        jobs.append(found[1])
-        return RunDir(project / "runs" / name), found[1]
+        jobs.append(job_id(output))
+        return RunDir(project / "runs" / name), jobs[-1]
 
     yield launch
     for job in jobs:

@@ -1,14 +1,12 @@
 """docs/clusters.md on a real SLURM: presets, what of an option arrives, --after, a container."""
 
 import re
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError
-from conftest import Launched, require
+from conftest import Launched, Shell, job_id, require
 from processes import wait_until
 
 from llada_sft.cluster import journal
@@ -19,7 +17,6 @@ TEXT = (ROOT / "docs/clusters.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 COPY, PRINT, FIRST, SECOND = "".join(BLOCKS).splitlines()
 TIMEOUT_S = 240
-Shell = Callable[[str], str]
 # Jobs wait: none of them is to train.
 PRESET = """\
 slurm:
@@ -47,31 +44,6 @@ def folder(project: Path, tmp_path: Path) -> Path:
     for name in ("demo.yaml", "cluster/example.yaml"):
         (tmp_path / "config" / name).write_text((ROOT / "config" / name).read_text())
     return tmp_path
-
-
-@pytest.fixture
-def shell(cluster: Cluster, folder: Path) -> Shell:
-    tools = f"{Path(sys.executable).parent}:{cluster.env['PATH']}"
-
-    def run(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=folder,
-            env={**cluster.env, "PATH": tools},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    return run
-
-
-def job_id(output: str) -> str:
-    found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
-    assert found, output
-    return found[1]
 
 
 def test_a_preset_and_two_runs_after_each_other(

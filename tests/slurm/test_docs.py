@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from conftest import Shell, job_id
 from processes import wait_until
 
 from llada_sft.cluster import history, journal
@@ -20,7 +19,6 @@ TEXT = (ROOT / "docs/slurm-jobs.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 LAUNCH, STATUS, LOGS, JOURNAL, SIGNAL, CANCEL, RESUME, UPDATE = "".join(BLOCKS).splitlines()
 TIMEOUT_S = 240
-Shell = Callable[[str], str]
 
 
 @pytest.fixture
@@ -38,31 +36,6 @@ def folder(project: Path, tmp_path: Path) -> Path:
     text = text.replace("  max_length: 64", "  max_length: 64\n  prefetch_steps: 0")
     (tmp_path / "config/mine.yaml").write_text(text)
     return tmp_path
-
-
-@pytest.fixture
-def shell(cluster: Cluster, folder: Path) -> Shell:
-    tools = f"{Path(sys.executable).parent}:{cluster.env['PATH']}"
-
-    def run(command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=folder,
-            env={**cluster.env, "PATH": tools},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    return run
-
-
-def job_id(output: str) -> str:
-    found = re.search(r"^job +(\d+)$", output, re.MULTILINE)
-    assert found, output
-    return found[1]
 
 
 def has_stepped(run: RunDir, attempt: int) -> Callable[[], bool]:

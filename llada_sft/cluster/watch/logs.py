@@ -136,7 +136,7 @@ def _part(run: RunDir, wanted: Wanted) -> _Part:
     """Return the part of a log that holds the wanted attempt, or all of it.
 
     Raises:
-        LaunchError: There is no such attempt, or its lines cannot be told apart from others'.
+        LaunchError: There is no such attempt, or its lines cannot be distinguished from others'.
     """
     history = _history(run)
     if wanted.attempt is None:

@@ -3,11 +3,14 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+import launch
+from llada_sft import cli
 from llada_sft.model.settings import architecture_of
 
 # The tokenizer is a stub: no row can be tried.
@@ -85,3 +88,19 @@ def fake_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTool:
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide SLURM's commands, which this machine may have; git and the shell stay."""
     monkeypatch.setattr("shutil.which", lambda name: None)
+
+
+@pytest.fixture
+def call(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call launch.py, or `llada-sft` when the first word is one of its commands."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        main = launch.main if arguments[0].startswith("--") else cli.main
+        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+        code = main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -37,7 +37,7 @@ RUNNING_23_02 = (
     " AllocTRES=cpu=8,mem=20G,node=1,billing=8,gres/gpu=8,gres/gpu:h100=8"
     " TresPerNode=gres/gpu:h100:8"
 )
-# 25.05 and later: LicensesAlloc, and the line of submission, which has blanks.
+# 25.05 and later: LicensesAlloc, and the line of submission, which has spaces.
 RUNNING_25_05 = (
     "JobId=234251 JobName=full pipe UserId=a(100095) GroupId=b(100006) MCS_label=N/A"
     " Priority=4294832566 Nice=0 Account=root QOS=limit64 JobState=RUNNING Reason=None"

@@ -2,14 +2,11 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-import launch
-from llada_sft import cli
 from llada_sft.cluster import journal
 from llada_sft.cluster.launch import local
 from llada_sft.config import load_config
@@ -18,22 +15,6 @@ from llada_sft.training.checkpoint.manifest import sealed
 
 FakeTool = Callable[[str, str], None]
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Call launch.py, or `llada-sft` when the first word is one of its commands."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        main = launch.main if arguments[0].startswith("--") else cli.main
-        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
-        code = main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """`launch.py --sweep` with a stand-in for sbatch: what is written, submitted and left alone."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import launch
-from llada_sft import cli
 from llada_sft.cluster import journal
 from llada_sft.cluster.history import read
 from llada_sft.cluster.launch import local
@@ -18,22 +15,6 @@ FakeTool = Callable[[str, str], None]
 Call = Callable[..., tuple[int, str, str]]
 SWEEP = ["--config", "a.yaml", "run.name=first", "--sweep", "optim.lr=1e-5,2e-5,3e-5"]
 NAMES = ["lr=1e-05", "lr=2e-05", "lr=3e-05"]
-
-
-@pytest.fixture
-def call(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """Call launch.py, or `llada-sft` when the first word is one of its commands."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        main = launch.main if arguments[0].startswith("--") else cli.main
-        monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
-        code = main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

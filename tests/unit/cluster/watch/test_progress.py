@@ -77,7 +77,7 @@ def test_the_slowest_rank_is_shown_where_the_file_knows_it(run: RunDir) -> None:
 
 
 def test_the_slowest_rank_of_an_earlier_attempt_is_not_shown(run: RunDir) -> None:
-    """The run goes on with one rank; a row of a validation has neither column."""
+    """The run continues with one rank; a row of a validation has neither column."""
     header = "step,tokens_per_s,validation_loss,slowest_rank,slowest_ratio\n"
     run.metrics.write_text(f"{header}10,5,,3,1.5\n10,,0.5,,\n")
     assert "slowest rank 3" in read_progress(run).line()
