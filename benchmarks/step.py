@@ -20,12 +20,12 @@ MFU %     what the model needs, not what is computed: for a row of L tokens, M o
               6 · P · L + 12 · layers · d · L² + 6 · V · d · M
           operations, with P the parameters of the blocks; divided by the time and by the rate of
           one large matrix product of the same run ("bare GEMM")
-MB        the peak above the weights and their gradients (on a CPU, of the process)
+MB        the peak above the weights and their gradients (on a CPU, of tensors, as torch's profiler
+          counts them in one more pass: the process's own peak depends on what it used before)
 speed-up  real/s over that of the first line
 """
 
 import argparse
-import ctypes
 import json
 import statistics
 import subprocess
@@ -101,24 +101,36 @@ class Clock:
         torch.cuda.synchronize()
         return begin.elapsed_time(end) / 1e3
 
-    def memory(self) -> float:
-        """Return the bytes that are in use, and count the peak from here."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        # What was freed goes back to the system: it is not the next way's.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-
-    def peak(self) -> float:
-        """Return the most bytes since then."""
-        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+    def peak_bytes(self, work: Callable[[], object]) -> int:
+        """Return the most bytes in use during some work, above those before it."""
+        if not self.cuda:
+            return _peak_of_tensors(work)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
 
 
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+def _peak_of_tensors(work: Callable[[], object]) -> int:
+    """Count the allocations and releases of torch's allocator on the CPU."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        work()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profile.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    changes = [event for event in events if event.get("name") == "[memory]"]
+    in_use: dict[int, int] = {}
+    total = peak = 0
+    for change in sorted(changes, key=lambda event: event["ts"]):
+        # By address: the profiler does not see each release.
+        address, size = change["args"]["Addr"], change["args"]["Bytes"]
+        total += max(size, 0) - in_use.pop(address, 0)
+        if size > 0:
+            in_use[address] = size
+        peak = max(peak, total)
+    return peak
 
 
 def gemm_rate(clock: Clock, dtype: torch.dtype) -> float:
@@ -225,12 +237,11 @@ def measure_one(
 
     try:
         way.run(model, batches[0])
-        base = clock.memory()
         seconds = statistics.median(clock.seconds(one_pass) for _ in range(repeat))
+        peak = clock.peak_bytes(one_pass)
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return line | dict.fromkeys(MEASURED, "out of memory")
-    peak = clock.peak() - base
     least = floor.seconds(batches, way.run is ways.full_logits)
     real = sum(len(row.input_ids) for row in group)
     squares = sum(len(row.input_ids) ** 2 for row in group)
