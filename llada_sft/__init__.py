@@ -17,6 +17,7 @@ commands/   commands without a room of their own
 cli.py        `llada-sft`, by __main__.py as well; entry.py: how commands end
 run_dir.py    the paths in a run directory; paths.py: those that a command is given
 placement.py  which rank this is; local_ranks.py: of processes that exchange nothing
+choices.py    samplers and estimators that are chosen by name
 errors.py     what a user can fix; versions.py: of Python and of packages
 keys.py       keys of random choices, and digests
 atomic.py     files that are replaced at once; processes.py: other processes, and a pipe to each

@@ -16,9 +16,9 @@ from llada_sft.answering.answerer import Answered, Answerer
 from llada_sft.answering.conversation import Dialogue
 from llada_sft.answering.options import make_settings
 from llada_sft.answering.screen import Screen
+from llada_sft.choices import OWN_SETTINGS, SAMPLERS
 from llada_sft.errors import DataError
 from llada_sft.generation import SamplerSettings, generate
-from llada_sft.generation.settings import SAMPLERS
 from llada_sft.keys import hashed
 
 HELP = """\
@@ -29,21 +29,12 @@ HELP = """\
 /settings            show them
 /help, /quit         Ctrl-C stops an answer, Ctrl-D leaves"""
 # What another sampler does not take over: they choose how many tokens a pass writes.
-_OF_ONE_SAMPLER = (
+_OF_ONE_SAMPLER = OWN_SETTINGS | {
     "steps",
-    "threshold",
-    "factor",
-    "entropy_bound",
     "remasking",
     "logits_eos_inf",
     "confidence_eos_eot_inf",
-    "minimal_topk",
-    "eos_in_prompt_ends",
-    "editing_threshold",
-    "max_post_steps",
-    "num_to_transfer",
-    "cache_blocks",
-)
+}
 
 
 class Chat:

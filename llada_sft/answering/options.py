@@ -2,36 +2,16 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from llada_sft.choices import SAMPLERS
 from llada_sft.errors import ConfigError
-from llada_sft.generation.settings import IN_BLOCKS, SAMPLERS, SamplerSettings
+from llada_sft.generation.settings import SamplerSettings
+from llada_sft.generation.settings_table import SETTINGS
 
-_NUMBERS: tuple[tuple[str, type, str], ...] = (
-    ("steps", int, "forward passes in all, of samplers with a fixed number (default: gen-length)"),
-    ("gen-length", int, "tokens of an answer, at most"),
-    ("block-length", int, "tokens of a block"),
-    ("threshold", float, "tokens of at least this probability are written together"),
-    ("factor", float, "of the sampler of this name"),
-    ("entropy-bound", float, "of the sampler 'entropy', in nats"),
-    ("temperature", float, "0 takes the most likely token"),
-    ("cfg-scale", float, "strength of classifier-free guidance"),
-    ("start-length", int, "tokens of the canvas at first; it grows while no end is in sight"),
-    ("editing-threshold", float, "of llada21: from here on another token replaces a written one"),
-    ("max-post-steps", int, "of llada21: passes over a block that is written, at most"),
-    ("num-to-transfer", int, "of llada21: tokens that a step writes, at least"),
-    ("minimal-topk", int, "of llada2: at most gen-length // this steps for each block"),
-)
-_FLAGS = (
-    ("logits-eos-inf", "never write EOS"),
-    ("confidence-eos-eot-inf", "write EOS and the end of a turn last"),
-)
-_NAMES = [
-    *(name.replace("-", "_") for name, *_ in _NUMBERS),
-    *(name.replace("-", "_") for name, _ in _FLAGS),
-    "sampler",
-    "remasking",
-]
+_OPTIONS = {
+    name: setting.option for name, setting in SETTINGS.items() if setting.option is not None
+}
 
 
 def add_sample(sample: ArgumentParser) -> None:
@@ -71,7 +51,7 @@ def settings_of(arguments: Namespace) -> SamplerSettings:
     Raises:
         ConfigError: They do not fit together.
     """
-    given = {name: getattr(arguments, name) for name in _NAMES}
+    given = {name: getattr(arguments, name) for name in _OPTIONS}
     try:
         return make_settings({name: value for name, value in given.items() if value is not None})
     except ValueError as error:
@@ -88,7 +68,9 @@ def make_settings(given: dict[str, Any]) -> SamplerSettings:
         ValueError: They do not fit together.
     """
     length = given.get("gen_length", SamplerSettings.gen_length)
-    is_free = given.get("sampler") not in IN_BLOCKS and "block_length" not in given
+    sampler = given.get("sampler", SamplerSettings.sampler)
+    in_blocks = sampler in SAMPLERS and SAMPLERS[sampler].in_blocks
+    is_free = not in_blocks and "block_length" not in given
     if is_free and 0 < length < SamplerSettings.block_length:
         given = {**given, "block_length": length}
     return SamplerSettings(**{"eos_early_stop": True, **given})
@@ -96,10 +78,15 @@ def make_settings(given: dict[str, Any]) -> SamplerSettings:
 
 def _add_settings(command: ArgumentParser) -> None:
     """Add an option for each setting that a user may want."""
-    command.add_argument("--sampler", choices=SAMPLERS, help="docs/samplers.md (default: official)")
-    for name, kind, meaning in _NUMBERS:
-        command.add_argument(f"--{name}", type=kind, help=meaning)
-    for name, meaning in _FLAGS:
-        command.add_argument(f"--{name}", action="store_true", default=None, help=meaning)
-    command.add_argument("--remasking", choices=["low_confidence", "random"])
+    types = get_type_hints(SamplerSettings)
+    for name, meaning in _OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        # int | None, a Literal's first word, float: the first says how the option is read.
+        kind, *_ = get_args(types[name]) or [types[name]]
+        if kind is bool:
+            command.add_argument(option, action="store_true", default=None, help=meaning)
+        elif isinstance(kind, str):
+            command.add_argument(option, choices=get_args(types[name]), help=meaning or None)
+        else:
+            command.add_argument(option, type=kind, help=meaning)
     command.add_argument("--seed", type=int, default=0, help="of all random draws")

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from llada_sft.choices import Masking
 from llada_sft.config.data_section import DataConfig
 from llada_sft.config.values import Fraction, NonNegativeFloat, Section
 
@@ -58,7 +59,7 @@ class ObjectiveConfig(Section):
     allow_mismatch: bool = False
     # exact: l ~ U{1..L} response tokens masked, weight L/l (eq. 14 of the paper);
     # bernoulli: each token with probability p, weight 1/p (the official SFT code).
-    masking: Literal["exact", "bernoulli"] = "exact"
+    masking: Masking = "exact"
     # low_discrepancy: t spread evenly over the global batch; independent: one draw per sequence.
     t_sampling: Literal["low_discrepancy", "independent"] = "low_discrepancy"
     # antithetic: each example twice in its micro-batch, with l tokens masked and with the last

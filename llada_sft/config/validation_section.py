@@ -1,23 +1,13 @@
 """The section `validation`: what is done with the rows of `data.validation`, and its numbers."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from llada_sft.choices import SamplerName
 from llada_sft.config.values import NonEmptyStr, PositiveInt, Section
 
-SamplerName = Literal[
-    "official",
-    "threshold",
-    "factor",
-    "entropy",
-    "prefix_cache",
-    "dual_cache",
-    "verify",
-    "llada2",
-    "llada21",
-]
 # Of the numbers of a set, those by which checkpoints can be compared: the lower, the better.
 LOWER_IS_BETTER = ("loss", "bound", "perplexity")
 

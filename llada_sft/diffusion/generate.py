@@ -15,12 +15,12 @@ this one reproduces token for token.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Remasking = Literal["low_confidence", "random"]
+from llada_sft.choices import Remasking
 
 
 class HasLogits(Protocol):

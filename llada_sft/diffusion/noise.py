@@ -18,15 +18,13 @@ Shapes: L positions of one example, prompt and response together; Lr of them are
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llada_sft.choices import Masking
 from llada_sft.diffusion.levels import LevelDensity
 from llada_sft.keys import hashed
-
-Masking = Literal["exact", "bernoulli"]
 
 # The golden ratio's conjugate (√5 - 1) / 2 as a 64-bit fraction: index * ratio mod 1 is then exact
 # integer arithmetic, however far the index has run.

@@ -268,11 +268,9 @@ class Engine:
 
     def _generate(self, batch: Sequence[Asked]) -> list[Entry]:
         prompts = [self._prompt(request.args[0]) for request in batch]
-        settings = self.config.generation.model_copy(
-            update={"seed": hashed(self.config.generation.seed, batch[0].key) % _SEEDS}
-        )
         sampler = replace(
-            settings.sampler_settings(),
+            self._sampler,
+            seed=hashed(self._sampler.seed or 0, batch[0].key) % _SEEDS,
             mask_token_id=self.model.mask_token_id,
             eot_token_id=end_of_turn(self.model.tokenizer),
         )
@@ -294,7 +292,7 @@ class Engine:
 
     def _prompt(self, text: str) -> list[int]:
         ids = self.texts.encode(text)
-        kept = max(1, self.model.max_length - self.config.generation.gen_length)
+        kept = max(1, self.model.max_length - self._sampler.gen_length)
         self.num_truncated += len(ids) > kept
         return ids[-kept:]
 

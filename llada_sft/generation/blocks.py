@@ -63,8 +63,8 @@ def _fill_block(decoding: Decoding, rows: Tensor, block: int) -> None:
     is_open = canvas.open_in_block(rows, block)
     shares = num_transfer_tokens(is_open.sum(1), settings.steps_per_block)  # [R, steps]
     cache, step = None, 0
-    while len(rows) and not (settings.caches == "dual" and step == settings.steps_per_block):
-        if step == 0 and settings.caches != "none":
+    while len(rows) and not (settings.traits.cache == "dual" and step == settings.steps_per_block):
+        if step == 0 and settings.traits.cache != "none":
             cache = decoding.predictor.new_cache()
         share = shares[:, step] if step < shares.shape[1] else torch.zeros_like(rows)
         _step(decoding, rows, block, share, cache, is_first=step == 0)
@@ -101,7 +101,7 @@ def _computed_places(decoding: Decoding, rows: Tensor, block: int, width: int) -
     """Return the positions that a pass after the first one of a block computes, [R, Q] int64."""
     canvas = decoding.canvas
     firsts, length = canvas.block_starts(rows, block), canvas.block_length
-    if decoding.settings.caches == "prefix":
+    if decoding.settings.traits.cache == "prefix":
         length = int((canvas.ends[rows] - firsts).max())
     lead = decoding.predictor.lead
     places = torch.arange(min(length + lead, width), device=rows.device)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llada_sft.choices import SAMPLERS
 from llada_sft.generation.answers import generate
-from llada_sft.generation.settings import IN_BLOCKS, SamplerSettings
+from llada_sft.generation.settings import SamplerSettings
 from llada_sft.model.network import Network
 
 
@@ -37,7 +38,8 @@ def generate_padded(
         ValueError: A setting cannot be, or does not exist.
     """
     length = SamplerSettings.block_length
-    is_free = settings.get("sampler") not in IN_BLOCKS
+    sampler = settings.get("sampler", SamplerSettings.sampler)
+    is_free = sampler in SAMPLERS and not SAMPLERS[sampler].in_blocks
     if is_free and "block_length" not in settings and max_new_tokens % length:
         settings["block_length"] = max_new_tokens
     try:

@@ -9,28 +9,28 @@ Shapes: R rows, L positions of a row, N of them or fewer.
 import torch
 from torch import Tensor
 
-from llada_sft.generation.settings import Choice
+from llada_sft.choices import Rule
 
 
-def select(choice: Choice, scores: Tensor, num_candidates: Tensor, share: Tensor) -> Tensor:
+def select(rule: Rule, scores: Tensor, num_candidates: Tensor, share: Tensor) -> Tensor:
     """Return which candidates are taken, [R, L] bool.
 
     Args:
-        choice: The rule, and its number.
+        rule: Its name, and its number.
         scores: [R, L] floating: probabilities, or negative entropies for the rule entropy; -inf but
             at candidates.
         num_candidates: [R] int64.
         share: [R] int64, what the rule fixed takes, and the rule above at least.
     """
     ordered, order = scores.sort(dim=1, descending=True, stable=True)
-    rule, bound = choice
-    if rule == "threshold":
+    name, bound = rule
+    if name == "threshold":
         numbers = (ordered >= bound).sum(1)
-    elif rule == "factor":
+    elif name == "factor":
         numbers = by_factor(ordered, num_candidates, bound)
-    elif rule == "entropy":
+    elif name == "entropy":
         numbers = by_entropy(-ordered, bound)
-    elif rule == "above":
+    elif name == "above":
         numbers = (ordered > bound).sum(1).maximum(share)
     else:
         numbers = share

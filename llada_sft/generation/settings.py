@@ -1,55 +1,13 @@
-"""What a sampler is asked for, checked, without torch: a command refuses settings at once."""
+"""What a sampler is asked for, checked, without torch: a command refuses settings at once.
+
+Which sampler has which setting is in llada_sft/choices.py.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Sampler = Literal[
-    "official",
-    "threshold",
-    "factor",
-    "entropy",
-    "prefix_cache",
-    "dual_cache",
-    "verify",
-    "llada2",
-    "llada21",
-]
-# What tokens are chosen by, and its number.
-Choice = tuple[Literal["fixed", "threshold", "factor", "entropy", "above"], float]
-SAMPLERS: tuple[str, ...] = get_args(Sampler)
-# Samplers of networks that attend in blocks.
-IN_BLOCKS = ("llada2", "llada21")
-# Settings that only some samplers have.
-_SAMPLERS_WITH = {
-    "threshold": ("threshold", "prefix_cache", "dual_cache", *IN_BLOCKS),
-    "factor": ("threshold", "factor", "prefix_cache", "dual_cache"),
-    "entropy_bound": ("entropy", "prefix_cache", "dual_cache"),
-    "minimal_topk": ("llada2",),
-    "eos_in_prompt_ends": ("llada2",),
-    "editing_threshold": ("llada21",),
-    "max_post_steps": ("llada21",),
-    "num_to_transfer": ("llada21",),
-    "cache_blocks": IN_BLOCKS,
-}
-_COUNTS = (
-    "gen_length",
-    "block_length",
-    "steps",
-    "max_drafts",
-    "minimal_topk",
-    "num_to_transfer",
-)
-# Settings that `llada2` and `llada21` do not have.
-_NOT_IN_BLOCKS = (
-    "cfg_scale",
-    "remasking",
-    "start_length",
-    "logits_eos_inf",
-    "confidence_eos_eot_inf",
-)
-# What a sampler chooses tokens by, where the settings do not say it.
-_DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1, "above": 0.95}
+from llada_sft.choices import OWN_SETTINGS, SAMPLERS, Remasking, Rule, Sampler, SamplerName
+from llada_sft.generation.settings_table import SETTINGS
 
 
 @dataclass(frozen=True)
@@ -61,16 +19,10 @@ class SamplerSettings:
     token. None chooses one of the model's `suppress_tokens`.
 
     Attributes:
-        sampler: official: the most confident tokens of each step, in a fixed number of steps.
-            threshold, factor, entropy: in each step all tokens that are certain enough.
-            prefix_cache, dual_cache: keys and values are computed once for each block, those before
-            the block or all outside of it; tokens are chosen by `factor`, `threshold` or
-            `entropy_bound`, whichever is given, in this order, else in a fixed number of steps.
-            verify: the tokens of `official`, from several of its steps in one forward pass.
-            llada2, llada21: for networks trained with attention in blocks, as LLaDA2.0 and 2.1 are.
-            All tokens of a block above a probability are written in each step, and a least number
-            of them; `llada21` also replaces written tokens that it is no longer sure of. Blocks are
-            counted from the start of the prompt.
+        sampler: One of `SAMPLERS` (llada_sft/choices.py); docs/samplers.md says what each does.
+            Caches choose tokens by `factor`, `entropy_bound` or `threshold`, the first of them that
+            is given, else in a fixed number of steps. `llada2` and `llada21` count
+            blocks from the start of the prompt.
         steps: Forward passes in all, an equal share for each block; None: `gen_length`. Of
             `official`, `verify`, and caches without another choice. `dual_cache` makes at most so
             many passes in any case, and then may leave mask tokens, as its official code does. Of
@@ -119,7 +71,7 @@ class SamplerSettings:
         ValueError: A value is out of its range, or does not fit another one.
     """
 
-    sampler: Sampler = "official"
+    sampler: SamplerName = "official"
     steps: int | None = None
     gen_length: int = 128
     block_length: int = 32
@@ -128,7 +80,7 @@ class SamplerSettings:
     entropy_bound: float | None = None
     temperature: float = 0.0
     cfg_scale: float = 0.0
-    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    remasking: Remasking = "low_confidence"
     eos_early_stop: bool | None = None
     eos_token_id: int | None = None
     mask_token_id: int | None = None
@@ -151,9 +103,14 @@ class SamplerSettings:
             raise ValueError(problem)
 
     @property
+    def traits(self) -> Sampler:
+        """What the sampler is."""
+        return SAMPLERS[self.sampler]
+
+    @property
     def exact(self) -> bool:
         """Whether the tokens are those of the official code, all of them."""
-        return self.sampler in ("official", "verify") and not self.eos_early_stop
+        return self.traits.official and not self.eos_early_stop
 
     @property
     def stops_at_eos(self) -> bool:
@@ -168,14 +125,7 @@ class SamplerSettings:
     @property
     def in_blocks(self) -> bool:
         """Whether the network attends in blocks, counted from the start of the prompt."""
-        return self.sampler in IN_BLOCKS
-
-    @property
-    def caches(self) -> Literal["none", "prefix", "dual"]:
-        """Which keys and values are computed once for each block."""
-        if self.sampler == "prefix_cache":
-            return "prefix"
-        return "dual" if self.sampler == "dual_cache" else "none"
+        return self.traits.in_blocks
 
     def mismatch(self, decodes_in_blocks: bool) -> str | None:
         """Return why the sampler is not for a network; None: it is.
@@ -186,7 +136,7 @@ class SamplerSettings:
         """
         if self.in_blocks == decodes_in_blocks:
             return None
-        fitting = [name for name in SAMPLERS if (name in IN_BLOCKS) == decodes_in_blocks]
+        fitting = [name for name, it in SAMPLERS.items() if it.in_blocks == decodes_in_blocks]
         how = "attends in blocks"
         if not decodes_in_blocks:
             how = "has full attention (no decodes_in_blocks in its config.json)"
@@ -194,21 +144,12 @@ class SamplerSettings:
         return f"sampler must be one of {names}, got {self.sampler!r}: this network {how}"
 
     @property
-    def choice(self) -> Choice:
-        """What tokens are chosen by, and its number; a factor is preferred to a threshold."""
-        if self.sampler in ("official", "verify"):
-            return "fixed", 0.0
-        if self.in_blocks:
-            return "above", _DEFAULTS["above"] if self.threshold is None else self.threshold
-        if self.factor is not None or self.sampler == "factor":
-            return "factor", _DEFAULTS["factor"] if self.factor is None else self.factor
-        if self.entropy_bound is not None or self.sampler == "entropy":
-            bound = self.entropy_bound
-            return "entropy", _DEFAULTS["entropy"] if bound is None else bound
-        if self.threshold is not None or self.sampler == "threshold":
-            threshold = self.threshold
-            return "threshold", _DEFAULTS["threshold"] if threshold is None else threshold
-        return "fixed", 0.0
+    def choice(self) -> Rule:
+        """What tokens are chosen by, and its number."""
+        for name, rule in self.traits.rules.items():
+            if (number := getattr(self, name)) is not None:
+                return rule, number
+        return self.traits.default
 
     @property
     def num_blocks(self) -> int:
@@ -227,25 +168,32 @@ class SamplerSettings:
         """Give what is wrong, the first thing first."""
         if self.sampler not in SAMPLERS:
             yield f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                yield f"{name} must be a whole number above 0, got {value!r}"
-        yield from self._problems_in_blocks() if self.in_blocks else self._problems_of_lengths()
-        yield from self._problems_of_choice()
-        for name, samplers in _SAMPLERS_WITH.items():
-            if self.sampler not in samplers and getattr(self, name) is not None:
-                yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
-
-    def _problems_in_blocks(self) -> Iterator[str]:
-        for name in _NOT_IN_BLOCKS:
+        yield from self._problems_of_ranges()
+        for name in self.traits.lacks:
             if getattr(self, name) != getattr(type(self), name):
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
-        if self.sampler == "llada21" and self.steps is not None:
-            yield "steps is not a setting of the sampler 'llada21'; remove it"
-        posts = self.max_post_steps
-        if posts is not None and (not isinstance(posts, int) or posts < 0):
-            yield f"max_post_steps must be a whole number from 0 on, got {posts!r}"
+        yield from self._problems_in_blocks() if self.in_blocks else self._problems_of_lengths()
+        yield from self._problems_of_choice()
+        own = {*self.traits.rules, *self.traits.own_settings}
+        for name in SETTINGS:
+            if name in OWN_SETTINGS - own and getattr(self, name) is not None:
+                yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
+
+    def _problems_of_ranges(self) -> Iterator[str]:
+        for name, setting in SETTINGS.items():
+            limits, value = setting.limits, getattr(self, name)
+            if value is None:
+                continue
+            if limits == "count" and not (isinstance(value, int) and value >= 1):
+                yield f"{name} must be a whole number above 0, got {value!r}"
+            if limits == "count_or_0" and not (isinstance(value, int) and value >= 0):
+                yield f"{name} must be a whole number from 0 on, got {value!r}"
+            if limits == "amount" and not value >= 0:
+                yield f"{name} must be at least 0, got {value}"
+            if limits == "share" and not 0 <= value <= 1:
+                yield f"{name} must be from 0 to 1, got {value}"
+
+    def _problems_in_blocks(self) -> Iterator[str]:
         if (self.minimal_topk or 1) > self.gen_length:
             numbers = f"{self.gen_length}, got {self.minimal_topk}"
             yield f"minimal_topk must be at most gen_length, {numbers}"
@@ -276,14 +224,6 @@ class SamplerSettings:
             self.remasking == "random" or self.choice[0] == "entropy"
         ):
             yield "confidence_eos_eot_inf is for tokens that are chosen by their confidence"
-        for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                yield f"{name} must be at least 0, got {value}"
-        for name in ("threshold", "growth_threshold", "editing_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                yield f"{name} must be from 0 to 1, got {value}"
-        if self.sampler in ("verify", "llada21") and self.temperature:
+        if self.traits.greedy and self.temperature:
             given = f"{self.sampler!r}, got {self.temperature}"
             yield f"temperature must be 0 with the sampler {given}"

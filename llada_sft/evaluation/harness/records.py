@@ -100,7 +100,7 @@ def _of_part(engine: Engine, config: EvalConfig, task: Any) -> dict[str, Any]:
     return record | {
         "generation": shown,
         "batch_size": generation.batch_size,
-        "remasking": generation.remasking,
+        "remasking": settings.remasking,
         "until": list(engine.until(task.get_config("generation_kwargs") or {})),
         "eos_rule": f"cut at the first of {', '.join(texts.ends.values())}",
     }

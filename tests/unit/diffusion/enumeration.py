@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada_sft.diffusion.noise import Masking
+from llada_sft.choices import Masking
 from llada_sft.diffusion.objective import diffusion_loss
 
 ANSWER = 6

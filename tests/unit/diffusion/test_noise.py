@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llada_sft.choices import Masking
 from llada_sft.diffusion.noise import (
-    Masking,
     Noise,
     draw_noise,
     independent,

@@ -15,8 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada_sft.choices import Masking
 from llada_sft.diffusion.levels import NUM_BINS, LevelDensity
-from llada_sft.diffusion.noise import Masking, Noise, draw_noise, draw_twins, independent, noise_key
+from llada_sft.diffusion.noise import Noise, draw_noise, draw_twins, independent, noise_key
 from tests.unit.diffusion.enumeration import (
     ANSWER,
     EPS,

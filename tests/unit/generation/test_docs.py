@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llada_sft.generation.settings import SAMPLERS, SamplerSettings
+from llada_sft.choices import SAMPLERS
+from llada_sft.generation.settings import SamplerSettings
 from tests.unit.generation.conftest import GOLDEN
 
 TEXT = (Path(__file__).parents[3] / "docs/samplers.md").read_text()

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llada_sft.generation.settings import SAMPLERS, SamplerSettings
+from llada_sft.choices import SAMPLERS
+from llada_sft.generation.settings import SamplerSettings
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import Config
-from llada_sft.config.validation_section import SamplerName, ValidationConfig
+from llada_sft.config.validation_section import ValidationConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.errors import ConfigError
 from llada_sft.generation import SamplerSettings, generate
-from llada_sft.generation.settings import SAMPLERS
 from llada_sft.model import Network, load_model
 from llada_sft.model.configuration import read_config
 from llada_sft.placement import Placement
@@ -145,10 +144,6 @@ def test_a_character_of_several_tokens_is_one_piece(
     tokens: tuple[int, ...], passes: tuple[int, ...], expected: Any
 ) -> None:
     assert tuple(answer_pieces(HalfCharacters().decode, tokens, passes)) == expected
-
-
-def test_the_config_knows_all_samplers() -> None:
-    assert get_args(SamplerName) == SAMPLERS
 
 
 def test_the_sampler_fits_the_network() -> None:
