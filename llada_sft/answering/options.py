@@ -1,9 +1,9 @@
 """The options of `sample` and `chat`, the settings of a sampler among them; without torch."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
+from llada_sft.entry import local_path
 from llada_sft.errors import ConfigError
 from llada_sft.generation.settings import IN_BLOCKS, SAMPLERS, SamplerSettings
 
@@ -36,11 +36,17 @@ _NAMES = [
 
 def add_sample(sample: ArgumentParser) -> None:
     """Add the arguments of `llada-sft sample`."""
-    sample.add_argument("model", metavar="MODEL", type=Path, help="an exported or official model")
+    sample.add_argument(
+        "model", metavar="MODEL", type=local_path, help="an exported or official model"
+    )
     asked = sample.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", action="append", help="may be given repeatedly")
-    asked.add_argument("--input", type=Path, metavar="FILE", help=".jsonl of prompts or records")
-    sample.add_argument("--out", type=Path, metavar="FILE", help=".jsonl to write, with --input")
+    asked.add_argument(
+        "--input", type=local_path, metavar="FILE", help=".jsonl of prompts or records"
+    )
+    sample.add_argument(
+        "--out", type=local_path, metavar="FILE", help=".jsonl to write, with --input"
+    )
     sample.add_argument("--system", metavar="TEXT", help="the system prompt of those without one")
     sample.add_argument(
         "--complete", action="store_true", help="continue the texts: they are no user's turns"
@@ -58,7 +64,9 @@ def add_sample(sample: ArgumentParser) -> None:
 
 def add_chat(chat: ArgumentParser) -> None:
     """Add the arguments of `llada-sft chat`."""
-    chat.add_argument("model", metavar="MODEL", type=Path, help="an exported or official model")
+    chat.add_argument(
+        "model", metavar="MODEL", type=local_path, help="an exported or official model"
+    )
     chat.add_argument("--system", metavar="TEXT", help="the system prompt")
     _add_settings(chat)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from llada_sft import __version__
-from llada_sft.entry import exit_code
+from llada_sft.entry import exit_code, not_empty
 
 DESCRIPTION = "Fine-tune LLaDA: one config, one command, on SLURM or with --local on this machine."
 
@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what a launch can be asked for."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", type=not_empty, help="the run, see config/"
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
     parser.add_argument(
         "--cluster", metavar="NAME", help="values of config/cluster/NAME.yaml, or of a file"
