@@ -32,7 +32,7 @@ def not_empty(word: str) -> str:
     return word
 
 
-def local_path(word: str) -> Path:
+def path_argument(word: str) -> Path:
     """Return an argument that must be a path of this machine.
 
     Raises:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from llada_sft.entry import local_path
+from llada_sft.entry import path_argument
 from llada_sft.errors import ConfigError
 from llada_sft.generation.settings import IN_BLOCKS, SAMPLERS, SamplerSettings
 
@@ -37,15 +37,15 @@ _NAMES = [
 def add_sample(sample: ArgumentParser) -> None:
     """Add the arguments of `llada-sft sample`."""
     sample.add_argument(
-        "model", metavar="MODEL", type=local_path, help="an exported or official model"
+        "model", metavar="MODEL", type=path_argument, help="an exported or official model"
     )
     asked = sample.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", action="append", help="may be given repeatedly")
     asked.add_argument(
-        "--input", type=local_path, metavar="FILE", help=".jsonl of prompts or records"
+        "--input", type=path_argument, metavar="FILE", help=".jsonl of prompts or records"
     )
     sample.add_argument(
-        "--out", type=local_path, metavar="FILE", help=".jsonl to write, with --input"
+        "--out", type=path_argument, metavar="FILE", help=".jsonl to write, with --input"
     )
     sample.add_argument("--system", metavar="TEXT", help="the system prompt of those without one")
     sample.add_argument(
@@ -65,7 +65,7 @@ def add_sample(sample: ArgumentParser) -> None:
 def add_chat(chat: ArgumentParser) -> None:
     """Add the arguments of `llada-sft chat`."""
     chat.add_argument(
-        "model", metavar="MODEL", type=local_path, help="an exported or official model"
+        "model", metavar="MODEL", type=path_argument, help="an exported or official model"
     )
     chat.add_argument("--system", metavar="TEXT", help="the system prompt")
     _add_settings(chat)

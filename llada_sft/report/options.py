@@ -2,7 +2,7 @@
 
 import argparse
 
-from llada_sft.entry import local_path, not_empty
+from llada_sft.entry import not_empty, path_argument
 
 
 def add_report(report: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_report(report: argparse.ArgumentParser) -> None:
     where = report.add_mutually_exclusive_group()
     where.add_argument(
         "--out",
-        type=local_path,
+        type=path_argument,
         metavar="FILE",
         help="default: RUN/report.html; of several runs ./report.html",
     )
