@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from llada_sft import __version__
 from llada_sft.entry import exit_code, not_empty
+from llada_sft.errors import ConfigError
 
 DESCRIPTION = "Fine-tune LLaDA: one config, one command, on SLURM or with --local on this machine."
 
@@ -117,4 +118,6 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         from llada_sft.cluster.sweep.launch_sweep import launch_sweep
 
         return launch_sweep(options)
+    if options.sweep_limit is not None:
+        raise ConfigError("--sweep-limit: is for the runs of --sweep: remove it, or give that")
     return launch(options)
