@@ -167,7 +167,10 @@ class _Source:
         self.overridden[keys] = where
         value = None if node is None else self._plain(node, keys, ())
         for depth, key in enumerate(keys[:-1], start=1):
-            data = data.setdefault(key, {})
+            # A section without keys, or `lora: null`.
+            if data.get(key) is None:
+                data[key] = {}
+            data = data[key]
             if not isinstance(data, dict):
                 self._add_last(f"{where}: {'.'.join(keys[:depth])} is not a section")
                 return

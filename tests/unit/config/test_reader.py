@@ -391,6 +391,14 @@ def test_a_mistake_in_an_override_is_named(override: str, message: str) -> None:
     assert problems_of(MINIMAL, override) == message
 
 
+def test_an_override_fills_a_section_that_is_null() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\ntrain:\nlora: null\n"
+    config = load(text, "train.epochs=2", "lora.rank=4")
+    assert config.lora is not None
+    assert (config.train.epochs, config.lora.rank) == (2, 4)
+    assert problems_of(text) == "a.yaml:4: train: must be a section of keys, got null"
+
+
 def test_what_is_quoted_in_an_override_is_no_comment() -> None:
     config = load(MINIMAL, "run.root='a #b'", "data.train=[a#b, c]", "optim.lr=1e-5 ")
     assert (config.run.root, config.data.train, config.optim.lr) == ("a #b", ("a#b", "c"), 1e-5)
