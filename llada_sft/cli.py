@@ -12,7 +12,7 @@ from pathlib import Path
 from llada_sft import __version__
 from llada_sft.cluster.launch import command
 from llada_sft.commands import of_runs
-from llada_sft.entry import exit_code
+from llada_sft.entry import exit_code, not_empty, path_argument
 
 _EPILOG = """\
 examples:
@@ -83,14 +83,15 @@ def _add_of_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     export.set_defaults(handler=of_runs.write_export)
     for of_run in (status, logs, cancel, resume, export):
         number = "?" if of_run is status else None
-        of_run.add_argument("run", nargs=number, metavar="RUN", help="a run's path or name")
+        help_text = "a run's path or name"
+        of_run.add_argument("run", nargs=number, metavar="RUN", type=not_empty, help=help_text)
         _add_root(of_run)
     resume.add_argument("overrides", nargs="*", metavar="section.key=value")
     _add_export(export)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
-    export.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    export.add_argument("out", metavar="OUT", type=path_argument, help="the folder to write")
     export.add_argument("--dtype", choices=["bf16", "fp32"], help="of the weights written")
     export.add_argument(
         "--average", type=int, metavar="K", default=1, help="the mean of the K newest checkpoints"
@@ -110,7 +111,9 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _add_init(init: argparse.ArgumentParser) -> None:
-    init.add_argument("folder", metavar="DIR", type=Path, help="may exist: no file is replaced")
+    init.add_argument(
+        "folder", metavar="DIR", type=path_argument, help="may exist: no file is replaced"
+    )
     init.set_defaults(handler=_init)
 
 
@@ -129,7 +132,7 @@ def _add_launch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_root(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--root",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         default=Path("runs"),
         help="the folder of names: run.root (default: runs)",
@@ -140,7 +143,7 @@ def _add_shard(shard: argparse.ArgumentParser) -> None:
     shard.add_argument(
         "inputs", nargs="+", metavar="IN", help="a file, a folder of files, or a glob"
     )
-    shard.add_argument("out", metavar="OUT", type=Path, help="the folder to make")
+    shard.add_argument("out", metavar="OUT", type=path_argument, help="the folder to make")
     shard.add_argument("--num-shards", required=True, type=int, help="at least one for each rank")
     shard.add_argument("--compress", choices=["zst", "gz"])
     shard.add_argument("--shuffle", action="store_true", help="put all rows in a random order")
@@ -164,7 +167,7 @@ def _add_report(report: argparse.ArgumentParser) -> None:
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
-    check.add_argument("config", metavar="CONFIG", help="a config file")
+    check.add_argument("config", metavar="CONFIG", type=not_empty, help="a config file")
     check.add_argument("--ranks", type=int, metavar="N", help="for N ranks, not the config's")
     check.add_argument("--sample", type=int, metavar="M", help="read M rows, and estimate the rest")
     check.add_argument("--json", action="store_true", help="for machines; see docs/check.md")
@@ -188,18 +191,20 @@ def _add_chat(chat: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("out", metavar="OUT", type=Path, help="an exported or official model")
+    evaluate.add_argument(
+        "out", metavar="OUT", type=path_argument, help="an exported or official model"
+    )
     evaluate.add_argument("--tasks", metavar="A,B", help="without it all tasks of the config")
     evaluate.add_argument("--config", metavar="FILE", help="a file of config/eval/")
     evaluate.add_argument(
         "--include-path",
-        type=Path,
+        type=path_argument,
         action="append",
         default=[],
         metavar="DIR",
         help="a folder with tasks of your own; may be given repeatedly",
     )
-    evaluate.add_argument("--results", type=Path, metavar="DIR", help="default: OUT/eval")
+    evaluate.add_argument("--results", type=path_argument, metavar="DIR", help="default: OUT/eval")
     where = evaluate.add_mutually_exclusive_group()
     where.add_argument("--ranks", type=int, default=1, metavar="N", help="processes here")
     where.add_argument("--slurm", action="store_true", help="as a job; see the config's slurm")

@@ -1,15 +1,46 @@
-"""How both entry points end: a problem that the user can fix is a message, not a traceback."""
+"""The arguments of commands that are paths, and how commands end.
 
+A problem that the user can fix is a message, not a traceback.
+"""
+
+import argparse
 import atexit
+import errno
 import gc
 import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from llada_sft.errors import EXIT_CODE, LladaSftError
 
 INTERRUPTED = 130
+# What a write says to which the disk, or a quota, has no room. Of a file that a command writes, the
+# command says it; what is left is the standard output.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def not_empty(word: str) -> str:
+    """Return an argument that is not empty: as a path, that would be the working folder.
+
+    Raises:
+        argparse.ArgumentTypeError: It is, as a variable of the shell that is not set.
+    """
+    if not word:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return word
+
+
+def path_argument(word: str) -> Path:
+    """Return an argument that must be a path of this machine.
+
+    Raises:
+        argparse.ArgumentTypeError: It is empty or a URL, which as a path would be a folder `s3:`.
+    """
+    if "://" in word:
+        raise argparse.ArgumentTypeError(f"must be a path of this machine, not a URL, got {word!r}")
+    return Path(not_empty(word))
 
 
 def exit_code(command: Callable[[], int]) -> int:
@@ -19,16 +50,36 @@ def exit_code(command: Callable[[], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return command()
+        code = command()
+        # Python would do it after this, and say with a traceback of its own that it cannot.
+        _flush_output()
+        return code
     except LladaSftError as error:
         print(error, file=sys.stderr)
         return EXIT_CODE
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) is gone; Python would report it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) is gone.
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in _NO_ROOM:
+            raise
+        _drop_output()
+        print(f"the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_CODE
+
+
+def _flush_output() -> None:
+    # None if the shell has closed it (`>&-`).
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere: it would fail again at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_without_a_collection() -> None:

@@ -1,10 +1,10 @@
 """The options of `sample` and `chat`, the settings of a sampler among them; without torch."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from llada_sft.choices import SAMPLERS
+from llada_sft.entry import path_argument
 from llada_sft.errors import ConfigError
 from llada_sft.generation.settings import SamplerSettings
 from llada_sft.generation.settings_table import SETTINGS
@@ -16,11 +16,17 @@ _OPTIONS = {
 
 def add_sample(sample: ArgumentParser) -> None:
     """Add the arguments of `llada-sft sample`."""
-    sample.add_argument("model", metavar="MODEL", type=Path, help="an exported or official model")
+    sample.add_argument(
+        "model", metavar="MODEL", type=path_argument, help="an exported or official model"
+    )
     asked = sample.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", action="append", help="may be given repeatedly")
-    asked.add_argument("--input", type=Path, metavar="FILE", help=".jsonl of prompts or records")
-    sample.add_argument("--out", type=Path, metavar="FILE", help=".jsonl to write, with --input")
+    asked.add_argument(
+        "--input", type=path_argument, metavar="FILE", help=".jsonl of prompts or records"
+    )
+    sample.add_argument(
+        "--out", type=path_argument, metavar="FILE", help=".jsonl to write, with --input"
+    )
     sample.add_argument("--system", metavar="TEXT", help="the system prompt of those without one")
     sample.add_argument(
         "--complete", action="store_true", help="continue the texts: they are no user's turns"
@@ -38,7 +44,9 @@ def add_sample(sample: ArgumentParser) -> None:
 
 def add_chat(chat: ArgumentParser) -> None:
     """Add the arguments of `llada-sft chat`."""
-    chat.add_argument("model", metavar="MODEL", type=Path, help="an exported or official model")
+    chat.add_argument(
+        "model", metavar="MODEL", type=path_argument, help="an exported or official model"
+    )
     chat.add_argument("--system", metavar="TEXT", help="the system prompt")
     _add_settings(chat)
 

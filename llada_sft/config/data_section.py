@@ -20,6 +20,7 @@ from llada_sft.config.record_formats import (
 )
 from llada_sft.config.values import (
     Fraction,
+    LocalPath,
     NonEmptyStr,
     NonNegativeInt,
     PositiveFloat,
@@ -134,7 +135,7 @@ class DataConfig(Section):
     # last = the last; all = every one, in one example.
     multi_turn: MultiTurn = "random"
     # The Python file with `process_data(record, tokenizer, max_length)`.
-    hook: NonEmptyStr = "utils/process_data.py"
+    hook: LocalPath = "utils/process_data.py"
     # Rows of each source that the launcher gives the hook before it submits a job; 0 = none.
     try_rows: Annotated[int, Field(ge=0, le=1000)] = 16
     # Tokens of prompt and response together.
@@ -188,7 +189,7 @@ class DataConfig(Section):
     on_changed_file: Literal["refuse", "restart_file"] = "refuse"
     # Where line indexes, decompressed shards and fetched objects are kept (docs/data.md); null = a
     # folder of the user's in the system's temporary folder.
-    cache_dir: NonEmptyStr | None = None
+    cache_dir: LocalPath | None = None
     # Rows of a shard in a random order that is keyed by (seed, epoch, shard).
     shuffle: bool = True
     # Optimizer steps that a background process prepares ahead; 0 = in the training process itself.

@@ -10,6 +10,7 @@ from pydantic import (
 )
 
 from llada_sft.config.values import (
+    LocalPath,
     NonEmptyStr,
     NonNegativeFloat,
     NonNegativeInt,
@@ -53,7 +54,7 @@ def _by_name(checkpointing: object) -> object:
 class ModelConfig(Section):
     # A directory with config.json, *.safetensors and the tokenizer; with `init: random` only the
     # tokenizer is read from it.
-    path: NonEmptyStr
+    path: LocalPath
     # random: weights are drawn, for a network of model.size.
     init: Literal["pretrained", "random"] = "pretrained"
     # With init: random; the vocabulary is the tokenizer's.

@@ -158,21 +158,19 @@ class _Source:
     def override(self, data: dict[str, Any], text: str) -> None:
         """Set one key of `data` from `section.key=value`."""
         where = f"override {text!r}"
-        name, equals, value_text = text.partition("=")
-        keys = tuple(name.strip().split("."))
-        if not equals or not all(keys):
-            self._add_last(f"{where}: must be section.key=value")
-            return
         try:
-            node = yaml12.compose(value_text)
-        except (yaml.YAMLError, RecursionError):
-            self._add_last(f"{where}: the value is not YAML; quote it")
+            keys, node = _read_override(text)
+        except ValueError as error:
+            self._add_last(f"{where}: {error}")
             return
         self.overridden = {k: v for k, v in self.overridden.items() if k[: len(keys)] != keys}
         self.overridden[keys] = where
         value = None if node is None else self._plain(node, keys, ())
         for depth, key in enumerate(keys[:-1], start=1):
-            data = data.setdefault(key, {})
+            # A section without keys, or `lora: null`.
+            if data.get(key) is None:
+                data[key] = {}
+            data = data[key]
             if not isinstance(data, dict):
                 self._add_last(f"{where}: {'.'.join(keys[:depth])} is not a section")
                 return
@@ -250,18 +248,18 @@ class _Source:
             return None
         if len(above) > MAX_DEPTH:
             raise ConfigError(f"{where}: not a config: nested too deeply")
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path, (*above, node))
-        if isinstance(node, yaml.SequenceNode):
-            inside = (*above, node)
-            return [self._plain(item, (*path, i), inside) for i, item in enumerate(node.value)]
-        assert isinstance(node, yaml.ScalarNode)
         try:
-            return yaml12.scalar_value(node)
+            if isinstance(node, yaml.ScalarNode):
+                return yaml12.scalar_value(node)
+            yaml12.check_tag(node)
         except ValueError as error:
             self._add(path, str(error), node.start_mark.line + 1)
             self.unreadable.add(path)
             return None
+        inside = (*above, node)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path, inside)
+        return [self._plain(item, (*path, i), inside) for i, item in enumerate(node.value)]
 
     def _mapping(
         self, node: yaml.MappingNode, path: KeyPath, above: tuple[yaml.Node, ...]
@@ -273,7 +271,11 @@ class _Source:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._add(path, "a key must be one word", line)
                 continue
-            key = key_node.value
+            try:
+                key = yaml12.whole_characters(key_node.value)
+            except ValueError as error:
+                self._add(path, f"a key {error}", line)
+                continue
             if key == "<<":
                 self._add(path, "a merge key (<<) is not allowed; write the keys themselves", line)
                 continue
@@ -285,18 +287,27 @@ class _Source:
 
     def _add(self, path: KeyPath, text: str, line: int | None = None) -> None:
         name = ".".join(map(str, path))
-        if where := self._override(path):
-            self._add_last(f"{where}: {name}: {text}")
-            return
-        line = line or self._line(path)
         # Without a name it concerns several sections, and its text names them.
         what = f"{name}: {text}" if name else text
-        self.problems.append((line, f"{self.path}:{line}: {what}"))
+        if where := self._override(path):
+            self._add_last(f"{where}: {what}")
+        elif self.root is None:
+            self._add_last(f"{self.path}: {what}")
+        else:
+            line = line or self._line(path)
+            self.problems.append((line, f"{self.path}:{line}: {what}"))
 
     def _override(self, path: KeyPath) -> str | None:
-        """Return the override that gave the value at a path; None if the file did."""
+        """Return the override that gave the value at a path, or something below it.
+
+        None if the file gave the value.
+        """
         lengths = range(len(path), 0, -1)
-        return next(filter(None, (self.overridden.get(path[:length]) for length in lengths)), None)
+        given = next(filter(None, (self.overridden.get(path[:length]) for length in lengths)), None)
+        if given or not path or self._has(path):
+            return given
+        below = (text for keys, text in self.overridden.items() if keys[: len(path)] == path)
+        return next(below, None)
 
     def _add_last(self, text: str) -> None:
         self.problems.append((1 << 60, text))
@@ -311,7 +322,8 @@ class _Source:
 
     def _way_to(self, path: KeyPath) -> list[int]:
         """Return the line of the file's root, and of each key of a path that is in the file."""
-        assert self.root is not None
+        if self.root is None:
+            return []
         node, lines = self.root, [self.root.start_mark.line + 1]
         for key in path:
             if isinstance(node, yaml.MappingNode):
@@ -325,6 +337,26 @@ class _Source:
             lines.append(matching[-1][0].start_mark.line + 1)
             node = matching[-1][1]
         return lines
+
+
+def _read_override(text: str) -> tuple[tuple[str, ...], yaml.Node | None]:
+    """Return the keys of `section.key=value`, and the node of the value.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
+    name, equals, value = text.partition("=")
+    keys = tuple(name.strip().split("."))
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
+        raise ValueError("must be section.key=value")
+    try:
+        yaml12.whole_characters(text)
+        node = yaml12.compose(value)
+    except (yaml.YAMLError, RecursionError):
+        raise ValueError("the value is not YAML; quote it") from None
+    if yaml12.is_cut_by_a_comment(node, value):
+        raise ValueError("'#' begins a comment in YAML; quote the value")
+    return keys, node
 
 
 def _not_yaml(path: str, error: Exception) -> str:

@@ -40,6 +40,8 @@ OF_A_TURN = {"role", "content", "from", "value"}
 
 # Other names that a field has in files of other tools; the first that a record has is read.
 _CHAT_ALIASES = {"system": ("system_prompt",), "tools": ("functions",)}
+# All names of what a record may say of its whole conversation.
+OF_CONVERSATIONS = frozenset(_CHAT_ALIASES).union(*_CHAT_ALIASES.values())
 ALIASES: Mapping[KnownFormat, Mapping[str, tuple[str, ...]]] = {
     "messages": {
         "messages": ("conversations", "conversation"),

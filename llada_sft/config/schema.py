@@ -27,6 +27,7 @@ from llada_sft.config.values import (
     Beta,
     Elements,
     Fraction,
+    LocalPath,
     Minutes,
     NonEmptyStr,
     NonNegativeFloat,
@@ -48,7 +49,7 @@ class RunConfig(Section):
     # Names the run directory, and the job.
     name: RunName
     # The folder that holds the run directories; on a cluster it must be shared by all nodes.
-    root: NonEmptyStr = "runs"
+    root: LocalPath = "runs"
     # Keys every random choice: the noise, and the weights of `model.init: random`.
     seed: NonNegativeInt = 0
     # A process on another host that owns the run (a launcher, or --local) counts as dead after this

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from llada_sft.config.values import (
     Count,
+    LocalPath,
     Minutes,
-    NonEmptyStr,
     NonNegativeInt,
     OptionText,
     PositiveFloat,
@@ -143,7 +143,7 @@ class SlurmConfig(Section):
     # See attempts_without_progress.
     min_steps_per_attempt: NonNegativeInt = 3
     # A shell script that every node sources first: modules, virtual environment, NCCL variables.
-    setup: NonEmptyStr | None = "slurm/setup.sh"
+    setup: LocalPath | None = "slurm/setup.sh"
     # Further sbatch options, by their long names: {reservation: week42, exclusive: true}. true is
     # an option without a value, false takes away one of a preset.
     extra: dict[SbatchKey, OptionValue] = Field({})

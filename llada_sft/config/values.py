@@ -35,8 +35,29 @@ MAX_OPTION_BYTES = 1_600
 _NOT_IN_A_LINE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)]
 NonEmptyStr = Annotated[str, StringConstraints(min_length=1)]
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Part of the names of files: no slash.
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def is_url(path: str) -> bool:
+    """Return whether a path is a URL: `s3://bucket/train`, `memory://x`."""
+    return _URL.match(path) is not None
+
+
+def require_local(path: str) -> str:
+    """Return a path that is not a URL: as a path, that would be a folder named `s3:`.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if is_url(path):
+        raise ValueError(f"must be a path of this machine, not a URL, got {path!r}")
+    return path
+
+
+# Where only a local file or folder will do.
+LocalPath = Annotated[NonEmptyStr, AfterValidator(require_local)]
 
 
 def require_line(text: str) -> str:
@@ -61,11 +82,3 @@ class Section(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
     )
-
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-def is_url(path: str) -> bool:
-    """Return whether a path is a URL: `s3://bucket/train`, `memory://x`."""
-    return _URL.match(path) is not None

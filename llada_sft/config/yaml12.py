@@ -88,7 +88,36 @@ def scalar_value(node: yaml.ScalarNode) -> Any:
         raise ValueError(f"{node.value!r} does not fit its tag {kind}")
     if "\0" in node.value:
         raise ValueError("must not contain the character NUL, which no path or command can have")
-    return _SCALARS[kind](node.value)
+    return _SCALARS[kind](whole_characters(node.value))
+
+
+def check_tag(node: yaml.Node) -> None:
+    """Check the tag of a mapping or a list.
+
+    Raises:
+        ValueError: It is not of the core schema, or not of this kind.
+    """
+    kind = "map" if isinstance(node, yaml.MappingNode) else "seq"
+    if node.tag != _TAG + kind:
+        raise ValueError(f"the tag {node.tag!r} is not allowed; write a plain value")
+
+
+def whole_characters(text: str) -> str:
+    """Join surrogate pairs, as JSON writes characters beyond 16 bits: `"\\ud83d\\ude00"`.
+
+    Raises:
+        ValueError: There is half of a pair, as also bytes that are not UTF-8 give.
+    """
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError(f"must be UTF-8 text, got {text!r}") from None
+
+
+def is_cut_by_a_comment(node: yaml.Node | None, text: str) -> bool:
+    """Return whether a comment follows the value that a text was composed to."""
+    end = 0 if node is None else node.end_mark.index
+    return text[end:].lstrip().startswith("#")
 
 
 def compose(text: str) -> yaml.Node | None:

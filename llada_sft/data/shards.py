@@ -64,11 +64,13 @@ def _matching(path: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pa
     start, pattern = _literal_start(path)
     _check_folders(start, pattern)
     names = glob.glob(pattern, root_dir=start, recursive=True) if pattern else [""]  # noqa: PTH207
-    # `**` also matches the folders on its way.
+    # `**` also matches the folders on its way, and several of it a file more than once.
     shards = sorted(
-        shard
-        for shard in (start / name for name in names)
-        if shard.name.endswith(suffixes) or shard.is_file()
+        {
+            shard
+            for shard in (start / name for name in names)
+            if shard.name.endswith(suffixes) or shard.is_file()
+        }
     )
     if not shards:
         what = "no file matches" if glob.has_magic(pattern) else "no such folder or file"

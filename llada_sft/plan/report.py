@@ -1,5 +1,6 @@
 """The lines of `launch.py --plan`."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -74,7 +75,7 @@ def plan_lines(config: Config, assumed: Assumptions) -> list[str]:
     """
     if not 0 < assumed.mfu <= 1:
         raise ConfigError(f"--mfu: must be above 0 and at most 1, got {assumed.mfu:g}")
-    if assumed.tokens is not None and not assumed.tokens > 0:
+    if assumed.tokens is not None and not 0 < assumed.tokens < math.inf:
         raise ConfigError(f"--tokens: must be above 0, got {assumed.tokens:g}")
     planned = setup_of(config)
     memory = planned.memory()

@@ -39,6 +39,9 @@ def write_report(runs: Sequence[RunDir], out: Path | None = None) -> Path:
     path = out or (runs[0].report if len(runs) == 1 else Path("report.html"))
     if path.is_dir():
         raise ConfigError(f"--out {path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        # Root could replace even /dev/stdout.
+        raise ConfigError(f"--out {path}: is not a regular file; name a file")
     try:
         with atomic.replacing(path) as partial_file:
             partial_file.write_text(page_of(runs), encoding="utf-8")

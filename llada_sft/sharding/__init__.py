@@ -66,6 +66,8 @@ def make_shards(
     """
     if num_shards < 1:
         raise ConfigError(f"--num-shards: must be at least 1, got {num_shards}")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"--seed: must be at least 0, got {seed}")
     if not 0 <= max_bad_fraction <= 1:
         raise ConfigError(f"--max-bad-fraction: must be from 0 to 1, got {max_bad_fraction}")
     check_new(out)

@@ -33,6 +33,9 @@ def find_inputs(names: Sequence[str], out: Path) -> list[Path]:
     """
     files: list[Path] = []
     for name in names:
+        if not name:
+            # `Path` takes it for the working folder; a variable of the shell may be empty.
+            raise DataError("IN: is empty; name a file, a folder or a glob")
         if is_remote(name):
             raise DataError(f"{name}: is not on this machine; copy it here first")
         files += _files_of(Path(local_path(name)), out)

@@ -1,11 +1,13 @@
-"""How both entry points end."""
+"""What both entry points take for a path, and how they end."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from llada_sft.cli import parser
 from llada_sft.entry import exit_code
 from llada_sft.errors import DataError
 
@@ -45,6 +47,58 @@ def test_a_reader_that_has_gone_is_no_traceback() -> None:
         assert writer.stdout is not None and writer.stderr is not None
         writer.stdout.close()
         assert (writer.stderr.read(), writer.wait(30)) == (b"", 1)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_an_output_without_room_is_one_line(lines: int) -> None:
+    script = (
+        "import sys; from llada_sft.entry import exit_code\n"
+        f"def write():\n for _ in range({lines}): print('line')\n return 0\n"
+        "sys.exit(exit_code(write))"
+    )
+    for environment in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-c", script],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=os.environ | environment,
+            )
+        assert done.stderr == b"the output cannot be written: No space left on device\n"
+        assert done.returncode == 2
+
+
+def test_another_error_of_the_system_keeps_its_traceback() -> None:
+    def fail() -> int:
+        raise OSError(5, "elsewhere")
+
+    with pytest.raises(OSError, match="elsewhere"):
+        exit_code(fail)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["shard", "a.jsonl", "s3://b/out", "--num-shards=1"], "argument OUT: must be a path of"),
+        (["export", "run", "file:///out"], "argument OUT: must be a path of this machine, not a"),
+        (["export", "run", ""], "argument OUT: must not be empty"),
+        (["cancel", ""], "argument RUN: must not be empty"),
+        (["status", ""], "argument RUN: must not be empty"),
+        (["report", ""], "argument RUN: must not be empty"),
+        (["report", "a", "--out", "s3://b/page"], "argument --out: must be a path of this"),
+        (["check", ""], "argument CONFIG: must not be empty"),
+        (["launch", "--config="], "argument --config: must not be empty"),
+        (["init", ""], "argument DIR: must not be empty"),
+        (["sample", "m", "--prompt=p", "--out="], "argument --out: must not be empty"),
+    ],
+)
+def test_an_argument_that_is_not_a_path_here(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(words)
+    assert caught.value.code == 2
+    assert f"error: {problem}" in capsys.readouterr().err
 
 
 def test_what_an_output_cannot_encode_is_no_traceback() -> None:

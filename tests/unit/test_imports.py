@@ -43,10 +43,10 @@ MAY_KNOW = {
     "commands": GROUND | {"cluster", "training", "report", "paths"},
     "entry": {"errors"},
     "paths": GROUND | {"data", "model", "training"},
-    "answering": GROUND | {"generation", "model", "data"},
+    "answering": GROUND | {"entry", "generation", "model", "data"},
     "demo": GROUND | {"answering", "generation", "training", "data", "model"},
     # Of the training only what needs no torch: see below.
-    "report": GROUND | {"cluster", "training"},
+    "report": GROUND | {"entry", "cluster", "training"},
     "cluster": GROUND | {"entry", "training", "data", "model", "plan"},
     "plan": GROUND | {"data", "model"},
     "training": GROUND | {"data", "model", "diffusion", "generation"},

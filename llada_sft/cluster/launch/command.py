@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from llada_sft import __version__
-from llada_sft.entry import exit_code
+from llada_sft.entry import exit_code, not_empty
+from llada_sft.errors import ConfigError
 
 DESCRIPTION = "Fine-tune LLaDA: one config, one command, on SLURM or with --local on this machine."
 
@@ -38,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what a launch can be asked for."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run, see config/")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", type=not_empty, help="the run, see config/"
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="the same as slurm.nodes=N")
     parser.add_argument(
         "--cluster", metavar="NAME", help="values of config/cluster/NAME.yaml, or of a file"
@@ -115,4 +118,6 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         from llada_sft.cluster.sweep.launch_sweep import launch_sweep
 
         return launch_sweep(options)
+    if options.sweep_limit is not None:
+        raise ConfigError("--sweep-limit: is for the runs of --sweep: remove it, or give that")
     return launch(options)

@@ -137,7 +137,13 @@ def split_values(text: str) -> list[str]:
         return []
     if not isinstance(node, yaml.SequenceNode) or node.end_mark.index != len(whole):
         return []
-    return [whole[item.start_mark.index : item.end_mark.index] for item in node.value]
+    places = [(item.start_mark.index, item.end_mark.index) for item in node.value]
+    starts, ends = [start for start, _ in places], [end for _, end in places]
+    between = [whole[end:start] for end, start in zip([0, *ends], [*starts, None], strict=True)]
+    # A comment would hide values.
+    if any("#" in text for text in between):
+        return []
+    return [whole[start:end] for start, end in places]
 
 
 def value_of(config: Config, key: str) -> Any:

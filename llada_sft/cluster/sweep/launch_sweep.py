@@ -111,13 +111,20 @@ def _options_of(run: SweptRun, options: LaunchOptions, *more: str) -> LaunchOpti
 
 
 def _show(sweep: _Sweep, options: LaunchOptions) -> int:
-    """Print the runs, and what was asked for of the first, or of all whose plans differ."""
+    """Print the runs, and what was asked for of the first, or of all whose plans differ.
+
+    Raises:
+        ConfigError: Of a dry run, what would keep the others from starting.
+    """
     print(f"# {len(sweep.runs)} runs in {sweep.folder}:")
     for run in sweep.runs:
         print(f"#   {run.name}")
     if not options.plan:
         print(f"# the first, {sweep.runs[0].name}:", flush=True)
-        return launch(_options_of(sweep.runs[0], options))
+        code = launch(_options_of(sweep.runs[0], options))
+        if options.dry_run and code == 0:
+            _require_files(sweep, Path.cwd(), local=False)
+        return code
     same_plan: dict[str, list[str]] = {}
     for run in sweep.runs:
         with redirect_stdout(io.StringIO()) as text:

@@ -134,21 +134,18 @@ class Encoder:
             BadRowError: The row or what the hook made of it cannot be used; names file and line.
         """
         record, key = parse_row(row), row_key(self.seed, epoch, row.file, row.line)
-        unread = self._unread(record)
-        counts = replace(GOOD_ROW, unread=dict.fromkeys(unread, 1)) if unread else GOOD_ROW
         try:
+            unread = self._unread(record)
+            counts = replace(GOOD_ROW, unread=dict.fromkeys(unread, 1)) if unread else GOOD_ROW
             record = self._read(row, record, key)
             counts = self._notice(record, counts)
             returned = self._run_hook(row, record, key)
         except NothingToLearnError:
             return Encoded([], replace(counts, not_learned=1))
+        except RecursionError:
+            raise BadRowError(row, "bad_record", "nested too deeply") from None
         items = returned if isinstance(returned, list) else [] if returned is None else [returned]
-        try:
-            checked = [check_item(item, self.vocab_size, self.mask_token_id) for item in items]
-            for fields in checked:
-                self.answer_end.require_unused(fields["input_ids"], fields.get("noisy_ids"))
-        except DataError as error:
-            raise BadRowError(row, "hook_returned", str(error)) from None
+        checked = [self._checked(row, item) for item in items]
         examples: list[Example] = []
         clipped = skipped = 0
         pieces = (self._pieces(fields, key, number) for number, fields in enumerate(checked))
@@ -188,13 +185,24 @@ class Encoder:
         random.seed(key)
         try:
             return self.hook(record, self.tokenizer, self.max_length)
-        except NothingToLearnError:
+        except (NothingToLearnError, KeyboardInterrupt):
             raise
         except DataError as error:
             raise BadRowError(row, "bad_record", str(error)) from None
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # SystemExit, CancelledError, or of the user's own
             message = f"hook raised {describe_exception(error, self.hook_path)}"
             raise BadRowError(row, "hook_raised", message) from None
+
+    def _checked(self, row: Row, item: object) -> Fields:
+        try:
+            fields = check_item(item, self.vocab_size, self.mask_token_id)
+            self.answer_end.require_unused(fields["input_ids"], fields.get("noisy_ids"))
+        except DataError as error:
+            raise BadRowError(row, "hook_returned", str(error)) from None
+        except Exception as error:  # a class of the user's, or a number without end
+            message = f"what the hook returned raised {describe_exception(error, self.hook_path)}"
+            raise BadRowError(row, "hook_returned", message) from None
+        return fields
 
     def _pieces(self, fields: Fields, key: int, number: int) -> Iterable[Piece]:
         """Split an example of a row, the number-th, if it is a document and the config says so."""

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llada_sft.config.data_section import DataConfig
 from llada_sft.errors import DataError
@@ -71,8 +71,10 @@ def check_hook(path: Path) -> None:
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
         raise DataError(f"{path}{line}: not Python: {error.msg}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not Python: {error}") from None
+    except (ValueError, MemoryError, RecursionError) as error:
+        # The last two: nested too deeply, by the parser's own limit or by Python's.
+        what = str(error) or "nested too deeply"
+        raise DataError(f"{path}: not Python: {what}") from None
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     imported = {
         alias.asname or alias.name
@@ -114,14 +116,16 @@ def load_hook(path: Path) -> HookFunction:
     sys.modules[_MODULE_NAME] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, or of the user's own
         raise DataError(
             f"{path}: the hook raised on import: {describe_exception(error, path)}"
         ) from None
     # It may have been imported, or bound again.
-    function: HookFunction = getattr(module, FUNCTION)
+    function = getattr(module, FUNCTION, None)
     _check_callable(path, function)
-    return function
+    return cast("HookFunction", function)
 
 
 def _check_callable(path: Path, function: object) -> None:
@@ -146,6 +150,9 @@ def describe_exception(error: BaseException, hook_path: Path) -> str:
         if Path(trace.tb_frame.f_code.co_filename) == hook_path.absolute():
             line = trace.tb_lineno
         trace = trace.tb_next
-    message = " ".join(str(error).split())
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a class of the user's
+        message = ""
     place = f" ({hook_path.name} line {line})" if line else ""
     return f"{type(error).__name__}: {message}{place}" if message else type(error).__name__ + place

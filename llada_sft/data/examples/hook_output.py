@@ -14,6 +14,7 @@ _REQUIRED = {"input_ids", "response_mask"}
 _ALLOWED = _REQUIRED | {"noisy_ids", "loss_weights"}
 _TRUTH = bool | int | np.bool_ | np.integer
 _TRUTH_BYTES = b"\0\1"
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 def check_item(
@@ -90,9 +91,19 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
 
 def _check_weights(values: list[object]) -> NDArray[np.float32]:
     for value in values:
-        is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not is_number or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+        is_number = isinstance(value, int | float | np.integer | np.floating)
+        if not is_number or isinstance(value, bool) or not 0 <= _number(value) < math.inf:
             raise DataError(
                 f"hook returned 'loss_weights' with {value!r}; weights are numbers of at least 0"
             )
+        if _number(value) > _LARGEST_WEIGHT:
+            raise DataError(
+                f"hook returned 'loss_weights' with {str(value)[:20]}; weights are fp32, at most"
+                f" {_LARGEST_WEIGHT:.1e}"
+            )
     return np.array(values, np.float32)
+
+
+def _number(value: Any) -> int | float:
+    """Return a number as Python's: an integer of any size can be compared, but is not a float."""
+    return value if isinstance(value, int) else float(value)

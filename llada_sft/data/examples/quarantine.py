@@ -169,11 +169,18 @@ def _append(path: Path, entry: _Entry) -> None:
 
 
 def _read_all(path: Path) -> Iterator[_Entry]:
-    """Read what all ranks have written: the run may have had another number of them."""
-    if path.exists():
-        _drop_cut_line(path)
-    for file in sorted(path.parent.glob("rank_*.jsonl")):
-        content = file.read_bytes()
+    """Read what all ranks have written: the run may have had another number of them.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    try:
+        if path.exists():
+            _drop_cut_line(path)
+        contents = [file.read_bytes() for file in sorted(path.parent.glob("rank_*.jsonl"))]
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    for content in contents:
         for line in content[: content.rfind(b"\n") + 1].splitlines():
             entry = _parse(line)
             if entry is not None:

@@ -9,11 +9,11 @@ would have merged characters of both. The ids of a prompt are thus those that th
 with when it is sampled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, TypedDict
 
-from llada_sft.config.record_formats import SpecialTokensInText
+from llada_sft.config.record_formats import OF_CONVERSATIONS, KnownFormat, SpecialTokensInText
 from llada_sft.data.records.chat_template import ChatTemplate, template_of
 from llada_sft.data.records.conversation import SAID, Turn
 from llada_sft.data.records.formats import RecordRules, likely_format
@@ -25,7 +25,8 @@ from llada_sft.errors import DataError
 _NO_RULES = RecordRules()
 # Kept at the tokenizer: that is all that a hook passes on.
 _LAYOUT = "_llada_sft_layout"
-_OF_MESSAGES = ("messages", "system", "system_prompt", "tools", "functions")
+_OF_MESSAGES = {"messages", *OF_CONVERSATIONS}
+_OF_TOKENS = {"input_ids", "response_mask", "attention_mask"}
 # A text that templates write as it is.
 _PROBE = "probe"
 # Ids, and what their loss is multiplied by: 0 for a prompt.
@@ -108,10 +109,10 @@ def texts_that_are_read(record: object) -> list[str]:
     """Return the texts of a record that a hook gets: what is said in its turns, or its text."""
     if not isinstance(record, Mapping):
         return []
-    if "messages" in record:
+    if isinstance(turns := record.get("messages"), list):
         said = [
             turn[name]
-            for turn in record["messages"]
+            for turn in turns
             if isinstance(turn, Mapping)
             for name in SAID
             if name in turn
@@ -151,17 +152,29 @@ def encode_record(record: object, tokenizer: Any) -> EncodedRecord:
         DataError: What is wrong with the record.
         NothingToLearnError: No turn of it is to be learned; the row is skipped.
     """
-    if isinstance(record, Mapping) and isinstance(record.get("messages"), list):
-        # The other fields are those of a row that was read already.
-        record = {name: record[name] for name in _OF_MESSAGES if name in record}
-        content = read_record(record, "messages", _NO_RULES)
-    else:
-        content = read_record(record, likely_format(record, {}), _NO_RULES)
+    content = read_record(*_to_read(record), _NO_RULES)
     if isinstance(content, Tokenized):
         return {"input_ids": content.input_ids, "response_mask": content.response_mask}
     if isinstance(content, str):
         return _encode_text(content, tokenizer)
     return _encode_conversation(content, tokenizer)
+
+
+def _to_read(record: object) -> tuple[object, KnownFormat]:
+    """Return what is read of a record, and its format.
+
+    A row that was read already has its other fields as well: they are not read a second time.
+    """
+    if isinstance(record, Mapping):
+        if isinstance(record.get("messages"), list):
+            return _only(record, _OF_MESSAGES), "messages"
+        if all(isinstance(record.get(name), list) for name in ("input_ids", "response_mask")):
+            return _only(record, _OF_TOKENS), "tokens"
+    return record, likely_format(record, {})
+
+
+def _only(record: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name in names}
 
 
 def encode_prompt(

@@ -10,16 +10,22 @@ With `data.format: raw` nothing is done.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from llada_sft.config.record_formats import REQUIRED, KnownFormat, MultiTurn, RecordFormat
-from llada_sft.data.records.formats import RecordRules, format_of, names_in
+from llada_sft.config.record_formats import (
+    FIELDS,
+    OF_CONVERSATIONS,
+    REQUIRED,
+    KnownFormat,
+    MultiTurn,
+    RecordFormat,
+)
+from llada_sft.data.records.formats import RecordRules, format_of
 from llada_sft.data.records.read import Tokenized, read_record
 from llada_sft.data.records.turns import choose_answers
 from llada_sft.data.records.unread import unread_fields
 from llada_sft.keys import hashed
 
 # Beside what a record was read as, these would be taken for its conversation or text.
-_OF_OTHERS = {name for required in REQUIRED.values() for name in required}
-_OF_SYSTEM = {"system", "system_prompt"}
+_OF_OTHERS = {name for required in REQUIRED.values() for name in required} | {*FIELDS["tokens"]}
 
 
 def row_key(seed: int, epoch: int, file: str, line: int) -> int:
@@ -72,10 +78,8 @@ class RecordReader:
             others = {name: value for name, value in others.items() if name not in _OF_OTHERS}
             return others | ({"text": content} if isinstance(content, str) else vars(content))
         messages = choose_answers(content.turns, self.multi_turn, key, content.history)
-        if not _OF_SYSTEM.isdisjoint(others):
-            # It is the first of the messages now.
-            system = names_in(record, record_format, self.rules.fields)["system"]
-            if system in _OF_SYSTEM:
-                others.pop(system, None)
+        if not OF_CONVERSATIONS.isdisjoint(others):
+            # What was read of them is the first of the messages now, or the tools below.
+            others = {name: one for name, one in others.items() if name not in OF_CONVERSATIONS}
         tools = {} if content.tools is None else {"tools": content.tools}
         return {**others, "messages": messages, **tools}

@@ -284,6 +284,7 @@ def test_a_file_that_is_no_config(text: str, message: str) -> None:
     ("override", "message"),
     [
         ("data.train=" + "[" * 5000, "the value is not YAML; quote it"),
+        (".".join(["a"] * 2000) + "=1", "must be section.key=value"),
         ("data.train=" + "[" * 40 + "]" * 40, "not a config: nested too deeply"),
         ("data.train=[" + "a, " * 10_000 + "]", "not a config: more than 10,000 values"),
         ("run.seed=" + "9" * 100_000, "run.seed: a whole number must fit into 64 bits"),
@@ -346,6 +347,36 @@ def test_rules_of_the_schema(section: str, message: str) -> None:
         ("optim.lrr=1", "override 'optim.lrr=1': optim.lrr: unknown key; did you mean 'lr'?"),
         ("run.name.x=1", "override 'run.name.x=1': run.name is not a section"),
         (
+            "optim.betas.0=0.8",
+            "override 'optim.betas.0=0.8': optim.betas: must be a list, got a mapping",
+        ),
+        (
+            "run.root=a #b",
+            "override 'run.root=a #b': '#' begins a comment in YAML; quote the value",
+        ),
+        (
+            "data.train=#1/*.jsonl",
+            "override 'data.train=#1/*.jsonl': '#' begins a comment in YAML; quote the value",
+        ),
+        (
+            "run.root=a\udcff",
+            "override 'run.root=a\\udcff': must be UTF-8 text, got 'run.root=a\\udcff'",
+        ),
+        (
+            'run.root="\\ud800"',
+            "override 'run.root=\"\\\\ud800\"': run.root: must be UTF-8 text, got '\\ud800'",
+        ),
+        (
+            "run.root=s3://bucket/runs",
+            "override 'run.root=s3://bucket/runs': run.root: must be a path of this machine, not a"
+            " URL, got 's3://bucket/runs'",
+        ),
+        (
+            "model.path=hf://a/b",
+            "override 'model.path=hf://a/b': model.path: must be a path of this machine, not a URL,"
+            " got 'hf://a/b'",
+        ),
+        (
             "train={epochs: 0}",
             "override 'train={epochs: 0}': train.epochs: must be at least 1, got 0",
         ),
@@ -358,6 +389,44 @@ def test_rules_of_the_schema(section: str, message: str) -> None:
 )
 def test_a_mistake_in_an_override_is_named(override: str, message: str) -> None:
     assert problems_of(MINIMAL, override) == message
+
+
+def test_an_override_fills_a_section_that_is_null() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\ntrain:\nlora: null\n"
+    config = load(text, "train.epochs=2", "lora.rank=4")
+    assert config.lora is not None
+    assert (config.train.epochs, config.lora.rank) == (2, 4)
+    assert problems_of(text) == "a.yaml:4: train: must be a section of keys, got null"
+
+
+def test_what_is_quoted_in_an_override_is_no_comment() -> None:
+    config = load(MINIMAL, "run.root='a #b'", "data.train=[a#b, c]", "optim.lr=1e-5 ")
+    assert (config.run.root, config.data.train, config.optim.lr) == ("a #b", ("a#b", "c"), 1e-5)
+
+
+def test_surrogate_pairs_are_characters_as_in_json() -> None:
+    text = '{"run": {"name": "a", "root": "\\ud83d\\ude00"}, "model": {"path": "m"}}'
+    assert load(text, "data.train=d").run.root == "\U0001f600"
+    assert problems_of(MINIMAL + '"\\ud83d": 1\n').endswith(
+        ": a key must be UTF-8 text, got '\\ud83d'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "tag"),
+    [
+        ("!mine {epochs: 1}", "!mine"),
+        ("!!seq {epochs: 1}", "tag:yaml.org,2002:seq"),
+        ("!!map [1]", "tag:yaml.org,2002:map"),
+        ("!!set {epochs}", "tag:yaml.org,2002:set"),
+        ("!!python/tuple [1]", "tag:yaml.org,2002:python/tuple"),
+    ],
+)
+def test_a_collection_has_no_tag_but_its_own(value: str, tag: str) -> None:
+    override = f"train={value}"
+    problem = f"train: the tag {tag!r} is not allowed; write a plain value"
+    assert problems_of(MINIMAL, override) == f"override {override!r}: {problem}"
+    assert load(MINIMAL, "train=!!map {epochs: !!int 1}").train.epochs == 1
 
 
 def test_overrides_win_in_their_order() -> None:

@@ -299,3 +299,70 @@ def test_an_answer_that_is_cut_does_not_end(tmp_path: Path) -> None:
     assert read.texts[0][1] == "abcd"
     read = Read(tmp_path, row, max_length=length + 4, eos_after_cut=True)
     assert read.texts[0][1] == f"abc{EOS}"
+
+
+TOKEN_ROW = {"input_ids": [256, 80, 64, 65], "labels": [-100, -100, 64, 65]}
+TURNS = [user("q"), bot("WRONG")]
+
+
+def test_padding_of_a_row_of_tokens_is_skipped(tmp_path: Path) -> None:
+    row = TOKEN_ROW | {"attention_mask": [1, 1, 1, 0]}
+    masked = {"input_ids": [80, 64], "response_mask": [0, 1], "attention_mask": [1, 1]}
+    read = Read(tmp_path, row, TOKEN_ROW | {"attention_mask": [1, 0, 1, 1]}, masked)
+    assert read.bad == []
+    assert read.pairs == [([256, 80], [64, 257]), ([256], [64, 65, 257]), ([80], [64, 257])]
+    assert Read(tmp_path, masked | {"attention_mask": [0, 1]}, format="raw").pairs == [
+        ([], [64, 257])
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"question": "q", "answer": "WRONG"},
+        {"conversation": TURNS},
+        {"instruction": "q", "response": "WRONG"},
+        {"input": "q", "output": "WRONG"},
+    ],
+)
+def test_a_row_of_tokens_is_not_read_by_the_text_next_to_it(
+    tmp_path: Path, text: dict[str, Any]
+) -> None:
+    for named in ("auto", "tokens"):
+        read = Read(tmp_path, TOKEN_ROW | text, format=named)
+        assert (read.bad, read.pairs) == ([], [([256, 80], [64, 65, 257])])
+        assert read.counts.unread == dict.fromkeys(text, 1)
+
+
+def test_what_was_read_is_not_read_again_under_another_name(tmp_path: Path) -> None:
+    row = {"system": "s", "system_prompt": "other", "prompt": "q", "response": "a"}
+    with_system = BOS + turn("system", "s") + turn("user", "q") + ASK
+    read = Read(tmp_path, row)
+    assert (read.bad, [prompt for prompt, _ in read.texts]) == ([], [with_system])
+    assert read.counts.unread == {"system_prompt": 1}
+    # The prompt is in the field that usually is the system prompt.
+    read = Read(tmp_path, {"system": "q", "response": "a"}, fields={"prompt": "system"})
+    assert read.pairs == [pair("q", "a")]
+    row = {"mine": "s", "system": "other", "prompt": "q", "response": "a", "tools": [{"x": 1}]}
+    read = Read(tmp_path, row, fields={"system": "mine", "tools": "none"})
+    assert (read.bad, [prompt for prompt, _ in read.texts]) == ([], [with_system])
+    assert read.counts.unread == {"system": 1, "tools": 1}
+
+
+@pytest.mark.parametrize("value", [1, 0.5, True, None, "text", {"role": "user"}])
+def test_messages_that_are_not_a_list_are_a_bad_row(tmp_path: Path, value: object) -> None:
+    for named in ("raw", "messages"):
+        read = Read(tmp_path, {"messages": value}, format=named)
+        assert read.bad[0].startswith("'messages' must be a list of turns, got ")
+
+
+def test_nesting_beyond_what_can_be_looked_through_is_a_bad_row(tmp_path: Path) -> None:
+    deep = "[" * 950 + "]" * 950
+    turns = '"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"'
+    read = Read(
+        tmp_path,
+        f'{{{turns}, "reasoning": {deep}}}]}}',
+        f'{{{turns}}}], "unread": {deep}}}',
+    )
+    assert (read.bad, read.drawn) == (["nested too deeply"], ["a"])
+    assert Read(tmp_path, f'{{"x": {deep}}}', format="raw").bad == ["nested too deeply"]

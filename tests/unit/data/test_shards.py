@@ -36,6 +36,13 @@ def test_no_shards_is_an_error(tmp_path: Path, name: str, message: str) -> None:
     assert str(caught.value) == f"{tmp_path}{message}"
 
 
+@pytest.mark.parametrize("pattern", ["**/**/*.jsonl", "**/**", "**/a/**/*.jsonl", "**/**/**/*"])
+def test_a_file_that_a_glob_matches_twice_is_one_file(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x.jsonl").touch()
+    assert list_shards(f"{tmp_path}/{pattern}") == [tmp_path / "a/b/x.jsonl"]
+
+
 CHARACTERS = [
     "[1]",
     "[",

@@ -218,6 +218,7 @@ def test_what_fits_is_what_the_memory_says(model: Path) -> None:
         (Assumptions(mfu=40), "--mfu: must be above 0 and at most 1, got 40"),
         (Assumptions(mfu=float("nan")), "--mfu: must be above 0 and at most 1, got nan"),
         (Assumptions(tokens=-1), "--tokens: must be above 0, got -1"),
+        (Assumptions(tokens=float("inf")), "--tokens: must be above 0, got inf"),
         (Assumptions(gpu="abacus"), "--gpu: no rate is known of 'abacus'; try H100, H200 or A100"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ def test_a_page_of_several_runs_is_written_here(
             " --out",
         ),
         (["runs/a", "--out", "runs"], "--out runs: is a folder; name a file in it"),
+        (["runs/a", "--out", "pipe"], "--out pipe: is not a regular file; name a file"),
+        (["runs/a", "--out", "to_null"], "--out to_null: is not a regular file; name a file"),
         (["runs/a"] * 17 + ["--out", "x"], "report: at most 16 runs in one page, got 17"),
         (
             ["runs/a", "--serve", "70000"],
@@ -72,8 +75,11 @@ def test_a_mistake_is_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("to_null").symlink_to("/dev/null")
     assert report(monkeypatch, *arguments) == 2
     assert capsys.readouterr().err == f"{message}\n"
+    assert Path("pipe").is_fifo() and Path("to_null").is_symlink()
 
 
 def test_a_failed_report_leaves_the_one_before(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

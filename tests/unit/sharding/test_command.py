@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -221,6 +222,8 @@ def test_names_are_taken_literally_before_they_are_globs(
             "csv out --num-shards 1 --max-bad-fraction 1.5",
             "--max-bad-fraction: must be from 0 to 1, got 1.5",
         ),
+        ("csv out --num-shards 1 --shuffle --seed -5", "--seed: must be at least 0, got -5"),
+        ("'' out --num-shards 1", "IN: is empty; name a file, a folder or a glob"),
         ("old out --num-shards 1", "old: there is only a list of the bad rows of an earlier run"),
         ("*.ndjson out --num-shards 1", "*.ndjson: there is only a list of the bad rows of an"),
         ("csv out --num-shards 99999999", "--num-shards: 99,999,999: this process may open only "),
@@ -242,7 +245,7 @@ def test_a_mistake_is_one_line(
     Path("mixed/a.json").touch()
     Path("mixed/b.parquet").touch()
     before = sorted(here.rglob("*"))
-    assert call(monkeypatch, *arguments.split()) == 2
+    assert call(monkeypatch, *shlex.split(arguments)) == 2
     assert sorted(here.rglob("*")) == before
     out, err = capsys.readouterr()
     assert out == ""

@@ -157,6 +157,23 @@ def test_a_dry_run_shows_the_runs_and_the_first(call: Call, project: Path) -> No
     assert sorted(project.rglob("*")) == before
 
 
+def test_a_dry_run_finds_the_problems_of_all_runs(call: Call, project: Path) -> None:
+    sweep = "data.train=shards,nowhere,neither"
+    code, out, err = call("--config", "a.yaml", "--sweep", sweep, "--dry-run")
+    assert (code, out.count("#!/bin/bash")) == (2, 1)
+    assert err.splitlines() == [
+        f"{project}/{name}: no such folder or file" for name in ("nowhere", "neither")
+    ]
+
+
+def test_a_limit_without_a_sweep(call: Call) -> None:
+    code, _, err = call("--config", "a.yaml", "--dry-run", "--sweep-limit", "2")
+    assert (code, err) == (
+        2,
+        "--sweep-limit: is for the runs of --sweep: remove it, or give that\n",
+    )
+
+
 def test_plans_that_are_the_same_are_printed_once(call: Call) -> None:
     _, out, _ = call(*SWEEP, "--plan")
     assert out.count("# the plan of ") == 1

@@ -222,6 +222,12 @@ def test_unreadable_files(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"progress     cannot be read: {run.metrics}: Permission denied" in lines
 
 
+def test_a_folder_in_place_of_a_file_is_named(run: RunDir) -> None:
+    run.journal.unlink()
+    run.journal.mkdir()
+    assert f"journal      cannot be read: {run.journal}: Is a directory" in status.status_lines(run)
+
+
 def test_what_is_printed_is_safe_for_a_terminal() -> None:
     assert run_files.printable("a\x1b[2J\x00\ud800\n×") == "a?[2J???×"
     assert len(run_files.printable("x" * 9999)) == run_files.MAX_LINE_CHARACTERS + 3

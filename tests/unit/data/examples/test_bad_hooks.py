@@ -64,6 +64,16 @@ NOT_LOADED = {
         "import sys\ndef process_data(record, tokenizer, max_length): ...\nsys.exit(3)",
         ": the hook raised on import: SystemExit: 3 (hook.py line 3)",
     ),
+    "an exception that is not an Exception, on import": (
+        "import asyncio\ndef process_data(record, tokenizer, max_length): ...\n"
+        "raise asyncio.CancelledError",
+        ": the hook raised on import: CancelledError (hook.py line 3)",
+    ),
+    "deleted again": (
+        "def process_data(record, tokenizer, max_length): ...\ndel process_data",
+        ": process_data is of type NoneType, not a function",
+    ),
+    "more than the parser holds": ("x = " + "-" * 100_000 + "1", ": not Python: nested too deeply"),
 }
 # The body of the function, and the line, after the place of the record.
 NOT_USED = {
@@ -72,6 +82,24 @@ NOT_USED = {
         "hook raised KeyError: 'question' (hook.py line 2)",
     ),
     "exits": ("raise SystemExit(3)", "hook raised SystemExit: 3 (hook.py line 2)"),
+    "raises what is not an Exception": (
+        "raise GeneratorExit",
+        "hook raised GeneratorExit (hook.py line 2)",
+    ),
+    "raises what has no text": (
+        "class Mine(Exception):\n        __str__ = None\n    raise Mine",
+        "hook raised Mine (hook.py line 4)",
+    ),
+    "something that cannot be shown": (
+        "class Mine:\n        __repr__ = None\n"
+        "    return {'input_ids': [Mine()], 'response_mask': [True]}",
+        "what the hook returned raised TypeError: 'NoneType' object is not callable",
+    ),
+    "a number without end": (
+        "return {'input_ids': [10**5000], 'response_mask': [True]}",
+        "what the hook returned raised ValueError: Exceeds the limit (4300 digits) for integer"
+        " string conversion; use sys.set_int_max_str_digits() to increase the limit",
+    ),
     "never ends calling itself": (
         "return process_data(record, tokenizer, max_length)",
         "hook raised RecursionError: maximum recursion depth exceeded (hook.py line 2)",

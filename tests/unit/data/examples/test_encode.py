@@ -148,6 +148,18 @@ def raised(encode_row: Encoder, reason: str) -> str:
             "hook returned 'loss_weights' with False; weights are numbers of at least 0",
         ),
         (
+            item(1, 1, loss_weights=[0, 1j]),
+            "hook returned 'loss_weights' with 1j; weights are numbers of at least 0",
+        ),
+        (
+            item(1, 1, loss_weights=[0, 1e39]),
+            "hook returned 'loss_weights' with 1e+39; weights are fp32, at most 3.4e+38",
+        ),
+        (
+            item(1, 1, loss_weights=[0, 10**400]),
+            f"hook returned 'loss_weights' with 1{'0' * 19}; weights are fp32, at most 3.4e+38",
+        ),
+        (
             item(1, 1, loss_weights=[1]),
             "hook returned lists of different lengths: {'input_ids': 2, 'loss_weights': 1,"
             " 'response_mask': 2}",

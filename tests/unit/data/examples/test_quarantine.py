@@ -171,6 +171,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: cannot be written: No space left on device"
 
 
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    other = tmp_path / "rank_1.jsonl"
+    other.mkdir()
+    with pytest.raises(DataError) as caught:
+        quarantine(tmp_path / "rank_0.jsonl")
+    assert str(caught.value) == f"{other}: cannot be read: Is a directory"
+
+
 def test_where_none_is_allowed_the_first_ends_the_run_with_its_own_line(tmp_path: Path) -> None:
     path = tmp_path / "rank_0.jsonl"
     with pytest.raises(DataError) as caught:

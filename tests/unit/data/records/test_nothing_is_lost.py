@@ -98,6 +98,55 @@ def rows(draw: st.DrawFn, *formats: KnownFormat) -> dict[str, Any]:
     return {**draw(EXTRA), **row}
 
 
+# Of a text that is stored next to what was made of it, and fields that other rows are read by.
+NEXT_TO_IT = st.sampled_from(
+    [
+        {},
+        {"question": "q", "answer": "WRONG"},
+        {"input": "q", "completion": "WRONG"},
+        {"instruction": "q", "response": "WRONG"},
+        {"conversation": [{"role": "user", "content": "q"}, {"role": "bot", "content": "WRONG"}]},
+        {"system": "s", "system_prompt": "WRONG"},
+        {"input_ids": [1, 2], "response_mask": [0, 1]},
+        {"attention_mask": [1, 0, 1]},
+    ]
+)
+NAMED: list[dict[str, str]] = [
+    *[{}] * 4,
+    {"prompt": "system"},
+    {"response": "system_prompt"},
+    {"system": "id"},
+    {"tools": "source"},
+    {"text": "conversation"},
+    {"output": "tools"},
+]
+
+
+def encoded_or_not(row: dict[str, Any], reader: RecordReader) -> object:
+    try:
+        return encode_record(reader(row, 1), TOKENIZER)
+    except (DataError, NothingToLearnError) as error:
+        return type(error)
+
+
+@given(row=rows(), more=NEXT_TO_IT, fields=st.sampled_from(NAMED))
+@settings(max_examples=600, deadline=None)
+def test_a_field_that_is_not_read_changes_nothing(
+    row: dict[str, Any], more: dict[str, Any], fields: dict[str, str]
+) -> None:
+    row = {**more, **row}
+    for own, name in fields.items():
+        if own in row:
+            row[name] = row.pop(own)
+    record_format = format_of(row, fields)
+    assume(record_format is not None)
+    assert record_format is not None
+    reader = RecordReader(record_format, RecordRules(fields))
+    unread = reader.unread(row)
+    alone = {name: value for name, value in row.items() if name not in unread}
+    assert encoded_or_not(row, reader) == encoded_or_not(alone, reader)
+
+
 @given(row=rows(), multi_turn=st.sampled_from(["random", "last", "all"]), key=st.integers(0, 9))
 @settings(max_examples=600, deadline=None)
 def test_a_field_is_read_named_or_refused(
