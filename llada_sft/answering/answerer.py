@@ -106,10 +106,10 @@ class Answerer:
                 f" {self.settings.gen_length:,} (--gen-length) that is more than the"
                 f" {self.model.architecture.max_length:,} of the model"
             )
-        if ids and not 0 <= max(ids) < self.model.architecture.num_embeddings:
-            raise DataError(
-                f"tokens must be below {self.model.architecture.num_embeddings}, got {max(ids)}"
-            )
+        number = self.model.architecture.num_embeddings
+        unknown = next((token for token in ids if not 0 <= token < number), None)
+        if unknown is not None:
+            raise DataError(f"tokens must be from 0 to {number - 1}, got {unknown}")
         return ids
 
     def _plain(self, text: str) -> list[int]:

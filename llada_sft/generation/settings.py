@@ -48,6 +48,8 @@ _NOT_IN_BLOCKS = (
     "logits_eos_inf",
     "confidence_eos_eot_inf",
 )
+# The noise of larger temperatures, and logits of stronger guidance, are no numbers any more.
+_MOST = {"temperature": 10, "cfg_scale": 1000}
 # What a sampler chooses tokens by, where the settings do not say it.
 _DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1, "above": 0.95}
 
@@ -276,10 +278,13 @@ class SamplerSettings:
             self.remasking == "random" or self.choice[0] == "entropy"
         ):
             yield "confidence_eos_eot_inf is for tokens that are chosen by their confidence"
-        for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
+        for name in ("factor", "entropy_bound"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 yield f"{name} must be at least 0, got {value}"
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                yield f"{name} must be from 0 to {most}, got {getattr(self, name)}"
         for name in ("threshold", "growth_threshold", "editing_threshold"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

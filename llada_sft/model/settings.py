@@ -11,7 +11,7 @@ from typing import Any
 
 from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.errors import CheckpointError, ConfigError
-from llada_sft.model.families import FAMILIES, family_of
+from llada_sft.model.families import FAMILIES, family_of, keys
 from llada_sft.model.families.architecture import Architecture, Experts
 
 
@@ -34,7 +34,7 @@ def read_settings(model_dir: Path, mask_token: str | int | None = None) -> dict[
         raise CheckpointError(
             f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
         )
-    values = _read_object(path)
+    values = keys.with_rope_keys(_read_object(path))
     named = values.get("mask_token_id")
     if named is None or mask_token is not None:
         found = find_mask_token(model_dir, mask_token)
@@ -225,7 +225,8 @@ def _problems_of_blocks(values: Mapping[str, Any]) -> list[str]:
 def _problems(values: Mapping[str, Any]) -> list[str]:
     family = family_of(values)
     if family is not None:
-        return [*_problems_of_blocks(values), *family.problems(values)]
+        problems = (_problems_of_blocks, keys.rope_problems, family.problems)
+        return [line for find in problems for line in find(values)]
     kinds = f"{values.get('model_type')!r}, architectures {values.get('architectures')!r}"
     known = ", ".join(family.name for family in FAMILIES)
     return [f"model_type: no network that is implemented here ({known}), got {kinds}"]

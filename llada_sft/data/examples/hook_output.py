@@ -1,6 +1,5 @@
 """What a hook may return: each list of an example is checked and becomes an array."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llada_sft.data.records.conversation import LARGEST_WEIGHT
 from llada_sft.errors import DataError
 
 _REQUIRED = {"input_ids", "response_mask"}
@@ -91,8 +91,9 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
 def _check_weights(values: list[object]) -> NDArray[np.float32]:
     for value in values:
         is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not is_number or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+        if not is_number or not 0 <= value <= LARGEST_WEIGHT:  # type: ignore[operator]
             raise DataError(
-                f"hook returned 'loss_weights' with {value!r}; weights are numbers of at least 0"
+                f"hook returned 'loss_weights' with {value!r}; weights are numbers from 0 to"
+                f" {LARGEST_WEIGHT:g}"
             )
     return np.array(values, np.float32)

@@ -90,9 +90,13 @@ def test_a_prompt_that_leaves_no_room_is_refused(model: Network, tokenizer: Any)
         answerer.prompt_ids(Question(1, None, ids=[3] * 57))
 
 
-def test_tokens_that_the_model_lacks_are_refused(model: Network, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="must be below"):
-        Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, ids=[3, 10**6]))
+@pytest.mark.parametrize("token", [10**6, -1])
+def test_tokens_that_the_model_lacks_are_refused(
+    model: Network, tokenizer: Any, token: int
+) -> None:
+    with pytest.raises(DataError) as error:
+        Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, ids=[3, token, 4]))
+    assert str(error.value) == f"tokens must be from 0 to {len(tokenizer) - 1}, got {token}"
 
 
 def test_plain_text_is_continued_after_bos(model: Network, tokenizer: Any) -> None:
