@@ -125,8 +125,8 @@ def _loss_weight(turn: Turn, number: int) -> float:
             f"'messages[{number}]' says both {WEIGHT!r}: {given} and {said_by!r}:"
             f" {str(bool(turn[said_by])).lower()}; keep one"
         )
-    weight = given
-    return weight
+    found: float = given
+    return found
 
 
 def _says_how(turn: Turn) -> bool:
