@@ -5,6 +5,7 @@ loading would refuse on the nodes.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,7 @@ def read_settings(model_dir: Path, mask_token: str | int | None = None) -> dict[
     """
     path = model_dir / "config.json"
     if not path.is_file():
-        raise CheckpointError(
-            f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
-        )
+        raise CheckpointError(_no_config(model_dir))
     values = keys.with_rope_keys(_read_object(path))
     named = values.get("mask_token_id")
     if named is None or mask_token is not None:
@@ -47,6 +46,21 @@ def read_settings(model_dir: Path, mask_token: str | int | None = None) -> dict[
     if problems := _problems(values):
         raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
     return values
+
+
+def _no_config(model_dir: Path) -> str:
+    """Say that a directory is no model, and what it is if that is known."""
+    if (model_dir / "adapter_config.json").is_file():
+        return (
+            f"{model_dir}: no config.json: these are adapters alone; export the run without"
+            " --adapter: they are merged into its network"
+        )
+    if (model_dir / "checkpoints").is_dir():
+        return (
+            f"{model_dir}: no config.json: this is a run, not a model; write one with"
+            f"  llada-sft export {shlex.quote(str(model_dir))} OUT"
+        )
+    return f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
 
 
 def find_mask_token(model_dir: Path, mask_token: str | int | None = None) -> int | None:

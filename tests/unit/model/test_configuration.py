@@ -201,6 +201,21 @@ def test_no_config(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_no_model_but_is_known(tmp_path: Path) -> None:
+    run, adapter = tmp_path / "a run", tmp_path / "adapter"
+    (run / "checkpoints").mkdir(parents=True)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert refusal(run) == [
+        f"{run}: no config.json: this is a run, not a model; write one with"
+        f"  llada-sft export '{run}' OUT"
+    ]
+    assert refusal(adapter) == [
+        f"{adapter}: no config.json: these are adapters alone; export the run without --adapter:"
+        " they are merged into its network"
+    ]
+
+
 def test_damaged_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     (line,) = refusal(tmp_path)
