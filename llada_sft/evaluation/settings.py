@@ -24,10 +24,11 @@ from llada_sft.config.values import (
     Section,
 )
 from llada_sft.errors import ConfigError
-from llada_sft.generation.settings import IN_BLOCKS, Sampler, SamplerSettings
+from llada_sft.generation.settings import IN_BLOCKS, LARGEST, Sampler, SamplerSettings
 
 # A task, group or tag of lm-evaluation-harness. It is part of the names of files.
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,=+-]*$")]
+Guidance = Annotated[float, Field(ge=0, le=LARGEST["cfg_scale"])]
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -37,7 +38,7 @@ class LikelihoodSection(Section):
     # Masks of each answer, at most; short answers need fewer for an exact bound.
     num_draws: PositiveInt = 128
     # Strength of classifier-free guidance; 0 = none, and half the work.
-    cfg_scale: NonNegativeFloat = 0.0
+    cfg_scale: Guidance = 0.0
     # Of the masks.
     seed: NonNegativeInt = 0
     # Whether it is computed if the model would give an answer: one forward pass for each token.
@@ -66,9 +67,9 @@ class GenerationSection(Section):
     # Of the sampler entropy, and of caches, in nats. null = the sampler's default.
     entropy_bound: NonNegativeFloat | None = None
     # 0 takes the most likely token.
-    temperature: NonNegativeFloat = 0.0
+    temperature: Annotated[float, Field(ge=0, le=LARGEST["temperature"])] = 0.0
     # Strength of classifier-free guidance; 0 = none, and half the work.
-    cfg_scale: NonNegativeFloat = 0.0
+    cfg_scale: Guidance = 0.0
     # Which predictions a fixed number of steps keeps.
     remasking: Literal["low_confidence", "random"] = "low_confidence"
     # Whether an answer ends at its first EOS. null = unless the sampler is official or verify.

@@ -49,7 +49,7 @@ _NOT_IN_BLOCKS = (
     "confidence_eos_eot_inf",
 )
 # The noise of larger temperatures, and logits of stronger guidance, are no numbers any more.
-_MOST = {"temperature": 10, "cfg_scale": 1000}
+LARGEST = {"temperature": 10, "cfg_scale": 1000}
 # What a sampler chooses tokens by, where the settings do not say it.
 _DEFAULTS = {"threshold": 0.9, "factor": 1.0, "entropy": 0.1, "above": 0.95}
 
@@ -282,7 +282,7 @@ class SamplerSettings:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 yield f"{name} must be at least 0, got {value}"
-        for name, most in _MOST.items():
+        for name, most in LARGEST.items():
             if not 0 <= getattr(self, name) <= most:
                 yield f"{name} must be from 0 to {most}, got {getattr(self, name)}"
         for name in ("threshold", "growth_threshold", "editing_threshold"):
