@@ -67,9 +67,11 @@ class Answerer:
         Raises:
             LladaSftError: It cannot be loaded, or the sampler is not for it.
         """
-        mismatch = settings.mismatch(read_config(model_dir).architecture.decodes_in_blocks)
+        network = read_config(model_dir).architecture
+        mismatch = settings.mismatch(network.decodes_in_blocks)
         if mismatch is not None:
             raise ConfigError(f"--{mismatch.replace(' ', ': ', 1)}")
+        settings.require_eos(model_dir, network.eos_token_id)
         device, dtype = torch.device("cpu"), torch.float32
         if torch.cuda.is_available():
             device = torch.device("cuda", local_rank % torch.cuda.device_count())

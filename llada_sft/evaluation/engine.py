@@ -164,11 +164,14 @@ class Engine:
 
         Raises:
             ConfigError: It was not.
+            CheckpointError: It has no EOS token, and one is needed.
         """
         in_blocks = self.model.decodes_in_blocks
         mismatch = self._sampler.mismatch(in_blocks)
         if generates and mismatch is not None:
             raise ConfigError(f"generation.{mismatch.replace(' ', ': ', 1)}")
+        if generates:
+            self._sampler.require_eos(self.model.directory, self.model.eos_token_id)
         gen_length, longest = self.config.generation.gen_length, self.model.max_length
         if generates and gen_length >= longest:
             raise ConfigError(

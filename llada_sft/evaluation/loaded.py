@@ -52,6 +52,7 @@ class LoadedModel:
         config = read_config(directory)
         self.max_length = config.architecture.max_length
         self.decodes_in_blocks = config.architecture.decodes_in_blocks
+        self.eos_token_id = config.architecture.eos_token_id
         raw = load_tokenizer(directory, config.mask_token_id)
         rows = config.architecture.num_embeddings
         if (last := max(raw.get_vocab().values(), default=0)) >= rows:

@@ -236,11 +236,19 @@ def _problems_of_blocks(values: Mapping[str, Any]) -> list[str]:
     return [] if isinstance(given, bool) else [f"decodes_in_blocks: must be a bool, got {given!r}"]
 
 
+def _problems_of_tokens(network: Architecture) -> list[str]:
+    mask = network.mask_token_id
+    if mask is None or mask != network.eos_token_id:
+        return []
+    return [f"mask_token_id: must not be eos_token_id, which can be learned, got {mask} for both"]
+
+
 def _problems(values: Mapping[str, Any]) -> list[str]:
     family = family_of(values)
     if family is not None:
         problems = (_problems_of_blocks, keys.rope_problems, family.problems)
-        return [line for find in problems for line in find(values)]
+        lines = [line for find in problems for line in find(values)]
+        return lines or _problems_of_tokens(family.architecture(values))
     kinds = f"{values.get('model_type')!r}, architectures {values.get('architectures')!r}"
     known = ", ".join(family.name for family in FAMILIES)
     return [f"model_type: no network that is implemented here ({known}), got {kinds}"]

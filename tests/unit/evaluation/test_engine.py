@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from llada_sft.errors import ConfigError
+from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.evaluation import engine as engine_module
 from llada_sft.evaluation.answer_cache import AnswerCache, Entry
 from llada_sft.evaluation.engine import GENERATE, ROLLING, Asked, Engine
@@ -118,6 +118,18 @@ def test_answers_as_long_as_the_model_are_refused(golden_model: LoadedModel) -> 
         f"generation.gen_length: must be below the 256 positions that {golden_model.directory}"
         " knows, got 256: there is no room for a prompt"
     )
+
+
+def test_a_model_without_eos_is_one_line_where_it_is_needed(golden_model: LoadedModel) -> None:
+    golden_model.eos_token_id = None
+    lengths = ("generation.gen_length=4", "generation.block_length=4")
+    engine = engine_of(golden_model, *lengths, "generation.logits_eos_inf=true")
+    with pytest.raises(CheckpointError) as error:
+        engine.entries(engine.asked(GENERATE, [("w5 w6", {})]))
+    path = golden_model.directory / "config.json"
+    assert str(error.value) == f"{path}: eos_token_id: must be given, got null: answers need it"
+    engine = engine_of(golden_model, *lengths)
+    assert len(engine.entries(engine.asked(GENERATE, [("w5 w6", {})]))) == 1
 
 
 def test_a_bos_that_the_tokenizer_adds_is_context_not_answer(golden_model: LoadedModel) -> None:

@@ -151,6 +151,7 @@ def test_contradictions_are_named(golden_config: dict[str, Any], tmp_path: Path)
         ("embedding_size", 256, None),
         ("mask_token_id", -1, "must be at least 0, got -1"),
         ("eos_token_id", [505], "must be a whole number, got [505]"),
+        ("mask_token_id", 505, "must not be eos_token_id, which can be learned, got 505 for both"),
         ("eos_token_id", 512, "does not fit embedding_size, 512, got 512"),
         ("rope_theta", 0, "must be a positive number, got 0"),
         ("rope_theta", float("nan"), "must be a positive number, got NaN"),
