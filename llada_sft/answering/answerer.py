@@ -67,9 +67,11 @@ class Answerer:
         Raises:
             LladaSftError: It cannot be loaded, or the sampler is not for it.
         """
-        mismatch = settings.mismatch(read_config(model_dir).architecture.decodes_in_blocks)
+        network = read_config(model_dir).architecture
+        mismatch = settings.mismatch(network.decodes_in_blocks)
         if mismatch is not None:
             raise ConfigError(f"--{mismatch.replace(' ', ': ', 1)}")
+        settings.require_eos(model_dir, network.eos_token_id)
         device, dtype = torch.device("cpu"), torch.float32
         if torch.cuda.is_available():
             device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -106,10 +108,10 @@ class Answerer:
                 f" {self.settings.gen_length:,} (--gen-length) that is more than the"
                 f" {self.model.architecture.max_length:,} of the model"
             )
-        if ids and not 0 <= max(ids) < self.model.architecture.num_embeddings:
-            raise DataError(
-                f"tokens must be below {self.model.architecture.num_embeddings}, got {max(ids)}"
-            )
+        number = self.model.architecture.num_embeddings
+        unknown = next((token for token in ids if not 0 <= token < number), None)
+        if unknown is not None:
+            raise DataError(f"tokens must be from 0 to {number - 1}, got {unknown}")
         return ids
 
     def _plain(self, text: str) -> list[int]:

@@ -1,17 +1,38 @@
 """The options of `sample` and `chat`, the settings of a sampler among them; without torch."""
 
 from argparse import ArgumentParser, Namespace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
-from llada_sft.choices import SAMPLERS
+from llada_sft.choices import SAMPLERS, Remasking
 from llada_sft.entry import path_argument
 from llada_sft.errors import ConfigError
 from llada_sft.generation.settings import SamplerSettings
-from llada_sft.generation.settings_table import SETTINGS
 
-_OPTIONS = {
-    name: setting.option for name, setting in SETTINGS.items() if setting.option is not None
-}
+_NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("steps", int, "forward passes in all, of samplers with a fixed number (default: gen-length)"),
+    ("gen-length", int, "tokens of an answer, at most"),
+    ("block-length", int, "tokens of a block"),
+    ("threshold", float, "tokens of at least this probability are written together"),
+    ("factor", float, "of the sampler of this name"),
+    ("entropy-bound", float, "of the sampler 'entropy', in nats"),
+    ("temperature", float, "0 takes the most likely token"),
+    ("cfg-scale", float, "strength of classifier-free guidance"),
+    ("start-length", int, "tokens of the canvas at first; it grows while no end is in sight"),
+    ("editing-threshold", float, "of llada21: from here on another token replaces a written one"),
+    ("max-post-steps", int, "of llada21: passes over a block that is written, at most"),
+    ("num-to-transfer", int, "of llada21: tokens that a step writes, at least"),
+    ("minimal-topk", int, "of llada2: at most gen-length // this steps for each block"),
+)
+_FLAGS = (
+    ("logits-eos-inf", "never write EOS"),
+    ("confidence-eos-eot-inf", "write EOS and the end of a turn last"),
+)
+_NAMES = [
+    *(name.replace("-", "_") for name, *_ in _NUMBERS),
+    *(name.replace("-", "_") for name, _ in _FLAGS),
+    "sampler",
+    "remasking",
+]
 
 
 def add_sample(sample: ArgumentParser) -> None:
@@ -59,7 +80,7 @@ def settings_of(arguments: Namespace) -> SamplerSettings:
     Raises:
         ConfigError: They do not fit together.
     """
-    given = {name: getattr(arguments, name) for name in _OPTIONS}
+    given = {name: getattr(arguments, name) for name in _NAMES}
     try:
         return make_settings({name: value for name, value in given.items() if value is not None})
     except ValueError as error:
@@ -86,15 +107,12 @@ def make_settings(given: dict[str, Any]) -> SamplerSettings:
 
 def _add_settings(command: ArgumentParser) -> None:
     """Add an option for each setting that a user may want."""
-    types = get_type_hints(SamplerSettings)
-    for name, meaning in _OPTIONS.items():
-        option = f"--{name.replace('_', '-')}"
-        # int | None, a Literal's first word, float: the first says how the option is read.
-        kind, *_ = get_args(types[name]) or [types[name]]
-        if kind is bool:
-            command.add_argument(option, action="store_true", default=None, help=meaning)
-        elif isinstance(kind, str):
-            command.add_argument(option, choices=get_args(types[name]), help=meaning or None)
-        else:
-            command.add_argument(option, type=kind, help=meaning)
+    command.add_argument(
+        "--sampler", choices=[*SAMPLERS], help="docs/samplers.md (default: official)"
+    )
+    for name, kind, meaning in _NUMBERS:
+        command.add_argument(f"--{name}", type=kind, help=meaning)
+    for name, meaning in _FLAGS:
+        command.add_argument(f"--{name}", action="store_true", default=None, help=meaning)
+    command.add_argument("--remasking", choices=get_args(Remasking))
     command.add_argument("--seed", type=int, default=0, help="of all random draws")

@@ -4,6 +4,8 @@ Each imports what it needs when it is called; see cli.py.
 """
 
 import argparse
+import contextlib
+import sys
 from pathlib import Path
 
 from llada_sft.run_dir import RunDir
@@ -93,7 +95,9 @@ def write_export(arguments: argparse.Namespace) -> None:
 
     dtype, adapter = arguments.dtype, arguments.adapter
     stacked = arguments.layout == "stacked"
-    checkpoint = export_run(run, out, dtype, step, adapter, arguments.average, stacked)
+    # DeepSpeed warns on stdout when it is imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        checkpoint = export_run(run, out, dtype, step, adapter, arguments.average, stacked)
     print(f"exported {checkpoint} to {out}")
 
 

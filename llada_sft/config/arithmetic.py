@@ -209,7 +209,19 @@ def _length(config: Config, rows: RowCount) -> list[str]:
     if config.train.max_steps is not None:
         lines.append(f"                 stops after {config.train.max_steps:,} (train.max_steps)")
     known = [] if packed else [steps if rows.by_source else steps * config.train.epochs]
-    return lines + _warmup(config, [*known, *filter(None, [config.train.max_steps])])
+    lines += _warmup(config, [*known, *filter(None, [config.train.max_steps])])
+    return lines + _rising_end(config)
+
+
+def _rising_end(config: Config) -> list[str]:
+    """Warn of a learning rate that rises at the end: who lowers it may forget where it ends."""
+    lr, final_lr = config.optim.lr, config.optim.final_lr
+    if final_lr <= lr:
+        return []
+    return [
+        f"warning          optim.final_lr, {final_lr:g}, is above optim.lr, {lr:g}: the learning"
+        " rate rises at the end"
+    ]
 
 
 def _warmup(config: Config, ends: list[int]) -> list[str]:

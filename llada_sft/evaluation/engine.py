@@ -160,15 +160,24 @@ class Engine:
                 bar.update(len(chunk))
 
     def _require_fitting(self, generates: bool, scores: bool) -> None:
-        """Check that what is asked is computed with the attention that the model was trained with.
+        """Check that the model was trained with the attention and the lengths that are asked for.
 
         Raises:
-            ConfigError: It is not.
+            ConfigError: It was not.
+            CheckpointError: It has no EOS token, and one is needed.
         """
         in_blocks = self.model.decodes_in_blocks
         mismatch = self._sampler.mismatch(in_blocks)
         if generates and mismatch is not None:
             raise ConfigError(f"generation.{mismatch.replace(' ', ': ', 1)}")
+        if generates:
+            self._sampler.require_eos(self.model.directory, self.model.eos_token_id)
+        gen_length, longest = self.config.generation.gen_length, self.model.max_length
+        if generates and gen_length >= longest:
+            raise ConfigError(
+                f"generation.gen_length: must be below the {longest:,} positions that"
+                f" {self.model.directory} knows, got {gen_length:,}: there is no room for a prompt"
+            )
         if scores and in_blocks:
             raise ConfigError(
                 f"{self.model.directory}: attends in blocks, and likelihoods are computed with full"
@@ -256,7 +265,8 @@ class Engine:
         """
         stripped = context if self.texts.chat else context.rstrip()
         answer = context[len(stripped) :] + answer
-        encoded = self.texts.encode(stripped) if stripped else []
+        # Of an empty context, a tokenizer that begins texts with BOS makes that alone.
+        encoded = self.texts.encode(stripped)
         return encoded, self.texts.encode(stripped + answer)[len(encoded) :]
 
     def _generated(self, asked: Sequence[Asked]) -> Iterator[list[tuple[Asked, Entry]]]:
@@ -292,7 +302,7 @@ class Engine:
 
     def _prompt(self, text: str) -> list[int]:
         ids = self.texts.encode(text)
-        kept = max(1, self.model.max_length - self._sampler.gen_length)
+        kept = self.model.max_length - self._sampler.gen_length
         self.num_truncated += len(ids) > kept
         return ids[-kept:]
 

@@ -7,11 +7,11 @@ for each: that is how a file holds the settings of a paper's whole table.
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, create_model
+from pydantic import Field, StringConstraints
 
-from llada_sft.choices import SAMPLERS
+from llada_sft.choices import SAMPLERS, Remasking, SamplerName
 from llada_sft.config.reader import load_as
 from llada_sft.config.values import (
     Count,
@@ -25,11 +25,11 @@ from llada_sft.config.values import (
     Section,
 )
 from llada_sft.errors import ConfigError
-from llada_sft.generation.settings import SamplerSettings
-from llada_sft.generation.settings_table import SETTINGS, Range
+from llada_sft.generation.settings import LARGEST, SamplerSettings
 
 # A task, group or tag of lm-evaluation-harness. It is part of the names of files.
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,=+-]*$")]
+Guidance = Annotated[float, Field(ge=0, le=LARGEST["cfg_scale"])]
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -39,7 +39,7 @@ class LikelihoodSection(Section):
     # Masks of each answer, at most; short answers need fewer for an exact bound.
     num_draws: PositiveInt = 128
     # Strength of classifier-free guidance; 0 = none, and half the work.
-    cfg_scale: NonNegativeFloat = 0.0
+    cfg_scale: Guidance = 0.0
     # Of the masks.
     seed: NonNegativeInt = 0
     # Whether it is computed if the model would give an answer: one forward pass for each token.
@@ -49,41 +49,48 @@ class LikelihoodSection(Section):
     max_tokens: PositiveInt = 8192
 
 
-# What pydantic makes of the ranges of a sampler's settings.
-_RANGES: dict[Range, Any] = {
-    "count": PositiveInt,
-    "count_or_0": NonNegativeInt,
-    "amount": NonNegativeFloat,
-    "share": Fraction,
-}
-# Of an evaluation: answers are longer, blocks depend on the network, and draws are the same again.
-_OWN_DEFAULTS: dict[str, tuple[Any, Any]] = {
-    "gen_length": (PositiveInt, 256),
-    "block_length": (PositiveInt | None, None),
-    "seed": (NonNegativeInt, 0),
-}
-
-
-def _sampler_keys() -> dict[str, Any]:
-    """Return the type of each setting of a sampler that is a key, with its default and meaning."""
-    types, keys = get_type_hints(SamplerSettings), {}
-    for name, setting in SETTINGS.items():
-        values, default = types[name], getattr(SamplerSettings, name)
-        if setting.limits is not None:
-            number = _RANGES[setting.limits]
-            values = number | None if default is None else number
-        values, default = _OWN_DEFAULTS.get(name, (values, default))
-        if setting.key:
-            keys[name] = (values, Field(default, description=setting.key))
-    return keys
-
-
-_SamplerKeys: Any = create_model("_SamplerKeys", __base__=Section, **_sampler_keys())
-
-
-class GenerationSection(_SamplerKeys):
+class GenerationSection(Section):
     """How answers are decoded: the settings of a sampler, and what ends an answer."""
 
+    # docs/samplers.md says which one is for what.
+    sampler: SamplerName = "official"
+    # Forward passes in all, of samplers with a fixed number; null = gen_length.
+    steps: PositiveInt | None = None
+    # Tokens of an answer, at most.
+    gen_length: PositiveInt = 256
+    # Tokens of a block. null = 256; of llada2 and llada21, whose blocks are those of the training,
+    # 32.
+    block_length: PositiveInt | None = None
+    # Tokens of at least this probability are written together. null = the sampler's default.
+    threshold: Fraction | None = None
+    # Of the sampler factor, and of caches. null = the sampler's default.
+    factor: NonNegativeFloat | None = None
+    # Of the sampler entropy, and of caches, in nats. null = the sampler's default.
+    entropy_bound: NonNegativeFloat | None = None
+    # 0 takes the most likely token.
+    temperature: Annotated[float, Field(ge=0, le=LARGEST["temperature"])] = 0.0
+    # Strength of classifier-free guidance; 0 = none, and half the work.
+    cfg_scale: Guidance = 0.0
+    # Which predictions a fixed number of steps keeps.
+    remasking: Remasking = "low_confidence"
+    # Whether an answer ends at its first EOS. null = unless the sampler is official or verify.
+    eos_early_stop: bool | None = None
+    # As in the official code: EOS is never written.
+    logits_eos_inf: bool = False
+    # As in the official code: EOS and the end of a turn are written last.
+    confidence_eos_eot_inf: bool = False
+    # Of llada2: at most gen_length // this steps for each block.
+    minimal_topk: PositiveInt | None = None
+    # Of llada21: from this probability on another token replaces a written one.
+    editing_threshold: Fraction | None = None
+    # Of llada21: passes over a block that is written, at most.
+    max_post_steps: NonNegativeInt | None = None
+    # Of llada21: mask tokens that a step writes, at least.
+    num_to_transfer: PositiveInt | None = None
+    # Tokens of the canvas at first; it grows up to gen_length while no EOS is probable.
+    start_length: PositiveInt | None = None
+    # Of all random draws.
+    seed: NonNegativeInt = 0
     # What ends an answer: the task's stop strings, or the end of the turn alone. null = end_of_turn
     # with a chat template, else task.
     until: Literal["task", "end_of_turn"] | None = None
@@ -97,8 +104,8 @@ class GenerationSection(_SamplerKeys):
             ValueError: The settings do not fit together.
         """
         own = {name: value for name, value in self if name not in ("until", "batch_size")}
-        if own["block_length"] is None:
-            own["block_length"] = 32 if SAMPLERS[own["sampler"]].in_blocks else 256
+        if self.block_length is None:
+            own["block_length"] = 32 if SAMPLERS[self.sampler].in_blocks else 256
         return SamplerSettings(**own)
 
 

@@ -1,7 +1,6 @@
 """THE REVERSE PROCESS: prompts -> answers, by one of several samplers.
 
     settings.py    what a sampler is asked for, checked without torch
-    settings_table.py  how each setting is written in configs and on the command line
     answers.py     `generate`: a batch of prompts -> its answers
     canvas.py      the prompts with the masked and the written tokens of their answers
     official.py    the official sampler's tokens, all of them

@@ -132,7 +132,7 @@ def _eos_token_id(model: Network, settings: SamplerSettings) -> int | None:
     """Return the token that ends answers; None: nothing does."""
     if not settings.stops_at_eos:
         return None
-    if settings.eos_early_stop or settings.start_length:
+    if settings.needs_eos:
         return _required_eos(model, settings)
     token: int | None = model.config.eos_token_id
     return token if settings.eos_token_id is None else settings.eos_token_id

@@ -5,9 +5,21 @@ Which sampler has which setting is in llada_sft/choices.py.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from llada_sft.choices import OWN_SETTINGS, SAMPLERS, Remasking, Rule, Sampler, SamplerName
-from llada_sft.generation.settings_table import SETTINGS
+from llada_sft.errors import CheckpointError
+
+_COUNTS = (
+    "gen_length",
+    "block_length",
+    "steps",
+    "max_drafts",
+    "minimal_topk",
+    "num_to_transfer",
+)
+# The noise of larger temperatures, and logits of stronger guidance, are no numbers any more.
+LARGEST = {"temperature": 10, "cfg_scale": 1000}
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,26 @@ class SamplerSettings:
         return not self.exact and self.eos_early_stop is not False
 
     @property
+    def needs_eos(self) -> bool:
+        """Whether nothing is decoded where no token ends an answer."""
+        stops = self.stops_at_eos and bool(self.eos_early_stop or self.start_length)
+        return stops or self.logits_eos_inf or self.confidence_eos_eot_inf
+
+    def require_eos(self, model_dir: Path, eos_token_id: int | None) -> None:
+        """Check that a model names an EOS token, if one is needed.
+
+        Args:
+            model_dir: For the message.
+            eos_token_id: What its config.json names.
+
+        Raises:
+            CheckpointError: It names none, and neither do these settings.
+        """
+        if self.needs_eos and self.eos_token_id is None and eos_token_id is None:
+            path = model_dir / "config.json"
+            raise CheckpointError(f"{path}: eos_token_id: must be given, got null: answers need it")
+
+    @property
     def in_blocks(self) -> bool:
         """Whether the network attends in blocks, counted from the start of the prompt."""
         return self.traits.in_blocks
@@ -175,22 +207,28 @@ class SamplerSettings:
         yield from self._problems_in_blocks() if self.in_blocks else self._problems_of_lengths()
         yield from self._problems_of_choice()
         own = {*self.traits.rules, *self.traits.own_settings}
-        for name in SETTINGS:
-            if name in OWN_SETTINGS - own and getattr(self, name) is not None:
+        for name in sorted(OWN_SETTINGS - own):
+            if getattr(self, name) is not None:
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
 
     def _problems_of_ranges(self) -> Iterator[str]:
-        for name, setting in SETTINGS.items():
-            limits, value = setting.limits, getattr(self, name)
-            if value is None:
-                continue
-            if limits == "count" and not (isinstance(value, int) and value >= 1):
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
                 yield f"{name} must be a whole number above 0, got {value!r}"
-            if limits == "count_or_0" and not (isinstance(value, int) and value >= 0):
-                yield f"{name} must be a whole number from 0 on, got {value!r}"
-            if limits == "amount" and not value >= 0:
+        passes = self.max_post_steps
+        if passes is not None and not (isinstance(passes, int) and passes >= 0):
+            yield f"max_post_steps must be a whole number from 0 on, got {passes!r}"
+        for name in ("factor", "entropy_bound"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
                 yield f"{name} must be at least 0, got {value}"
-            if limits == "share" and not 0 <= value <= 1:
+        for name, most in LARGEST.items():
+            if not 0 <= getattr(self, name) <= most:
+                yield f"{name} must be from 0 to {most}, got {getattr(self, name)}"
+        for name in ("threshold", "growth_threshold", "editing_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
                 yield f"{name} must be from 0 to 1, got {value}"
 
     def _problems_in_blocks(self) -> Iterator[str]:

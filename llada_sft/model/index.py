@@ -21,6 +21,8 @@ INDEX_NAME = "model.safetensors.index.json"
 # safetensors' names of the dtypes that weights may have, and their bytes.
 _DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _SAMPLED_BYTES = 4096
+# Of what is wrong with tensors. An 8B has hundreds of them, a network with experts thousands.
+_MOST_SHOWN = 30
 # What JSON of another structure raises when it is read.
 _NOT_THIS_FORMAT = (ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
@@ -65,11 +67,12 @@ def read_index(model_dir: Path) -> dict[str, TensorSlot]:
             problems.append(str(error))
             continue
         problems += [
-            f"{file}: {name}: also in {slots[name].file.name}" for name in tensors.keys() & slots
+            f"{file}: {name}: also in {slots[name].file.name}"
+            for name in sorted(tensors.keys() & slots)
         ]
         slots |= tensors
     if problems:
-        raise CheckpointError("\n".join(problems))
+        raise CheckpointError("\n".join(_first(problems, model_dir)))
     return slots
 
 
@@ -84,10 +87,11 @@ def check_tensors(
         model_dir: Named in the messages.
 
     Raises:
-        CheckpointError: Names every missing, unexpected and misshapen tensor, one per line.
+        CheckpointError: Names missing, unexpected and misshapen tensors, one per line; of very many
+            the first ones.
     """
-    if problems := list(_mismatches(expected, actual)):
-        raise CheckpointError("\n".join(f"{model_dir}: {problem}" for problem in problems))
+    if problems := [f"{model_dir}: {problem}" for problem in _mismatches(expected, actual)]:
+        raise CheckpointError("\n".join(_first(problems, model_dir)))
 
 
 def fingerprint(slots: Mapping[str, TensorSlot]) -> str:
@@ -127,6 +131,14 @@ def require_unused(out_dir: Path) -> None:
     there = next(parent for parent in out_dir.absolute().parents if parent.exists())
     if not there.is_dir():
         raise CheckpointError(f"{out_dir}: {there} is a file; choose another directory")
+
+
+def _first(problems: list[str], model_dir: Path) -> list[str]:
+    """Return the first problems: a directory of another network has one for each of its tensors."""
+    more = len(problems) - _MOST_SHOWN
+    if more <= 1:
+        return problems
+    return [*problems[:_MOST_SHOWN], f"{model_dir}: {more:,} more tensors like these"]
 
 
 def _mismatches(

@@ -28,6 +28,9 @@ from llada_sft.model.network import Network
 from llada_sft.model.partition import OwnedSlice, full_shape, owned_slice
 
 BUFFER_BYTES = 16 << 20
+# First values of each slice that are looked at: a training that diverges leaves NaN in all weights,
+# and to look at all of them would take longer than to read them.
+_NUM_CHECKED = 1024
 _TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -100,7 +103,8 @@ def load_weights(model: Network, model_dir: Path) -> LoadReport:
     """Fill every parameter, or this rank's slice of it, and every buffer from a model directory.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected or misshapen; the network is untouched.
+        CheckpointError: Tensors are missing, unexpected or misshapen, and the network is untouched;
+            or one has values that are not finite.
     """
     slots = read_index(model_dir)
     network = model.architecture
@@ -111,7 +115,13 @@ def load_weights(model: Network, model_dir: Path) -> LoadReport:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         parts = network.official_tensors(name, full_shape(tensor))
         slots_of = [slots[name]] if stacked else [slots[official] for official, _ in parts]
-        bytes_read += _read_parts(slots_of, owned_slice(tensor), buffer)
+        owned = owned_slice(tensor)
+        bytes_read += _read_parts(slots_of, owned, buffer)
+        if not bool(owned.values[:_NUM_CHECKED].isfinite().all()):
+            raise CheckpointError(
+                f"{slots_of[0].file}: {name}: must be finite numbers, got NaN or infinity: it was"
+                " written by a training that diverged, or is damaged; take another checkpoint"
+            )
     return LoadReport(num_tensors=len(slots), bytes_read=bytes_read)
 
 

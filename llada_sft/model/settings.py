@@ -5,13 +5,14 @@ loading would refuse on the nodes.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.errors import CheckpointError, ConfigError
-from llada_sft.model.families import FAMILIES, family_of
+from llada_sft.model.families import FAMILIES, family_of, keys
 from llada_sft.model.families.architecture import Architecture, Experts
 
 
@@ -31,10 +32,8 @@ def read_settings(model_dir: Path, mask_token: str | int | None = None) -> dict[
     """
     path = model_dir / "config.json"
     if not path.is_file():
-        raise CheckpointError(
-            f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
-        )
-    values = _read_object(path)
+        raise CheckpointError(_no_config(model_dir))
+    values = keys.with_rope_keys(_read_object(path))
     named = values.get("mask_token_id")
     if named is None or mask_token is not None:
         found = find_mask_token(model_dir, mask_token)
@@ -47,6 +46,21 @@ def read_settings(model_dir: Path, mask_token: str | int | None = None) -> dict[
     if problems := _problems(values):
         raise CheckpointError("\n".join(f"{path}: {problem}" for problem in problems))
     return values
+
+
+def _no_config(model_dir: Path) -> str:
+    """Say that a directory is no model, and what it is if that is known."""
+    if (model_dir / "adapter_config.json").is_file():
+        return (
+            f"{model_dir}: no config.json: these are adapters alone; export the run without"
+            " --adapter: they are merged into its network"
+        )
+    if (model_dir / "checkpoints").is_dir():
+        return (
+            f"{model_dir}: no config.json: this is a run, not a model; write one with"
+            f"  llada-sft export {shlex.quote(str(model_dir))} OUT"
+        )
+    return f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
 
 
 def find_mask_token(model_dir: Path, mask_token: str | int | None = None) -> int | None:
@@ -222,10 +236,19 @@ def _problems_of_blocks(values: Mapping[str, Any]) -> list[str]:
     return [] if isinstance(given, bool) else [f"decodes_in_blocks: must be a bool, got {given!r}"]
 
 
+def _problems_of_tokens(network: Architecture) -> list[str]:
+    mask = network.mask_token_id
+    if mask is None or mask != network.eos_token_id:
+        return []
+    return [f"mask_token_id: must not be eos_token_id, which can be learned, got {mask} for both"]
+
+
 def _problems(values: Mapping[str, Any]) -> list[str]:
     family = family_of(values)
     if family is not None:
-        return [*_problems_of_blocks(values), *family.problems(values)]
+        problems = (_problems_of_blocks, keys.rope_problems, family.problems)
+        lines = [line for find in problems for line in find(values)]
+        return lines or _problems_of_tokens(family.architecture(values))
     kinds = f"{values.get('model_type')!r}, architectures {values.get('architectures')!r}"
     known = ", ".join(family.name for family in FAMILIES)
     return [f"model_type: no network that is implemented here ({known}), got {kinds}"]

@@ -1,6 +1,5 @@
 """What a hook may return: each list of an example is checked and becomes an array."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llada_sft.data.records.conversation import LARGEST_WEIGHT
 from llada_sft.errors import DataError
 
 _REQUIRED = {"input_ids", "response_mask"}
 _ALLOWED = _REQUIRED | {"noisy_ids", "loss_weights"}
 _TRUTH = bool | int | np.bool_ | np.integer
 _TRUTH_BYTES = b"\0\1"
-_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 def check_item(
@@ -92,18 +91,10 @@ def _check_list(key: str, values: object, vocab_size: int) -> NDArray[Any]:
 def _check_weights(values: list[object]) -> NDArray[np.float32]:
     for value in values:
         is_number = isinstance(value, int | float | np.integer | np.floating)
-        if not is_number or isinstance(value, bool) or not 0 <= _number(value) < math.inf:
+        # Not converted first: an integer of any size can be compared, but is not a float.
+        if not is_number or isinstance(value, bool) or not 0 <= value <= LARGEST_WEIGHT:  # type: ignore[operator]
             raise DataError(
-                f"hook returned 'loss_weights' with {value!r}; weights are numbers of at least 0"
-            )
-        if _number(value) > _LARGEST_WEIGHT:
-            raise DataError(
-                f"hook returned 'loss_weights' with {str(value)[:20]}; weights are fp32, at most"
-                f" {_LARGEST_WEIGHT:.1e}"
+                f"hook returned 'loss_weights' with {str(value)[:20]}; weights are numbers from 0"
+                f" to {LARGEST_WEIGHT:g}"
             )
     return np.array(values, np.float32)
-
-
-def _number(value: Any) -> int | float:
-    """Return a number as Python's: an integer of any size can be compared, but is not a float."""
-    return value if isinstance(value, int) else float(value)

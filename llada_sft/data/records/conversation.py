@@ -21,6 +21,8 @@ _USUAL = ("system", "user", "assistant", "human", "gpt")
 # What says whether an answer is learned, and how much it counts.
 FLAGS = ("train", "training", "trainable", "learn", "loss")
 WEIGHT = "weight"
+# The losses of larger ones would be infinite in fp32.
+LARGEST_WEIGHT = 1e30
 
 
 def read_turns(

@@ -8,11 +8,17 @@ the conversation is cut after the drawn answer. The draw is keyed, so it is the 
 is read again in an epoch, and on any number of ranks; each epoch draws again.
 """
 
-import math
 from collections.abc import Sequence
 
 from llada_sft.config.record_formats import MultiTurn
-from llada_sft.data.records.conversation import CALLS, FLAGS, REASONING, WEIGHT, Turn
+from llada_sft.data.records.conversation import (
+    CALLS,
+    FLAGS,
+    LARGEST_WEIGHT,
+    REASONING,
+    WEIGHT,
+    Turn,
+)
 from llada_sft.errors import DataError
 
 # Marks the turns to learn where they are not just the last answer.
@@ -106,9 +112,11 @@ def _loss_weight(turn: Turn, number: int) -> float:
     given = turn.get(WEIGHT)
     if given is None:
         return weight
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < math.inf:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not 0 <= given <= LARGEST_WEIGHT:
         raise DataError(
-            f"'messages[{number}].{WEIGHT}' must be a number of at least 0, got {given!r}"
+            f"'messages[{number}].{WEIGHT}' must be a number from 0 to {LARGEST_WEIGHT:g},"
+            f" got {given!r}"
         )
     if given > 0 and not _may_be_learned(turn, number):
         raise _not_an_answer(f"'messages[{number}].{WEIGHT}' is {given}", turn)
@@ -117,7 +125,8 @@ def _loss_weight(turn: Turn, number: int) -> float:
             f"'messages[{number}]' says both {WEIGHT!r}: {given} and {said_by!r}:"
             f" {str(bool(turn[said_by])).lower()}; keep one"
         )
-    return given
+    found: float = given
+    return found
 
 
 def _says_how(turn: Turn) -> bool:

@@ -26,6 +26,7 @@ def depends_on(
     template = model.tokenizer.chat_template if chat else None
     return {
         "weights": model.weights,
+        "files": model.files,
         "dtype": model.dtype,
         "device": model.device.type,
         "chat": chat,

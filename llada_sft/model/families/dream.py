@@ -15,6 +15,7 @@ from llada_sft.model.families.qwen_names import NAMES
 _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "attention_dropout": (0.0,),
     "hidden_act": ("silu",),
+    "partial_rotary_factor": (1.0, None),
     "rope_scaling": (None,),
     "tie_word_embeddings": (False, True),
     "use_sliding_window": (False,),

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Values = Mapping[str, Any]
+# Of the object `rope_parameters`.
+_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 
 
 def implemented(values: Values, choices: Mapping[str, tuple[object, ...]]) -> Iterator[str]:
@@ -36,6 +38,34 @@ def positive(values: Values, key: str, default: float | None = None) -> Iterator
     # NaN fails every comparison.
     elif not 0 < value < float("inf"):
         yield f"{key}: must be a positive number, got {json.dumps(value)}"
+
+
+def with_rope_keys(values: Values) -> dict[str, Any]:
+    """Return config.json with what `rope_parameters` says under the keys that families read.
+
+    transformers 5 writes one object where `rope_theta`, `partial_rotary_factor` and `rope_scaling`
+    were; a key that is there as well stays (`rope_problems` compares them).
+    """
+    given = values.get("rope_parameters")
+    if not isinstance(given, dict):
+        return dict(values)
+    found = {key: given[key] for key in _ROPE_KEYS if key in given}
+    if given.get("rope_type", "default") != "default":
+        found["rope_scaling"] = given
+    there = {key: value for key, value in values.items() if value is not None}
+    return {**values, **found, **there}
+
+
+def rope_problems(values: Values) -> Iterator[str]:
+    """Refuse `rope_parameters` that are no object, or say something else than the keys of old."""
+    given = values.get("rope_parameters")
+    if not isinstance(given, dict | None):
+        yield f"rope_parameters: must be an object, got {_shown(values, 'rope_parameters')}"
+        return
+    for key in _ROPE_KEYS:
+        if given and key in given and values.get(key) != given[key]:
+            inside = json.dumps(given[key])
+            yield f"{key}: is {inside} in rope_parameters, got {_shown(values, key)}; keep one"
 
 
 def choice_of_bool(values: Values, key: str) -> Iterator[str]:

@@ -46,6 +46,10 @@ _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "residual_dropout": (0.0,),
     "rope": (True,),
     "rope_full_precision": (True,),
+    # No official keys; files of other networks with this model_type have them.
+    "clip_qkv": (None,),
+    "partial_rotary_factor": (1.0, None),
+    "rope_scaling": (None,),
     "scale_logits": (False,),
 }
 _SIZES = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "max_sequence_length", "vocab_size")
@@ -206,7 +210,7 @@ FAMILY = Family(
     architecture=_architecture,
     defaults=DEFAULTS,
     hub_code={
-        "AutoConfig": "GSAI-ML/LLaDA-8B-Base--configuration_llada.NetworkConfig",
+        "AutoConfig": "GSAI-ML/LLaDA-8B-Base--configuration_llada.LLaDAConfig",
         "AutoModel": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
         "AutoModelForCausalLM": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
     },

@@ -71,15 +71,16 @@ class StepSignals:
         if not levels.levels:
             # Empty: the rank has run short of rows.
             return
-        of_rows = [_bin(share) for share in levels.shares]
-        bins = np.array(of_rows, np.int64)[levels.rows]
-        self._tokens += np.bincount(bins, minlength=SHOWN_BINS + 1)
         self._micro_batches += 1
         losses, device = terms.losses, terms.losses.device
         if self._sums is None:
             self._sums = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=device)
-        self._sums.index_add_(0, moved(torch.from_numpy(bins), device), losses.double())
-        self._sums[_EOS] += (batch.targets == self._eos).sum()
+        if batch.is_masked:
+            of_rows = [_bin(share) for share in levels.shares]
+            bins = np.array(of_rows, np.int64)[levels.rows]
+            self._tokens += np.bincount(bins, minlength=SHOWN_BINS + 1)
+            self._sums.index_add_(0, moved(torch.from_numpy(bins), device), losses.double())
+            self._sums[_EOS] += (batch.targets == self._eos).sum()
         loss = (terms.coefficients.double() * losses).sum()
         loss *= examples_of_rank / levels.num_examples
         self._sums[_LOSSES] += loss

@@ -35,6 +35,7 @@ class MicroBatch:
             is `real`; `positions` are flat indices into B * 2 L.
         replaced: bool [M], which of the positions are not masked, but hold another token
             (masks/edits.py); None: the objective has none.
+        is_masked: Whether anything is; else `positions` is one that counts for nothing.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class MicroBatch:
         real: Tensor | None = None,
         blocks: Blocks | None = None,
         replaced: Tensor | None = None,
+        is_masked: bool = True,
     ) -> None:
-        self.blocks, self.replaced = blocks, replaced
+        self.blocks, self.replaced, self.is_masked = blocks, replaced, is_masked
         self.noisy_ids, self.attention_mask = noisy_ids, attention_mask
         self.sequences, self.rows, self.real = sequences, rows, real
         self.terms, self.levels = terms, levels
@@ -87,6 +89,7 @@ class MicroBatch:
             real=None if self.real is None else moved(self.real, device),
             blocks=self.blocks,
             replaced=None if self.replaced is None else moved(self.replaced, device),
+            is_masked=self.is_masked,
         )
 
 

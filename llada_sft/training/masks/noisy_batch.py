@@ -60,6 +60,7 @@ def noisy_micro_batch(
         terms=None if confidence is None else tokens.terms(positions, parts),
         real=_real_tokens(batch),
         replaced=None if edits is None else edits.replaced[positions],
+        is_masked=bool(tokens.masked.any()),
     )
 
 

@@ -1,5 +1,7 @@
 """Answers of a tiny random network: in the order of the prompts, cut at the first EOS."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from llada_sft.answering.answerer import Answerer, answer
 from llada_sft.answering.questions import Question, said_by_user
 from llada_sft.data.records.chat_tokens import encode_prompt
 from llada_sft.diffusion import generate as official
-from llada_sft.errors import ConfigError, DataError
+from llada_sft.errors import CheckpointError, ConfigError, DataError
 from llada_sft.generation import Answer, SamplerSettings
 from llada_sft.model import Network
 
@@ -90,9 +92,13 @@ def test_a_prompt_that_leaves_no_room_is_refused(model: Network, tokenizer: Any)
         answerer.prompt_ids(Question(1, None, ids=[3] * 57))
 
 
-def test_tokens_that_the_model_lacks_are_refused(model: Network, tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="must be below"):
-        Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, ids=[3, 10**6]))
+@pytest.mark.parametrize("token", [10**6, -1])
+def test_tokens_that_the_model_lacks_are_refused(
+    model: Network, tokenizer: Any, token: int
+) -> None:
+    with pytest.raises(DataError) as error:
+        Answerer(model, tokenizer, SETTINGS).prompt_ids(Question(1, None, ids=[3, token, 4]))
+    assert str(error.value) == f"tokens must be from 0 to {len(tokenizer) - 1}, got {token}"
 
 
 def test_plain_text_is_continued_after_bos(model: Network, tokenizer: Any) -> None:
@@ -133,3 +139,13 @@ def test_the_sampler_knows_the_end_of_a_turn(model: Network, tokenizer: Any) -> 
     settings = Answerer(model, tokenizer, SETTINGS).seeded(5)
     assert settings.seed == 5
     assert settings.eot_token_id == tokenizer.convert_tokens_to_ids("<|eot_id|>")
+
+
+def test_a_model_without_eos_is_one_line(model_dir: Path, tmp_path: Path) -> None:
+    config = json.loads((model_dir / "config.json").read_text()) | {"eos_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = replace(SETTINGS, eos_early_stop=True)
+    with pytest.raises(CheckpointError) as error:
+        Answerer.load(tmp_path, settings, 1, 0, 0)
+    path = tmp_path / "config.json"
+    assert str(error.value) == f"{path}: eos_token_id: must be given, got null: answers need it"

@@ -108,6 +108,18 @@ def test_a_warm_up_that_is_as_long_as_the_training(train: dict[str, int], steps:
     assert found == ([warning] if steps else [])
 
 
+@pytest.mark.parametrize("lr", [1e-6, 2.5e-6])
+def test_a_learning_rate_that_rises_at_the_end(lr: float) -> None:
+    """`final_lr` keeps its default of 2.5e-06 where `lr` alone is set."""
+    values = config().model_dump() | {"optim": {"lr": lr}}
+    lines = batch_arithmetic(Config.model_validate(values), RowCount(total=800, busiest_rank=80))
+    warning = (
+        "warning          optim.final_lr, 2.5e-06, is above optim.lr, 1e-06: the learning rate"
+        " rises at the end"
+    )
+    assert [line for line in lines if "final_lr" in line] == ([warning] if lr == 1e-6 else [])
+
+
 @pytest.mark.parametrize(
     ("nodes", "elastic", "max_length", "more", "warning"),
     [

@@ -54,6 +54,7 @@ class GoldenModel(LoadedModel):
         self.mask_token_id = network.config.mask_token_id
         self.max_length, self.tokenizer, self.has_template = 256, tokenizer, False
         self._network, self.decodes_in_blocks = network, False
+        self.eos_token_id = network.config.eos_token_id
 
     @cached_property
     def network(self) -> Network:

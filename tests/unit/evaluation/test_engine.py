@@ -1,12 +1,14 @@
 """Requests of lm-evaluation-harness -> answers: the official ones, each computed once."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
-from llada_sft.errors import ConfigError
+from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.evaluation import engine as engine_module
 from llada_sft.evaluation.answer_cache import AnswerCache, Entry
 from llada_sft.evaluation.engine import GENERATE, ROLLING, Asked, Engine
@@ -105,6 +107,39 @@ def test_what_is_too_long_loses_its_start_and_is_counted(golden_model: LoadedMod
     short, long = engine.entries(engine.asked(GENERATE, [("w5 w6", {}), ("w4 w5 w6", {})]))
     assert short["text"] == long["text"]
     assert engine.num_truncated == 2
+
+
+def test_answers_as_long_as_the_model_are_refused(golden_model: LoadedModel) -> None:
+    """They would leave one token of the prompt, at positions that the model does not know."""
+    engine = engine_of(golden_model, "generation.gen_length=256")
+    with pytest.raises(ConfigError) as error:
+        engine.entries(engine.asked(GENERATE, [("w5 w6", {})]))
+    assert str(error.value) == (
+        f"generation.gen_length: must be below the 256 positions that {golden_model.directory}"
+        " knows, got 256: there is no room for a prompt"
+    )
+
+
+def test_a_model_without_eos_is_one_line_where_it_is_needed(golden_model: LoadedModel) -> None:
+    golden_model.eos_token_id = None
+    lengths = ("generation.gen_length=4", "generation.block_length=4")
+    engine = engine_of(golden_model, *lengths, "generation.logits_eos_inf=true")
+    with pytest.raises(CheckpointError) as error:
+        engine.entries(engine.asked(GENERATE, [("w5 w6", {})]))
+    path = golden_model.directory / "config.json"
+    assert str(error.value) == f"{path}: eos_token_id: must be given, got null: answers need it"
+    engine = engine_of(golden_model, *lengths)
+    assert len(engine.entries(engine.asked(GENERATE, [("w5 w6", {})]))) == 1
+
+
+def test_a_bos_that_the_tokenizer_adds_is_context_not_answer(golden_model: LoadedModel) -> None:
+    golden_model.tokenizer = copy.deepcopy(golden_model.tokenizer)
+    golden_model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="w504 $A", special_tokens=[("w504", 504)]
+    )
+    engine = engine_of(golden_model)
+    assert engine.encode_pair("", "w7 w8") == ([504], [7, 8])
+    assert engine.encode_pair("w5", " w7") == ([504, 5], [7])
 
 
 def test_the_task_s_stop_strings_end_answers_without_a_template_only(

@@ -77,6 +77,9 @@ def test_what_is_not_implemented_is_refused_all_at_once(
         ("layer_norm_with_affine", False),
         ("rope", False),
         ("rope_full_precision", False),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("clip_qkv", 8.0),
+        ("partial_rotary_factor", 0.5),
         ("scale_logits", True),
     ],
 )
@@ -85,6 +88,34 @@ def test_each_refused_value(
 ) -> None:
     (line,) = refusal(write(tmp_path, golden_config | {key: value}))
     assert f": {key}: only " in line
+
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+@pytest.mark.parametrize("name", ["tiny_llada", "tiny_llada_moe", "tiny_llada2_moe", "tiny_dream"])
+def test_rope_parameters_of_transformers_5(tmp_path: Path, name: str) -> None:
+    """They take the place of `rope_theta`, without which some members mean 10,000."""
+    values = json.loads((GOLDEN / name / "config.json").read_text())
+    expected = read_config(write(tmp_path, values)).architecture
+    names = ("rope_theta", "partial_rotary_factor")
+    inside = {key: values.pop(key) for key in names if key in values}
+    values |= {"rope_theta": None, "rope_parameters": inside | {"rope_type": "default"}}
+    assert read_config(write(tmp_path, values)).architecture == expected
+
+
+@pytest.mark.parametrize("name", ["tiny_llada", "tiny_llada_moe", "tiny_llada2_moe", "tiny_dream"])
+def test_rope_parameters_that_ask_for_other_positions(tmp_path: Path, name: str) -> None:
+    values = json.loads((GOLDEN / name / "config.json").read_text())
+    theta = values["rope_theta"]
+    scaled = {"rope_type": "linear", "factor": 2.0}
+    (line,) = refusal(write(tmp_path, values | {"rope_parameters": scaled}))
+    assert f"rope_scaling: only null is implemented, got {json.dumps(scaled)}" in line
+    other = {"rope_parameters": {"rope_theta": 7.0}}
+    (line,) = refusal(write(tmp_path, values | other))
+    assert f"rope_theta: is 7.0 in rope_parameters, got {theta}; keep one" in line
+    (line,) = refusal(write(tmp_path, values | {"rope_parameters": [7.0]}))
+    assert "rope_parameters: must be an object, got [7.0]" in line
 
 
 def test_missing_keys_are_named(golden_config: dict[str, Any], tmp_path: Path) -> None:
@@ -120,6 +151,7 @@ def test_contradictions_are_named(golden_config: dict[str, Any], tmp_path: Path)
         ("embedding_size", 256, None),
         ("mask_token_id", -1, "must be at least 0, got -1"),
         ("eos_token_id", [505], "must be a whole number, got [505]"),
+        ("mask_token_id", 505, "must not be eos_token_id, which can be learned, got 505 for both"),
         ("eos_token_id", 512, "does not fit embedding_size, 512, got 512"),
         ("rope_theta", 0, "must be a positive number, got 0"),
         ("rope_theta", float("nan"), "must be a positive number, got NaN"),
@@ -167,6 +199,21 @@ def test_another_architecture(tmp_path: Path) -> None:
 def test_no_config(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nowhere") == [
         f"{tmp_path}/nowhere: no config.json; a model is a directory in Hugging Face's layout"
+    ]
+
+
+def test_what_is_no_model_but_is_known(tmp_path: Path) -> None:
+    run, adapter = tmp_path / "a run", tmp_path / "adapter"
+    (run / "checkpoints").mkdir(parents=True)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert refusal(run) == [
+        f"{run}: no config.json: this is a run, not a model; write one with"
+        f"  llada-sft export '{run}' OUT"
+    ]
+    assert refusal(adapter) == [
+        f"{adapter}: no config.json: these are adapters alone; export the run without --adapter:"
+        " they are merged into its network"
     ]
 
 

@@ -61,6 +61,13 @@ ILLADA = {
 BILLION = 1e9
 
 
+def test_an_export_without_code_of_its_own_names_the_official_classes() -> None:
+    assert llada.FAMILY.hub_code == {
+        name: f"GSAI-ML/LLaDA-8B-Base--{official}"
+        for name, official in LLADA_8B["auto_map"].items()
+    }
+
+
 def size_of(network: Architecture) -> int:
     return sum(torch.Size(shape).numel() for shape in network.parameter_shapes().values())
 

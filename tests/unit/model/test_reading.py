@@ -1,5 +1,6 @@
 """Reading checkpoints: exact values, and a named reason for everything that is wrong."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,25 @@ def test_truncated_files_at_once(copied: Path) -> None:
     assert refusal(copied) == [
         f"{file}: truncated: the header asks for {size} bytes, got {size - 4}; download it again"
         for file, size in sizes.items()
+    ]
+
+
+def test_of_very_many_problems_the_first_are_named(copied: Path) -> None:
+    """A network of another size has one for each of its tensors."""
+    config = copied / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layers": 9}))
+    lines = refusal(copied)
+    assert len(lines) == 31
+    assert all(line.endswith(("[64, 64]", "[192, 64]", "[64, 192]", "[64]")) for line in lines[:-1])
+    assert lines[-1] == f"{copied}: 24 more tensors like these"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged(copied: Path, value: float) -> None:
+    edit(copied / SECOND, lambda tensors: tensors[HEAD].fill_(value))
+    assert refusal(copied) == [
+        f"{copied / SECOND}: {HEAD}: must be finite numbers, got NaN or infinity: it was written by"
+        " a training that diverged, or is damaged; take another checkpoint"
     ]
 
 

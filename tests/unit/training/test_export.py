@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,15 @@ def test_a_whole_one_is_exported(run: RunDir, tmp_path: Path) -> None:
     assert export_run(run.path, tmp_path / "b", "fp32", 2).name == "step_2"
     shapes = {name: slot.shape for name, slot in read_index(tmp_path / "b").items()}
     assert shapes == read_config(GOLDEN).architecture.parameter_shapes()
+
+
+@pytest.mark.slow
+def test_a_script_reads_one_line_from_the_command(run: RunDir, tmp_path: Path) -> None:
+    """DeepSpeed warns on stdout when it is imported: in a process of its own, for here it was."""
+    command = [sys.executable, "-m", "llada_sft", "export", str(run.path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    newest = run.checkpoints / "step_4"
+    assert done.stdout == f"exported {newest} to {tmp_path / 'out'}\n"
 
 
 def test_the_mean_of_checkpoints_is_exported(run: RunDir, tmp_path: Path) -> None:

@@ -328,6 +328,7 @@ def test_moving_a_micro_batch_moves_all_of_it() -> None:
     assert moved.pop("levels") is batch.levels
     # Without blocks there are none.
     assert (moved.pop("blocks"), moved.pop("replaced")) == (None, None)
+    assert moved.pop("is_masked") is True
     tensors = [value for value in moved.values() if isinstance(value, Tensor)]
     assert len(tensors) == len(moved) == 6
     assert {tensor.device.type for tensor in tensors} == {"meta"}

@@ -137,15 +137,23 @@ def raised(encode_row: Encoder, reason: str) -> str:
         ),
         (
             item(1, 1, loss_weights=[0, -1]),
-            "hook returned 'loss_weights' with -1; weights are numbers of at least 0",
+            "hook returned 'loss_weights' with -1; weights are numbers from 0 to 1e+30",
         ),
         (
             item(1, 1, loss_weights=[0, float("nan")]),
-            "hook returned 'loss_weights' with nan; weights are numbers of at least 0",
+            "hook returned 'loss_weights' with nan; weights are numbers from 0 to 1e+30",
+        ),
+        (
+            item(1, 1, loss_weights=[0, 1e39]),
+            "hook returned 'loss_weights' with 1e+39; weights are numbers from 0 to 1e+30",
+        ),
+        (
+            item(1, 1, loss_weights=[0, 10**400]),
+            f"hook returned 'loss_weights' with {10**400}; weights are numbers from 0 to 1e+30",
         ),
         (
             item(1, 1, loss_weights=[False, "1"]),
-            "hook returned 'loss_weights' with False; weights are numbers of at least 0",
+            "hook returned 'loss_weights' with False; weights are numbers from 0 to 1e+30",
         ),
         (
             item(1, 1, loss_weights=[0, 1j]),

@@ -97,10 +97,11 @@ def test_rows_that_say_nothing_have_no_marks() -> None:
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        (bot(weight="0"), "'messages[1].weight' must be a number of at least 0, got '0'"),
-        (bot(weight=-1), "'messages[1].weight' must be a number of at least 0, got -1"),
-        (bot(weight=True), "'messages[1].weight' must be a number of at least 0, got True"),
-        (bot(weight=[0]), "'messages[1].weight' must be a number of at least 0, got [0]"),
+        (bot(weight="0"), "'messages[1].weight' must be a number from 0 to 1e+30, got '0'"),
+        (bot(weight=-1), "'messages[1].weight' must be a number from 0 to 1e+30, got -1"),
+        (bot(weight=1e31), "'messages[1].weight' must be a number from 0 to 1e+30, got 1e+31"),
+        (bot(weight=True), "'messages[1].weight' must be a number from 0 to 1e+30, got True"),
+        (bot(weight=[0]), "'messages[1].weight' must be a number from 0 to 1e+30, got [0]"),
         (bot(train="no"), "'messages[1].train' must be true or false, got 'no'"),
         (bot(loss=0.5), "'messages[1].loss' must be true or false, got 0.5"),
         (

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from llada_sft.data.rows.position import FilePosition
+from llada_sft.data.steps.local_step import StepSize
 from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.log.signals import StepSignals, signal_columns
 from llada_sft.training.masks.level_losses import BatchLevels
-from tests.unit.training.steps import EOS
+from tests.unit.training.steps import EOS, example, local_step, report, source
 
 
 def micro_batch(
@@ -26,7 +27,9 @@ def micro_batch(
     levels = BatchLevels(
         of_positions, np.ones(len(rows)), shares, [1.0] * len(shares), of_positions, shares
     )
-    return SimpleNamespace(terms=terms, levels=levels, targets=torch.tensor(targets))
+    return SimpleNamespace(
+        terms=terms, levels=levels, targets=torch.tensor(targets), is_masked=True
+    )
 
 
 EMPTY = micro_batch([0.0], [0], [], [0])
@@ -69,6 +72,25 @@ def test_what_the_hook_has_corrupted_has_no_level() -> None:
     found = signals.close(torch.tensor(0.0), lambda sums: sums, 1)
     assert (found["loss_level_1"], found["eos_share"]) == (2.0, 0.5)
     assert "loss_level_8" not in found
+
+
+def test_a_micro_batch_of_which_nothing_is_masked_has_a_loss_of_zero() -> None:
+    """`bernoulli` masks nothing of one in L + 1 answers of L tokens; the head still runs once."""
+    signals, by = StepSignals(EOS), {"masking": "bernoulli", "t_sampling": "independent"}
+    found: list[bool] = []
+    for line in range(40):
+        step = local_step([example(1, 2, line)], StepSize(1, 1))
+        (batch,) = source(**by).micro_batches(step, report([step]), step=0)
+        if batch.is_masked:
+            continue
+        batch = batch.to(torch.device("cpu"))
+        assert batch.terms is not None and batch.positions.tolist() == [0]
+        batch.terms.losses = torch.tensor([7.0])
+        signals.add(batch, 1.0)
+        found.append(True)
+    assert len(found) > 5
+    numbers = signals.close(torch.tensor(0.0), lambda sums: sums, 1)
+    assert numbers == {"loss": 0.0, "loss_variance": 0.0}
 
 
 def test_a_loss_that_is_not_a_number_is_seen() -> None:
