@@ -270,9 +270,9 @@ def test_the_step_is_that_of_the_rank_that_was_furthest(srun: str) -> None:
     assert judge(after(srun, *failures)).step == 13
 
 
-# Written from the release notes and the sources of SLURM 26.05, which cannot be installed here: it
-# sends CONT and TERM to the siblings of a task that fails, and KILL after KillWait, by itself. srun
-# may report their ends before or after that of the task, and without its own line in between.
+# SLURM 26.05 sends CONT and TERM to the siblings of a task that fails, and KILL after KillWait, by
+# itself. By its sources srun may report their ends before or after that of the task, and without
+# its own line in between; what was seen is in ../recorded.
 TERMINATED = "srun: error: node1: tasks 0-1: Terminated\n"
 FOLLOWED = "srun: error: node1: tasks 0-1: Exited with exit code 143\n"
 FAILED = "srun: error: node2: task 3: {}\n"
