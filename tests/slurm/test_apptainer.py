@@ -89,7 +89,7 @@ def settings(image: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     """Return a folder of hostile name, and what a config needs to train in the container."""
     folder = tmp_path / HOSTILE_NAME
     folder.mkdir()
-    python = folder / f"python {HOSTILE_NAME}".replace("/", "")
+    python = folder / f"python {HOSTILE_NAME}"
     python.write_text(PYTHON.format(folder="${BASH_SOURCE%/*}", python=sys.executable))
     python.chmod(0o755)
     setup = tmp_path / "setup.sh"
@@ -108,13 +108,8 @@ def settings(image: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return folder, [
         "slurm.ranks_per_node=1",
         f"slurm.setup={setup}",
-        f"slurm.container={as_yaml(container)}",
+        f"slurm.container={json.dumps(container, ensure_ascii=False)}",
     ]
-
-
-def as_yaml(values: dict[str, object]) -> str:
-    """Write a mapping on one line."""
-    return json.dumps(values, ensure_ascii=False)
 
 
 def test_what_arrives_in_the_container(
@@ -127,10 +122,10 @@ def test_what_arrives_in_the_container(
         words = (folder / f"arrived.{rank}").read_text().split("\0")
         assert words[:2] == [str(folder), HOSTILE_VALUE]
         assert words[2:] == ["-u", "-m", "llada_sft.cluster", "rank", str(run.path), ""]
-    assert [entry["cause"] for entry in journal.read(run.journal) if entry["event"] == "ended"] == [
-        "finished"
-    ]
-    assert not list(folder.parent.rglob("pwned"))
+    ended = [entry for entry in journal.read(run.journal) if entry["event"] == "ended"]
+    assert [entry["cause"] for entry in ended] == ["finished"]
+    for place in (folder.parent, run.path.parents[1]):
+        assert not list(place.rglob("pwned"))
 
 
 def test_a_run_in_a_container_is_told_to_stop(
