@@ -14,8 +14,9 @@ from pathlib import Path
 
 from processes import wait_until
 
-PROGRAMS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db")
+PROGRAMS = ("slurmdbd", "sacct", "sacctmgr", "mariadb", "mariadbd", "mariadb-install-db")
 PACKAGES = ("slurmdbd", "mariadb-server")
+DATABASE = "slurm_acct_db"
 # The lines that slurm.conf has in place of AccountingStorageType=accounting_storage/none.
 CLUSTER_LINES = string.Template(
     """AccountingStorageType=accounting_storage/slurmdbd
@@ -38,7 +39,7 @@ CommitDelay=1
 StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=root
-StorageLoc=slurm_acct_db
+StorageLoc=$database
 """
 )
 DATABASE_OPTIONS = (
@@ -60,7 +61,7 @@ def write_files(state_dir: Path, port: int) -> None:
     """Write slurmdbd's configuration, and make the folder of its database."""
     config = state_dir / "slurmdbd.conf"
     config.touch(mode=0o600)  # Or slurmdbd refuses it.
-    config.write_text(SLURMDBD_CONF.substitute(state_dir=state_dir, port=port))
+    config.write_text(SLURMDBD_CONF.substitute(state_dir=state_dir, port=port, database=DATABASE))
     database = state_dir / "mariadb"
     database.mkdir()
     shutil.chown(database, "mysql", "mysql")
@@ -81,6 +82,10 @@ def start(state_dir: Path, env: dict[str, str], run: Run, cluster_name: str) -> 
     # It has no option to go to the background by itself.
     run(["setsid", "--fork", "mariadbd", "--no-defaults", *options, *SERVER_OPTIONS, *files])
     _wait_for("MariaDB", (folder / "socket").exists)
+    # slurmdbd would make it, but that fails with the client library 3.4.10 of MariaDB: a connection
+    # that could not be made is of no use again ("maximum allowed number of columns (=0)").
+    create = f"--execute=create database {DATABASE}"
+    run(["mariadb", "--no-defaults", f"--socket={folder}/socket", create])
     dbd_env = {**env, "MYSQL_UNIX_PORT": f"{folder}/socket"}
     subprocess.run(["slurmdbd"], env=dbd_env, check=True, capture_output=True)
     _wait_for(

@@ -46,6 +46,11 @@ def run_job(cluster: Cluster, folder: Path, script: str, *options: str) -> list[
     return sorted((folder / "out").read_text().splitlines())
 
 
+def allocated(job: dict[str, str]) -> str:
+    """Return the resources of a job; SLURM 22.05 calls them TRES, later versions AllocTRES."""
+    return job.get("AllocTRES") or job["TRES"]
+
+
 def wait_output(folder: Path, text: str) -> None:
     """Wait until a job has printed the text; its file comes a little after it runs."""
     out = folder / "out"
@@ -75,13 +80,14 @@ def test_memory_is_allocated(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="node configuration is not available"):
         submit(cluster, tmp_path, "true", "--mem=4001")
     job_id = submit(cluster, tmp_path, "true", "--mem=3000")
-    assert "mem=3000M" in cluster.wait_job(job_id, ["COMPLETED"], timeout_s=60)["TRES"]
+    job = cluster.wait_job(job_id, ["COMPLETED"], timeout_s=60)
+    assert "mem=3000M" in allocated(job)
 
 
 def test_exclusive_job_owns_the_node(cluster: Cluster, tmp_path: Path) -> None:
     job_id = submit(cluster, tmp_path, "echo $SLURM_GPUS_ON_NODE", "--exclusive", "--mem=0")
     job = cluster.wait_job(job_id, ["COMPLETED"], timeout_s=60)
-    assert job["TRES"].startswith("cpu=4,mem=4000M,node=1")
+    assert allocated(job).startswith("cpu=4,mem=4000M,node=1")
     assert (tmp_path / "out").read_text() == "2\n"
 
 

@@ -16,17 +16,23 @@ from llada_sft.cluster.peers import is_time_out
 # "srun: error: node2: tasks 2-3: Killed"
 _DEATH = re.compile(r"^srun: error: (\S+): tasks? ([\d,\- ]+): (.+)$")
 _NODE_FAILURE = re.compile(r"^srun: error: Node failure on (\S+)")
-# From here on srun ends the other ranks: because one failed, or because SLURM ends the job.
-_ENDING = re.compile(r"^srun: (?:launch/slurm: \S+ Terminating |Job step aborted)")
+# From here on srun ends the other ranks: because one failed, or because SLURM ends the job. Older
+# versions write "srun: launch/slurm: _step_signal: Terminating StepId=1.0".
+_ENDING = re.compile(
+    r"^srun: (?:(?:launch/slurm: \S+ )?(?:Terminating|Force Terminated) |Job step aborted)"
+)
 _EXITED = re.compile(r"Exited with exit code (\d+)")
 # By the signal itself, or as `abort.py` does.
 _BY_TERM = re.compile(r"Terminated\b|Exited with exit code 143$")
 # srun started no rank, because its options do not fit the job: it would fail again ...
 _REFUSED = re.compile(
     r"^srun: (?:fatal: (?!.*(?:connect|communicat|[Cc]ould not))"
-    r"|(?:unrecognized|invalid|ambiguous) option|error: Unable to create step for job \d+: "
+    r"|(?:unrecognized|invalid|ambiguous) option|error: Only allocated \d+ nodes asked for "
+    r"|error: Unable to create step for job \d+: "
     r"(?:More processors|Invalid|Requested node configuration|Memory required))"
 )
+# Newer versions (24.11, 26.05) then wait for ever, and say no more than "Requested nodes are busy".
+_NEVER = re.compile(r"^srun: Job step's .* Job step may never run\.")
 # ... or for another reason, which may be temporary.
 _NO_STEP = re.compile(
     r"^srun: (?:fatal: |error: Unable to )"
@@ -153,7 +159,10 @@ def why_not_started(text: str) -> str:
     """Return srun's message why it started no rank; empty if there is none."""
     lines = [line.strip() for line in text.splitlines()]
     refused = [line for line in lines if _REFUSED.match(line)]
-    return next(iter(refused or [line for line in lines if _NO_STEP.search(line)]), "")
+    not_started = [line for line in lines if _NO_STEP.search(line)]
+    # A warning, where the ranks are started after all.
+    never = [line for line in lines if _NEVER.match(line)] if not_started else []
+    return next(iter(refused or never or not_started), "")
 
 
 def _ranks(text: str) -> Iterable[int]:
@@ -277,7 +286,8 @@ def _not_started(evidence: Evidence) -> Verdict | None:
     line = evidence.not_started
     if not line or evidence.exit_code == 0 or evidence.deaths or evidence.failures:
         return None
-    cause = Cause.MISTAKE if _REFUSED.match(line) else Cause.LOST
+    never = _REFUSED.match(line) or _NEVER.match(line)
+    cause = Cause.MISTAKE if never else Cause.LOST
     return Verdict(cause, f"no rank was started: {line}")
 
 

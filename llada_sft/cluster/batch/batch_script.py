@@ -33,12 +33,13 @@ trap : TERM USR2
 # a separate bash, and prints what setup.sh exports: only for the ranks, not for this script.
 environment=$(trap '' TERM USR2 && exec "$python" -m llada_sft.cluster begin "$run_dir") || exit
 
-# Every option is given here, so that no variable can set it. srun's own messages go to a file of
-# this attempt: they show which rank was killed.
+# Every option is given here, so that no variable can set it. Without --immediate, srun would wait
+# for ever for more CPUs than the job has. Its own messages go to a file of this attempt: they show
+# which rank was killed.
 set -- --jobid="$SLURM_JOB_ID" --nodes="$SLURM_JOB_NUM_NODES" \
     --ntasks="$((SLURM_JOB_NUM_NODES * ranks_per_node))" --ntasks-per-node="$ranks_per_node" \
     --cpus-per-task="$cpus_per_rank" --export=ALL --unbuffered --kill-on-bad-exit=1 \
-    --open-mode=append --output="$run_dir/slurm/%j_%t_log.out" \
+    --immediate=600 --open-mode=append --output="$run_dir/slurm/%j_%t_log.out" \
     "${srun_options[@]}" "${rank_python[@]}" -u -m llada_sft.cluster rank "$run_dir"
 set -- "$(type -P srun || echo srun)" "$@"
 # The arguments are complete before setup.sh's exports can change a variable.

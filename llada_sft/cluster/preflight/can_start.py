@@ -38,6 +38,9 @@ _KEYS = (
     ("time limit", "slurm.time_min"),
     ("license", "slurm.extra.licenses"),
     ("wckey", "slurm.extra.wckey"),
+    ("dependency", "slurm.extra.dependency"),
+    ("node count", "slurm.nodes"),
+    ("memory required", "slurm.mem_gb_per_node"),
 )
 # What it says where nodes are missing, for now or for ever.
 _OF_NODES = re.compile(r"node configuration is not available|down, drained|nodes? (are|is) busy")

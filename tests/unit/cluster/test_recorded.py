@@ -2,7 +2,8 @@
 
 22.05.8 was recorded from the SLURM of tests/slurm. The others are from public pages of clusters
 (their documentation, forums and notes, 2020 to 2026); names of people, nodes and jobs are replaced.
-No output of 26.05 was found: what it may add is tested as fields that nobody knows.
+What later versions may add is tested as fields that nobody knows. test_recorded_versions.py has
+whole sets of answers, also of 26.05.
 """
 
 import pytest

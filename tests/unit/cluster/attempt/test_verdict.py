@@ -181,11 +181,18 @@ def test_the_cause(
 
 NO_STEP = "srun: error: Unable to create step for job 1: "
 BUSY = "srun: Job 1 step creation temporarily disabled, retrying (Requested nodes are busy)\n"
+# As seen on 24.11.5 and 26.05.5, where --immediate ends the wait.
+NEVER = (
+    "srun: Job step's --cpus-per-task value exceeds that of job (9 > 1). Job step may never run.\n"
+)
 
 
 @pytest.mark.parametrize(
     ("srun", "line", "cause"),
     [
+        (f"{NEVER}{NO_STEP}Requested nodes are busy\n", 0, Cause.MISTAKE),
+        (f"{NO_STEP}Requested nodes are busy\n", 0, Cause.LOST),
+        ("srun: error: Only allocated 2 nodes asked for 4\n", 0, Cause.MISTAKE),
         (f"{BUSY}{NO_STEP}More processors requested than permitted\n", -1, Cause.MISTAKE),
         (
             "srun: error: Step requested gres_per_node=gpu:9 is more than the job's\n"
@@ -221,7 +228,9 @@ def said_by_rank(rank: int) -> Failure:
 
 
 def test_srun_says_much_that_is_no_trouble() -> None:
-    assert why_not_started(f"{BUSY}srun: Step created for job 1\n{KILLED}{STOPPED}") == ""
+    for warning in (BUSY, NEVER):
+        text = f"{warning}srun: Step created for job 1\n{KILLED}{STOPPED}"
+        assert why_not_started(text) == ""
 
 
 def test_the_verdict_keeps_step_and_traceback() -> None:
@@ -270,9 +279,9 @@ def test_the_step_is_that_of_the_rank_that_was_furthest(srun: str) -> None:
     assert judge(after(srun, *failures)).step == 13
 
 
-# Written from the release notes and the sources of SLURM 26.05, which cannot be installed here: it
-# sends CONT and TERM to the siblings of a task that fails, and KILL after KillWait, by itself. srun
-# may report their ends before or after that of the task, and without its own line in between.
+# SLURM 26.05 sends CONT and TERM to the siblings of a task that fails, and KILL after KillWait, by
+# itself. By its sources srun may report their ends before or after that of the task, and without
+# its own line in between; what was seen is in ../recorded.
 TERMINATED = "srun: error: node1: tasks 0-1: Terminated\n"
 FOLLOWED = "srun: error: node1: tasks 0-1: Exited with exit code 143\n"
 FAILED = "srun: error: node2: task 3: {}\n"
