@@ -34,16 +34,27 @@ def unread_fields(
         return set()
     names = names_in(record, record_format, rules.fields)
     unread = _holding(record, {*names.values(), *rules.ignored})
-    known = {*_OF_TURNS, *rules.ignored, *read_by_template}
     role, content = turn_names(record_format, rules.fields)
     for name in (names[field] for field in _TURNS if field in names):
         for turn in _turns(record.get(name)):
             if len(turn) > 2:
-                spoken = {_first(role, turn), _first(content, turn)}
-                if not any(key in turn for key in role):
-                    spoken |= {*(pair_names(turn) or ()), "system"}
-                unread |= {f"{name}[].{key}" for key in _holding(turn, {*known, *spoken})}
+                read = _read_of_turn(turn, role, content, read_by_template)
+                unread |= {f"{name}[].{key}" for key in _holding(turn, {*read, *rules.ignored})}
     return unread
+
+
+def _read_of_turn(
+    turn: Mapping[str, Any],
+    role: Collection[str],
+    content: Collection[str],
+    read_by_template: Collection[str],
+) -> set[str]:
+    """Name what is read of a turn, or of an entry that is a question and its answer."""
+    read = {*_OF_TURNS, *read_by_template}
+    if any(name in turn for name in role):
+        return read | {_first(role, turn), _first(content, turn)}
+    # The template sees the answer's content, not a field of that name.
+    return read - {"role", "content"} | {"system", *(pair_names(turn) or ())}
 
 
 def _are_plain(turns: object) -> bool:

@@ -349,6 +349,47 @@ def test_what_was_read_is_not_read_again_under_another_name(tmp_path: Path) -> N
     assert read.counts.unread == {"system": 1, "tools": 1}
 
 
+def test_an_entry_of_question_and_answer_says_how_it_is_learned(tmp_path: Path) -> None:
+    """Its fields are the answer's: they were dropped unseen."""
+
+    def row(**more: object) -> dict[str, Any]:
+        first = {"human": "q", "assistant": "a", **more}
+        return {"conversation": [first, {"human": "r", "assistant": "b"}]}
+
+    answered = turn("user", "q") + turn("assistant", "a") + turn("user", "r") + ASK
+    for multi_turn in ("all", "random"):
+        for says in ({"weight": 0}, {"train": False}, {"learn": False}):
+            read = Read(tmp_path, row(**says), multi_turn=multi_turn)
+            assert (read.bad, read.texts) == ([], [(BOS + answered, f"b{EOS}")])
+    read = Read(
+        tmp_path,
+        {"conversation": [{"human": "q", "assistant": "a", "weight": 0.5}]},
+        row(weight="1"),
+        row(tool_calls=[{"name": "f"}]),
+        row(reasoning_content="because"),
+        row(tool_calls="f("),
+        multi_turn="last",
+    )
+    dropped = "is dropped by the model's chat template;"
+    assert [line.partition(" use ")[0] for line in read.bad] == [
+        "'messages[1].weight' must be a number of at least 0, got '1'",
+        f"'messages[1].tool_calls' {dropped}",
+        f"'messages[1].reasoning_content' {dropped}",
+        "'conversation[0].tool_calls' is not JSON: invalid literal, expected 'false'",
+    ]
+    assert read.weights[0] is not None and 0.5 in read.weights[0]
+    read = Read(tmp_path, row(id=3, content="WRONG", gpt="WRONG"))
+    assert read.counts.unread == {f"conversation[].{name}": 1 for name in ("id", "content", "gpt")}
+    ignored = ("weight", "system", "reasoning_content")
+    read = Read(
+        tmp_path,
+        row(weight=0, system="s", reasoning_content="r"),
+        ignore_fields=ignored,
+        multi_turn="last",
+    )
+    assert (read.bad, read.texts) == ([], [(BOS + answered, f"b{EOS}")])
+
+
 @pytest.mark.parametrize("value", [1, 0.5, True, None, "text", {"role": "user"}])
 def test_messages_that_are_not_a_list_are_a_bad_row(tmp_path: Path, value: object) -> None:
     for named in ("raw", "messages"):
