@@ -8,6 +8,8 @@ from llada_sft.data.records.conversation import FLAGS, SAID, WEIGHT
 from llada_sft.data.records.formats import RecordRules, names_in, pair_names, turn_names
 
 _OF_TURNS = {*SAID, *FLAGS, WEIGHT, "role"}
+# Of a part of a content.
+_OF_PARTS = {"type", "text"}
 _EMPTY: tuple[object, ...] = (None, "", [], {})
 # Fields of a record that hold turns, or may.
 _TURNS = ("messages", "conversations", "prompt", "response")
@@ -28,7 +30,8 @@ def unread_fields(
         read_by_template: Names that the chat template speaks of.
 
     Returns:
-        Fields of the record, and of its turns: `id`, `messages[].name`.
+        Fields of the record, of its turns, and of the parts of their contents: `id`,
+        `messages[].name`, `messages[].content[].image`.
     """
     if len(record) == 1 and _are_plain(record.get(record_format)):
         return set()
@@ -40,6 +43,10 @@ def unread_fields(
             if len(turn) > 2:
                 read = _read_of_turn(turn, role, content, read_by_template)
                 unread |= {f"{name}[].{key}" for key in _holding(turn, {*read, *rules.ignored})}
+            said = _first(content, turn)
+            for part in _turns(turn.get(said)):
+                more = _holding(part, {*_OF_PARTS, *rules.ignored})
+                unread |= {f"{name}[].{said}[].{key}" for key in more}
     return unread
 
 
@@ -60,7 +67,10 @@ def _read_of_turn(
 def _are_plain(turns: object) -> bool:
     """Return whether all turns are a role and a text, as in most rows of messages."""
     return isinstance(turns, list) and all(
-        type(turn) is dict and len(turn) == 2 and "role" in turn and "content" in turn
+        type(turn) is dict
+        and len(turn) == 2
+        and "role" in turn
+        and type(turn.get("content")) is str
         for turn in turns
     )
 

@@ -291,6 +291,22 @@ def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert read.counts.unread == read.detected.unread == {}
 
 
+def test_fields_of_a_part_that_are_not_read_are_named(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"text": "b", "image": "x.png", "weight": 0}, "c"]
+    rows = [
+        {"messages": [user("q"), bot(parts)]},  # type: ignore[arg-type]
+        {"conversations": [{"from": "human", "value": parts}, {"from": "gpt", "value": "a"}]},
+        {"prompt": {"role": "user", "content": parts}, "response": "a"},
+    ]
+    for row, place in zip(
+        rows, ("messages[].content", "conversations[].value", "prompt[].content"), strict=True
+    ):
+        read = Read(tmp_path, row)
+        assert (read.bad, len(read.pairs)) == ([], 1)
+        assert read.counts.unread == {f"{place}[].image": 1, f"{place}[].weight": 1}
+        assert Read(tmp_path, row, ignore_fields=("image", "weight")).counts.unread == {}
+
+
 def test_an_answer_that_is_cut_does_not_end(tmp_path: Path) -> None:
     row = {"prompt": "q", "response": "abcdef"}
     length = len(pair("q", "")[0])
