@@ -44,9 +44,10 @@ def unread_fields(
                 read = _read_of_turn(turn, role, content, read_by_template)
                 unread |= {f"{name}[].{key}" for key in _holding(turn, {*read, *rules.ignored})}
             said = _first(content, turn)
-            for part in _turns(turn.get(said)):
-                more = _holding(part, {*_OF_PARTS, *rules.ignored})
-                unread |= {f"{name}[].{said}[].{key}" for key in more}
+            if isinstance(parts := turn.get(said), list):
+                for part in _turns(parts):
+                    more = _holding(part, {*_OF_PARTS, *rules.ignored})
+                    unread |= {f"{name}[].{said}[].{key}" for key in more}
     return unread
 
 
