@@ -46,13 +46,14 @@ def path_argument(word: str) -> Path:
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; 2 after printing a `LladaSftError`."""
     _exit_without_a_collection()
+    _open_what_is_closed()
     # A path that is not text, or a terminal without UTF-8, must not end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command()
         # Python would do it after this, and say with a traceback of its own that it cannot.
-        _flush_output()
+        sys.stdout.flush()
         return code
     except LladaSftError as error:
         print(error, file=sys.stderr)
@@ -71,10 +72,21 @@ def exit_code(command: Callable[[], int]) -> int:
         return EXIT_CODE
 
 
-def _flush_output() -> None:
-    # None if the shell has closed it (`>&-`).
-    if sys.stdout is not None:
-        sys.stdout.flush()
+def _open_what_is_closed() -> None:
+    """Let output go nowhere that the shell has closed (`>&-`).
+
+    Otherwise the next file that is opened would be the standard output of this process and of those
+    that it starts.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest number that is free: this one.
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def _drop_output() -> None:

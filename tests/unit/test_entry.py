@@ -1,6 +1,7 @@
 """What both entry points take for a path, and how they end."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_an_output_without_room_is_one_line(lines: int) -> None:
             )
         assert done.stderr == b"the output cannot be written: No space left on device\n"
         assert done.returncode == 2
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_what_the_shell_has_closed_goes_nowhere(tmp_path: Path, closed: tuple[int, ...]) -> None:
+    script = (
+        "import os, subprocess, sys; from llada_sft.entry import exit_code\n"
+        "def write():\n"
+        " file = open('kept', 'w'); assert file.fileno() > 2\n"
+        " print('line'); print('line', file=sys.stderr); sys.stdout.buffer.write(b'line')\n"
+        " return subprocess.run(['sh', '-c', 'echo out; echo err >&2']).returncode\n"
+        "sys.exit(exit_code(write))"
+    )
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    command = shlex.join([sys.executable, "-c", script]) + f" {redirections}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment)
+    assert done.returncode == 0
+    assert (tmp_path / "kept").read_bytes() == b""
 
 
 def test_another_error_of_the_system_keeps_its_traceback() -> None:

@@ -82,7 +82,7 @@ def live_text(run: RunDir, jobs: Jobs) -> str:
         return f"starting: {summary.doing}"
     left = summary.seconds_left
     about = "" if left is None else f", about {clock(left)} left"
-    return f"{summary.state}: {summary.progress.line(summary.total_steps)}{about}"
+    return f"{summary.state}: {summary.progress.line(summary.total_steps, summary.step)}{about}"
 
 
 class JobWatch:

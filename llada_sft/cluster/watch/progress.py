@@ -53,9 +53,12 @@ class RunProgress:
             return None
         return (total_steps - self.step) * self.step_seconds
 
-    def line(self, total_steps: int | None = None) -> str:
-        """Return the step, of how many, the losses and the speed in one line."""
-        if not self.values:
+    def line(self, total_steps: int | None = None, known_step: int = 0) -> str:
+        """Return the step, of how many, the losses and the speed in one line.
+
+        `known_step` is that of the journal: a short run may end before its first row of metrics.
+        """
+        if not self.values and known_step == 0:
             return NO_STEP
         losses = [
             f"{name} {_shortened(value)}"
@@ -63,8 +66,9 @@ class RunProgress:
             if name.endswith("loss")
         ]
         # What was known at the last checkpoint may be an estimate, and too low by now.
-        known = total_steps is not None and self.step <= total_steps
-        shown_step = f"step {self.step} of {total_steps}" if known else f"step {self.step}"
+        step = self.step if self.values else known_step
+        known = total_steps is not None and step <= total_steps
+        shown_step = f"step {step} of {total_steps}" if known else f"step {step}"
         return ", ".join([shown_step, *losses, *self._speeds()])
 
     def _speeds(self) -> Iterator[str]:

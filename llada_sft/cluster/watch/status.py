@@ -78,7 +78,7 @@ def _progress(summary: Summary) -> Iterator[Row]:
     else:
         left = summary.seconds_left
         about = "" if left is None else f", about {clock(left)} left"
-        yield "progress", summary.progress.line(summary.total_steps) + about
+        yield "progress", summary.progress.line(summary.total_steps, summary.step) + about
     if summary.doing:
         yield "doing", summary.doing
 

@@ -52,6 +52,8 @@ def read_turns(
             read.append({"role": role, "content": turn[content_names[0]]})
             continue
         place = f"{where}[{number}]"
+        if rules.ignored and isinstance(turn, dict):
+            turn = {name: value for name, value in turn.items() if name not in rules.ignored}
         has_role = isinstance(turn, dict) and any(name in turn for name in role_names)
         names = None if has_role or not isinstance(turn, dict) else pair_names(turn)
         if names is None:
@@ -72,14 +74,22 @@ def _is_usual(turn: object, role: str, content: str) -> bool:
 
 
 def _read_pair(turn: Mapping[str, Any], where: str, names: tuple[str, str]) -> list[Turn]:
-    """Read an entry that is a question and its answer, perhaps after a system prompt."""
+    """Read an entry that is a question and its answer, perhaps after a system prompt.
+
+    All other fields are the answer's: how it is learned, its calls and its reasoning.
+    """
     said = [("user", names[0]), ("assistant", names[1])]
     if turn.get("system"):
         said.insert(0, ("system", "system"))
-    return [
+    turns: list[Turn] = [
         {"role": role, "content": check_string(turn[name], f"{where}.{name}")}
         for role, name in said
     ]
+    others = {name: value for name, value in turn.items() if name not in (*names, "system")}
+    if others.get("tool_calls") is not None:
+        others["tool_calls"] = _calls(others["tool_calls"], f"{where}.tool_calls")
+    turns[-1] = {**others, **turns[-1]}
+    return turns
 
 
 def _read_turn(
@@ -91,8 +101,6 @@ def _read_turn(
 ) -> Turn:
     if not isinstance(turn, dict):
         raise DataError(f"{where!r} must be an object, got {kind_of(turn)}")
-    if rules.ignored:
-        turn = {name: value for name, value in turn.items() if name not in rules.ignored}
     role_name = next((name for name in role_names if name in turn), None)
     if role_name is None:
         raise _no_field(turn, where, role_names[0], "role")

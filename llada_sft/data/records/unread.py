@@ -8,6 +8,8 @@ from llada_sft.data.records.conversation import FLAGS, SAID, WEIGHT
 from llada_sft.data.records.formats import RecordRules, names_in, pair_names, turn_names
 
 _OF_TURNS = {*SAID, *FLAGS, WEIGHT, "role"}
+# Of a part of a content.
+_OF_PARTS = {"type", "text"}
 _EMPTY: tuple[object, ...] = (None, "", [], {})
 # Fields of a record that hold turns, or may.
 _TURNS = ("messages", "conversations", "prompt", "response")
@@ -28,28 +30,48 @@ def unread_fields(
         read_by_template: Names that the chat template speaks of.
 
     Returns:
-        Fields of the record, and of its turns: `id`, `messages[].name`.
+        Fields of the record, of its turns, and of the parts of their contents: `id`,
+        `messages[].name`, `messages[].content[].image`.
     """
     if len(record) == 1 and _are_plain(record.get(record_format)):
         return set()
     names = names_in(record, record_format, rules.fields)
     unread = _holding(record, {*names.values(), *rules.ignored})
-    known = {*_OF_TURNS, *rules.ignored, *read_by_template}
     role, content = turn_names(record_format, rules.fields)
     for name in (names[field] for field in _TURNS if field in names):
         for turn in _turns(record.get(name)):
             if len(turn) > 2:
-                spoken = {_first(role, turn), _first(content, turn)}
-                if not any(key in turn for key in role):
-                    spoken |= {*(pair_names(turn) or ()), "system"}
-                unread |= {f"{name}[].{key}" for key in _holding(turn, {*known, *spoken})}
+                read = _read_of_turn(turn, role, content, read_by_template)
+                unread |= {f"{name}[].{key}" for key in _holding(turn, {*read, *rules.ignored})}
+            said = _first(content, turn)
+            if isinstance(parts := turn.get(said), list):
+                for part in _turns(parts):
+                    more = _holding(part, {*_OF_PARTS, *rules.ignored})
+                    unread |= {f"{name}[].{said}[].{key}" for key in more}
     return unread
+
+
+def _read_of_turn(
+    turn: Mapping[str, Any],
+    role: Collection[str],
+    content: Collection[str],
+    read_by_template: Collection[str],
+) -> set[str]:
+    """Name what is read of a turn, or of an entry that is a question and its answer."""
+    read = {*_OF_TURNS, *read_by_template}
+    if any(name in turn for name in role):
+        return read | {_first(role, turn), _first(content, turn)}
+    # The template sees the answer's content, not a field of that name.
+    return read - {"role", "content"} | {"system", *(pair_names(turn) or ())}
 
 
 def _are_plain(turns: object) -> bool:
     """Return whether all turns are a role and a text, as in most rows of messages."""
     return isinstance(turns, list) and all(
-        type(turn) is dict and len(turn) == 2 and "role" in turn and "content" in turn
+        type(turn) is dict
+        and len(turn) == 2
+        and "role" in turn
+        and type(turn.get("content")) is str
         for turn in turns
     )
 

@@ -1,5 +1,7 @@
 """TensorBoard's curves of a run."""
 
+from pathlib import Path
+
 from lightning.pytorch.loggers import TensorBoardLogger
 
 
@@ -8,6 +10,15 @@ class TensorBoardLog(TensorBoardLogger):
 
     To write it, Lightning asks whether the folder is on S3, and imports s3fs for that.
     """
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the curves, as it is named.
+
+        Lightning takes `$HOME` and `~` in its path for what a shell would: then the curves of a run
+        below a folder of such a name would be somewhere else.
+        """
+        return str(Path(self.root_dir) / str(self.version))
 
     def log_text(self, tag: str, text: str, step: int) -> None:
         """Log a text in Markdown."""

@@ -291,6 +291,22 @@ def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert read.counts.unread == read.detected.unread == {}
 
 
+def test_fields_of_a_part_that_are_not_read_are_named(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"text": "b", "image": "x.png", "weight": 0}, "c"]
+    rows = [
+        {"messages": [user("q"), bot(parts)]},  # type: ignore[arg-type]
+        {"conversations": [{"from": "human", "value": parts}, {"from": "gpt", "value": "a"}]},
+        {"prompt": {"role": "user", "content": parts}, "response": "a"},
+    ]
+    for row, place in zip(
+        rows, ("messages[].content", "conversations[].value", "prompt[].content"), strict=True
+    ):
+        read = Read(tmp_path, row)
+        assert (read.bad, len(read.pairs)) == ([], 1)
+        assert read.counts.unread == {f"{place}[].image": 1, f"{place}[].weight": 1}
+        assert Read(tmp_path, row, ignore_fields=("image", "weight")).counts.unread == {}
+
+
 def test_an_answer_that_is_cut_does_not_end(tmp_path: Path) -> None:
     row = {"prompt": "q", "response": "abcdef"}
     length = len(pair("q", "")[0])
@@ -347,6 +363,47 @@ def test_what_was_read_is_not_read_again_under_another_name(tmp_path: Path) -> N
     read = Read(tmp_path, row, fields={"system": "mine", "tools": "none"})
     assert (read.bad, [prompt for prompt, _ in read.texts]) == ([], [with_system])
     assert read.counts.unread == {"system": 1, "tools": 1}
+
+
+def test_an_entry_of_question_and_answer_says_how_it_is_learned(tmp_path: Path) -> None:
+    """Its fields are the answer's: they were dropped unseen."""
+
+    def row(**more: object) -> dict[str, Any]:
+        first = {"human": "q", "assistant": "a", **more}
+        return {"conversation": [first, {"human": "r", "assistant": "b"}]}
+
+    answered = turn("user", "q") + turn("assistant", "a") + turn("user", "r") + ASK
+    for multi_turn in ("all", "random"):
+        for says in ({"weight": 0}, {"train": False}, {"learn": False}):
+            read = Read(tmp_path, row(**says), multi_turn=multi_turn)
+            assert (read.bad, read.texts) == ([], [(BOS + answered, f"b{EOS}")])
+    read = Read(
+        tmp_path,
+        {"conversation": [{"human": "q", "assistant": "a", "weight": 0.5}]},
+        row(weight="1"),
+        row(tool_calls=[{"name": "f"}]),
+        row(reasoning_content="because"),
+        row(tool_calls="f("),
+        multi_turn="last",
+    )
+    dropped = "is dropped by the model's chat template;"
+    assert [line.partition(" use ")[0] for line in read.bad] == [
+        "'messages[1].weight' must be a number of at least 0, got '1'",
+        f"'messages[1].tool_calls' {dropped}",
+        f"'messages[1].reasoning_content' {dropped}",
+        "'conversation[0].tool_calls' is not JSON: invalid literal, expected 'false'",
+    ]
+    assert read.weights[0] is not None and 0.5 in read.weights[0]
+    read = Read(tmp_path, row(id=3, content="WRONG", gpt="WRONG"))
+    assert read.counts.unread == {f"conversation[].{name}": 1 for name in ("id", "content", "gpt")}
+    ignored = ("weight", "system", "reasoning_content")
+    read = Read(
+        tmp_path,
+        row(weight=0, system="s", reasoning_content="r"),
+        ignore_fields=ignored,
+        multi_turn="last",
+    )
+    assert (read.bad, read.texts) == ([], [(BOS + answered, f"b{EOS}")])
 
 
 @pytest.mark.parametrize("value", [1, 0.5, True, None, "text", {"role": "user"}])

@@ -21,6 +21,12 @@ def test_a_run_without_a_step(run: RunDir) -> None:
     assert read_progress(run).line() == NO_STEP
 
 
+def test_a_run_that_ended_before_its_first_row(run: RunDir) -> None:
+    assert read_progress(run).line(3, known_step=3) == "step 3 of 3"
+    run.metrics.write_text("step,loss\n2,0.5\n")
+    assert read_progress(run).line(3, known_step=3) == "step 2 of 3, loss 0.5"
+
+
 def test_another_file_is_refused(run: RunDir) -> None:
     run.metrics.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="has no column step"):

@@ -147,6 +147,24 @@ def test_a_field_that_is_not_read_changes_nothing(
     assert encoded_or_not(row, reader) == encoded_or_not(alone, reader)
 
 
+@given(turns=turns_of("role", "content"), multi_turn=st.sampled_from(["random", "last", "all"]))
+@settings(max_examples=300, deadline=None)
+def test_entries_of_question_and_answer_are_read_as_turns(
+    turns: list[dict[str, Any]], multi_turn: MultiTurn
+) -> None:
+    asked = [{"role": "user", "content": turn["content"]} for turn in turns[::2]]
+    answers = turns[1::2]
+    pairs = []
+    for question, answer in zip(asked, answers, strict=True):
+        others = {name: value for name, value in answer.items() if name not in ("role", "content")}
+        pairs.append({"human": question["content"], "gpt": answer["content"], **others})
+    alternating = [turn for pair in zip(asked, answers, strict=True) for turn in pair]
+    reader = RecordReader("messages", RecordRules(), multi_turn)
+    of_pairs, of_turns = {"messages": pairs}, {"messages": alternating}
+    assert encoded_or_not(of_pairs, reader) == encoded_or_not(of_turns, reader)
+    assert reader.unread(of_pairs) == reader.unread(of_turns)
+
+
 @given(row=rows(), multi_turn=st.sampled_from(["random", "last", "all"]), key=st.integers(0, 9))
 @settings(max_examples=600, deadline=None)
 def test_a_field_is_read_named_or_refused(
