@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
-
-from llada_sft.errors import CheckpointError
 
 Sampler = Literal[
     "official",
@@ -176,19 +173,13 @@ class SamplerSettings:
         stops = self.stops_at_eos and bool(self.eos_early_stop or self.start_length)
         return stops or self.logits_eos_inf or self.confidence_eos_eot_inf
 
-    def require_eos(self, model_dir: Path, eos_token_id: int | None) -> None:
-        """Check that a model names an EOS token, if one is needed.
+    def lacks_eos(self, eos_token_id: int | None) -> bool:
+        """Return whether an EOS token is needed, and neither these settings nor a model name one.
 
         Args:
-            model_dir: For the message.
-            eos_token_id: What its config.json names.
-
-        Raises:
-            CheckpointError: It names none, and neither do these settings.
+            eos_token_id: What the model names.
         """
-        if self.needs_eos and self.eos_token_id is None and eos_token_id is None:
-            path = model_dir / "config.json"
-            raise CheckpointError(f"{path}: eos_token_id: must be given, got null: answers need it")
+        return self.needs_eos and self.eos_token_id is None and eos_token_id is None
 
     @property
     def in_blocks(self) -> bool:
