@@ -89,7 +89,8 @@ def make_settings(given: dict[str, Any]) -> SamplerSettings:
     """
     length = given.get("gen_length", SamplerSettings.gen_length)
     is_free = given.get("sampler") not in IN_BLOCKS and "block_length" not in given
-    if is_free and 0 < length < SamplerSettings.block_length:
+    # What is no number is refused with all other settings.
+    if is_free and isinstance(length, int) and 0 < length < SamplerSettings.block_length:
         given = {**given, "block_length": length}
     return SamplerSettings(**{"eos_early_stop": True, **given})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 Sampler = Literal[
@@ -39,6 +40,30 @@ _COUNTS = (
     "max_drafts",
     "minimal_topk",
     "num_to_transfer",
+)
+_WHOLE = (
+    "start_length",
+    "max_post_steps",
+    "seed",
+    "eos_token_id",
+    "mask_token_id",
+    "eot_token_id",
+)
+_BOOLS = (
+    "eos_early_stop",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+    "eos_in_prompt_ends",
+    "cache_blocks",
+)
+_NUMBERS = (
+    "threshold",
+    "factor",
+    "entropy_bound",
+    "temperature",
+    "cfg_scale",
+    "growth_threshold",
+    "editing_threshold",
 )
 # Settings that `llada2` and `llada21` do not have.
 _NOT_IN_BLOCKS = (
@@ -243,15 +268,31 @@ class SamplerSettings:
         """Give what is wrong, the first thing first."""
         if self.sampler not in SAMPLERS:
             yield f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                yield f"{name} must be a whole number above 0, got {value!r}"
+        yield from self._problems_of_types()
         yield from self._problems_in_blocks() if self.in_blocks else self._problems_of_lengths()
         yield from self._problems_of_choice()
         for name, samplers in _SAMPLERS_WITH.items():
             if self.sampler not in samplers and getattr(self, name) is not None:
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
+
+    def _problems_of_types(self) -> Iterator[str]:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and (not _is_whole(value) or value < 1):
+                yield f"{name} must be a whole number above 0, got {value!r}"
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if value is not None and not _is_whole(value):
+                yield f"{name} must be a whole number, got {value!r}"
+        for name in _BOOLS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bool):
+                yield f"{name} must be true or false, got {value!r}"
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number and not (value is None and getattr(type(self), name) is None):
+                yield f"{name} must be a number, got {value!r}"
 
     def _problems_in_blocks(self) -> Iterator[str]:
         for name in _NOT_IN_BLOCKS:
@@ -260,7 +301,7 @@ class SamplerSettings:
         if self.sampler == "llada21" and self.steps is not None:
             yield "steps is not a setting of the sampler 'llada21'; remove it"
         posts = self.max_post_steps
-        if posts is not None and (not isinstance(posts, int) or posts < 0):
+        if posts is not None and posts < 0:
             yield f"max_post_steps must be a whole number from 0 on, got {posts!r}"
         if (self.minimal_topk or 1) > self.gen_length:
             numbers = f"{self.gen_length}, got {self.minimal_topk}"
@@ -306,3 +347,7 @@ class SamplerSettings:
         if self.sampler in ("verify", "llada21") and self.temperature:
             given = f"{self.sampler!r}, got {self.temperature}"
             yield f"temperature must be 0 with the sampler {given}"
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
