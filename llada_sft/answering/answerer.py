@@ -17,6 +17,7 @@ from llada_sft.keys import hashed
 from llada_sft.model.configuration import read_config
 from llada_sft.model.loading import load_model
 from llada_sft.model.network import Network
+from llada_sft.model.settings import no_eos
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Answerer:
         mismatch = settings.mismatch(network.decodes_in_blocks)
         if mismatch is not None:
             raise ConfigError(f"--{mismatch.replace(' ', ': ', 1)}")
-        settings.require_eos(model_dir, network.eos_token_id)
+        if settings.lacks_eos(network.eos_token_id):
+            raise no_eos(model_dir)
         device, dtype = torch.device("cpu"), torch.float32
         if torch.cuda.is_available():
             device = torch.device("cuda", local_rank % torch.cuda.device_count())

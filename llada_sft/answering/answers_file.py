@@ -79,19 +79,19 @@ class AnswersFile:
         return {row["number"]: row for path in self._parts() for row in _whole_rows(path)}
 
     def writer(self, rank: int) -> Callable[[Sequence[dict[str, Any]]], None]:
-        """Return what adds answers of a rank, each with its `number`."""
+        """Return what adds answers of a rank, each with its `number`; it raises a DataError."""
         path = self._folder / f"rank_{rank}.jsonl"
 
         def add(rows: Sequence[dict[str, Any]]) -> None:
             if not rows:
                 return
-            with path.open("ab") as file:
-                # What a killed process began to write ends here: it is no row.
-                torn = file.tell() > 0 and not _ends_line(path)
-                lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-                text = ("\n" if torn else "") + "\n".join(lines) + "\n"
-                file.write(text.encode(errors=_LONE_SURROGATES))
-                sync_file(file)
+            lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+            try:
+                _append(path, "\n".join(lines) + "\n")
+            except OSError as error:
+                raise DataError(
+                    f"{path}: cannot be written: {error.strerror}; the same command continues here"
+                ) from None
 
         return add
 
@@ -124,6 +124,14 @@ class AnswersFile:
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob("rank_*.jsonl"))
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("ab") as file:
+        # What a killed process began to write ends here: it is no row.
+        torn = file.tell() > 0 and not _ends_line(path)
+        file.write((("\n" if torn else "") + text).encode(errors=_LONE_SURROGATES))
+        sync_file(file)
 
 
 def _whole_rows(path: Path) -> Iterator[dict[str, Any]]:

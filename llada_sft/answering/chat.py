@@ -17,6 +17,7 @@ from llada_sft.answering.conversation import Dialogue
 from llada_sft.answering.options import make_settings
 from llada_sft.answering.screen import Screen
 from llada_sft.choices import OWN_SETTINGS, SAMPLERS
+from llada_sft.config import yaml12
 from llada_sft.errors import DataError
 from llada_sft.generation import SamplerSettings, generate
 from llada_sft.keys import hashed
@@ -142,7 +143,7 @@ class Chat:
                 name, equals, value = word.partition("=")
                 if not equals or name not in asdict(self._answerer.settings):
                     raise ValueError(f"{word!r} is not a setting with a value; /settings lists all")
-                values = {**values, name: yaml.safe_load(value)}
+                values = {**values, name: _value(value)}
             settings = make_settings(values)
             if mismatch := settings.mismatch(self._answerer.model.architecture.decodes_in_blocks):
                 raise ValueError(mismatch)
@@ -182,6 +183,19 @@ def chat_command(model_dir: Path, system: str | None, settings: SamplerSettings,
             import readline  # noqa: F401
         screen.say(f"{model_dir}: /help lists the commands", "dim")
     Chat(answerer, screen, system).run(lambda: input("> " if sys.stdin.isatty() else ""))
+
+
+def _value(text: str) -> Any:
+    """Return a value as a config has it: `1e-3` is a number, `null` is none.
+
+    Raises:
+        ValueError: It is a list or a mapping.
+        yaml.YAMLError: It is no YAML.
+    """
+    node = yaml12.compose(text)
+    if node is not None and not isinstance(node, yaml.ScalarNode):
+        raise ValueError(f"{text!r} is not one value")
+    return None if node is None else yaml12.scalar_value(node)
 
 
 def _cost(answered: Answered, seconds: float) -> str:

@@ -100,7 +100,8 @@ def make_settings(given: dict[str, Any]) -> SamplerSettings:
     sampler = given.get("sampler", SamplerSettings.sampler)
     in_blocks = sampler in SAMPLERS and SAMPLERS[sampler].in_blocks
     is_free = not in_blocks and "block_length" not in given
-    if is_free and 0 < length < SamplerSettings.block_length:
+    # What is no number is refused with all other settings.
+    if is_free and isinstance(length, int) and 0 < length < SamplerSettings.block_length:
         given = {**given, "block_length": length}
     return SamplerSettings(**{"eos_early_stop": True, **given})
 

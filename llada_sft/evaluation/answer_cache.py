@@ -10,11 +10,13 @@ model, of other settings or versions are never found in it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from llada_sft.atomic import sync_file
+from llada_sft.errors import ConfigError
 from llada_sft.keys import digest
 
 Entry = dict[str, Any]
@@ -34,6 +36,22 @@ def folder_name(task: str, depends_on: Mapping[str, Any]) -> str:
 def request_key(*asked: Any) -> str:
     """Return the key of a request: a digest of what is asked, whoever asks."""
     return digest(json.dumps(asked, sort_keys=True).encode(), 16).hex()
+
+
+@contextmanager
+def writing_results(folder: Path) -> Iterator[None]:
+    """Say in a line why a folder below `--results` cannot be written.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--results: {error.filename or folder}: cannot be written: {error.strerror};"
+            " free room there, or name another folder"
+        ) from None
 
 
 class AnswerCache:
@@ -58,15 +76,20 @@ class AnswerCache:
         return self._entries[key]
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Keep entries, each with its `key`, and wait until they are on the disk."""
+        """Keep entries, each with its `key`, and wait until they are on the disk.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
         new = list(entries)
         self._entries |= {entry["key"]: entry for entry in new}
         if self._folder is None or not new:
             return
-        if self._file is None:
-            self._file = self._new_file(self._folder)
-        self._file.write("".join(json.dumps(entry) + "\n" for entry in new))
-        sync_file(self._file)
+        with writing_results(self._folder):
+            if self._file is None:
+                self._file = self._new_file(self._folder)
+            self._file.write("".join(json.dumps(entry) + "\n" for entry in new))
+            sync_file(self._file)
 
     def close(self) -> None:
         """Close this process's file."""

@@ -32,6 +32,9 @@ def plan_of(arguments: Namespace) -> EvalPlan:
         )
     model: Path = arguments.out.absolute()
     results = arguments.results or arguments.out / "eval"
+    there = next(path for path in (results, *results.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--results: {results}: {there} is a file; name a folder")
     return EvalPlan(model, results.absolute(), tasks, include, config)
 
 

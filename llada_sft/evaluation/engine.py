@@ -32,6 +32,7 @@ from llada_sft.evaluation.settings import EvalConfig
 from llada_sft.evaluation.texts import Texts
 from llada_sft.generation import generate
 from llada_sft.keys import hashed
+from llada_sft.model.settings import no_eos
 
 GENERATE = "generate_until"
 ROLLING = "loglikelihood_rolling"
@@ -89,7 +90,7 @@ class Engine:
         self, model: LoadedModel, config: EvalConfig, chat: bool, cache: AnswerCache
     ) -> None:
         self.model, self.config, self.cache = model, config, cache
-        self.texts = Texts(model.tokenizer, chat)
+        self.texts = Texts(model.tokenizer, chat, model.eos_token_id)
         self.num_truncated = 0
         self.checks_greedy = config.likelihood.check_greedy is not False
         self.shows_progress = False
@@ -170,8 +171,8 @@ class Engine:
         mismatch = self._sampler.mismatch(in_blocks)
         if generates and mismatch is not None:
             raise ConfigError(f"generation.{mismatch.replace(' ', ': ', 1)}")
-        if generates:
-            self._sampler.require_eos(self.model.directory, self.model.eos_token_id)
+        if generates and self._sampler.lacks_eos(self.model.eos_token_id):
+            raise no_eos(self.model.directory)
         gen_length, longest = self.config.generation.gen_length, self.model.max_length
         if generates and gen_length >= longest:
             raise ConfigError(

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from llada_sft.errors import LaunchError
+from llada_sft.evaluation.answer_cache import writing_results
 from llada_sft.evaluation.plan import EvalPlan
 from llada_sft.evaluation.settings import JobSection
 
@@ -93,9 +94,11 @@ def submit_evaluation(plan: EvalPlan) -> str:
 
     Raises:
         LaunchError: sbatch refuses the job.
+        ConfigError: The folder of its log cannot be made.
     """
     logs = plan.results / "slurm"
-    logs.mkdir(parents=True, exist_ok=True)
+    with writing_results(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     environment = {
         name: value
         for name, value in os.environ.items()

@@ -23,17 +23,20 @@ class Texts:
     Args:
         tokenizer: A transformers tokenizer.
         chat: Whether prompts are rendered by its chat template.
+        eos_token_id: What the model's config.json names; the tokenizer may have another EOS.
 
     Attributes:
         template: The text of the chat template; None without one.
         ends: The ids that end an answer, with their names: EOS, and what closes a turn.
     """
 
-    def __init__(self, tokenizer: Any, chat: bool) -> None:
+    def __init__(self, tokenizer: Any, chat: bool, eos_token_id: int | None = None) -> None:
         self.tokenizer, self.chat = tokenizer, chat
         self.template = template_of(tokenizer) if chat else None
         known = tokenizer.get_vocab()
         names = [tokenizer.eos_token, *(name for name in ENDS_OF_TURN if chat)]
+        if eos_token_id is not None:
+            names.insert(0, tokenizer.convert_ids_to_tokens(eos_token_id))
         self.ends = {known[name]: name for name in names if name in known}
 
     def prompt(self, turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:

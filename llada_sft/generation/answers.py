@@ -70,6 +70,7 @@ def generate(
         raise ValueError(mismatch)
     mask_token_id = _mask_token_id(model, settings)
     never, last = _never(model, settings), _last(model, settings)
+    _require_known_ids(model, settings)
     _require_known_tokens(model, prompts)
     if not prompts:
         return []
@@ -163,6 +164,14 @@ def _suppressed(model: Network) -> Sequence[int]:
     """Return the tokens that the model's config bans."""
     suppressed: Sequence[int] = model.config.suppress_tokens
     return suppressed
+
+
+def _require_known_ids(model: Network, settings: SamplerSettings) -> None:
+    number = model.architecture.num_embeddings
+    for name in ("mask_token_id", "eos_token_id", "eot_token_id"):
+        token = getattr(settings, name)
+        if token is not None and not 0 <= token < number:
+            raise ValueError(f"{name} must be from 0 to {number - 1}, got {token}")
 
 
 def _require_known_tokens(model: Network, prompts: Sequence[Sequence[int]]) -> None:

@@ -5,10 +5,11 @@ Which sampler has which setting is in llada_sft/choices.py.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from numbers import Integral, Real
+from types import NoneType
+from typing import get_args, get_type_hints
 
 from llada_sft.choices import OWN_SETTINGS, SAMPLERS, Remasking, Rule, Sampler, SamplerName
-from llada_sft.errors import CheckpointError
 
 _COUNTS = (
     "gen_length",
@@ -140,19 +141,13 @@ class SamplerSettings:
         stops = self.stops_at_eos and bool(self.eos_early_stop or self.start_length)
         return stops or self.logits_eos_inf or self.confidence_eos_eot_inf
 
-    def require_eos(self, model_dir: Path, eos_token_id: int | None) -> None:
-        """Check that a model names an EOS token, if one is needed.
+    def lacks_eos(self, eos_token_id: int | None) -> bool:
+        """Return whether an EOS token is needed, and neither these settings nor a model name one.
 
         Args:
-            model_dir: For the message.
-            eos_token_id: What its config.json names.
-
-        Raises:
-            CheckpointError: It names none, and neither do these settings.
+            eos_token_id: What the model names.
         """
-        if self.needs_eos and self.eos_token_id is None and eos_token_id is None:
-            path = model_dir / "config.json"
-            raise CheckpointError(f"{path}: eos_token_id: must be given, got null: answers need it")
+        return self.needs_eos and self.eos_token_id is None and eos_token_id is None
 
     @property
     def in_blocks(self) -> bool:
@@ -200,6 +195,7 @@ class SamplerSettings:
         """Give what is wrong, the first thing first."""
         if self.sampler not in SAMPLERS:
             yield f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
+        yield from self._problems_of_types()
         yield from self._problems_of_ranges()
         for name in self.traits.lacks:
             if getattr(self, name) != getattr(type(self), name):
@@ -211,14 +207,26 @@ class SamplerSettings:
             if getattr(self, name) is not None:
                 yield f"{name} is not a setting of the sampler {self.sampler!r}; remove it"
 
+    def _problems_of_types(self) -> Iterator[str]:
+        for name, kind in get_type_hints(type(self)).items():
+            kinds, value = get_args(kind) or (kind,), getattr(self, name)
+            if value is None and NoneType in kinds:
+                continue
+            is_bool = isinstance(value, bool)
+            if name in _COUNTS:
+                if is_bool or not isinstance(value, Integral) or value < 1:
+                    yield f"{name} must be a whole number above 0, got {value!r}"
+            elif int in kinds and (is_bool or not isinstance(value, Integral)):
+                yield f"{name} must be a whole number, got {value!r}"
+            elif float in kinds and (is_bool or not isinstance(value, Real)):
+                yield f"{name} must be a number, got {value!r}"
+            elif bool in kinds and not is_bool:
+                yield f"{name} must be true or false, got {value!r}"
+
     def _problems_of_ranges(self) -> Iterator[str]:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                yield f"{name} must be a whole number above 0, got {value!r}"
-        passes = self.max_post_steps
-        if passes is not None and not (isinstance(passes, int) and passes >= 0):
-            yield f"max_post_steps must be a whole number from 0 on, got {passes!r}"
+        posts = self.max_post_steps
+        if posts is not None and posts < 0:
+            yield f"max_post_steps must be a whole number from 0 on, got {posts!r}"
         for name in ("factor", "entropy_bound"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

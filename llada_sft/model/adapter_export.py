@@ -6,7 +6,6 @@ adapter  adapter_config.json and adapter_model.safetensors, for `peft.PeftModel.
 """
 
 import functools
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -19,8 +18,8 @@ from torch import Tensor
 from llada_sft.errors import CheckpointError
 from llada_sft.model.adapter_plan import MAGNITUDE, A, AdapterPlan, B, parameter_name
 from llada_sft.model.adapters import peft_config
-from llada_sft.model.export import LazyTensor, apply_umask
-from llada_sft.model.index import TensorSlot, require_unused
+from llada_sft.model.export import LazyTensor, apply_umask, new_model_dir
+from llada_sft.model.index import TensorSlot
 
 # PEFT's names: its model around ours, and a tensor without the adapter's name.
 _PREFIX = "base_model.model."
@@ -109,25 +108,22 @@ def write_adapter(
         dtype: Of the written tensors.
 
     Raises:
-        CheckpointError: `out_dir` is in use, or the adapters are not those of the plan.
+        CheckpointError: `out_dir` is in use or cannot be written, or the adapters are not those of
+            the plan.
     """
-    require_unused(out_dir)
     check_adapters(adapters, plan)
-    partial = out_dir.with_name(f"{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was interrupted
-    partial.mkdir(parents=True)
     config = peft_config(plan)
     config.base_model_name_or_path = base
     config.inference_mode = True
-    config.save_pretrained(partial)
-    tensors = {
-        _peft_name(name): tensor.read().to("cpu", dtype).contiguous()
-        for name, tensor in adapters.items()
-    }
-    save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
-    apply_umask(partial, "adapter_config.json")
-    _verify(partial / _WEIGHTS, {name: tuple(one.shape) for name, one in tensors.items()})
-    partial.rename(out_dir)
+    with new_model_dir(out_dir) as partial:
+        config.save_pretrained(partial)
+        tensors = {
+            _peft_name(name): tensor.read().to("cpu", dtype).contiguous()
+            for name, tensor in adapters.items()
+        }
+        save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
+        apply_umask(partial, "adapter_config.json")
+        _verify(partial / _WEIGHTS, {name: tuple(one.shape) for name, one in tensors.items()})
 
 
 def _peft_name(name: str) -> str:

@@ -13,12 +13,13 @@ import json
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -130,22 +131,42 @@ def export_checkpoint(
         stacked: Whether the experts of a layer are one tensor for each of their matrices.
 
     Raises:
-        CheckpointError: `out_dir` is in use, or the tensors are not those of `config`.
+        CheckpointError: `out_dir` is in use or cannot be written, or the tensors are not those of
+            `config`.
         ConfigError: `stacked`, and nobody else reads such files of this member of the family.
     """
     config = config.of_layout(stacked)
+    with new_model_dir(out_dir) as partial:
+        parts = stacked_parts(tensors, config) if stacked else official_parts(tensors, config)
+        _write_weights(parts, config.architecture.buffer_shapes(), partial, dtype, max_shard_size)
+        _write_config(config, partial, dtype)
+        apply_umask(partial, "config.json")
+        _copy_files(tokenizer_dir, partial)
+        _write_suppressed(config, partial)
+        _verify(config, partial, stacked)
+
+
+@contextlib.contextmanager
+def new_model_dir(out_dir: Path) -> Iterator[Path]:
+    """Yield a folder next to `out_dir`, which takes its place once all is written.
+
+    Raises:
+        CheckpointError: `out_dir` is in use, or cannot be written.
+    """
     require_unused(out_dir)
     partial = out_dir.with_name(f"{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was interrupted
-    partial.mkdir(parents=True)
-    parts = stacked_parts(tensors, config) if stacked else official_parts(tensors, config)
-    _write_weights(parts, config.architecture.buffer_shapes(), partial, dtype, max_shard_size)
-    _write_config(config, partial, dtype)
-    apply_umask(partial, "config.json")
-    _copy_files(tokenizer_dir, partial)
-    _write_suppressed(config, partial)
-    _verify(config, partial, stacked)
-    partial.rename(out_dir)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        where = getattr(error, "filename", None) or partial
+        raise CheckpointError(
+            f"{out_dir}: not written: {where}: {reason}; choose another directory"
+        ) from None
 
 
 def official_parts(

@@ -124,8 +124,11 @@ def require_unused(out_dir: Path) -> None:
     """Check that a model directory can be made.
 
     Raises:
-        CheckpointError: It is there and not empty, or there is a file where a folder has to be.
+        CheckpointError: It is there and not empty, or there is a file where a folder has to be; or
+            it is the present folder, which nothing can take the place of.
     """
+    if out_dir.name in ("", ".."):
+        raise CheckpointError(f"{out_dir}: has no name of its own; name a folder to make")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise CheckpointError(f"{out_dir}: exists and is not empty; choose another directory")
     there = next(parent for parent in out_dir.absolute().parents if parent.exists())

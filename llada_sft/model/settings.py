@@ -63,6 +63,12 @@ def _no_config(model_dir: Path) -> str:
     return f"{model_dir}: no config.json; a model is a directory in Hugging Face's layout"
 
 
+def no_eos(model_dir: Path) -> CheckpointError:
+    """Return the error that answers need an EOS token, and config.json names none."""
+    path = model_dir / "config.json"
+    return CheckpointError(f"{path}: eos_token_id: must be given, got null: answers need it")
+
+
 def find_mask_token(model_dir: Path, mask_token: str | int | None = None) -> int | None:
     """Return the id of a mask token; None where neither the user nor the tokenizer names one.
 

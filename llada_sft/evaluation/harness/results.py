@@ -10,6 +10,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
 from llada_sft.atomic import replacing, write_synced
+from llada_sft.evaluation.answer_cache import writing_results
 from llada_sft.evaluation.engine import GENERATE, ROLLING, Engine
 from llada_sft.evaluation.harness.model import HarnessModel
 from llada_sft.evaluation.harness.records import VERSIONED, record_of, warnings_of
@@ -50,14 +51,19 @@ def evaluate_task(
 def write_results(
     folder: Path, engine: Engine, config: EvalConfig, results: dict[str, Any]
 ) -> Path:
-    """Write the results and the samples of a task, and print its table; return the first file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the results and the samples of a task, and print its table; return the first file.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
     print(make_table(results))
-    for part, samples in results.pop("samples").items():
-        lines = [_json(_with_answers(sample, engine), indent=None) for sample in samples]
-        _write(folder / f"samples_{part}.jsonl", "".join(f"{line}\n" for line in lines))
     path = folder / "results.json"
-    _write(path, _json(results, indent=2))
+    with writing_results(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, samples in results.pop("samples").items():
+            lines = [_json(_with_answers(sample, engine), indent=None) for sample in samples]
+            _write(folder / f"samples_{part}.jsonl", "".join(f"{line}\n" for line in lines))
+        _write(path, _json(results, indent=2))
     return path
 
 

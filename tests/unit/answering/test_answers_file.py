@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llada_sft.answering.answers_file import AnswersFile, require_new
-from llada_sft.errors import ConfigError
+from llada_sft.errors import ConfigError, DataError
 
 
 def row(number: int) -> dict[str, object]:
@@ -73,3 +73,15 @@ def test_lone_surrogates_stay_json(tmp_path: Path) -> None:
     file.writer(0)([{"number": 0, "record": "\ud800"}])
     file.finish(file.known())
     assert json.loads(out.read_text()) == {"record": "\ud800"}
+
+
+def test_an_answer_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    file = AnswersFile(tmp_path / "answers.jsonl")
+    file.begin({})
+    part = tmp_path / "answers.jsonl.partial/rank_0.jsonl"
+    part.mkdir()
+    with pytest.raises(DataError) as error:
+        file.writer(0)([row(0)])
+    assert str(error.value) == (
+        f"{part}: cannot be written: Is a directory; the same command continues here"
+    )

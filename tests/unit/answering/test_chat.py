@@ -120,7 +120,11 @@ def test_a_question_that_is_too_long_is_one_line(model: Network, prompts: list[s
         ("/set gen_length=-8", "gen_length"),
         ("/set temperature='", "quotation"),
         ("/set temperature=[", "["),
-        ("/set eos_token_id=x", "eos_token_id"),
+        ("/set temperature=[1]", "'[1]' is not one value"),
+        ("/set temperature=warm", "temperature must be a number, got 'warm'"),
+        ("/set eos_token_id=x", "eos_token_id must be a whole number, got 'x'"),
+        ("/set eos_early_stop=maybe", "eos_early_stop must be true or false, got 'maybe'"),
+        ("/set temperature=1e-3", "temperature=0.001"),
     ],
 )
 def test_a_mistake_is_one_line(model: Network, prompts: list[str], line: str, problem: str) -> None:

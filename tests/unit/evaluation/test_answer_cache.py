@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from llada_sft.errors import ConfigError
 from llada_sft.evaluation.answer_cache import AnswerCache, folder_name, request_key
 
 ENTRIES = [{"key": "a", "value": 1.5}, {"key": "b", "text": "line\u2028 one\nline two\x85"}]
@@ -71,3 +72,14 @@ def test_a_folder_is_of_one_model_template_version_and_setting(other: dict[str, 
 def test_a_key_is_of_the_whole_request() -> None:
     assert request_key("a", ["b", "c"]) == request_key("a", ["b", "c"])
     assert request_key("a", ["b", "c"]) != request_key("a", ["bc", ""])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file/answers"
+    with pytest.raises(ConfigError) as error:
+        AnswerCache(folder).add([{"key": "a"}])
+    assert str(error.value) == (
+        f"--results: {folder}: cannot be written: Not a directory; free room there, or name"
+        " another folder"
+    )

@@ -156,6 +156,10 @@ def test_a_mistyped_task_is_one_line_before_a_rank_is_started(
             "{model} --tasks a limt=3",
             "override 'limt=3': limt: unknown key; did you mean 'limit'?",
         ),
+        (
+            "{model} --tasks a --results /dev/null/x",
+            "--results: /dev/null/x: /dev/null is a file; name a folder",
+        ),
         ("{model} --tasks a --ranks 0", "--ranks: must be at least 1, got 0"),
     ],
 )

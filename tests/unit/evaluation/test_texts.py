@@ -60,6 +60,8 @@ def test_an_answer_ends_at_the_first_eos_or_end_of_its_turn(tokenizer: Any) -> N
     assert Texts(tokenizer, chat=True).cut(said, ()) == ("cb", "cb")
     # Only chat models end turns.
     assert Texts(tokenizer, chat=False).cut(said, ()) == ("cba", "cba")
+    # The model's EOS need not be the tokenizer's.
+    assert Texts(tokenizer, chat=False, eos_token_id=ids("b")).cut(said, ()) == ("c", "c")
 
 
 def test_stop_strings_cut_an_answer_and_the_whole_is_kept(tokenizer: Any) -> None:

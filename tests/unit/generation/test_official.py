@@ -81,6 +81,13 @@ def test_a_token_that_the_model_lacks_is_refused(golden: Network) -> None:
     assert str(error.value) == "prompt 1: tokens must be below 512, got 512"
 
 
+@pytest.mark.parametrize("name", ["mask_token_id", "eos_token_id", "eot_token_id"])
+def test_a_special_token_that_the_model_lacks_is_refused(golden: Network, name: str) -> None:
+    with pytest.raises(ValueError) as error:
+        generation.generate(golden, [[1]], SamplerSettings(**{name: 512}))
+    assert str(error.value) == f"{name} must be from 0 to 511, got 512"
+
+
 def test_the_head_runs_at_masked_positions_of_the_block_alone(golden: Network) -> None:
     numbers = []
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from llada_sft.errors import CheckpointError
-from llada_sft.model import Network, NetworkConfig, build_model, load_model
+from llada_sft.model import Network, NetworkConfig, build_model, export, load_model
 from llada_sft.model.export import LazyTensor, export_checkpoint, network_tensors, zero3_tensors
 from llada_sft.model.index import read_index
 
@@ -133,3 +134,39 @@ def test_not_a_training_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         zero3_tensors(tmp_path)
     assert str(error.value) == f"{tmp_path}: not a training checkpoint: no directory 'checkpoint'"
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_the_present_folder_is_not_replaced(
+    golden: Network, golden_dir: Path, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        export_checkpoint(network_tensors(golden), golden.config, golden_dir, Path(out))
+    assert str(error.value) == f"{out}: has no name of its own; name a folder to make"
+
+
+def test_where_nothing_can_be_written(golden: Network, golden_dir: Path) -> None:
+    out = Path("/proc/exported")
+    with pytest.raises(CheckpointError) as error:
+        export_checkpoint(network_tensors(golden), golden.config, golden_dir, out)
+    assert str(error.value) == (
+        f"{out}: not written: {out}.partial: No such file or directory; choose another directory"
+    )
+
+
+def test_a_full_disk(
+    golden: Network, golden_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(export, "save_file", full)
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError) as error:
+        export_checkpoint(network_tensors(golden), golden.config, golden_dir, out)
+    assert str(error.value) == (
+        f"{out}: not written: {out}.partial: I/O error: No space left on device (os error 28);"
+        " choose another directory"
+    )
+    assert not list(tmp_path.iterdir())
