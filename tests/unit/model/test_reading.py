@@ -1,5 +1,7 @@
 """Reading checkpoints: exact values, and a named reason for everything that is wrong."""
 
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +104,15 @@ def test_truncated_files_at_once(copied: Path) -> None:
         f"{file}: truncated: the header asks for {size} bytes, got {size - 4}; download it again"
         for file, size in sizes.items()
     ]
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file that another machine replaces: what was checked before is not what is read."""
+    monkeypatch.setattr(os, "preadv", lambda *arguments: 0)
+    (line,) = refusal(copied)
+    assert re.fullmatch(r".*\.safetensors: ends at byte \d+ while being read", line)
 
 
 def test_a_header_that_is_cut_off(copied: Path) -> None:

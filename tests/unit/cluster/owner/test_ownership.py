@@ -224,6 +224,13 @@ def test_a_job_takes_over_from_its_earlier_start_and_never_back(
     assert ownership.of_rank(run, 1, {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "1"})
 
 
+def test_a_rank_whose_launcher_has_lost_the_run(run: RunDir) -> None:
+    put(run, ownership.job_owner("42", 0))
+    with pytest.raises(SupersededError) as caught:
+        ownership.of_rank(run, 0, {ownership.VARIABLE: "1:another"})
+    assert str(caught.value) == f"run {run.path} is not this launcher's any more: leaving"
+
+
 def test_begin_of_the_same_start_is_the_same_claim(run: RunDir, fake_tool: FakeTool) -> None:
     """`--prepare` in a batch script has claimed for the job already."""
     fake_tool("scontrol", "exit 1")

@@ -203,8 +203,12 @@ def test_an_update_that_cannot_be_finished_is_one_line(
     run.update.mkdir()
     if text is not None:
         (run.update / "decision.json").write_text(text)
-    with pytest.raises(LaunchError, match=r"runs/a/update: not an update that .*; remove the"):
+    with pytest.raises(LaunchError) as caught:
         again(run, update=False)
+    assert str(caught.value).endswith(
+        "runs/a/update: not an update that can be finished: decision.json is damaged; remove the"
+        " folder, and update again"
+    )
 
 
 class _Killed(BaseException):
