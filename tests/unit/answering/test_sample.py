@@ -200,6 +200,22 @@ def test_a_batch_script_is_no_task(environment: dict[str, str], expected: Rank) 
     assert rank_of(environment) == expected
 
 
+def test_ranks_of_srun_do_not_start_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_dir: Path,
+    prompts: Path,
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.chdir(prompts.parent)
+    given = ["--input", "prompts.jsonl", "--out", "b.jsonl", "--ranks", "2"]
+    assert run(monkeypatch, model_dir, *given) == 2
+    line = "--ranks: srun has started several tasks already; remove it\n"
+    assert capsys.readouterr().err == line
+
+
 def command(*arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "llada_sft", "sample", *map(str, arguments)],

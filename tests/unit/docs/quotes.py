@@ -33,7 +33,7 @@ def is_quoted(template: str) -> bool:
 def _clauses(template: str) -> list[str]:
     """Return the parts of two words or more between placeholders, or the longest part."""
     clauses = [
-        clause.strip()
+        clause.strip(" '\"")
         for part in re.split(r"\{\w+\}", template)
         for clause in re.split(r"[:;,]\s", part)
     ]

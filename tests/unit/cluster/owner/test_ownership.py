@@ -338,6 +338,20 @@ def test_a_hand_over_that_comes_too_late(run: RunDir, fake_tool: FakeTool) -> No
         launcher.hand_over("43")
 
 
+def test_a_new_owner_whose_file_is_gone(
+    run: RunDir, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tool("scontrol", "exit 1")
+    launcher = claim.claim(run, this_process("launching"))
+    put(run, ownership.job_owner("42", 0))
+    monkeypatch.setattr(owner_files, "read", lambda folder, number: None)
+    with pytest.raises(SupersededError) as caught:
+        launcher.hand_over("43")
+    assert str(caught.value) == (
+        f"run {run.path} has another owner now: leaving, nothing more is written"
+    )
+
+
 def test_the_owner_of_another_host(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     put(run, elsewhere(since="S"), silent_s=40)
     with pytest.raises(LaunchError) as caught:
