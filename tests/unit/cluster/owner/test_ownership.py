@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -229,6 +230,29 @@ def test_a_rank_whose_launcher_has_lost_the_run(run: RunDir) -> None:
     with pytest.raises(SupersededError) as caught:
         ownership.of_rank(run, 0, {ownership.VARIABLE: "1:another"})
     assert str(caught.value) == f"run {run.path} is not this launcher's any more: leaving"
+
+
+def test_a_rank_leaves_once_its_launcher_has_lost_the_run(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launcher = claim.claim(run, this_process("training"))
+    # srun ends such a rank: the kernel need not.
+    environment = {ownership.VARIABLE: launcher.word, "SLURM_PROCID": "1"}
+    rank = ownership.of_rank(run, 1, environment)
+    assert rank is not None
+    rank.leave_if_lost()
+    put(run, ownership.job_owner("42", 0))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as caught:
+        rank.leave_if_lost()
+    assert caught.value.code == 2
+    assert re.search(
+        r"was taken over by job 42.*: leaving, nothing more is written$", capsys.readouterr().err
+    )
 
 
 def test_begin_of_the_same_start_is_the_same_claim(run: RunDir, fake_tool: FakeTool) -> None:
