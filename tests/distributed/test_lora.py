@@ -22,6 +22,7 @@ from tests.distributed.ranks import run_on_ranks
 from tests.distributed.test_kills import assert_same_weights, run_until_killed
 from tests.distributed.test_training import CONFIG, SMALL, distance, states
 from tests.distributed.test_zero import GOLDEN, numbers, same, train_each
+from tests.doc_commands import call_shell, commands_of
 
 WORKERS = "tests.distributed.lora_workers"
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
@@ -165,14 +166,16 @@ def test_killed_resumed_and_exported(overrides: list[str], tmp_path: Path) -> No
 def check_exports(run: Path, given: list[str], folder: Path) -> None:
     """Merged, the network computes what PEFT does with the adapter on the base."""
     RunDir(run).config.write_text(dump_config(load_config(CONFIG, given)))
-    export_run(run, folder / "merged", None, None)
-    export_run(run, folder / "adapter", None, None, adapter=True)
+    (folder / "runs").mkdir()
+    (folder / "runs/my-lora").symlink_to(run)
+    for command in commands_of("docs/lora.md"):
+        call_shell(command, folder)
     base = load_model(value_of(given, "model.path"))
     ids = torch.arange(6, 18)[None]
     with torch.no_grad():
         before = base(ids).logits
-        adapted = peft.PeftModel.from_pretrained(base, folder / "adapter")(ids).logits
-        merged = load_model(folder / "merged")(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, folder / "out/adapter")(ids).logits
+        merged = load_model(folder / "out/merged")(ids).logits
     assert (adapted - before).abs().max() > 1e-3
     assert (merged - adapted).abs().max() < 1e-5 * adapted.abs().max()
 

@@ -1,11 +1,7 @@
 """README's "Your data in five minutes", as it stands there: from a .parquet file to a training."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,17 +13,10 @@ from llada_sft.demo.__main__ import untrained_model
 from llada_sft.demo.data import write_demo
 from llada_sft.run_dir import RunDir
 from tests.distributed.training_workers import losses
+from tests.doc_commands import call_shell, commands_of
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
-
-def commands(title: str) -> list[str]:
-    """The commands of a section."""
-    section = README.partition(f"## {title}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^ *```bash\n(.*?)^ *```$", section, re.MULTILINE | re.DOTALL)
-    return [line.strip() for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
 
 @pytest.fixture
@@ -49,18 +38,10 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_your_data_in_five_minutes(project: Path) -> None:
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    outputs = {}
-    for command in commands("Your data in five minutes"):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
-            cwd=project,
-            env=os.environ | {"PATH": tools},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        outputs[" ".join(command.split()[:2])] = done.stdout
+    outputs = {
+        " ".join(command.split()[:2]): call_shell(command, project)
+        for command in commands_of("README.md", "Your data in five minutes")
+    }
     assert list(outputs) == [
         "llada-sft shard",
         "cp config/local.yaml",

@@ -1,9 +1,5 @@
-"""A folder to launch the demo from, and the commands of the documentation."""
+"""A folder to launch the demo from."""
 
-import re
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from llada_sft.demo.data import write_demo
@@ -34,26 +30,3 @@ def add_own_config(folder: Path, project: Path, max_steps: int) -> None:
         assert old in text
         text = text.replace(old, new)
     (folder / "config/mine.yaml").write_text(text)
-
-
-def commands_of(page: str) -> list[list[str]]:
-    """Return the lines of each block of bash of a page in docs/."""
-    text = (ROOT / "docs" / page).read_text()
-    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block.splitlines() for block in blocks]
-
-
-def call_shell(command: str, folder: Path, environment: Mapping[str, str], timeout_s: float) -> str:
-    """Run a command as a user types it, with the tools of this Python; return what it printed."""
-    tools = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env={**environment, "PATH": tools, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout

@@ -10,12 +10,11 @@ from conftest import Launched, Shell, job_id, require
 from processes import wait_until
 
 from llada_sft.cluster import journal
+from tests.doc_commands import commands_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/clusters.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-COPY, PRINT, FIRST, SECOND = "".join(BLOCKS).splitlines()
+COPY, PRINT, FIRST, SECOND = commands_of("docs/clusters.md")
 TIMEOUT_S = 240
 # Jobs wait: none of them is to train.
 PRESET = """\
@@ -51,12 +50,14 @@ def test_a_preset_and_two_runs_after_each_other(
 ) -> None:
     shell(COPY)
     assert "partition: gpu  # config/cluster/mine.yaml:14" in shell(PRINT)
-    (folder / "config/cluster/mine.yaml").write_text(PRESET)
+    preset = folder / "config/cluster/mine.yaml"
+    preset.write_text(PRESET)
     first = job_id(shell(FIRST))
     waiting = cluster.job(first)
     assert (waiting["Comment"], waiting["Reason"]) == ("a # b", "BeginTime")
-    # What the preset asks for is asked for once: --after is the second job's only reason to wait.
-    second = job_id(shell(f"{SECOND} slurm.extra.begin=false"))
+    # --after is the second job's only reason to wait.
+    preset.write_text(PRESET.replace("begin: now+3600, ", ""))
+    second = job_id(shell(SECOND))
     assert cluster.job(second)["Dependency"] == f"afterany:{first}(unfulfilled)"
     cluster.run(["scancel", first, second])
     again = job_id(shell("llada-sft resume runs/first slurm.extra.hold=true"))

@@ -12,12 +12,11 @@ from processes import wait_until
 
 from llada_sft.cluster import history, journal
 from llada_sft.run_dir import RunDir
+from tests.doc_commands import commands_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/slurm-jobs.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-LAUNCH, STATUS, LOGS, JOURNAL, SIGNAL, CANCEL, RESUME, UPDATE = "".join(BLOCKS).splitlines()
+LAUNCH, STATUS, LOGS, JOURNAL, SIGNAL, CANCEL, RESUME, UPDATE = commands_of("docs/slurm-jobs.md")
 TIMEOUT_S = 240
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from processes import wait_until
-from project import add_own_config, call_shell, commands_of
+from project import add_own_config
 
 from llada_sft.cluster import failures, history
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.history import Attempt
 from llada_sft.cluster.watch.status import status_lines
 from llada_sft.run_dir import RunDir
+from tests.doc_commands import call_shell, commands_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -177,7 +178,7 @@ def prepare(project: Path, environment: dict[str, str], *changes: str) -> RunDir
 def test_the_commands_of_the_page(cluster: Cluster, project: Path, tmp_path: Path) -> None:
     """docs/by-hand.md as it stands there, in a shell of salloc: --here, srun and torchrun."""
     add_own_config(tmp_path, project, max_steps=4)
-    (salloc, here), by_hand = commands_of("by-hand.md")
+    salloc, here, *by_hand = commands_of("docs/by-hand.md")
     script = "\n".join(["set -euo pipefail", here, *by_hand])
     call_shell(f"{salloc} bash -c {shlex.quote(script)}", tmp_path, cluster.env, TIMEOUT_S)
     for name, world_size in (("here", 2), ("hand", 2), ("one", 1)):

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from processes import wait_until
-from project import add_own_config, call_shell, commands_of
+from project import add_own_config
 
 from llada_sft.cluster import history
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.watch.sweep_table import sweep_rows
 from llada_sft.run_dir import RunDir
+from tests.doc_commands import call_shell, commands_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 TIMEOUT_S = 240
-((LAUNCH, STATUS, RESUME, CANCEL),) = commands_of("sweeps.md")
+LAUNCH, STATUS, RESUME, CANCEL = commands_of("docs/sweeps.md")
 NAMES = ["lr=1e-05", "lr=2e-05"]
 Shell = Callable[[str], str]
 

@@ -46,8 +46,12 @@ def test_another_request_is_refused_and_loses_nothing(tmp_path: Path) -> None:
     file = AnswersFile(out)
     file.begin({"seed": 1, "model": "m"})
     file.writer(0)([row(0)])
-    with pytest.raises(ConfigError, match="seed was 1, is 2"):
+    with pytest.raises(ConfigError) as caught:
         AnswersFile(out).begin({"seed": 2, "model": "m"})
+    assert str(caught.value) == (
+        f"--out: {out}.partial has answers of another request: seed was 1, is 2; remove it to begin"
+        " afresh, or name another --out"
+    )
     assert set(file.known()) == {0}
 
 
@@ -55,7 +59,7 @@ def test_a_folder_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
     (tmp_path / "answers.jsonl.partial").mkdir()
     (tmp_path / "answers.jsonl.partial/request.json").write_text("{")
-    with pytest.raises(ConfigError, match="remove it"):
+    with pytest.raises(ConfigError, match=r"\.partial: .*; remove it to begin afresh$"):
         AnswersFile(out).begin({})
 
 

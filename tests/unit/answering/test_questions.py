@@ -94,7 +94,8 @@ def test_texts_and_ids_are_continued(tmp_path: Path) -> None:
 
 def test_bad_rows_are_named_with_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text('"q"\n\n{"prompt": 3}\n{broken\n{"messages": []}\n""\n[1]\n')
+    answer = '{"messages": [{"role": "assistant", "content": "a"}]}'
+    path.write_text(f'"q"\n\n{{"prompt": 3}}\n{{broken\n{answer}\n""\n[1]\n')
     questions = read_questions(path, {})
     assert [question.problem is None for question in questions] == [True] + [False] * 5
     with pytest.raises(DataError) as raised:
@@ -103,12 +104,16 @@ def test_bad_rows_are_named_with_their_lines(tmp_path: Path) -> None:
     assert [line.removeprefix(f"{path}:").split(":")[0] for line in lines[:-1]] == [
         *("3", "4", "5", "6", "7")
     ]
-    assert "--skip-bad" in lines[-1]
+    assert lines[2:4] == [
+        f"{path}:5: it has an answer, and nothing that is asked",
+        f"{path}:6: the text is empty",
+    ]
+    assert lines[-1] == f"{path}: correct them, or give --skip-bad: then they get no answer"
 
 
 def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
     questions = read(tmp_path, *[3] * 14)
-    with pytest.raises(DataError, match="4 more rows"):
+    with pytest.raises(DataError, match="4 more rows like these"):
         require_no_problems(tmp_path / "prompts.jsonl", questions)
 
 

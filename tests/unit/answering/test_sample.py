@@ -154,11 +154,17 @@ def test_rows_that_cannot_be_asked_end_it_or_are_skipped(
         (["--prompt", "a", "--steps", "3", "--gen-length", "64"], "--steps: must be a multiple"),
         (["--prompt", "a", "--temperature", "nan"], "--temperature: "),
         (["--prompt", "a", "--threshold", "0.5"], "--threshold: is not a setting"),
-        (["--prompt", "a", "--ranks", "2"], "--ranks: "),
-        (["--prompt", "a", "--complete", "--system", "b"], "--system: "),
+        (["--prompt", "a", "--ranks", "2"], "--ranks: is for a file of prompts (--input)"),
+        (
+            ["--prompt", "a", "--complete", "--system", "b"],
+            "--system: a text that is continued (--complete) has no system prompt",
+        ),
         (["--input", "prompts.jsonl", "--out", "b.jsonl", "--ranks", "0"], "--ranks: "),
         (["--input", "prompts.jsonl", "--out", "b.jsonl", "--batch-size", "0"], "--batch-size: "),
-        (["--input", "prompts.jsonl", "--out", "b.jsonl", "--field", "a"], "--field: "),
+        (
+            ["--input", "prompts.jsonl", "--out", "b.jsonl", "--field", "a"],
+            "--field: must be FIELD=NAME, got 'a'",
+        ),
         (["--input", "prompts.jsonl", "--out", "no/b.jsonl/c"], "--out: "),
         (["--input", "missing.jsonl", "--out", "b.jsonl"], "missing.jsonl: cannot be read"),
     ],
@@ -192,6 +198,22 @@ def test_a_mistake_is_one_line(
 )
 def test_a_batch_script_is_no_task(environment: dict[str, str], expected: Rank) -> None:
     assert rank_of(environment) == expected
+
+
+def test_ranks_of_srun_do_not_start_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model_dir: Path,
+    prompts: Path,
+) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.chdir(prompts.parent)
+    given = ["--input", "prompts.jsonl", "--out", "b.jsonl", "--ranks", "2"]
+    assert run(monkeypatch, model_dir, *given) == 2
+    line = "--ranks: srun has started several tasks already; remove it\n"
+    assert capsys.readouterr().err == line
 
 
 def command(*arguments: object) -> "subprocess.Popen[str]":

@@ -279,6 +279,77 @@ def test_findings(
     assert levels(look(config(project, **data), ranks)) == expected
 
 
+MANY = [*(f"{a}{b}c" for a in "abcd" for b in "efg"), "abcde"]
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "ranks", "message"),
+    [
+        (
+            {"a": []},
+            {},
+            1,
+            "{train}: no row makes an example that could be learned ({counts}): see data.format,"
+            " data.hook and data.max_length",
+        ),
+        (
+            {"a": words("abc", "abd", "abcde")},
+            {"max_length": 20},
+            1,
+            "33.3% of the examples are longer than data.max_length (20): 1 cut, 0 skipped",
+        ),
+        (
+            {"a": words(*MANY)},
+            {"max_length": 20},
+            1,
+            "7.7% of the examples are longer than data.max_length (20): 1 cut, 0 skipped; no EOS"
+            " follows them (data.eos_after_cut)",
+        ),
+        (
+            {"a": [{"prompt": "<|startoftext|>a", "response": "b"}]},
+            {},
+            1,
+            "1 rows begin with BOS or a header, as if a chat template had rendered them, and are"
+            " rendered once more: store what was rendered as data.format: text with"
+            " data.special_tokens_in_text: token, or store the turns",
+        ),
+        (
+            {"a": [{"prompt": "Ω", "response": "b"}]},
+            {},
+            1,
+            "the tokenizer does not give back every text that it encodes: 'Ω' becomes",
+        ),
+        (
+            {"a": words("abc", "abd", "abe"), "b": words("abf", "abg")},
+            {},
+            2,
+            "ranks have no rows left in 17% of their steps: write the rows into shards of one size"
+            " with  llada-sft shard",
+        ),
+        (
+            {"a": words("abc", "abc")},
+            {},
+            1,
+            "1 of 2 rows repeat another: they are learned as often",
+        ),
+        (
+            {"a": words("abc")},
+            {"end": 9},
+            1,
+            "of the loss is learning the end padding: set data.end to a small number, or use"
+            " smaller micro-batches",
+        ),
+    ],
+)
+def test_what_findings_say(
+    project: Path, files: dict[str, list[Any]], data: dict[str, Any], ranks: int, message: str
+) -> None:
+    write(project / "train", **files)
+    found = look(config(project, **data), ranks)
+    expected = message.format(train=project / "train", counts=found.train.counts)
+    assert [one.message for one in findings_of(found) if expected in one.message] != []
+
+
 def test_what_is_noticed_of_rows_is_said(project: Path) -> None:
     def chat() -> dict[str, Any]:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

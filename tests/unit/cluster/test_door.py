@@ -136,6 +136,10 @@ def test_a_rank_by_hand_writes_nothing_into_a_run_that_has_an_owner(
 def test_another_call_is_told_the_usage(arguments: tuple[str, ...]) -> None:
     done = call(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{USAGE}\n")
+    assert USAGE == (
+        "usage: python -m llada_sft.cluster rank RUN_DIR | begin RUN_DIR | end RUN_DIR EXIT_CODE"
+        " | step RUN_DIR | port"
+    )
 
 
 def test_looking_through_the_door_is_light() -> None:

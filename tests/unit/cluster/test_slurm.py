@@ -1,5 +1,7 @@
 """Questions to SLURM: what they inherit of the shell, and which job an answer is of."""
 
+from pathlib import Path
+
 import pytest
 
 from llada_sft.cluster import slurm
@@ -44,3 +46,22 @@ def test_a_job_that_slurm_has_forgotten(fake_tool: FakeTool) -> None:
     fake_tool("scontrol", "echo Unable to contact slurm controller >&2; exit 1")
     with pytest.raises(LaunchError, match="Unable to contact"):
         slurm.job_fields("7")
+
+
+def test_an_exclusion_that_slurm_accepts_and_does_not_keep(
+    fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tool("scontrol", "echo JobId=42 ExcNodeList=")
+    monkeypatch.setattr(slurm, "EXCLUDE_PAUSE_S", 0)
+    with pytest.raises(LaunchError) as caught:
+        slurm.exclude("42", "node2")
+    assert str(caught.value) == "job 42: SLURM does not take node node2 into ExcNodeList"
+
+
+def test_a_command_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "squeue"
+    tool.write_bytes(b"\0")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LaunchError, match=r"^squeue: cannot be run: Exec format error$"):
+        slurm.run_tool("squeue")

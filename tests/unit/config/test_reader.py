@@ -458,6 +458,20 @@ def test_strings_are_those_of_yaml_1_2(text: str) -> None:
     assert load(MINIMAL + f"log: {{wandb_project: {text}}}").log.wandb_project == text
 
 
+def test_the_name_of_a_run_is_short() -> None:
+    text = MINIMAL.replace("name: a", f"name: {'a' * 81}")
+    line = "a.yaml:1: run.name: must be at most 80 characters long, got 'aaa"
+    assert problems_of(text).startswith(line)
+
+
+def test_an_example_fits_the_network() -> None:
+    size = "{d_model: 8, n_layers: 1, n_heads: 1, mlp_hidden_size: 8, max_sequence_length: 64}"
+    model = f"model: {{path: m, init: random, size: {size}}}"
+    assert problems_of(f"run: {{name: a}}\n{model}\ndata: {{train: d, max_length: 65}}\n") == (
+        "a.yaml:1: data.max_length: must be at most model.size.max_sequence_length, 64, got 65"
+    )
+
+
 def test_the_eos_tail_leaves_room() -> None:
     text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d, end: 8, max_length: 8}\n"
     assert problems_of(text) == (

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,11 @@ from llada_sft.data.examples.quarantine import BadRowError, Quarantine
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.rows.row import Row
 from llada_sft.demo.data import write_demo
+from tests.doc_commands import call_shell, commands_of
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/data.md").read_text()
-BLOCKS = re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
+COMMANDS = commands_of("docs/data.md")
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +48,10 @@ def test_every_command_is_run() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command(checkout: Path, command: str) -> None:
-    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=checkout,
-        env=os.environ | {"PATH": tools, "TMPDIR": str(checkout)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout or "# writes " in command
+    printed = call_shell(command, checkout, os.environ | {"TMPDIR": str(checkout)})
+    assert printed or "# writes " in command
     for expected in _expected(command):
-        assert expected in done.stdout
+        assert expected in printed
 
 
 def _expected(command: str) -> list[str]:

@@ -131,6 +131,7 @@ def test_03_and_05_calls_and_reasoning_are_never_dropped_unseen(tmp_path: Path) 
     rows = [
         {"messages": [user("time?"), bot("Let me see.", tool_calls=[call])]},
         {"messages": [user("2+2?"), bot("4", reasoning_content="2 and 2 is 4")]},
+        {"messages": [user("time?"), bot("Noon.")], "tools": [call]},
     ]
     left_out = (
         "is dropped by the model's chat template; use a template that knows it, remove it, or"
@@ -140,9 +141,11 @@ def test_03_and_05_calls_and_reasoning_are_never_dropped_unseen(tmp_path: Path) 
     assert read.bad == [
         f"'messages[1].tool_calls' {left_out}",
         f"'messages[1].reasoning_content' {left_out}",
+        "'tools' is dropped by the model's chat template; use a template that knows it, remove it,"
+        " or name it in data.ignore_fields",
     ]
-    read = Read(tmp_path, *rows, ignore_fields=("tool_calls", "reasoning_content"))
-    assert (read.drawn, read.counts.unread) == (["Let me see.", "4"], {})
+    read = Read(tmp_path, *rows, ignore_fields=("tool_calls", "reasoning_content", "tools"))
+    assert (read.drawn, read.counts.unread) == (["Let me see.", "4", "Noon."], {})
 
 
 def test_06_a_history_is_turns(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_a_perplexity_is_of_whole_texts(
     assert results["results"]["text"]["byte_perplexity,none"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_mistyped_task_is_one_line_before_a_rank_is_started(
     monkeypatch: pytest.MonkeyPatch,

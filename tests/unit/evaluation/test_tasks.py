@@ -48,8 +48,12 @@ def test_code_of_the_model_is_run_only_if_the_config_says_so(
 ) -> None:
     folder = with_line(tasks_dir, tmp_path / "unsafe", "unsafe_code: true")
     manager = find_tasks([folder], ["reverse"])
-    with pytest.raises(ConfigError, match=r"set run_unsafe_code=true$"):
+    with pytest.raises(ConfigError) as caught:
         load_tasks(manager, "reverse", load_eval_config(None))
+    assert str(caught.value) == (
+        "--tasks: reverse: runs the code that the model writes; do so in a sandbox only, and set"
+        " run_unsafe_code=true"
+    )
     load_tasks(manager, "reverse", load_eval_config(None, ["run_unsafe_code=true"]))
 
 

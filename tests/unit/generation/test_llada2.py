@@ -59,6 +59,7 @@ def result(answer: Answer) -> tuple[list[int], int, int]:
     return answer.ids, answer.num_passes, answer.num_rows
 
 
+@pytest.mark.slow
 @both_samplers
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +97,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone_with_and_without_cache(
         assert result(generate(in_blocks, [prompt], settings)[0]) == result(answer)
 
 
+@pytest.mark.slow
 @both_samplers
 def test_40_random_prompts_and_settings_have_the_same_tokens_with_the_cache(
     in_blocks: Network, sampler: str

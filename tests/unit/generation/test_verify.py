@@ -115,6 +115,7 @@ class Margins:
         self.smallest = min(self.smallest, *map(float, gaps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "at_least"), [(torch.float32, 40), (torch.bfloat16, 3)], ids=["fp32", "bf16"]
 )

@@ -7,8 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.errors import ConfigError
 from llada_sft.model import Network, load_model
 from llada_sft.model.layers.attention import Sequences
+from llada_sft.model.settings import require_objective
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "tiny_dream"
 
@@ -27,6 +30,16 @@ def dream() -> Network:
 def unshifted(logits: Tensor) -> Tensor:
     """Undo the shift: what the network computes at each position but the last."""
     return logits[:, 1:]
+
+
+def test_it_is_not_trained_in_blocks(dream: Network) -> None:
+    objective = ObjectiveConfig(kind="block", block_length=8)
+    with pytest.raises(ConfigError) as caught:
+        require_objective(GOLDEN, dream.architecture, objective)
+    assert str(caught.value) == (
+        f"objective.kind: {GOLDEN} predicts each token at the position before it, which may be in"
+        " another block, got block; set it to full"
+    )
 
 
 def test_logits(dream: Network, expected: dict[str, Tensor]) -> None:

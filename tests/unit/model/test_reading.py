@@ -1,6 +1,8 @@
 """Reading checkpoints: exact values, and a named reason for everything that is wrong."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +124,15 @@ def test_weights_of_a_training_that_diverged(copied: Path, value: float) -> None
         f"{copied / SECOND}: {HEAD}: must be finite numbers, got NaN or infinity: it was written by"
         " a training that diverged, or is damaged; take another checkpoint"
     ]
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file that another machine replaces: what was checked before is not what is read."""
+    monkeypatch.setattr(os, "preadv", lambda *arguments: 0)
+    (line,) = refusal(copied)
+    assert re.fullmatch(r".*\.safetensors: ends at byte \d+ while being read", line)
 
 
 def test_a_header_that_is_cut_off(copied: Path) -> None:

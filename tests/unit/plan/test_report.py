@@ -302,8 +302,12 @@ def test_the_mfu_of_a_run_of_another_network(model: Path, tmp_path: Path) -> Non
         line for line in plan_lines(config, Assumptions(measured=speed)) if line.startswith("time")
     )
     assert f"if MFU is 40% of 989 Tflop/s (NVIDIA H100): that of {tmp_path}/run, another" in line
-    with pytest.raises(ConfigError, match="another network or other parameters of it, and its log"):
+    with pytest.raises(ConfigError) as caught:
         plan_lines(config, Assumptions(measured=replace(speed, mfu=None)))
+    assert str(caught.value) == (
+        f"--measured: {tmp_path}/run trains another network or other parameters of it, and its log"
+        " has no MFU: take a run of this network, or --mfu"
+    )
 
 
 @pytest.mark.parametrize(

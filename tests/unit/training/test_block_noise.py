@@ -90,6 +90,7 @@ def draws_of(steps: int, rows: int, **objective: Any) -> np.ndarray[Any, Any]:
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["answer", "token"])
 @pytest.mark.parametrize(
     "more", [{}, {"t_sampling": "independent"}, {"pairs": "antithetic"}], ids=str
@@ -102,6 +103,7 @@ def test_the_mean_over_draws_is_the_enumerated_bound(normalization: str, more: A
     assert error < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["answer", "token"])
 def test_answers_of_several_lengths_have_the_mean_of_their_normalization(
     normalization: str,
@@ -121,6 +123,7 @@ def test_answers_of_several_lengths_have_the_mean_of_their_normalization(
     assert abs(np.mean(found) - expected) < 3 * error
 
 
+@pytest.mark.slow
 def test_importance_levels_have_the_same_mean() -> None:
     objective = source(kind="block", block_length=BLOCK, t_density="importance").objective
     # Very unequal losses by level.

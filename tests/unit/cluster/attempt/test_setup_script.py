@@ -181,6 +181,15 @@ def test_whatever_ends_the_shell(
     assert said in error
 
 
+def test_a_last_command_that_fails_is_only_mentioned(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.run.setup.write_text("false\n")
+    assert run_setup(job.run, job.run.setup_log("42", 0))
+    said = f"{job.run.setup}: its last command gave exit code 1\n"
+    assert capsys.readouterr().err == said
+
+
 def test_one_that_is_missing(job: Job) -> None:
     assert job.start(None).returncode == 2
     assert ended(job.run) == [("mistake", 2)]

@@ -59,6 +59,13 @@ def test_values_that_no_option_has(value: str) -> None:
             load_config(ROOT / "config/zero3.yaml", [f"slurm.{key}={{comment: {value}}}"])
 
 
+def test_a_value_of_two_lines() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / "config/zero3.yaml", [r'slurm.extra={comment: "a\nb"}'])
+    line = r"slurm.extra.comment: must be one line of text without control characters, got 'a\nb'"
+    assert str(caught.value).endswith(line)
+
+
 def test_a_value_that_is_too_long_for_sbatch() -> None:
     long = "'" * 1_601
     with pytest.raises(ConfigError, match=r"comment: must have at most 1,600 bytes, got \"'''"):
@@ -90,6 +97,9 @@ def test_options_of_srun_are_arguments_of_the_step() -> None:
         ("quiet", "hides which rank was killed; remove it"),
         ("clusters", "is not for the ranks of a job; remove it"),
         ("pty", "would not start the ranks; remove it"),
+        ("preserve-env", "would let variables of another job set options; remove it"),
+        ("signal", "is for the job; use slurm.signal_lead_s"),
+        ("time", "would end the ranks before the job; use slurm.time_min"),
     ],
 )
 def test_options_of_srun_that_are_refused(key: str, said: str) -> None:

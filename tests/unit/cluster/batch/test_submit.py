@@ -241,7 +241,8 @@ def test_an_sbatch_that_says_no_number(project: Path, fake_tool: FakeTool) -> No
     config, run = prepared(project)
     fake_tool("srun", "exit 1")
     fake_tool("sbatch", "echo welcome")
-    with pytest.raises(LaunchError, match=r"did not say the job's number: .*welcome.* squeue --me"):
+    line = r"^sbatch did not say the job's number: .*welcome.*: look for the job with  squeue --me$"
+    with pytest.raises(LaunchError, match=line):
         submit(config, run)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from llada_sft.cluster import history
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.launch import prepare
+from llada_sft.cluster.launch import here, prepare
 from llada_sft.cluster.launch.here import run_in_allocation
 from llada_sft.cluster.owner.ownership import VARIABLE
 from llada_sft.config import load_config
@@ -107,6 +107,19 @@ def test_a_node_that_does_not_answer(run: RunDir, fake_tool: FakeTool) -> None:
     with pytest.raises(LaunchError, match=message):
         run_in_allocation(run.path, load_config(run.config))
     assert not run.journal.exists()
+
+
+def test_a_node_that_is_busy_with_another_step(
+    run: RunDir, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tool("srun", "exec sleep 30")
+    monkeypatch.setattr(here, "PORT_TIMEOUT_S", 0.2)
+    with pytest.raises(LaunchError) as caught:
+        run_in_allocation(run.path, load_config(run.config))
+    assert str(caught.value) == (
+        "srun: no process could be started in allocation 7 in 0.2 s: are its nodes busy with"
+        " another step (squeue --steps)?"
+    )
 
 
 def test_a_run_of_an_older_version(run: RunDir) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -224,6 +225,36 @@ def test_a_job_takes_over_from_its_earlier_start_and_never_back(
     assert ownership.of_rank(run, 1, {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": "1"})
 
 
+def test_a_rank_whose_launcher_has_lost_the_run(run: RunDir) -> None:
+    put(run, ownership.job_owner("42", 0))
+    with pytest.raises(SupersededError) as caught:
+        ownership.of_rank(run, 0, {ownership.VARIABLE: "1:another"})
+    assert str(caught.value) == f"run {run.path} is not this launcher's any more: leaving"
+
+
+def test_a_rank_leaves_once_its_launcher_has_lost_the_run(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launcher = claim.claim(run, this_process("training"))
+    # srun ends such a rank: the kernel need not.
+    environment = {ownership.VARIABLE: launcher.word, "SLURM_PROCID": "1"}
+    rank = ownership.of_rank(run, 1, environment)
+    assert rank is not None
+    rank.leave_if_lost()
+    put(run, ownership.job_owner("42", 0))
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as caught:
+        rank.leave_if_lost()
+    assert caught.value.code == 2
+    assert re.search(
+        r"was taken over by job 42.*: leaving, nothing more is written$", capsys.readouterr().err
+    )
+
+
 def test_begin_of_the_same_start_is_the_same_claim(run: RunDir, fake_tool: FakeTool) -> None:
     """`--prepare` in a batch script has claimed for the job already."""
     fake_tool("scontrol", "exit 1")
@@ -329,6 +360,20 @@ def test_a_hand_over_that_comes_too_late(run: RunDir, fake_tool: FakeTool) -> No
     launcher.hand_over("42")
     with pytest.raises(SupersededError, match="was taken over by job 42"):
         launcher.hand_over("43")
+
+
+def test_a_new_owner_whose_file_is_gone(
+    run: RunDir, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tool("scontrol", "exit 1")
+    launcher = claim.claim(run, this_process("launching"))
+    put(run, ownership.job_owner("42", 0))
+    monkeypatch.setattr(owner_files, "read", lambda folder, number: None)
+    with pytest.raises(SupersededError) as caught:
+        launcher.hand_over("43")
+    assert str(caught.value) == (
+        f"run {run.path} has another owner now: leaving, nothing more is written"
+    )
 
 
 def test_the_owner_of_another_host(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ def run(script: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if line.startswith("= ")]
 
 
+@pytest.mark.slow
 def test_metrics_are_whole_for_a_hook_and_of_the_class_that_lightning_knows() -> None:
     assert run(
         "from lightning.pytorch.core.module import Metric\n"
@@ -47,6 +48,7 @@ def test_metrics_are_whole_for_a_hook_and_of_the_class_that_lightning_knows() ->
     ) == ["= False", "= True 2.0", "= True", "= True"]
 
 
+@pytest.mark.slow
 def test_a_network_is_compiled_and_what_is_not_to_be_compiled_is_not() -> None:
     assert run(
         "import torch\n"
@@ -75,6 +77,7 @@ def test_a_network_is_compiled_and_what_is_not_to_be_compiled_is_not() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_dynamo_is_run_once_also_if_one_of_its_modules_is_imported_first() -> None:
     assert run(
         "import torch\nimport torch._dynamo.eval_frame as frame\n"
@@ -97,6 +100,7 @@ def test_muon_is_given_to_the_compiler_when_it_is_called() -> None:
     ) == ["= True", "= (3, 3) ['zeropower_via_newtonschulz5']"]
 
 
+@pytest.mark.slow
 def test_transformers_knows_the_same_models_as_after_reading_them_twice() -> None:
     assert run(
         "import transformers\n"

@@ -203,8 +203,23 @@ def test_an_update_that_cannot_be_finished_is_one_line(
     run.update.mkdir()
     if text is not None:
         (run.update / "decision.json").write_text(text)
-    with pytest.raises(LaunchError, match=r"runs/a/update: not an update that .*; remove the"):
+    with pytest.raises(LaunchError) as caught:
         again(run, update=False)
+    assert str(caught.value).endswith(
+        "runs/a/update: not an update that can be finished: decision.json is damaged; remove the"
+        " folder, and update again"
+    )
+
+
+def test_of_two_updates_one_is_refused(run: RunDir) -> None:
+    """On a file system where both were let in: the other one has decided first."""
+    building = update_code.build(run, str(run.hook), None, run.path)
+    (run.update / "code").mkdir(parents=True)
+    before = run.config.read_text()
+    with pytest.raises(LaunchError) as caught:
+        update_code.commit(run, building, "", {"event": "changed"})
+    assert str(caught.value) == f"{run.path}: another update of it is under way; try again"
+    assert run.config.read_text() == before
 
 
 class _Killed(BaseException):

@@ -215,6 +215,10 @@ def test_local_runs_one_after_another(
         (["--follow"], "--follow: shows one run: remove it, and look at all of them with "),
         (["--sweep-limit", "0"], "--sweep-limit: must be at least 1, got 0\n"),
         (["--sweep-limit", "1", "--local"], "--sweep-limit: is for jobs of SLURM: remove it\n"),
+        (
+            ["--sweep-limit", "1", "--after", "runs/a"],
+            "--sweep-limit: cannot be combined with --after; remove one of them\n",
+        ),
     ],
 )
 def test_options_that_do_not_fit(call: Call, arguments: list[str], message: str) -> None:

@@ -17,7 +17,7 @@ from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.journal import Entry
 from llada_sft.cluster.rank.phases import RankPhase, record_phase
 from llada_sft.cluster.watch import all_runs, json_status
-from llada_sft.cluster.watch.find_run import find_run
+from llada_sft.cluster.watch.find_run import find_run, list_runs
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 from tests.unit.cluster.watch.test_hostile_runs import KINDS, READ_BY_STATUS, remove
@@ -250,6 +250,10 @@ def test_a_name_where_there_is_no_folder_of_runs(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"^a: no such run: neither a path, nor a name in runs$"):
         find_run("a")
+    with pytest.raises(ConfigError) as caught:
+        list_runs(Path("rnus"))
+    line = "rnus: no such folder; set --root to the run.root of your runs"
+    assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume", "export"])

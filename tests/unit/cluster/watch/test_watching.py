@@ -127,6 +127,12 @@ def test_status_names_damaged_checkpoints(run: RunDir) -> None:
     assert lines[7] == "checkpoints  none; damaged: step_30.damaged, step_40.damaged.2"
 
 
+def test_of_many_mistakes_the_first_are_shown(run: RunDir) -> None:
+    lines = [f"a.jsonl:{number}: not JSON" for number in range(status.SHOWN_FAILURE_LINES + 7)]
+    failures.write(run, Failure(0, "node1", Cause.MISTAKE, "\n".join(lines)))
+    assert status.failure_lines(run) == [*lines[:-7], "and 7 more lines"]
+
+
 def test_status_of_a_run_with_a_history(run: RunDir) -> None:
     stopped = {"cause": "told to stop", "detail": "SIGUSR2 on rank 3"}
     history: list[dict[str, object]] = [

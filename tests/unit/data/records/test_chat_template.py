@@ -340,5 +340,9 @@ def test_a_template_that_changes_what_precedes_an_answer(plain: Any) -> None:
         "{{ messages | length }}{% for m in messages %}{{ m.content }}{{ m.tool_calls }}"
         "{% endfor %}",
     )
-    with pytest.raises(DataError, match="renders what precedes turn 1 differently"):
+    with pytest.raises(DataError) as caught:
         learned({"messages": [user(), bot("", tool_calls=[CALL])]}, tokenizer)
+    assert str(caught.value) == (
+        "the chat template renders what precedes turn 1 differently once that turn follows; the"
+        " turn cannot be learned as the template shows it"
+    )

@@ -264,7 +264,11 @@ PAIR = "which SFT does not learn; to learn the better answer: data.fields="
             {"prompt": "q", "response": "a", "rejected": "b"},
             "to learn the other answer: data.ignore_fields=[rejected]",
         ),
-        ({"prompt": "q", "completion": "a", "label": True}, "data.ignore_fields=[label]"),
+        (
+            {"prompt": "q", "completion": "a", "label": True},
+            "has a KTO label ('label': true), which SFT does not learn; to learn every answer"
+            " whatever its label: data.ignore_fields=[label]",
+        ),
         ({"messages": [user(), bot()], "kto_tag": False}, "data.ignore_fields=[kto_tag]"),
     ],
 )

@@ -180,6 +180,7 @@ BATCHING = st.sampled_from(
 LENGTHS = {"a": 3, "b": 5, "c": 9}
 
 
+@pytest.mark.slow
 @given(sources=SOURCES, stops=st.lists(st.integers(0, 6), max_size=3), more=BATCHING)
 @settings(max_examples=40, deadline=None)
 def test_going_on_gives_the_same_steps(

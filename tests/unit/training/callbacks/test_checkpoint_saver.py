@@ -159,6 +159,9 @@ def test_every_n_steps(tmp_path: Path, step: int, saves: bool) -> None:
 def test_a_failed_save_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"free space and start the run again$"):
         end_of_step(tmp_path, 10, errors=[FULL, None])
+    broken = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(SaveError, match=r"; start the run again when that is fixed$"):
+        end_of_step(tmp_path, 10, errors=[broken, None])
     with pytest.raises(PeerFailedError, match="step 10: another rank could not write"):
         end_of_step(tmp_path, 10, errors=[FULL, None], rank=1)
     with pytest.raises(SaveError, match="it cannot be written"):

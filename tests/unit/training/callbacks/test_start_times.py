@@ -49,6 +49,7 @@ def test_nobody_else_shows_it(is_shown: bool, trainer: Any) -> None:
     assert started(is_shown, trainer) == []
 
 
+@pytest.mark.slow
 def test_a_process_knows_when_it_was_started() -> None:
     code = "from llada_sft.training.callbacks.start_times import process_started as p; print(p())"
     before = time.time()

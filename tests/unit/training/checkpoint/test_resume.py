@@ -362,6 +362,8 @@ def test_a_conversion_that_fails_ends_all_ranks(
     seen = resume(tmp_path)
     assert seen.outcomes[0] is failure
     assert isinstance(seen.outcomes[1], PeerFailedError)
+    line = f"{converted}: rank 0 could not convert it; see its line"
+    assert str(seen.outcomes[1]) == line
 
 
 def test_all_files_are_examined_before_other_ranks_convert(tmp_path: Path, converted: Path) -> None:

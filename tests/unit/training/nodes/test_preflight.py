@@ -1,19 +1,19 @@
 """What rank 0 makes of findings, and of readings of clocks."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from llada_sft.config import load_config
-from llada_sft.errors import LaunchError, NodeError
+from llada_sft.errors import LaunchError, NodeError, PeerFailedError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.host import Host
 from llada_sft.training.nodes import preflight as preflight_module
 from llada_sft.training.nodes.facts import RankFacts
 from llada_sft.training.nodes.findings import NodeFinding
-from llada_sft.training.nodes.meeting import SilentError
+from llada_sft.training.nodes.meeting import Meeting, SilentError
 from llada_sft.training.nodes.preflight import Preflight
 
 ROOT = Path(__file__).parents[4]
@@ -71,6 +71,34 @@ def test_other_errors_are_a_mistake(findings: list[NodeFinding]) -> None:
 def test_errors_can_be_warnings() -> None:
     notes = judged([OF_NODE, OF_JOB], "train.preflight=warn")
     assert [note["detail"] for note in notes] == [OF_NODE.text, OF_JOB.text]
+
+
+class Ended:
+    """A meeting that rank 0 has ended with an error, before a word or after it read the clocks."""
+
+    def __init__(self, clock: float | None) -> None:
+        self.heard = {"clock": clock, "verdict": None}
+        self.is_left = False
+
+    def hear(self, name: str, limit_s: float = 0.0) -> float | None:
+        return self.heard[name]
+
+    def answer(self, name: str, value: object) -> None:
+        assert name == "reading"
+
+    def leave(self) -> None:
+        self.is_left = True
+
+
+@pytest.mark.parametrize("clock", [None, 1e9])
+def test_another_rank_refers_to_the_line_of_rank_0(clock: float | None) -> None:
+    config = load_config(ROOT / "config/demo.yaml", [])
+    placement = Placement(1, 16, 0, 1, "127.0.0.1", 1)
+    meeting = Ended(clock)
+    with pytest.raises(PeerFailedError) as caught:
+        Preflight(config, RunDir(Path("run")), placement, Host())._hear(cast(Meeting, meeting))
+    assert str(caught.value) == ("the nodes differ, or a rank does not answer; see rank 0's line")
+    assert meeting.is_left
 
 
 def test_many_silent_ranks_are_counted() -> None:
