@@ -72,6 +72,16 @@ class ModelConfig(Section):
     # Compile what is before and after attention in each block: its elementwise operations are fused
     # (docs/performance.md). auto = on CUDA, where Triton is there.
     compile: Literal["auto", "on", "off"] = "auto"
+    # What computes RMSNorms: torch, or Liger's Triton kernel (CUDA, docs/performance.md). auto =
+    # liger on CUDA where liger-kernel is installed and blocks are not compiled.
+    norm_kernel: Literal["auto", "torch", "liger"] = "auto"
+    # And the product inside SwiGLU's MLPs; not inside experts.
+    swiglu_kernel: Literal["auto", "torch", "liger"] = "auto"
+    # And rotary positions.
+    rope_kernel: Literal["auto", "torch", "liger"] = "auto"
+    # And the cross-entropy of the head; auto = liger on CUDA where liger-kernel is installed. With
+    # a confidence loss it is torch.
+    loss_kernel: Literal["auto", "torch", "liger"] = "auto"
     # For networks with experts: the weight of the loss that keeps their load even
     # (docs/families.md); null = router_aux_loss_coef of the model's config.json; LLaDA2 has none.
     router_balance_weight: NonNegativeFloat | None = None
@@ -84,6 +94,21 @@ class ModelConfig(Section):
             raise ValueError("init: random needs model.size")
         if self.init == "pretrained" and self.size is not None:
             raise ValueError("size is read from the checkpoint; remove it, or set init: random")
+        return self
+
+    @property
+    def liger_in_blocks(self) -> tuple[str, ...]:
+        """The keys that ask by name for Liger's kernels inside blocks."""
+        keys = ("norm_kernel", "swiglu_kernel", "rope_kernel")
+        return tuple(key for key in keys if getattr(self, key) == "liger")
+
+    @model_validator(mode="after")
+    def _compiled_blocks_have_no_kernels_inside(self) -> "ModelConfig":
+        if self.compile == "on" and self.liger_in_blocks:
+            raise ValueError(
+                f"{self.liger_in_blocks[0]}: liger needs compile: off or auto, got on: compiled"
+                " blocks fuse it themselves; set compile: auto, or this to torch"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """The same code on one CUDA device: golden numbers, and a run of ZeRO-3 in bf16."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from llada_sft.diffusion.objective import (
     masked_cross_entropy,
 )
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
+from llada_sft.model.kernels.choice import Kernels
+from llada_sft.model.kernels.use import use_kernels
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.experts import StackedExperts
@@ -167,6 +170,21 @@ def test_experts_compute_what_they_do_on_the_cpu(dtype: torch.dtype) -> None:
         assert difference < (1e-2 if dtype == torch.bfloat16 else 1e-5) * on_cpu.norm()
 
 
+def odd_config(head_dim: int) -> NetworkConfig:
+    """Return the config of one layer with four heads of any size."""
+    return NetworkConfig.from_size(
+        d_model=4 * head_dim,
+        n_layers=1,
+        n_heads=4,
+        mlp_hidden_size=64,
+        max_sequence_length=64,
+        vocab_size=512,
+        mask_token_id=510,
+        eos_token_id=505,
+        pad_token_id=505,
+    )
+
+
 def packed_batch(lengths: tuple[int, ...]) -> MicroBatch:
     """Make a micro-batch in host memory, as the feed does; every third token is masked."""
     ids = torch.randint(0, 500, (1, sum(lengths)))
@@ -249,20 +267,35 @@ def test_memory_of_the_loss_is_bounded_by_its_pieces() -> None:
     assert positions * vocabulary * 4 > 10 * piece_bytes
 
 
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="needs liger-kernel")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("head_dim", [32, 40])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_ligers_kernels_have_the_same_loss_and_gradients(
+    head_dim: int, checkpointing: Checkpointing, dtype: torch.dtype, close: float
+) -> None:
+    """Compiled by Triton, against torch's operations in fp32."""
+    model = build_model(odd_config(head_dim)).to("cuda", dtype)
+    exact = build_model(odd_config(head_dim)).to("cuda")
+    exact.load_state_dict(model.state_dict())
+    use_kernels(model, Kernels(norm="liger", swiglu="liger", rope="liger", loss="liger"))
+    model.set_activation_checkpointing(checkpointing)
+    batch = packed_batch((7, 1, 32)).to(torch.device("cuda"))
+    gradient(model, batch)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.zero_grad()
+        torch.autograd.backward(loss_of(model, batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected, got = gradient(exact, batch), gradient(model, batch)
+    assert got[0] == pytest.approx(expected[0], rel=1e-5 if dtype == torch.float32 else 0.02)
+    assert torch.linalg.vector_norm(got[1] - expected[1]) < close * expected[1].norm()
+
+
 @pytest.mark.parametrize("head_dim", [40, 96])
 def test_odd_head_sizes(head_dim: int) -> None:
-    config = NetworkConfig.from_size(
-        d_model=4 * head_dim,
-        n_layers=1,
-        n_heads=4,
-        mlp_hidden_size=64,
-        max_sequence_length=64,
-        vocab_size=512,
-        mask_token_id=510,
-        eos_token_id=505,
-        pad_token_id=505,
-    )
-    model = build_model(config).to("cuda", torch.bfloat16)
+    model = build_model(odd_config(head_dim)).to("cuda", torch.bfloat16)
     ids, lengths = torch.randint(0, 500, (1, 40), device="cuda"), (7, 1, 32)
     together = model(ids, sequences=Sequences(lengths)).logits[0]
     alone = torch.cat([model(part).logits[0] for part in ids.split(lengths, dim=1)])

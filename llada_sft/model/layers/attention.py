@@ -115,6 +115,11 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.cat([rotated.to(x.dtype), x[..., rotary_dim:]], dim=-1)
 
 
+def rotate_both(q: Tensor, k: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn queries [B, L, H, D] and keys [B, L, K, D] by their positions."""
+    return rotate(q, rotary), rotate(k, rotary)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
     """Let every position look at what it sees: if not in blocks, every real one of its example.
 

@@ -815,6 +815,15 @@ def test_a_character_that_no_path_can_have_is_refused() -> None:
     )
 
 
+def test_compiled_blocks_have_no_kernels_inside() -> None:
+    text = "run: {name: a}\nmodel: {path: m, compile: %s, rope_kernel: liger}\ndata: {train: d}\n"
+    assert load(text % "auto").model.liger_in_blocks == ("rope_kernel",)
+    assert problems_of(text % "'on'") == (
+        "a.yaml:2: model: rope_kernel: liger needs compile: off or auto, got on: compiled blocks"
+        " fuse it themselves; set compile: auto, or this to torch"
+    )
+
+
 def test_compiled_blocks_have_no_hooks_inside() -> None:
     text = "run: {name: a}\nmodel: {path: m, compile: on}\ndata: {train: d}\n"
     for fits in ("leaf_blocks: true", "leaf_blocks: false, stage: 2"):

@@ -1,0 +1,10 @@
+"""Kernels of other packages, which layers may compute with instead of torch's operations.
+
+choice.py   which ones the config, the packages and the device allow
+use.py      puts them into a network
+liger.py    Liger's: RMSNorm, SwiGLU, rotary positions, and the cross-entropy of the head
+
+A kernel is a function, and the parameters stay those of our modules: a checkpoint is the same with
+and without, and ZeRO-3 gathers weights as before. `liger.py` imports Triton: it is imported when it
+is chosen, and not inside `zero.Init`, which changes torch.
+"""
