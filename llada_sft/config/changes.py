@@ -95,6 +95,7 @@ RULES: Mapping[str, Rule] = {
     **_trained("the checkpoint was trained with this mask token", "model", "mask_token"),
     **_free("model", "activation_checkpointing", "activation_gb", "compile"),
     **_stated(_LAST_BITS, "model", "norm_kernel", "swiglu_kernel", "rope_kernel", "loss_kernel"),
+    **_stated(_LAST_BITS, "model", "attention_kernel"),
     **_free("model", "router_balance_weight", "router_z_weight"),
     **_stated(_FILES, "data", "train", "train.path"),
     **_trained("the checkpoint's positions belong to these sources", "data", "train.name"),

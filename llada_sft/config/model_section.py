@@ -72,6 +72,9 @@ class ModelConfig(Section):
     # Compile what is before and after attention in each block: its elementwise operations are fused
     # (docs/performance.md). auto = on CUDA, where Triton is there.
     compile: Literal["auto", "on", "off"] = "auto"
+    # What computes attention in packed rows on CUDA in bf16: torch's kernel for variable lengths,
+    # or that of the package flash-attn. auto = flash_attn where it is installed.
+    attention_kernel: Literal["auto", "torch", "flash_attn"] = "auto"
     # What computes RMSNorms: torch, or Liger's Triton kernel (CUDA, docs/performance.md). auto =
     # liger on CUDA where liger-kernel is installed and blocks are not compiled.
     norm_kernel: Literal["auto", "torch", "liger"] = "auto"

@@ -347,6 +347,28 @@ class Config(Section):
             )
         return self
 
+    @property
+    def unfit_for_flash_attention(self) -> str | None:
+        """What flash-attn's kernel would need instead; None if it can be used."""
+        needs = (
+            ("data.batching", self.data.batching, "packed"),
+            ("objective.kind", self.objective.kind, "full"),
+            ("train.precision", self.train.precision, "bf16"),
+        )
+        for key, value, needed in needs:
+            if value != needed:
+                return f"{key}: {needed}, got {value}"
+        return None
+
+    @model_validator(mode="after")
+    def _flash_attention_can_be_used(self) -> "Config":
+        if self.model.attention_kernel == "flash_attn" and self.unfit_for_flash_attention:
+            raise ValueError(
+                f"model.attention_kernel: flash_attn needs {self.unfit_for_flash_attention};"
+                " set that, or attention_kernel: auto"
+            )
+        return self
+
     @model_validator(mode="after")
     def _compiled_blocks_have_no_hooks_inside(self) -> "Config":
         if self.model.compile == "on" and self.deepspeed.hooks_inside_blocks:

@@ -292,7 +292,7 @@ def _build_module(
     if compiled:
         # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
         torch.compiler.reset()
-    kernels = choose_kernels(config.model, job.device, compiled)
+    kernels = choose_kernels(config, network.architecture.head_dim, job.device, compiled)
     import_kernels(kernels)
     job.say(kernels.line(compiled))
     checkpointing = checkpointing_of(config, network, compiled)

@@ -83,6 +83,30 @@ def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
     assert difference < 5 * tolerance * torch.linalg.vector_norm(gradients[1])
 
 
+@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_flash_attention_of_a_packed_row_equals_padded_rows(checkpointing: Checkpointing) -> None:
+    model, lengths = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda"), (7, 1, 292)
+    use_kernels(model, Kernels(attention="flash_attn"))
+    model.set_activation_checkpointing(checkpointing)
+    ids = torch.randint(0, 500, (1, 300), device="cuda")
+    places = torch.arange(292, device="cuda")
+    real = places < torch.tensor(lengths, device="cuda")[:, None]
+    rows = torch.zeros(3, 292, dtype=torch.int64, device="cuda")
+    rows[real] = ids[0]
+    gradients, found = [], []
+    for logits in (
+        model(ids, sequences=Sequences(lengths)).logits[0],
+        model(rows, real).logits[real],
+    ):
+        model.zero_grad()
+        torch.autograd.backward(logits.float().logsumexp(-1).sum())
+        found.append(logits.detach().float())
+        gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
+    assert torch.linalg.vector_norm(found[0] - found[1]) < 0.02 * found[1].norm()
+    assert torch.linalg.vector_norm(gradients[0] - gradients[1]) < 0.1 * gradients[1].norm()
+
+
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -11,10 +11,13 @@ def import_kernels(kernels: Kernels) -> None:
     """Import the packages of kernels: not inside `zero.Init`, which changes torch."""
     if kernels.has_liger:
         from llada_sft.model.kernels import liger  # noqa: F401
+    if kernels.attention == "flash_attn":
+        from llada_sft.model.kernels import flash  # noqa: F401
 
 
 def use_kernels(network: Network, kernels: Kernels) -> None:
     """Let a network compute with kernels; what is `torch` stays as it is."""
+    network.flash_attention = kernels.attention == "flash_attn"
     if not kernels.has_liger:
         return
     from llada_sft.model.kernels import liger

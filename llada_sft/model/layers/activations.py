@@ -36,6 +36,8 @@ _KEPT = frozenset(
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
         "torch_attn::_varlen_attn",
+        # Of flash-attn 2.7.1 or newer.
+        "flash_attn::_flash_attn_varlen_forward",
     }
 )
 

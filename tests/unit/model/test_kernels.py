@@ -1,96 +1,188 @@
 """Which kernels are chosen: by the config, the packages and the device."""
 
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from llada_sft.config.model_section import ModelConfig
+from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
 from llada_sft.model.kernels import choice
 from llada_sft.model.kernels.choice import Kernels, choose_kernels, missing_kernels
+from llada_sft.model.kernels.use import use_kernels
+from llada_sft.model.layers import attention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-INSTALL = "run  pip install 'llada-sft[liger]'  or set it to torch"
 
 
 @pytest.fixture(autouse=True)
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda device, dtype: True)
+    installed(monkeypatch)
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
-    """Let liger-kernel be there in a version, or not at all."""
-    monkeypatch.setattr(choice, "find_spec", lambda name: version)
-    monkeypatch.setattr(metadata, "version", lambda name: version)
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Let packages be there in these versions, and no others."""
+    there = {name.replace("_", "-"): version for name, version in versions.items()}
+    modules = set(versions) | {"triton"}
+    monkeypatch.setattr(choice, "find_spec", lambda name: name in modules or None)
+    monkeypatch.setattr(metadata, "version", there.__getitem__)
+
+
+def config(precision: str = "bf16", batching: str = "packed", **model: str) -> Config:
+    data = {"train": "d", "batching": batching, "max_tokens": 4096, "end": 1}
+    if batching == "padded":
+        del data["max_tokens"]
+    return Config.model_validate(
+        {
+            "run": {"name": "a"},
+            "model": {"path": "m", **model},
+            "data": data,
+            "train": {"precision": precision},
+        }
+    )
+
+
+def chosen(
+    given: Config, device: torch.device = CUDA, compiled: bool = False, head_dim: int = 128
+) -> Kernels:
+    return choose_kernels(given, head_dim, device, compiled)
+
+
+ALL_LIGER = dict.fromkeys(("norm", "swiglu", "rope", "loss"), "liger")
 
 
 @pytest.mark.parametrize(
     ("version", "device", "compiled", "expected"),
     [
-        ("0.8.5", CUDA, False, Kernels("liger", "liger", "liger", "liger")),
-        ("0.8.12", CUDA, True, Kernels(loss="liger")),
-        ("0.8.5", CPU, False, Kernels()),
-        (None, CUDA, False, Kernels()),
-        ("0.8.4", CUDA, False, Kernels()),
-        ("0.9.0", CUDA, False, Kernels()),
-        ("0.9.0.dev20260101", CUDA, False, Kernels()),
+        ("0.8.5", CUDA, False, ALL_LIGER),
+        ("0.8.12", CUDA, True, {"loss": "liger"}),
+        ("0.8.5", CPU, False, {}),
+        (None, CUDA, False, {}),
+        ("0.8.4", CUDA, False, {}),
+        ("0.9.0", CUDA, False, {}),
+        ("0.9.0.dev20260101", CUDA, False, {}),
     ],
 )
-def test_auto_takes_what_is_there(
+def test_auto_takes_ligers_kernels_where_they_are(
     monkeypatch: pytest.MonkeyPatch,
     version: str | None,
     device: torch.device,
     compiled: bool,
-    expected: Kernels,
+    expected: dict[str, str],
 ) -> None:
-    installed(monkeypatch, version)
-    assert choose_kernels(ModelConfig(path="m"), device, compiled) == expected
+    if version is not None:
+        installed(monkeypatch, liger_kernel=version)
+    assert chosen(config(), device, compiled) == Kernels(**expected)
 
 
 def test_what_is_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, "0.8.5")
-    config = ModelConfig(path="m", norm_kernel="torch", rope_kernel="liger", loss_kernel="torch")
-    assert choose_kernels(config, CUDA, False) == Kernels(swiglu="liger", rope="liger")
-    # In Triton's interpreter, on the CPU, but never by itself.
+    installed(monkeypatch, liger_kernel="0.8.5")
+    given = config(norm_kernel="torch", rope_kernel="liger", loss_kernel="torch")
+    assert chosen(given) == Kernels(swiglu="liger", rope="liger")
+    # In Triton's interpreter on the CPU, too, but never by itself.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose_kernels(config, CPU, False) == Kernels(rope="liger")
+    assert chosen(given, CPU) == Kernels(rope="liger")
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "head_dim", "version", "ampere", "expected"),
+    [
+        ({}, CUDA, 128, "2.8.3", True, "flash_attn"),
+        ({"attention_kernel": "flash_attn"}, CUDA, 128, "2.7.1", True, "flash_attn"),
+        ({"attention_kernel": "torch"}, CUDA, 128, "2.8.3", True, "torch"),
+        ({"precision": "fp32"}, CUDA, 128, "2.8.3", True, "torch"),
+        ({"batching": "padded"}, CUDA, 128, "2.8.3", True, "torch"),
+        ({}, CUDA, 128, "2.6.3", True, "torch"),
+        ({}, CUDA, 264, "2.8.3", True, "torch"),
+        ({}, CUDA, 128, "2.8.3", False, "torch"),
+        ({}, CPU, 128, "2.8.3", True, "torch"),
+    ],
+)
+def test_where_flash_attention_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    device: torch.device,
+    head_dim: int,
+    version: str,
+    ampere: bool,
+    expected: str,
+) -> None:
+    installed(monkeypatch, flash_attn=version)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda device, dtype: ampere)
+    kernels = chosen(config(**given), device, head_dim=head_dim)
+    assert kernels.attention == expected
+    # The network then plans with it.
+    network = SimpleNamespace()
+    use_kernels(network, kernels)  # type: ignore[arg-type]
+    assert network.flash_attention is (expected == "flash_attn")
+
+
+def problems(given: Config, device: torch.device = CUDA, head_dim: int = 128) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        chosen(given, device, head_dim=head_dim)
+    return str(caught.value).splitlines()
 
 
 def test_what_is_not_installed_is_a_line_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, None)
-    config = ModelConfig(path="m", norm_kernel="liger", loss_kernel="liger")
+    given = config(norm_kernel="liger", attention_kernel="flash_attn")
     lines = [
-        f"model.{part}_kernel: liger: the package liger-kernel is not installed: {INSTALL}"
-        for part in ("norm", "loss")
+        "model.attention_kernel: flash_attn: the package flash-attn is not installed:"
+        " run  pip install 'llada-sft[flash]'  or set it to torch",
+        "model.norm_kernel: liger: the package liger-kernel is not installed:"
+        " run  pip install 'llada-sft[liger]'  or set it to torch",
     ]
-    assert missing_kernels(config) == lines
-    with pytest.raises(ConfigError) as caught:
-        choose_kernels(config, CUDA, False)
-    assert str(caught.value).splitlines() == lines
-    installed(monkeypatch, "0.7.0")
-    assert missing_kernels(ModelConfig(path="m", swiglu_kernel="liger")) == [
-        "model.swiglu_kernel: liger: liger-kernel is 0.7.0, and 0.8.5 or a later 0.8 is needed:"
-        f" {INSTALL}"
+    assert missing_kernels(given.model) == problems(given) == lines
+    installed(monkeypatch, liger_kernel="0.7.0", flash_attn="2.8.3")
+    assert missing_kernels(given.model) == [
+        "model.norm_kernel: liger: liger-kernel is 0.7.0, and one from 0.8.5 to before 0.9 is"
+        " needed: run  pip install 'llada-sft[liger]'  or set it to torch"
     ]
-    assert missing_kernels(ModelConfig(path="m")) == []
+    assert missing_kernels(config().model) == []
 
 
 def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, "0.8.5")
-    with pytest.raises(ConfigError) as caught:
-        choose_kernels(ModelConfig(path="m", rope_kernel="liger"), CPU, False)
-    assert str(caught.value) == (
+    installed(monkeypatch, liger_kernel="0.8.5", flash_attn="2.8.3")
+    assert problems(config(rope_kernel="liger"), CPU) == [
         "model.rope_kernel: liger needs CUDA, and this rank computes on the CPU; set it to auto or"
         " torch"
-    )
+    ]
+    flash = config(attention_kernel="flash_attn")
+    assert problems(flash, CPU) == [
+        "model.attention_kernel: flash_attn needs CUDA, and this rank computes on the CPU; set it"
+        " to auto or torch"
+    ]
+    assert problems(flash, head_dim=264) == [
+        "model.attention_kernel: flash_attn takes heads of at most 256 features, and these have"
+        " 264; set it to torch"
+    ]
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda device, dtype: False)
+    assert problems(flash) == [
+        "model.attention_kernel: flash_attn needs a GPU of NVIDIA's Ampere or newer; set it to"
+        " torch"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"precision": "fp32"}, "train.precision: bf16, got fp32"),
+        ({"batching": "padded"}, "data.batching: packed, got padded"),
+    ],
+)
+def test_flash_attention_is_for_packed_rows_in_bf16(given: dict[str, str], needed: str) -> None:
+    line = f"model.attention_kernel: flash_attn needs {needed}; set that, or attention_kernel: auto"
+    with pytest.raises(ValueError, match=line):
+        config(attention_kernel="flash_attn", **given)
 
 
 def test_the_line_that_is_printed() -> None:
-    kernels = Kernels(norm="torch", swiglu="torch", rope="torch", loss="liger")
-    assert (
-        kernels.line(compiled=False) == "kernels: norm torch, swiglu torch, rope torch, loss liger"
+    kernels = Kernels(attention="flash_attn", loss="liger")
+    assert kernels.line(compiled=False) == (
+        "kernels: attention flash_attn, norm torch, swiglu torch, rope torch, loss liger"
     )
     assert kernels.line(compiled=True) == (
-        "kernels: norm compiled, swiglu compiled, rope compiled, loss liger"
+        "kernels: attention flash_attn, norm compiled, swiglu compiled, rope compiled, loss liger"
     )

@@ -41,7 +41,7 @@ def test_forward_and_backward_read_no_value(
     packed: bool,
     blocks: Blocks | None,
 ) -> None:
-    monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel_of_shapes)
     config = small_config
     if kind == "llada2":
