@@ -62,10 +62,11 @@ class ModelConfig(Section):
     # (mask_token) names it; LLaDA2's config.json does not.
     mask_token: NonEmptyStr | NonNegativeInt | None = None
     # What the backward pass computes again instead of keeping it: full = each block, for a third
-    # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
+    # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing;
+    # offload = as full, and the inputs of blocks wait in the CPU's memory (docs/performance.md).
     # auto = what activation_gb has room for, block by block. true and false mean full and none.
     activation_checkpointing: Annotated[
-        Literal["none", "selective", "full", "auto"], BeforeValidator(_by_name)
+        Literal["none", "selective", "full", "offload", "auto"], BeforeValidator(_by_name)
     ] = "full"
     # With auto: GB (10^9 bytes) of a rank's memory for what the blocks keep of a micro-batch.
     activation_gb: PositiveFloat | None = None

@@ -19,7 +19,7 @@ from math import prod
 from llada_sft.config.schema import Config
 from llada_sft.model.adapter_plan import AdapterPlan
 from llada_sft.model.families.architecture import Architecture
-from llada_sft.model.layers.kept_bytes import Checkpointing, kept_bytes, most_kept
+from llada_sft.model.layers.kept_bytes import Checkpointing, host_bytes, kept_bytes, most_kept
 
 _FP32 = 4
 # Master weight and both moments of AdamW.
@@ -148,6 +148,8 @@ def rank_memory(
     sizes = sizes_of(network, adapters, config.world_size)
     standing, host = _standing(config, sizes)
     element = 2 if config.train.precision == "bf16" else _FP32
+    if inputs := load.tokens * host_bytes(network, kinds, element):
+        host["inputs of blocks"] = inputs
     gathered = _gathered(config, network, sizes, element)
     of_adapters = _kept_of_adapters(adapters, kinds, element, network.names.blocks)
     kept = load.tokens * (
@@ -191,7 +193,7 @@ def _kept_of_adapters(
     rank, kept = adapters.config.rank, 0
     for module, (outputs, _) in adapters.modules.items():
         kind = kinds[int(module.removeprefix(f"{blocks}.").partition(".")[0])]
-        kept += {"none": rank, "selective": rank + outputs, "full": 0}[kind]
+        kept += {"none": rank, "selective": rank + outputs, "full": 0, "offload": 0}[kind]
     return element * kept
 
 

@@ -105,6 +105,21 @@ def test_both_halves_of_a_block_objective_count() -> None:
     assert two["head"] == one["head"]
 
 
+def test_offloaded_inputs_of_blocks_are_on_the_host() -> None:
+    checkpointing = "model.activation_checkpointing"
+    full = planned(LLADA_8B, f"{checkpointing}=full").memory()
+    offloaded = planned(LLADA_8B, f"{checkpointing}=offload").memory()
+    inputs = 32 * 6144 * 4096 * 2
+    assert (full.host, offloaded.host) == ({}, {"inputs of blocks": inputs})
+    moments = [plan.moments["loss"]["activations"] for plan in (full, offloaded)]
+    assert moments[0] - moments[1] == inputs
+
+
+def test_blocks_with_ligers_kernels_are_not_compiled() -> None:
+    assert planned(LLADA_8B).compiled
+    assert not planned(LLADA_8B, "model.rope_kernel=liger").compiled
+
+
 def test_offloaded_states_are_on_the_host() -> None:
     on_device = planned(LLADA_8B).memory()
     offloaded = planned(LLADA_8B, "deepspeed.offload_optimizer=cpu").memory()
