@@ -118,6 +118,7 @@ RULES: Mapping[str, Rule] = {
     **_free("objective", "allow_mismatch"),
     **_trained(_LOSS, "objective", "masking", "t_sampling", "pairs", "t_density"),
     **_trained(_LOSS, "objective", "confidence_weight", "void_weight", "normalization", "eps"),
+    **_trained("the checkpoint's optimizer states are of this kind", "optim", "kind"),
     **_free("optim", "lr", "final_lr", "betas", "eps", "weight_decay", "schedule"),
     **_free("optim", "warmup_steps", "decay_fraction", "gradient_clip"),
     "lora": Rule("trained", "the checkpoint's weights are the network's, or adapters alone"),

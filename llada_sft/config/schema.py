@@ -57,6 +57,9 @@ class RunConfig(Section):
 
 
 class OptimConfig(Section):
+    # adamw = torch's; adamw_8bit = that of bitsandbytes, whose moments take one byte each instead
+    # of four (docs/zero.md). Master weights and sums of gradients are fp32 in any case.
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
     # The learning rate after the warm-up.
     lr: PositiveFloat = 2.5e-5
     # What it has come down to at the end of the schedule.
@@ -390,6 +393,22 @@ class Config(Section):
             raise ValueError(
                 "lora.dora: needs deepspeed.leaf_blocks: true at stage 3: it computes with the"
                 " weights of other modules of the block; set that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _8_bit_states_stay_where_they_are(self) -> "Config":
+        if self.optim.kind != "adamw_8bit":
+            return self
+        if self.deepspeed.offload_optimizer != "none":
+            raise ValueError(
+                "optim.kind: adamw_8bit needs deepspeed.offload_optimizer: none, got"
+                f" {self.deepspeed.offload_optimizer}; set that, or kind: adamw"
+            )
+        if len(self.slurm.node_range) > 1:
+            raise ValueError(
+                "optim.kind: adamw_8bit needs slurm.elastic: null: its states cannot be resumed on"
+                " another number of ranks; set that, or kind: adamw"
             )
         return self
 

@@ -22,8 +22,9 @@ from llada_sft.model.families.architecture import Architecture
 from llada_sft.model.layers.kept_bytes import Checkpointing, host_bytes, kept_bytes, most_kept
 
 _FP32 = 4
-# Master weight and both moments of AdamW.
+# Master weight and both moments of AdamW; in 8 bits, a moment has a scale for 256 elements.
 _OPTIMIZER = 12
+_OPTIMIZER_8_BIT = 4 + 2 * (1 + 4 / 256)
 # Of the fp64 copy of a piece of a gradient (training/strategy.py).
 _NORM_BYTES = 8 << 22
 # Bytes of the fp32 logits of a piece of the head (model/layers/head.py).
@@ -197,6 +198,12 @@ def _kept_of_adapters(
     return element * kept
 
 
+def optimizer_bytes(config: Config, trained: int) -> int:
+    """Return the bytes of masters and moments of so many elements."""
+    each = _OPTIMIZER if config.optim.kind == "adamw" else _OPTIMIZER_8_BIT
+    return int(each * trained)
+
+
 def _standing(config: Config, sizes: Sizes) -> tuple[dict[str, int], dict[str, int]]:
     zero = config.deepspeed
     element = 2 if config.train.precision == "bf16" else _FP32
@@ -207,9 +214,9 @@ def _standing(config: Config, sizes: Sizes) -> tuple[dict[str, int], dict[str, i
         # Gradients, their sums and the buckets come and go with each step.
         whole = element * (sum(everything) - sum(sizes.packed))
         weights = whole + sum(map(packed_bytes, sizes.packed))
-        return {"weights": weights, "optimizer": _OPTIMIZER * trained}, host
+        return {"weights": weights, "optimizer": optimizer_bytes(config, trained)}, host
     weights = element * sizes.part(everything)
-    states = {"optimizer": _OPTIMIZER * trained, "gradient sums": _FP32 * trained}
+    states = {"optimizer": optimizer_bytes(config, trained), "gradient sums": _FP32 * trained}
     standing = {"weights": weights, **states}
     if zero.offload_optimizer == "cpu":
         # And the gradients that the optimizer reads.

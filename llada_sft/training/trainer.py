@@ -243,6 +243,7 @@ def _find_resume(job: TrainingJob) -> Resume:
         network=(job.adapters or job.network.architecture).parameter_shapes(),
         max_steps=job.config.train.max_steps,
         base=job.base,
+        other_ranks=job.config.optim.kind != "adamw_8bit",
     )
     job.host.pulse("start", resume.step)
     return resume

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llada_sft.config.schema import OptimConfig
 from llada_sft.demo.data import write_demo
 from llada_sft.diffusion.objective import (
     confidence_loss,
@@ -24,6 +25,7 @@ from llada_sft.model.layers.flex import attend_flex, plan_flex
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
 from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.module import build_optimizer, parameter_groups
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -337,6 +339,22 @@ def test_ligers_kernels_have_the_same_loss_and_gradients(
     expected, got = gradient(exact, batch), gradient(model, batch)
     assert got[0] == pytest.approx(expected[0], rel=1e-5 if dtype == torch.float32 else 0.02)
     assert torch.linalg.vector_norm(got[1] - expected[1]) < close * expected[1].norm()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_steps_in_8_bits_stay_near_to_those_in_32() -> None:
+    found, batch = [], packed_batch((7, 1, 292)).to(torch.device("cuda"))
+    for kind in ("adamw", "adamw_8bit"):
+        model = load_model(GOLDEN, device="cuda")
+        optim = OptimConfig(kind=kind, lr=1e-3)
+        optimizer = build_optimizer(optim, parameter_groups(model, optim.weight_decay))
+        losses_of_kind = []
+        for _ in range(5):
+            losses_of_kind.append(gradient(model, batch)[0])
+            optimizer.step()
+        found.append(losses_of_kind)
+    assert found[0][-1] < found[0][0]
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
 
 
 @pytest.mark.parametrize("head_dim", [40, 96])

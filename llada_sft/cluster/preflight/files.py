@@ -202,7 +202,7 @@ def _kernels(config: Config) -> Iterator[str]:
     """Check that the packages of kernels that are asked for by name are there."""
     from llada_sft.model.kernels.choice import missing_kernels
 
-    yield from missing_kernels(config.model)
+    yield from missing_kernels(config)
 
 
 def _tokenizer(config: Config) -> Iterator[str]:

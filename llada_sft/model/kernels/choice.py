@@ -3,7 +3,7 @@
 `auto` takes Liger's kernels, and flash-attn's, on CUDA where the packages are installed. What is
 between the products of a block (norms, rotary positions, SwiGLU) is left to torch's compiler if
 blocks are compiled: it fuses more of it. What a config asks for by name is used, or is an error.
-The login node asks, without torch, whether its package is there.
+The login node asks, without torch, whether its package is there; that of the optimizer, too.
 """
 
 import os
@@ -55,6 +55,7 @@ class Package(NamedTuple):
 
 LIGER = Package("liger-kernel", ("liger_kernel", "triton"), "liger", (0, 8, 5), (0, 9))
 FLASH = Package("flash-attn", ("flash_attn",), "flash", (2, 7, 1), (3,))
+BITSANDBYTES = Package("bitsandbytes", ("bitsandbytes",), "adamw8bit", (0, 49), (1,))
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ class Kernels:
         return "kernels: " + ", ".join(f"{part} {kernel}" for part, kernel in shown.items())
 
 
-def missing_kernels(config: ModelConfig) -> list[str]:
-    """Return one line for each kernel that is asked for by name and whose package is not there."""
+def missing_kernels(config: Config) -> list[str]:
+    """Return one line for each thing that is asked for by name and whose package is not there."""
+    asked = [(*named, "torch") for named in _by_name(config.model)]
+    if config.optim.kind == "adamw_8bit":
+        asked.append(("optim.kind", "adamw_8bit", BITSANDBYTES, "adamw"))
     lines = []
-    for key, value, package in _by_name(config):
+    for key, value, package, instead in asked:
         if problem := package.problem():
-            install = f"run  pip install 'llada-sft[{package.extra}]'  or set it to torch"
+            install = f"run  pip install 'llada-sft[{package.extra}]'  or set it to {instead}"
             lines.append(f"{key}: {value}: {problem}: {install}")
     return lines
 
@@ -120,7 +124,7 @@ def choose_kernels(
         for key, value, package in _by_name(model)
         if device.type != "cuda" and not (package == LIGER and _interprets_triton())
     ]
-    if problems := missing_kernels(model) or on_cpu or _unfit_for_flash(model, head_dim, device):
+    if problems := missing_kernels(config) or on_cpu or _unfit_for_flash(model, head_dim, device):
         raise ConfigError("\n".join(problems))
     there = device.type == "cuda" and LIGER.problem() is None
     return Kernels(

@@ -134,13 +134,21 @@ def test_what_is_not_installed_is_a_line_for_each_key(monkeypatch: pytest.Monkey
         "model.norm_kernel: liger: the package liger-kernel is not installed:"
         " run  pip install 'llada-sft[liger]'  or set it to torch",
     ]
-    assert missing_kernels(given.model) == problems(given) == lines
+    assert missing_kernels(given) == problems(given) == lines
     installed(monkeypatch, liger_kernel="0.7.0", flash_attn="2.8.3")
-    assert missing_kernels(given.model) == [
+    assert missing_kernels(given) == [
         "model.norm_kernel: liger: liger-kernel is 0.7.0, and one from 0.8.5 to before 0.9 is"
         " needed: run  pip install 'llada-sft[liger]'  or set it to torch"
     ]
-    assert missing_kernels(config().model) == []
+    assert missing_kernels(config()) == []
+    eight_bits = config()
+    eight_bits = eight_bits.model_copy(
+        update={"optim": eight_bits.optim.model_copy(update={"kind": "adamw_8bit"})}
+    )
+    assert problems(eight_bits) == [
+        "optim.kind: adamw_8bit: the package bitsandbytes is not installed:"
+        " run  pip install 'llada-sft[adamw8bit]'  or set it to adamw"
+    ]
 
 
 def test_what_needs_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

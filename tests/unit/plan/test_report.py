@@ -120,6 +120,17 @@ def test_blocks_with_ligers_kernels_are_not_compiled() -> None:
     assert not planned(LLADA_8B, "model.rope_kernel=liger").compiled
 
 
+def test_states_in_8_bits() -> None:
+    plain, small = planned(LLADA_8B), planned(LLADA_8B, "optim.kind=adamw_8bit")
+    part = plain.memory().standing["optimizer"] / 12
+    # A master, two bytes, and two scales for 256 elements.
+    assert small.memory().standing["optimizer"] == pytest.approx(part * (6 + 8 / 256))
+    saved = checkpoint_bytes(plain.config, plain.sizes) - checkpoint_bytes(
+        small.config, small.sizes
+    )
+    assert saved == pytest.approx(P_8B * (6 - 8 / 256))
+
+
 def test_offloaded_states_are_on_the_host() -> None:
     on_device = planned(LLADA_8B).memory()
     offloaded = planned(LLADA_8B, "deepspeed.offload_optimizer=cpu").memory()
