@@ -1,10 +1,10 @@
-"""The head and its loss: piece by piece against full logits, forward and backward.
+"""The head and its loss: piece by piece, also with Liger's kernel, against full logits.
 
     python benchmarks/head.py [--device cuda] [--positions 256 1024] [--vocabulary 126464]
 
 Each line is a process of its own: its time is the median of --repeats after one to warm up, its
 bytes are the most that were in memory above weights and hidden states (resident memory on CPU, the
-allocator's on CUDA). GB are 10^9 bytes. Both ways have the same loss, or the run fails.
+allocator's on CUDA). GB are 10^9 bytes. All ways have the same loss, or the run fails.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llada_sft.model.kernels.choice import LIGER as LIGER_PACKAGE
 from llada_sft.model.layers.head import weighted_cross_entropy
 
-PACKAGES = ("torch", "llada-sft")
+PACKAGES = ("torch", "liger-kernel", "llada-sft")
 WAYS = ("pieces", "full logits")
+# On CUDA, where Liger's kernels are installed.
+LIGER = "pieces, liger"
 
 
 def full_logits(x: Tensor, weight: Tensor, targets: Tensor, coefficients: Tensor) -> Tensor:
@@ -47,12 +51,16 @@ def measure(way: str, positions: int, options: argparse.Namespace) -> dict[str, 
     weight.mul_(options.width**-0.5).requires_grad_()
     targets = torch.randint(options.vocabulary, (positions,), device=device)
     coefficients = torch.rand(positions, device=device) / positions
+    ways = {"pieces": weighted_cross_entropy, "full logits": full_logits}
+    if way == LIGER:
+        from llada_sft.model.kernels.liger import liger_cross_entropy
+
+        ways[LIGER] = partial(weighted_cross_entropy, kernel=liger_cross_entropy)
     before, seconds, loss = _peak(device), [], 0.0
     for _ in range(options.repeats + 1):
         x.grad = weight.grad = None
         began = time.perf_counter()
-        run = weighted_cross_entropy if way == "pieces" else full_logits
-        result = run(x, weight, targets, coefficients)
+        result = ways[way](x, weight, targets, coefficients)
         torch.autograd.backward(result)
         loss = float(result.detach())
         if device.type == "cuda":
@@ -83,15 +91,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("head.json"))
     options = parser.parse_args()
     about = report.surroundings(PACKAGES)
+    has_liger = options.device == "cuda" and LIGER_PACKAGE.problem() is None
     rows = []
     for positions in options.positions:
         losses = []
-        for way in WAYS:
+        for way in (*WAYS, LIGER) if has_liger else WAYS:
             with multiprocessing.get_context("spawn").Pool(1) as process:
                 row = process.apply(measure, (way, positions, options))
             losses.append(row.pop("loss"))
             rows.append(row)
-        if abs(losses[0] - losses[1]) > 1e-2 * abs(losses[1]):
+        if any(abs(loss - losses[1]) > 1e-2 * abs(losses[1]) for loss in losses):
             raise RuntimeError(f"the losses differ: {losses}")
     report.print_table(rows)
     sizes = {name: getattr(options, name) for name in ("device", "dtype", "width", "vocabulary")}

@@ -10,6 +10,11 @@ from hypothesis import settings
 # another at every barrier: the same tests took 6 to 60 times as long. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without a GPU, Triton's kernels run in its interpreter, if Triton is installed. It decides so when
+# it is imported, and torch imports it.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A property holds or not, however busy the machine is.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

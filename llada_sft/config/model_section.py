@@ -63,16 +63,30 @@ class ModelConfig(Section):
     # (mask_token) names it; LLaDA2's config.json does not.
     mask_token: NonEmptyStr | NonNegativeInt | None = None
     # What the backward pass computes again instead of keeping it: full = each block, for a third
-    # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing.
+    # more arithmetic; selective = only norms, rotations and SwiGLU's product; none = nothing;
+    # offload = as full, and the inputs of blocks wait in the CPU's memory (docs/performance.md).
     # auto = what activation_gb has room for, block by block. true and false mean full and none.
     activation_checkpointing: Annotated[
-        Literal["none", "selective", "full", "auto"], BeforeValidator(_by_name)
+        Literal["none", "selective", "full", "offload", "auto"], BeforeValidator(_by_name)
     ] = "full"
     # With auto: GB (10^9 bytes) of a rank's memory for what the blocks keep of a micro-batch.
     activation_gb: PositiveFloat | None = None
     # Compile what is before and after attention in each block: its elementwise operations are fused
     # (docs/performance.md). auto = on CUDA, where Triton is there.
     compile: Literal["auto", "on", "off"] = "auto"
+    # What computes attention in packed rows on CUDA in bf16: torch's kernel for variable lengths,
+    # or that of the package flash-attn. auto = flash_attn where it is installed.
+    attention_kernel: Literal["auto", "torch", "flash_attn"] = "auto"
+    # What computes RMSNorms: torch, or Liger's Triton kernel (CUDA, docs/performance.md). auto =
+    # liger on CUDA where liger-kernel is installed and blocks are not compiled.
+    norm_kernel: Literal["auto", "torch", "liger"] = "auto"
+    # And the product inside SwiGLU's MLPs; not inside experts.
+    swiglu_kernel: Literal["auto", "torch", "liger"] = "auto"
+    # And rotary positions.
+    rope_kernel: Literal["auto", "torch", "liger"] = "auto"
+    # And the cross-entropy of the head; auto = liger on CUDA where liger-kernel is installed. With
+    # a confidence loss it is torch.
+    loss_kernel: Literal["auto", "torch", "liger"] = "auto"
     # For networks with experts: the weight of the loss that keeps their load even
     # (docs/families.md); null = router_aux_loss_coef of the model's config.json; LLaDA2 has none.
     router_balance_weight: NonNegativeFloat | None = None
@@ -85,6 +99,21 @@ class ModelConfig(Section):
             raise ValueError("init: random needs model.size")
         if self.init == "pretrained" and self.size is not None:
             raise ValueError("size is read from the checkpoint; remove it, or set init: random")
+        return self
+
+    @property
+    def liger_in_blocks(self) -> tuple[str, ...]:
+        """The keys that ask by name for Liger's kernels inside blocks."""
+        keys = ("norm_kernel", "swiglu_kernel", "rope_kernel")
+        return tuple(key for key in keys if getattr(self, key) == "liger")
+
+    @model_validator(mode="after")
+    def _compiled_blocks_have_no_kernels_inside(self) -> "ModelConfig":
+        if self.compile == "on" and self.liger_in_blocks:
+            raise ValueError(
+                f"{self.liger_in_blocks[0]}: liger needs compile: off or auto, got on: compiled"
+                " blocks fuse it themselves; set compile: auto, or this to torch"
+            )
         return self
 
     @model_validator(mode="after")

@@ -58,6 +58,9 @@ class RunConfig(Section):
 
 
 class OptimConfig(Section):
+    # adamw = torch's; adamw_8bit = that of bitsandbytes, whose moments take one byte each instead
+    # of four (docs/zero.md). Master weights and sums of gradients are fp32 in any case.
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
     # The learning rate after the warm-up.
     lr: PositiveFloat = 2.5e-5
     # What it has come down to at the end of the schedule.
@@ -348,6 +351,28 @@ class Config(Section):
             )
         return self
 
+    @property
+    def unfit_for_flash_attention(self) -> str | None:
+        """What flash-attn's kernel would need instead; None if it can be used."""
+        needs = (
+            ("data.batching", self.data.batching, "packed"),
+            ("objective.kind", self.objective.kind, "full"),
+            ("train.precision", self.train.precision, "bf16"),
+        )
+        for key, value, needed in needs:
+            if value != needed:
+                return f"{key}: {needed}, got {value}"
+        return None
+
+    @model_validator(mode="after")
+    def _flash_attention_can_be_used(self) -> "Config":
+        if self.model.attention_kernel == "flash_attn" and self.unfit_for_flash_attention:
+            raise ValueError(
+                f"model.attention_kernel: flash_attn needs {self.unfit_for_flash_attention};"
+                " set that, or attention_kernel: auto"
+            )
+        return self
+
     @model_validator(mode="after")
     def _compiled_blocks_have_no_hooks_inside(self) -> "Config":
         if self.model.compile == "on" and self.deepspeed.hooks_inside_blocks:
@@ -369,6 +394,22 @@ class Config(Section):
             raise ValueError(
                 "lora.dora: needs deepspeed.leaf_blocks: true at stage 3: it computes with the"
                 " weights of other modules of the block; set that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _8_bit_states_stay_where_they_are(self) -> "Config":
+        if self.optim.kind != "adamw_8bit":
+            return self
+        if self.deepspeed.offload_optimizer != "none":
+            raise ValueError(
+                "optim.kind: adamw_8bit needs deepspeed.offload_optimizer: none, got"
+                f" {self.deepspeed.offload_optimizer}; set that, or kind: adamw"
+            )
+        if len(self.slurm.node_range) > 1:
+            raise ValueError(
+                "optim.kind: adamw_8bit needs slurm.elastic: null: its states cannot be resumed on"
+                " another number of ranks; set that, or kind: adamw"
             )
         return self
 

@@ -2,6 +2,7 @@
 
     families/          which networks there are: config.json -> sizes, features, official names
     network.py         the network that these ask for; layers/: what it is made of
+    kernels/           what layers may compute with instead of torch's operations
     configuration.py   the config of a network; settings.py: config.json, checked without torch
     loading.py         a model directory -> a network; initialization.py: random weights
     flops.py           the operations that a training needs, and a GPU makes

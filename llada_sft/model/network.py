@@ -42,6 +42,8 @@ class Network(PreTrainedModel):  # type: ignore[misc]
     main_input_name = "input_ids"
     _supports_sdpa = True
     _no_split_modules = ("Block",)
+    # Of packed rows on CUDA, where torch's kernel would be used.
+    flash_attention = False
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -215,7 +217,7 @@ class Network(PreTrainedModel):  # type: ignore[misc]
             return cache.plans(places, real, x.shape[1], blocks)
         plan: Plan
         if blocks is None:
-            plan = plan_attention(real, sequences, x.device, x.dtype)
+            plan = plan_attention(real, sequences, x.device, x.dtype, flash=self.flash_attention)
         else:
             width = x.shape[1] // blocks.halves
             lengths = (width,) if sequences is None else sequences.lengths

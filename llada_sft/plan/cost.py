@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from llada_sft.config.schema import Config
 from llada_sft.model.families.architecture import Architecture
 from llada_sft.model.flops import needed_operations
-from llada_sft.plan.memory import Sizes
-
-# A checkpoint has the master weights and both moments in fp32.
-_STATES = 12
+from llada_sft.plan.memory import Sizes, optimizer_bytes
 
 
 @dataclass(frozen=True)
@@ -71,4 +68,5 @@ def step_operations(
 def checkpoint_bytes(config: Config, sizes: Sizes) -> int:
     """Return the bytes of a checkpoint: optimizer states and weights of what is trained."""
     element = 2 if config.train.precision == "bf16" else 4
-    return (_STATES + element) * sum(sizes.trained)
+    trained = sum(sizes.trained)
+    return optimizer_bytes(config, trained) + element * trained

@@ -19,11 +19,12 @@ from math import prod
 from llada_sft.config.schema import Config
 from llada_sft.model.adapter_plan import AdapterPlan
 from llada_sft.model.families.architecture import Architecture
-from llada_sft.model.layers.kept_bytes import Checkpointing, kept_bytes, most_kept
+from llada_sft.model.layers.kept_bytes import Checkpointing, host_bytes, kept_bytes, most_kept
 
 _FP32 = 4
-# Master weight and both moments of AdamW.
+# Master weight and both moments of AdamW; in 8 bits, a moment has a scale for 256 elements.
 _OPTIMIZER = 12
+_OPTIMIZER_8_BIT = 4 + 2 * (1 + 4 / 256)
 # Of the fp64 copy of a piece of a gradient (training/strategy.py).
 _NORM_BYTES = 8 << 22
 # Bytes of the fp32 logits of a piece of the head (model/layers/head.py).
@@ -148,6 +149,8 @@ def rank_memory(
     sizes = sizes_of(network, adapters, config.world_size)
     standing, host = _standing(config, sizes)
     element = 2 if config.train.precision == "bf16" else _FP32
+    if inputs := load.tokens * host_bytes(network, kinds, element):
+        host["inputs of blocks"] = inputs
     gathered = _gathered(config, network, sizes, element)
     of_adapters = _kept_of_adapters(adapters, kinds, element, network.names.blocks)
     kept = load.tokens * (
@@ -191,8 +194,14 @@ def _kept_of_adapters(
     rank, kept = adapters.config.rank, 0
     for module, (outputs, _) in adapters.modules.items():
         kind = kinds[int(module.removeprefix(f"{blocks}.").partition(".")[0])]
-        kept += {"none": rank, "selective": rank + outputs, "full": 0}[kind]
+        kept += {"none": rank, "selective": rank + outputs, "full": 0, "offload": 0}[kind]
     return element * kept
+
+
+def optimizer_bytes(config: Config, trained: int) -> int:
+    """Return the bytes of masters and moments of so many elements."""
+    each = _OPTIMIZER if config.optim.kind == "adamw" else _OPTIMIZER_8_BIT
+    return int(each * trained)
 
 
 def _standing(config: Config, sizes: Sizes) -> tuple[dict[str, int], dict[str, int]]:
@@ -205,9 +214,9 @@ def _standing(config: Config, sizes: Sizes) -> tuple[dict[str, int], dict[str, i
         # Gradients, their sums and the buckets come and go with each step.
         whole = element * (sum(everything) - sum(sizes.packed))
         weights = whole + sum(map(packed_bytes, sizes.packed))
-        return {"weights": weights, "optimizer": _OPTIMIZER * trained}, host
+        return {"weights": weights, "optimizer": optimizer_bytes(config, trained)}, host
     weights = element * sizes.part(everything)
-    states = {"optimizer": _OPTIMIZER * trained, "gradient sums": _FP32 * trained}
+    states = {"optimizer": optimizer_bytes(config, trained), "gradient sums": _FP32 * trained}
     standing = {"weights": weights, **states}
     if zero.offload_optimizer == "cpu":
         # And the gradients that the optimizer reads.

@@ -57,9 +57,11 @@ class Setup:
     @property
     def compiled(self) -> bool:
         """Whether blocks are compiled, as far as a login node can tell."""
-        if self.config.model.compile == "auto":
-            return not self.config.deepspeed.hooks_inside_blocks and self.config.lora is None
-        return self.config.model.compile == "on"
+        model = self.config.model
+        if model.compile == "auto":
+            whole = not self.config.deepspeed.hooks_inside_blocks and self.config.lora is None
+            return whole and not model.liger_in_blocks
+        return model.compile == "on"
 
     def memory(self, tokens: int | None = None) -> RankMemory:
         """Return the bytes of a rank, all tokens of its micro-batch being masked."""

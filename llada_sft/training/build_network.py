@@ -15,6 +15,8 @@ from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters
 from llada_sft.model.adapters import add_adapters, import_packages
 from llada_sft.model.configuration import NetworkConfig, read_config
 from llada_sft.model.index import fingerprint, read_index
+from llada_sft.model.kernels.choice import Kernels
+from llada_sft.model.kernels.use import use_kernels
 from llada_sft.model.layers.balance import Balance
 from llada_sft.model.layers.kept_bytes import Checkpointing, most_kept, within_budget
 from llada_sft.model.loading import build_model
@@ -92,6 +94,7 @@ def build_network(
     compiled: bool = False,
     checkpointing: Sequence[Checkpointing] | None = None,
     adapters: AdapterPlan | None = None,
+    kernels: Kernels | None = None,
 ) -> Network:
     """Build the network and fill it; under ZeRO-3 it is born partitioned.
 
@@ -102,11 +105,14 @@ def build_network(
         compiled: Whether its blocks are compiled.
         checkpointing: What `checkpointing_of` chose; None keeps as little as possible.
         adapters: What is trained instead of the network's own parameters.
+        kernels: What `choose_kernels` chose; None: torch's operations.
     """
     model = build_model(network if config.size else Path(config.path), seed, network)
     if adapters is not None:
         add_adapters(model, adapters, seed)
     model.set_activation_checkpointing(checkpointing or "full")
+    if kernels is not None:
+        use_kernels(model, kernels)
     if compiled:
         model.compile_blocks()
     return model
@@ -181,6 +187,8 @@ def compiles(
 ) -> bool:
     """Return whether blocks are compiled; `auto` means on CUDA, where Triton is there.
 
+    Not if the config asks by name for a kernel inside blocks.
+
     Args:
         config: The model section.
         hooks_inside: Whether ZeRO-3 has hooks for the modules inside a block: they cannot be
@@ -189,7 +197,7 @@ def compiles(
         dora: Whether adapters are DoRA's, at which the compiler cuts a block into many pieces.
     """
     if config.compile == "auto":
-        whole = not hooks_inside and not dora
+        whole = not hooks_inside and not dora and not config.liger_in_blocks
         return device.type == "cuda" and find_spec("triton") is not None and whole
     return config.compile == "on"
 

@@ -18,6 +18,8 @@ from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.data.steps.prefetch import step_loader
 from llada_sft.errors import DataError
+from llada_sft.model.kernels.choice import choose_kernels
+from llada_sft.model.kernels.use import import_kernels
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 from llada_sft.training.begin import TrainingJob, begin_training
@@ -241,6 +243,7 @@ def _find_resume(job: TrainingJob) -> Resume:
         network=(job.adapters or job.network.architecture).parameter_shapes(),
         max_steps=job.config.train.max_steps,
         base=job.base,
+        other_ranks=job.config.optim.kind != "adamw_8bit",
     )
     job.host.pulse("start", resume.step)
     return resume
@@ -290,12 +293,15 @@ def _build_module(
     if compiled:
         # Import the compiler now: it fails inside zero.Init, which changes torch.Tensor.
         torch.compiler.reset()
+    kernels = choose_kernels(config, network.architecture.head_dim, job.device, compiled)
+    import_kernels(kernels)
+    job.say(kernels.line(compiled))
     checkpointing = checkpointing_of(config, network, compiled)
     if line := checkpointing_line(config, network, checkpointing):
         job.say(line)
     return DiffusionModule(
         lambda: build_network(
-            config.model, network, config.run.seed, compiled, checkpointing, adapters
+            config.model, network, config.run.seed, compiled, checkpointing, adapters, kernels
         ),
         config.optim,
         log_every_n_steps=config.log.every_n_steps,

@@ -18,6 +18,7 @@ OURS = re.compile(
     r"attempt \d+: rank \d of 2, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
     r"|.*/demo/data/(train|heldout): prompt_response \(\d+ of the first \d+ rows\)"
     r"|1 node, 2 ranks: compared in \d+\.\d\d s"
+    r"|kernels: attention torch, norm torch, swiglu torch, rope torch, loss torch"
     r"|signals: SIGUSR1 default, SIGUSR2 [\w.]+, SIGTERM [\w.]+"
     r"|step \d+/~?\d+  loss .* tokens/s  .* left"
     r"|step \d+: validation.*"

@@ -98,12 +98,13 @@ def test_blocks_that_are_leaves_train_the_same(
     runs = {
         tmp_path / "leaves": [*given, f"{recompute}=false"],
         tmp_path / "recomputed": [*given, f"{recompute}=true"],
+        tmp_path / "offloaded": [*given, f"{recompute}=offload"],
         tmp_path / "modules": [*given, f"{recompute}=true", "deepspeed.leaf_blocks=false"],
     }
     train_each(runs)
-    leaves, recomputed, modules = map(numbers, runs)
+    leaves, recomputed, offloaded, modules = map(numbers, runs)
     assert len(leaves) == 8
-    assert recomputed == leaves
+    assert recomputed == offloaded == leaves
     assert same(modules, leaves, close)
 
 

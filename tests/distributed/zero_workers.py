@@ -1,5 +1,6 @@
 """What the ranks of test_zero.py run; each function returns something JSON can hold."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def leaves_without_zero(model_dir: str) -> dict[str, list[str]]:
     kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
     for kind in kinds:
         expected = _gradients_without_zero(model_dir, kind)
-        gradients = _gradients(_leaves(model_dir, kind))
+        gradients = zero_gradients(_leaves(model_dir, kind))
         found[kind] = [
             name for name in expected if not torch.equal(gradients[name], expected[name])
         ]
@@ -62,7 +63,7 @@ def compiled_leaves(model_dir: str, compiled: bool = True) -> dict[str, dict[str
         if compiled:
             model.compile_blocks()
         alive: list[int] = []
-        gradients = _gradients(model, alive)
+        gradients = zero_gradients(model, alive)
         errors = [
             float((gradients[name] - value).norm() / value.norm())
             for name, value in expected.items()
@@ -86,7 +87,11 @@ def _leaves(model_dir: str, kind: Checkpointing) -> Network:
     return model
 
 
-def _gradients(model: nn.Module, alive: list[int] | None = None) -> dict[str, Tensor]:
+def zero_gradients(
+    model: nn.Module,
+    alive: list[int] | None = None,
+    loss_of: Callable[[Any], Tensor] = lambda engine: some_loss(engine, IDS, POSITIONS),
+) -> dict[str, Tensor]:
     """Return all gradients; count weights of blocks that outlive the forward pass in `alive`."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=DEEPSPEED)[0]
@@ -101,7 +106,7 @@ def _gradients(model: nn.Module, alive: list[int] | None = None) -> dict[str, Te
         for block in model.modules()
         if isinstance(block, Block)
     ]
-    loss = some_loss(engine, IDS, POSITIONS)
+    loss = loss_of(engine)
     assert gathered
     if alive is not None:
         alive.append(sum(not weights.expired() for weights in gathered))

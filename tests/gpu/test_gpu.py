@@ -1,5 +1,6 @@
 """The same code on one CUDA device: golden numbers, and a run of ZeRO-3 in bf16."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llada_sft.config.schema import OptimConfig
 from llada_sft.demo.data import write_demo
 from llada_sft.diffusion.objective import (
     confidence_loss,
@@ -14,6 +16,8 @@ from llada_sft.diffusion.objective import (
     masked_cross_entropy,
 )
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
+from llada_sft.model.kernels.choice import Kernels
+from llada_sft.model.kernels.use import use_kernels
 from llada_sft.model.layers.attention import Sequences
 from llada_sft.model.layers.blocks import Blocks
 from llada_sft.model.layers.experts import StackedExperts
@@ -21,6 +25,7 @@ from llada_sft.model.layers.flex import attend_flex, plan_flex
 from llada_sft.model.layers.head import LossTerms, weighted_cross_entropy
 from llada_sft.model.layers.kept_bytes import Checkpointing
 from llada_sft.training.masks.micro_batch import MicroBatch
+from llada_sft.training.module import build_optimizer, parameter_groups
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.training_workers import losses
 
@@ -78,6 +83,30 @@ def test_a_row_of_sequences_equals_each_alone(dtype: torch.dtype) -> None:
         gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
     difference = torch.linalg.vector_norm(gradients[0] - gradients[1])
     assert difference < 5 * tolerance * torch.linalg.vector_norm(gradients[1])
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_flash_attention_of_a_packed_row_equals_padded_rows(checkpointing: Checkpointing) -> None:
+    model, lengths = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda"), (7, 1, 292)
+    use_kernels(model, Kernels(attention="flash_attn"))
+    model.set_activation_checkpointing(checkpointing)
+    ids = torch.randint(0, 500, (1, 300), device="cuda")
+    places = torch.arange(292, device="cuda")
+    real = places < torch.tensor(lengths, device="cuda")[:, None]
+    rows = torch.zeros(3, 292, dtype=torch.int64, device="cuda")
+    rows[real] = ids[0]
+    gradients, found = [], []
+    for logits in (
+        model(ids, sequences=Sequences(lengths)).logits[0],
+        model(rows, real).logits[real],
+    ):
+        model.zero_grad()
+        torch.autograd.backward(logits.float().logsumexp(-1).sum())
+        found.append(logits.detach().float())
+        gradients.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
+    assert torch.linalg.vector_norm(found[0] - found[1]) < 0.02 * found[1].norm()
+    assert torch.linalg.vector_norm(gradients[0] - gradients[1]) < 0.1 * gradients[1].norm()
 
 
 @pytest.mark.parametrize("doubled", [False, True])
@@ -167,6 +196,21 @@ def test_experts_compute_what_they_do_on_the_cpu(dtype: torch.dtype) -> None:
         assert difference < (1e-2 if dtype == torch.bfloat16 else 1e-5) * on_cpu.norm()
 
 
+def odd_config(head_dim: int) -> NetworkConfig:
+    """Return the config of one layer with four heads of any size."""
+    return NetworkConfig.from_size(
+        d_model=4 * head_dim,
+        n_layers=1,
+        n_heads=4,
+        mlp_hidden_size=64,
+        max_sequence_length=64,
+        vocab_size=512,
+        mask_token_id=510,
+        eos_token_id=505,
+        pad_token_id=505,
+    )
+
+
 def packed_batch(lengths: tuple[int, ...]) -> MicroBatch:
     """Make a micro-batch in host memory, as the feed does; every third token is masked."""
     ids = torch.randint(0, 500, (1, sum(lengths)))
@@ -200,7 +244,7 @@ def gradient(model: Network, batch: MicroBatch) -> tuple[float, Tensor]:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full", "offload"])
 @pytest.mark.filterwarnings("ignore")
 def test_every_way_has_the_same_loss_and_gradients(
     checkpointing: Checkpointing, compiled: bool
@@ -220,8 +264,30 @@ def test_every_way_has_the_same_loss_and_gradients(
         assert difference < 0.1 * torch.linalg.vector_norm(expected[1])
 
 
-def test_the_step_does_not_wait_for_the_device() -> None:
+def test_inputs_of_blocks_that_wait_on_the_host_are_not_on_the_device() -> None:
+    """The gradients are those of `full`, to what atomic additions leave open."""
+    model, found, kept = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda"), [], []
+    batch = packed_batch((700, 324)).to(torch.device("cuda"))
+    for checkpointing in ("full", "offload"):
+        model.set_activation_checkpointing(checkpointing)
+        gradient(model, batch)  # what is allocated once
+        model.zero_grad()
+        before = torch.cuda.memory_allocated()
+        loss = loss_of(model, batch)
+        torch.cuda.synchronize()
+        kept.append(torch.cuda.memory_allocated() - before)
+        torch.autograd.backward(loss)
+        found.append(torch.cat([p.grad.flatten().float() for p in model.parameters()]))
+    network = model.architecture
+    # The last block's input may still be there.
+    assert kept[0] - kept[1] >= 2 * 1024 * network.width * (network.num_layers - 1)
+    assert torch.linalg.vector_norm(found[0] - found[1]) < 0.01 * found[0].norm()
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "offload"])
+def test_the_step_does_not_wait_for_the_device(checkpointing: Checkpointing) -> None:
     model = load_model(GOLDEN, dtype=torch.bfloat16, device="cuda")
+    model.set_activation_checkpointing(checkpointing)
     batch = packed_batch((7, 1, 292))
     # What is allocated once.
     gradient(model, batch.to(torch.device("cuda")))
@@ -249,20 +315,51 @@ def test_memory_of_the_loss_is_bounded_by_its_pieces() -> None:
     assert positions * vocabulary * 4 > 10 * piece_bytes
 
 
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="needs liger-kernel")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("head_dim", [32, 40])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_ligers_kernels_have_the_same_loss_and_gradients(
+    head_dim: int, checkpointing: Checkpointing, dtype: torch.dtype, close: float
+) -> None:
+    """Compiled by Triton, against torch's operations in fp32."""
+    model = build_model(odd_config(head_dim)).to("cuda", dtype)
+    exact = build_model(odd_config(head_dim)).to("cuda")
+    exact.load_state_dict(model.state_dict())
+    use_kernels(model, Kernels(norm="liger", swiglu="liger", rope="liger", loss="liger"))
+    model.set_activation_checkpointing(checkpointing)
+    batch = packed_batch((7, 1, 32)).to(torch.device("cuda"))
+    gradient(model, batch)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.zero_grad()
+        torch.autograd.backward(loss_of(model, batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected, got = gradient(exact, batch), gradient(model, batch)
+    assert got[0] == pytest.approx(expected[0], rel=1e-5 if dtype == torch.float32 else 0.02)
+    assert torch.linalg.vector_norm(got[1] - expected[1]) < close * expected[1].norm()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_steps_in_8_bits_stay_near_to_those_in_32() -> None:
+    found, batch = [], packed_batch((7, 1, 292)).to(torch.device("cuda"))
+    for kind in ("adamw", "adamw_8bit"):
+        model = load_model(GOLDEN, device="cuda")
+        optim = OptimConfig(kind=kind, lr=1e-3)
+        optimizer = build_optimizer(optim, parameter_groups(model, optim.weight_decay))
+        losses_of_kind = []
+        for _ in range(5):
+            losses_of_kind.append(gradient(model, batch)[0])
+            optimizer.step()
+        found.append(losses_of_kind)
+    assert found[0][-1] < found[0][0]
+    assert found[1] == pytest.approx(found[0], rel=1e-2)
+
+
 @pytest.mark.parametrize("head_dim", [40, 96])
 def test_odd_head_sizes(head_dim: int) -> None:
-    config = NetworkConfig.from_size(
-        d_model=4 * head_dim,
-        n_layers=1,
-        n_heads=4,
-        mlp_hidden_size=64,
-        max_sequence_length=64,
-        vocab_size=512,
-        mask_token_id=510,
-        eos_token_id=505,
-        pad_token_id=505,
-    )
-    model = build_model(config).to("cuda", torch.bfloat16)
+    model = build_model(odd_config(head_dim)).to("cuda", torch.bfloat16)
     ids, lengths = torch.randint(0, 500, (1, 40), device="cuda"), (7, 1, 32)
     together = model(ids, sequences=Sequences(lengths)).logits[0]
     alone = torch.cat([model(part).logits[0] for part in ids.split(lengths, dim=1)])

@@ -320,8 +320,8 @@ MUTANTS = (
         "model/layers/basic.py",
         "model/test_half_precision.py",
         (
-            "self.weight * normalised.to(x.dtype)",
-            "(self.weight * normalised).to(x.dtype)",
+            "return weight * normalised.to(x.dtype)",
+            "return (weight * normalised).to(x.dtype)",
             "RMSNorm casts after the product with the weight",
         ),
     ),

@@ -49,6 +49,7 @@ def find_problems(config: Config, new_run: RunDir | None = None) -> list[str]:
         _checkpoint,
         _tokenizer,
         _adapters,
+        _kernels,
         _wandb,
     )
     place = [] if new_run is None else list(place_problems(new_run))
@@ -195,6 +196,13 @@ def _adapters(config: Config) -> Iterator[str]:
         plan_adapters(architecture_of(settings), config.lora)
     except ConfigError as error:
         yield from str(error).splitlines()
+
+
+def _kernels(config: Config) -> Iterator[str]:
+    """Check that the packages of kernels that are asked for by name are there."""
+    from llada_sft.model.kernels.choice import missing_kernels
+
+    yield from missing_kernels(config)
 
 
 def _tokenizer(config: Config) -> Iterator[str]:

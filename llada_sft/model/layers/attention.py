@@ -2,14 +2,15 @@
 
 `Sequences` describes examples that share one row; they never look at each other. `plan_attention`
 decides once for a forward pass how its blocks attend, and `attend` does it in each block: on CUDA
-the kernel for sequences of variable length keeps examples apart, elsewhere each example is a call
-of its own. No mask of L × L is ever made.
+a kernel for sequences of variable length, torch's or flash-attn's, keeps examples apart; elsewhere
+each example is a call of its own. No mask of L × L is ever made.
 
 Shapes: B rows, H query heads, K key and value heads (H is a multiple of K), L positions,
 D features of a head, R of them rotated, N sequences of a row.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,34 @@ from llada_sft.model.layers.blocks import BlockPlan, attend_in_blocks
 from llada_sft.model.layers.cache import CachedPlan
 from llada_sft.model.layers.flex import FlexPlan, attend_flex
 
+
+class FlashPlan(NamedTuple):
+    """How the sequences of one row attend by flash-attn's kernel.
+
+    Attributes:
+        ends: int32 [N + 1], where each starts, and where the last one ends.
+        longest: Tokens of the longest one.
+    """
+
+    ends: Tensor
+    longest: int
+
+
 # How the layers attend. A tensor: a mask that broadcasts to [B, 1, L, L], true where a position is
 # seen. For one row of several sequences: where they start and the last one ends (int32 [N + 1])
 # with the longest, for the kernel; or their lengths. In blocks: by chunks, or FlexAttention. None:
 # everything is seen. Nothing more than tuples: DeepSpeed looks for tensors in what its modules are
 # given. A cache is only for sampling.
-Plan = Tensor | BlockPlan | FlexPlan | tuple[Tensor, int] | tuple[int, ...] | CachedPlan | None
+Plan = (
+    Tensor
+    | BlockPlan
+    | FlexPlan
+    | FlashPlan
+    | tuple[Tensor, int]
+    | tuple[int, ...]
+    | CachedPlan
+    | None
+)
 
 
 class Sequences:
@@ -57,6 +80,7 @@ def plan_attention(
     sequences: Sequences | None,
     device: torch.device,
     dtype: torch.dtype,
+    flash: bool = False,
 ) -> Plan:
     """Decide how to attend.
 
@@ -66,15 +90,18 @@ def plan_attention(
         sequences: Those in the one row, or None where each has its own.
         device: Device of queries, keys and values.
         dtype: Dtype of queries, keys and values.
+        flash: Whether flash-attn's kernel is used where torch's would be.
     """
     if sequences is None:
         return None if attention_mask is None else attention_mask[:, None, None, :]
-    if _has_varlen_kernel(device, dtype):
-        return sequences.ends.to(device), max(sequences.lengths)
+    if has_varlen_kernel(device, dtype):
+        ends, longest = sequences.ends.to(device), max(sequences.lengths)
+        return FlashPlan(ends, longest) if flash else (ends, longest)
     return sequences.lengths
 
 
-def _has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel for sequences of variable length runs: torch's, or flash-attn's."""
     half = dtype in (torch.bfloat16, torch.float16)
     # Flash attention needs Ampere or newer.
     return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -115,6 +142,11 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.cat([rotated.to(x.dtype), x[..., rotary_dim:]], dim=-1)
 
 
+def rotate_both(q: Tensor, k: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn queries [B, L, H, D] and keys [B, L, K, D] by their positions."""
+    return rotate(q, rotary), rotate(k, rotary)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
     """Let every position look at what it sees: if not in blocks, every real one of its example.
 
@@ -136,6 +168,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
         return attend_in_blocks(q, k, v, how)
     if isinstance(how, FlexPlan):
         return attend_flex(q, k, v, how)
+    if isinstance(how, FlashPlan):
+        return _attend_by_flash(q, k, v, how)
     if isinstance(how[0], Tensor):
         ends, longest = how
         return _attend_in_sequences(q, k, v, ends, int(longest))
@@ -149,6 +183,13 @@ def _attend_in_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H or K, L, D]
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return mixed.transpose(1, 2)
+
+
+def _attend_by_flash(q: Tensor, k: Tensor, v: Tensor, plan: FlashPlan) -> Tensor:
+    # Only where the package is installed.
+    from llada_sft.model.kernels.flash import flash_attend
+
+    return flash_attend(q[0], k[0], v[0], plan.ends, plan.longest)[None]
 
 
 def _attend_in_sequences(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int) -> Tensor:

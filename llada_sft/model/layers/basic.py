@@ -49,18 +49,27 @@ class Embedding(nn.Embedding):
         """Skip torch's initialisation."""
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / RMS(x) · weight, normalised in fp32."""
+    normalised = F.rms_norm(x.float(), x.shape[-1:], eps=eps)
+    # Cast before the product, as the official code does: bf16 rounds differently otherwise.
+    return weight * normalised.to(x.dtype)
+
+
 class RMSNorm(nn.Module):
-    """x / RMS(x) · weight, normalised in fp32."""
+    """x / RMS(x) · weight.
+
+    Attributes:
+        compute: `rms_norm`, or a kernel that computes the same.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.compute = eps, rms_norm
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
-        # Cast before the product, as the official code does: bf16 rounds differently otherwise.
-        return self.weight * normalised.to(x.dtype)
+        return self.compute(x, self.weight, self.eps)
 
 
 def add_module(parent: nn.Module, path: str, module: nn.Module) -> None:

@@ -17,16 +17,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada_sft.model.families.architecture import Architecture, Experts, last_part
-from llada_sft.model.layers.attention import Plan, attend, rotate
+from llada_sft.model.layers.attention import Plan, attend, rotate_both
 from llada_sft.model.layers.basic import Fp32Linear, Linear, RMSNorm, add_module
 from llada_sft.model.layers.experts import Choose, StackedExperts, route
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return SiLU(gate) · up."""
+    return F.silu(gate) * up
+
+
 class Block(nn.Module):
-    """Attention, then a SwiGLU MLP or experts, each normalised first and added to the stream."""
+    """Attention, then a SwiGLU MLP or experts, each normalised first and added to the stream.
+
+    Attributes:
+        swiglu: `swiglu`, or a kernel that computes the same.
+        rotate: `rotate_both`, or a kernel that computes the same.
+    """
 
     def __init__(self, network: Architecture, layer: int) -> None:
         super().__init__()
+        self.swiglu, self.rotate = swiglu, rotate_both
         self.names = names = network.names.of_block
         self.head_dim, self.clip_qkv = network.head_dim, network.clip_qkv
         self.has_qk_norm = network.qk_norm
@@ -120,7 +131,7 @@ class Block(nn.Module):
             q, k = self._run(names.q_norm, q), self._run(names.k_norm, k)
         if self.clip_qkv is not None:
             q, k, v = (features.clamp(-self.clip_qkv, self.clip_qkv) for features in (q, k, v))
-        return rotate(q, rotary), rotate(k, rotary), v
+        return *self.rotate(q, k, rotary), v
 
     def _after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
         names = self.names
@@ -154,7 +165,7 @@ class Block(nn.Module):
         return cast(Tensor, getattr(holder, "base_layer", holder).get_buffer(name))
 
     def _run_mlp(self, y: Tensor, gate: str, up: str, down: str) -> Tensor:
-        return self._run(down, F.silu(self._run(gate, y)) * self._run(up, y))
+        return self._run(down, self.swiglu(self._run(gate, y), self._run(up, y)))
 
     def _run(self, name: str, x: Tensor) -> Tensor:
         return cast(Tensor, self.get_submodule(name)(x))

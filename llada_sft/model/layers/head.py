@@ -16,6 +16,7 @@ Shapes: M chosen positions, C width of the residual stream, V rows of the head, 
 piece, R rows whose positions these are.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ from llada_sft.model.layers.basic import Embedding, Linear
 PIECE_BYTES = 512 << 20
 # Of the predictions whose entropy the confidence loss takes.
 CONFIDENCE_TEMPERATURE = 0.5
+
+# A kernel for the logits of a piece: takes them [P, V], targets [P], and whether a gradient is
+# needed; returns the cross-entropies, [P, 1] fp32, and writes softmax - onehot over the logits.
+LossKernel = Callable[[Tensor, Tensor, bool], Tensor]
 
 
 class LossTerms:
@@ -61,7 +66,13 @@ class LossTerms:
 
 
 class Head(Linear):
-    """The matrix from hidden states to logits; called with targets, it returns the loss."""
+    """The matrix from hidden states to logits; called with targets, it returns the loss.
+
+    Attributes:
+        loss_kernel: Computes the loss of a piece; None: torch's operations do.
+    """
+
+    loss_kernel: LossKernel | None = None
 
     def forward(
         self,
@@ -76,14 +87,19 @@ class Head(Linear):
             targets: [M] int64.
             coefficients: [M] fp32; or these and more of the loss.
         """
-        return _logits_or_loss(x, self.weight, targets, coefficients)
+        return _logits_or_loss(x, self.weight, targets, coefficients, self.loss_kernel)
 
 
 class TiedEmbedding(Embedding):
     """The embedding of a network whose head has the same weight.
 
     Both uses call this one module: ZeRO-3 gathers the weight for each, and its gradient is the sum.
+
+    Attributes:
+        loss_kernel: As that of `Head`.
     """
+
+    loss_kernel: LossKernel | None = None
 
     def forward(
         self,
@@ -100,7 +116,7 @@ class TiedEmbedding(Embedding):
         """
         if not x.is_floating_point():
             return super().forward(x)
-        return _logits_or_loss(x, self.weight, targets, coefficients)
+        return _logits_or_loss(x, self.weight, targets, coefficients, self.loss_kernel)
 
 
 def _logits_or_loss(
@@ -108,11 +124,12 @@ def _logits_or_loss(
     weight: Tensor,
     targets: Tensor | None,
     coefficients: Tensor | LossTerms | None,
+    kernel: LossKernel | None,
 ) -> Tensor:
     if targets is None:
         return F.linear(x, weight)
     assert coefficients is not None
-    return weighted_cross_entropy(x, weight, targets, coefficients)
+    return weighted_cross_entropy(x, weight, targets, coefficients, kernel=kernel)
 
 
 def weighted_cross_entropy(
@@ -121,6 +138,7 @@ def weighted_cross_entropy(
     targets: Tensor,
     coefficients: Tensor | LossTerms,
     piece_bytes: int = PIECE_BYTES,
+    kernel: LossKernel | None = None,
 ) -> Tensor:
     """Return Σ coefficient · CE(x · weightᵀ, target), with bounded memory.
 
@@ -134,6 +152,8 @@ def weighted_cross_entropy(
         targets: [M] int64.
         coefficients: [M] fp32, a constant; or these and more of the loss.
         piece_bytes: Most bytes of the fp32 logits that exist at one time.
+        kernel: Computes the loss of each piece, unless there is a confidence loss; None: torch's
+            operations do.
 
     Returns:
         A scalar, fp32; zero, with a graph, when M is 0.
@@ -151,8 +171,9 @@ def weighted_cross_entropy(
     if terms is not None and confidence is not None:
         confidence = _among_right(terms, x, weight, targets, num_positions)
     losses, predictions = (None, None) if terms is None else (terms.losses, terms.predictions)
+    kernel = kernel if confidence is None else None
     inputs = (x, weight, targets, coefficients, num_positions, confidence, losses, predictions)
-    return _WeightedCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
+    return _WeightedCrossEntropy.apply(*inputs, kernel)  # type: ignore[no-untyped-call, no-any-return]
 
 
 @torch.no_grad()
@@ -182,6 +203,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         confidence: Tensor | None,
         losses: Tensor | None,
         predictions: Tensor | None,
+        kernel: LossKernel | None,
     ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
@@ -190,25 +212,27 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x), num_positions):
             piece = slice(start, start + num_positions)
             own_x, factors = x[piece], coefficients[piece, None]
-            logits = _fp32_log_softmax(own_x @ weight.T)  # [P, V]
-            own_targets = targets[piece, None]
-            own_losses = logits.gather(1, own_targets)  # [P, 1], with the other sign
-            loss -= (factors * own_losses).sum()
-            if losses is not None:
-                losses[piece] = -own_losses.squeeze(1)
+            logits = own_x @ weight.T  # [P, V]
             if predictions is not None:
                 predictions[piece] = logits.argmax(-1)
             slope_of_entropy = None
-            if confidence is not None:
-                own_confidence = confidence[piece, None]
-                entropy, slope_of_entropy = _entropy(logits)
-                loss += (own_confidence * entropy).sum()
+            if kernel is None:
+                logits = _fp32_log_softmax(logits)
+                own_losses = -logits.gather(1, targets[piece, None])  # [P, 1]
+                if confidence is not None:
+                    own_confidence = confidence[piece, None]
+                    entropy, slope_of_entropy = _entropy(logits)
+                    loss += (own_confidence * entropy).sum()
+            else:
+                own_losses = kernel(logits, targets[piece], wants_x or wants_weight)
+            loss += (factors * own_losses).sum()
+            if losses is not None:
+                losses[piece] = own_losses.squeeze(1)
             if grad_x is None and sums is None:
                 continue
             # From here on: the derivative by the logits, softmax - onehot, without the factors.
             # These multiply [P, C] instead of [P, V].
-            slopes = logits.exp_()
-            slopes.scatter_add_(1, own_targets, slopes.new_full((), -1.0).expand(len(own_x), 1))
+            slopes = logits if kernel is not None else _slopes(logits, targets[piece, None])
             if slope_of_entropy is not None:
                 # Two terms with factors of their own.
                 slopes.mul_(factors).add_(slope_of_entropy.mul_(own_confidence))
@@ -229,7 +253,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         return (
             None if grad_x is None else grad_x.mul_(grad),
             None if grad_weight is None else grad_weight.mul_(grad),
-            *[None] * 6,
+            *[None] * 7,
         )
 
 
@@ -266,6 +290,12 @@ def _entropy(log_softmax: Tensor) -> tuple[Tensor, Tensor]:
     entropy = -slope.sum(-1, keepdim=True)
     slope.add_(q.mul_(entropy)).div_(-CONFIDENCE_TEMPERATURE)
     return entropy, slope
+
+
+def _slopes(log_softmax: Tensor, targets: Tensor) -> Tensor:
+    """Return softmax - onehot, [P, V], in the place of the logarithm; targets are [P, 1]."""
+    slopes = log_softmax.exp_()
+    return slopes.scatter_add_(1, targets, slopes.new_full((), -1.0).expand(len(slopes), 1))
 
 
 def _fp32_log_softmax(logits: Tensor) -> Tensor:

@@ -14,15 +14,20 @@ from typing import Literal, cast
 from llada_sft.model.families.architecture import Architecture, Experts
 
 # What is kept of a block, and what is computed again: see activations.py.
-Checkpointing = Literal["none", "selective", "full"]
+Checkpointing = Literal["none", "selective", "full", "offload"]
 # Of an index, and of a number.
 _INT64, _FP32 = 8, 4
+
+
+def host_bytes(network: Architecture, kinds: Sequence[Checkpointing], element_bytes: int) -> int:
+    """Return the bytes that all blocks keep for each token in the CPU's memory."""
+    return element_bytes * network.width * kinds.count("offload")
 
 
 def kept_bytes(
     network: Architecture, element_bytes: int, layer: int = 0
 ) -> dict[Checkpointing, int]:
-    """Return the bytes that a block keeps for each token until its backward pass.
+    """Return the bytes that a block keeps on the device for each token until its backward pass.
 
     Args:
         network: Its sizes.
@@ -57,6 +62,7 @@ def kept_bytes(
         # The block's input, the results of its products and of attention.
         "selective": element_bytes * (3 * width + inside) + of_heads + of_mlp["selective"],
         "full": element_bytes * width + of_mlp["full"],
+        "offload": of_mlp["full"],
     }
 
 

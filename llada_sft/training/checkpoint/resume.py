@@ -95,6 +95,7 @@ def find_resume(
     network: Shapes | None = None,
     max_steps: int | None = None,
     base: str = "",
+    other_ranks: bool = True,
 ) -> Resume:
     """Find the newest checkpoint that is not damaged; every rank must call this.
 
@@ -106,6 +107,7 @@ def find_resume(
         network: Shape of each parameter that is trained; None skips that check.
         max_steps: A checkpoint of this many steps is not converted: nothing is left to do.
         base: Identifies the weights that adapters are trained on; empty: there are no adapters.
+        other_ranks: Whether the optimizer's states can be converted to another number of ranks.
 
     Raises:
         CheckpointError: There are checkpoints, and none can be used; or one holds code.
@@ -137,6 +139,12 @@ def find_resume(
     is_done = max_steps is not None and resume.step >= max_steps
     if manifest["world_size"] == placement.world_size or is_done:
         return resume
+    if not other_ranks:
+        raise CheckpointError(
+            f"{checkpoint}: its 8-bit optimizer states are of {manifest['world_size']} ranks, and"
+            f" cannot be resumed on {placement.world_size}: resume on as many, or export the run"
+            " (llada-sft export RUN OUT) and give a new one model.path=OUT"
+        )
     if placement.rank == 0:
         print(
             f"converting it from {manifest['world_size']} to {placement.world_size} ranks",

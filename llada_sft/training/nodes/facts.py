@@ -30,6 +30,8 @@ from llada_sft.run_dir import RunDir
 from llada_sft.versions import package_versions
 
 _PACKAGES = ("torch", "deepspeed", "lightning", "transformers", "numpy")
+# They decide which kernels `auto` takes; most nodes have none of them.
+_KERNELS = ("triton", "liger-kernel", "flash-attn", "bitsandbytes")
 # Names of facts; `findings.py` knows what a difference in one of them means.
 GPUS, DRIVER, OPEN_FILES, LOCKED_MEMORY = "GPUs", "NVIDIA driver", "open files", "locked memory"
 HOST_MEMORY, GPU_MEMORY, SHARED_MEMORY = "host memory", "GPU memory", "/dev/shm"
@@ -139,7 +141,7 @@ class _Gathered:
 
 
 def _versions() -> dict[str, str | None]:
-    versions = package_versions(_PACKAGES)
+    versions = package_versions(_PACKAGES + _KERNELS)
     if torch.version.cuda is not None:
         versions["CUDA"] = torch.version.cuda
         versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]

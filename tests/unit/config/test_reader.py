@@ -898,6 +898,28 @@ def test_a_character_that_no_path_can_have_is_refused() -> None:
     )
 
 
+def test_8_bit_states_stay_where_they_are() -> None:
+    text = "run: {name: a}\nmodel: {path: m}\ndata: {train: d}\noptim: {kind: adamw_8bit}\n"
+    assert load(text).optim.kind == "adamw_8bit"
+    assert problems_of(f"{text}deepspeed: {{offload_optimizer: cpu}}\n") == (
+        "a.yaml:1: optim.kind: adamw_8bit needs deepspeed.offload_optimizer: none, got cpu;"
+        " set that, or kind: adamw"
+    )
+    assert problems_of(f"{text}slurm: {{nodes: 2, elastic: [1, 2]}}\n") == (
+        "a.yaml:1: optim.kind: adamw_8bit needs slurm.elastic: null: its states cannot be resumed"
+        " on another number of ranks; set that, or kind: adamw"
+    )
+
+
+def test_compiled_blocks_have_no_kernels_inside() -> None:
+    text = "run: {name: a}\nmodel: {path: m, compile: %s, rope_kernel: liger}\ndata: {train: d}\n"
+    assert load(text % "auto").model.liger_in_blocks == ("rope_kernel",)
+    assert problems_of(text % "'on'") == (
+        "a.yaml:2: model: rope_kernel: liger needs compile: off or auto, got on: compiled blocks"
+        " fuse it themselves; set compile: auto, or this to torch"
+    )
+
+
 def test_compiled_blocks_have_no_hooks_inside() -> None:
     text = "run: {name: a}\nmodel: {path: m, compile: on}\ndata: {train: d}\n"
     for fits in ("leaf_blocks: true", "leaf_blocks: false, stage: 2"):

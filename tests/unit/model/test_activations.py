@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada_sft.model import NetworkConfig, build_model
 from llada_sft.model.families import llada, llada2, llada_moe
+from llada_sft.model.layers import activations
 from llada_sft.model.layers.balance import Routing
 from llada_sft.model.layers.kept_bytes import (
     Checkpointing,
+    host_bytes,
     kept_bytes,
     most_kept,
     within_budget,
@@ -48,7 +50,12 @@ def operations(config: NetworkConfig, checkpointing: Checkpointing) -> Counter[s
 
 @pytest.mark.parametrize(
     ("checkpointing", "products", "activations"),
-    [("none", 0, 0), ("selective", 0, BLOCKS), ("full", PRODUCTS * BLOCKS, BLOCKS)],
+    [
+        ("none", 0, 0),
+        ("selective", 0, BLOCKS),
+        ("full", PRODUCTS * BLOCKS, BLOCKS),
+        ("offload", PRODUCTS * BLOCKS, BLOCKS),
+    ],
 )
 def test_what_is_computed_again(
     small_config: NetworkConfig, checkpointing: Checkpointing, products: int, activations: int
@@ -60,7 +67,7 @@ def test_what_is_computed_again(
     assert found["aten::silu"] == kept["aten::silu"] + activations
     attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
     assert kept[attention] == BLOCKS
-    assert found[attention] == BLOCKS * (2 if checkpointing == "full" else 1)
+    assert found[attention] == BLOCKS * (2 if checkpointing in ("full", "offload") else 1)
 
 
 def test_without_gradients_nothing_is_prepared_for_them(small_config: NetworkConfig) -> None:
@@ -93,7 +100,31 @@ class Results(TorchDispatchMode):
         return sum(size for storage, size in self.sizes.values() if not storage.expired())
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_inputs_of_blocks_that_wait_on_the_host(
+    small_config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only they do, each once; gradients are bit for bit those of `full`."""
+    model, ids, found = build_model(small_config), torch.arange(40).view(2, 20), []
+    copied: list[Tensor] = []
+    to_host = activations._to_host
+
+    def remembered(x: Tensor) -> tuple[torch.device, Tensor]:
+        copied.append(x)
+        return to_host(x)
+
+    monkeypatch.setattr(activations, "_to_host", remembered)
+    kinds: tuple[Checkpointing, ...] = ("full", "offload")
+    for checkpointing in kinds:
+        model.set_activation_checkpointing(checkpointing)
+        model.zero_grad()
+        torch.autograd.backward(model(ids).logits.square().sum())
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        number = BLOCKS if checkpointing == "offload" else 0
+        assert [tuple(x.shape) for x in copied] == [(2, 20, 32)] * number
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full", "offload"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 def test_the_bytes_that_a_block_keeps(
@@ -114,6 +145,8 @@ def test_the_bytes_that_a_block_keeps(
             kept.append(results.alive)
         assert loss.requires_grad
     expected = kept_bytes(config.architecture, dtype.itemsize)[checkpointing]
+    # The host is the device here.
+    expected += host_bytes(config.architecture, [checkpointing], dtype.itemsize)
     assert (kept[0] - kept[1]) / num_tokens == pytest.approx(expected, rel=0.02)
 
 

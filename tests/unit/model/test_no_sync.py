@@ -29,7 +29,7 @@ def kernel_of_shapes(q: Tensor, k: Tensor, v: Tensor, *bounds: object) -> Tensor
     # Of experts, the meta device has a product in bf16 alone.
     [("dense", torch.float32), ("dense", torch.bfloat16), ("llada2", torch.bfloat16)],
 )
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "full", "offload"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("blocks", [None, Blocks(4), Blocks(4, doubled=True)])
 def test_forward_and_backward_read_no_value(
@@ -41,7 +41,7 @@ def test_forward_and_backward_read_no_value(
     packed: bool,
     blocks: Blocks | None,
 ) -> None:
-    monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", kernel_of_shapes)
     config = small_config
     if kind == "llada2":

@@ -1,6 +1,8 @@
 """Sequences that share one row: each is computed as if it were alone."""
 
+import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,6 +24,27 @@ def ids_of(lengths: Sequence[int], seed: int = 0) -> Tensor:
     return torch.randint(0, 99, (1, sum(lengths)), generator=torch.Generator().manual_seed(seed))
 
 
+def flash_on_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    softmax_scale: float | None,
+    causal: bool,
+) -> Tensor:
+    """What flash-attn's function of variable lengths computes; it has fewer heads of keys."""
+    assert (dropout_p, softmax_scale, causal) == (0.0, None, False)
+    assert isinstance(max_seqlen_q, int)
+    groups, rest = divmod(q.shape[1], k.shape[1])
+    assert rest == 0 and k.shape == v.shape and (len(q), q.shape[2]) == (len(k), k.shape[2])
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    return varlen_on_cpu(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+
+
 def varlen_on_cpu(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int
 ) -> Tensor:
@@ -37,11 +60,20 @@ def varlen_on_cpu(
     return torch.cat(parts, dim=1).transpose(0, 1)
 
 
-@pytest.fixture(params=["one by one", "varlen"], autouse=True)
+@pytest.fixture(params=["one by one", "varlen", "flash_attn"], autouse=True)
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "varlen":
-        monkeypatch.setattr(attention, "_has_varlen_kernel", lambda *_: True)
-        monkeypatch.setattr(attention, "varlen_attn", varlen_on_cpu)
+    if request.param == "one by one":
+        return
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_on_cpu)
+    if request.param == "flash_attn":
+        package = ModuleType("flash_attn")
+        package.flash_attn_varlen_func = flash_on_cpu  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "flash_attn", package)
+        # It has the function of the package that was there when it was imported.
+        monkeypatch.delitem(sys.modules, "llada_sft.model.kernels.flash", raising=False)
+        monkeypatch.setattr(attention, "varlen_attn", None)
+        monkeypatch.setattr(Network, "flash_attention", True)
 
 
 def gradients(model: Network, logits: Tensor) -> Tensor:
@@ -55,8 +87,7 @@ def gradients(model: Network, logits: Tensor) -> Tensor:
 def test_a_row_of_sequences_equals_each_alone(
     small_config: NetworkConfig, kv_heads: int, checkpointing: Checkpointing
 ) -> None:
-    small_config.n_kv_heads = kv_heads
-    model = build_model(small_config)
+    model = build_model(small_config.changed(n_kv_heads=kv_heads))
     model.set_activation_checkpointing(checkpointing)
     ids = ids_of(LENGTHS)
     together = model(ids, sequences=Sequences(LENGTHS)).logits[0]

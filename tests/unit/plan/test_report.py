@@ -105,6 +105,32 @@ def test_both_halves_of_a_block_objective_count() -> None:
     assert two["head"] == one["head"]
 
 
+def test_offloaded_inputs_of_blocks_are_on_the_host() -> None:
+    checkpointing = "model.activation_checkpointing"
+    full = planned(LLADA_8B, f"{checkpointing}=full").memory()
+    offloaded = planned(LLADA_8B, f"{checkpointing}=offload").memory()
+    inputs = 32 * 6144 * 4096 * 2
+    assert (full.host, offloaded.host) == ({}, {"inputs of blocks": inputs})
+    moments = [plan.moments["loss"]["activations"] for plan in (full, offloaded)]
+    assert moments[0] - moments[1] == inputs
+
+
+def test_blocks_with_ligers_kernels_are_not_compiled() -> None:
+    assert planned(LLADA_8B).compiled
+    assert not planned(LLADA_8B, "model.rope_kernel=liger").compiled
+
+
+def test_states_in_8_bits() -> None:
+    plain, small = planned(LLADA_8B), planned(LLADA_8B, "optim.kind=adamw_8bit")
+    part = plain.memory().standing["optimizer"] / 12
+    # A master, two bytes, and two scales for 256 elements.
+    assert small.memory().standing["optimizer"] == pytest.approx(part * (6 + 8 / 256))
+    saved = checkpoint_bytes(plain.config, plain.sizes) - checkpoint_bytes(
+        small.config, small.sizes
+    )
+    assert saved == pytest.approx(P_8B * (6 - 8 / 256))
+
+
 def test_offloaded_states_are_on_the_host() -> None:
     on_device = planned(LLADA_8B).memory()
     offloaded = planned(LLADA_8B, "deepspeed.offload_optimizer=cpu").memory()

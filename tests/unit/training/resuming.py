@@ -48,6 +48,7 @@ def resume(
     network: Any = NETWORK,
     stop: Callable[[int], bool] = lambda rank: False,
     require_owner: Callable[[], None] = lambda: None,
+    other_ranks: bool = True,
 ) -> Seen:
     threads, seen = Threads(world_size), Seen()
 
@@ -64,7 +65,9 @@ def resume(
         place = Placement(rank, world_size, rank, 0, "", 0)
         try:
             consensus = threads.of_rank(rank)
-            seen.outcomes[rank] = find_resume(RunDir(run), place, consensus, host, network)
+            seen.outcomes[rank] = find_resume(
+                RunDir(run), place, consensus, host, network, other_ranks=other_ranks
+            )
         except Exception as error:
             seen.outcomes[rank] = error
 

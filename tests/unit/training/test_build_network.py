@@ -166,6 +166,9 @@ def test_which_blocks_are_compiled(
     assert compiles(config, hooks_inside, torch.device(device)) is expected
     of_dora = compiles(config, hooks_inside, torch.device(device), dora=True)
     assert of_dora is (expected and chosen == "on")
+    if chosen != "on":
+        with_kernel = config.model_copy(update={"norm_kernel": "liger"})
+        assert not compiles(with_kernel, hooks_inside, torch.device(device))
 
 
 @pytest.mark.parametrize("weight", [None, 0.5, 0.0])

@@ -13,6 +13,7 @@ from llada_sft.config import load_config, resolve_paths
 from llada_sft.errors import ConfigError
 from llada_sft.model import adapter_plan
 from llada_sft.model.families import llada2
+from llada_sft.model.kernels import choice
 from llada_sft.model.settings import architecture_of
 from tests.unit.cluster.conftest import MODEL, write_weights
 
@@ -382,6 +383,14 @@ def test_targets_of_lora_that_match_nothing(project: Path) -> None:
     assert problems(project, "lora.targets=[q_proj]") == []
     (line,) = problems(project, "lora.targets=[q_proj, query]")
     assert line.startswith("lora.targets: 'query': matches no matrix; there are q_proj, k_proj, ")
+
+
+def test_packages_of_kernels_that_are_not_installed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    (line,) = problems(project, "model.norm_kernel=liger")
+    assert line.startswith("model.norm_kernel: liger: the package liger-kernel is not installed")
 
 
 def test_packages_of_lora_that_are_not_installed(

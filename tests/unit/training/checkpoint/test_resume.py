@@ -366,6 +366,19 @@ def test_a_conversion_that_fails_ends_all_ranks(
     assert str(seen.outcomes[1]) == line
 
 
+def test_8_bit_states_are_of_as_many_ranks_as_wrote_them(tmp_path: Path, converted: Path) -> None:
+    seen = resume(tmp_path, other_ranks=False)
+    for outcome in seen.outcomes.values():
+        assert isinstance(outcome, CheckpointError)
+        assert str(outcome) == (
+            f"{converted}: its 8-bit optimizer states are of 3 ranks, and cannot be resumed on 2:"
+            " resume on as many, or export the run (llada-sft export RUN OUT) and give a new one"
+            " model.path=OUT"
+        )
+    assert made == []
+    assert steps(resume(tmp_path, 3, other_ranks=False)) == {4}
+
+
 def test_all_files_are_examined_before_other_ranks_convert(tmp_path: Path, converted: Path) -> None:
     for rank in range(3):
         spoil(converted / OPTIMIZER.format(rank))
