@@ -51,19 +51,6 @@ def words(options: Options) -> list[str]:
     ]
 
 
-def for_directives(options: Options) -> dict[str, str | int | bool]:
-    """Return options as submitit writes them to `#SBATCH` lines, without those that are false.
-
-    submitit quotes values for a shell. sbatch reads the quotes alike, but a backslash escapes the
-    next character within all of them (seen on 22.05.8).
-    """
-    return {
-        name: value.replace("\\", "\\\\") if isinstance(value, str) else value
-        for name, value in options.items()
-        if value is not False
-    }
-
-
 def srun_problems(options: Options) -> Iterator[Problem]:
     """Yield the options that `slurm.srun_args` must not have, and why."""
     for key in sorted(options):
