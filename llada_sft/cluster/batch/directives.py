@@ -1,12 +1,14 @@
-"""The `#SBATCH` lines of a job: which options of sbatch a config stands for.
+"""The batch script, and its `#SBATCH` lines: which options of sbatch a config stands for.
 
-Written here and not by submitit, whose import takes a third of the time of a dry run
-(benchmarks/login_node.py); it submits the text that they are part of.
+They are written here and not by submitit, whose import is a third of what a dry run may take
+(benchmarks/login_node.py). submitit submits the text.
 """
 
 import shlex
+import sys
 from collections.abc import Mapping
 
+from llada_sft.cluster.batch import batch_script
 from llada_sft.cluster.batch.options import Options, gpus_per_node
 from llada_sft.config import Config
 from llada_sft.config.slurm_section import SlurmConfig
@@ -14,6 +16,13 @@ from llada_sft.run_dir import RunDir
 
 # None = an option that the config does not give.
 _Given = Mapping[str, str | int | bool | None]
+
+
+def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:
+    """Return the batch script that `submit` hands to sbatch; one-shot options are in `extra`."""
+    options_of_job = "\n".join(lines(config, run))
+    body = batch_script.script(config, run, python)
+    return f"#!/bin/bash\n\n# Parameters\n{options_of_job}\n\n# command\n{body}\n"
 
 
 def lines(config: Config, run: RunDir) -> list[str]:

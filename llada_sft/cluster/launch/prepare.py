@@ -1,8 +1,5 @@
 """Config -> run directory: a new one, or the existing one of the same run.
 
-    resolved(config)      the config as ranks will read it: absolute paths, the hook's snapshot
-    create(...)           a new run directory, or the existing one if it belongs to this same run
-
 The directory is built next to its place and then renamed, so that an interrupted launch does not
 leave an incomplete run. Code and hook are those of the first launch, until `llada-sft resume RUN
 --update-code`; the sections `slurm` and `log` may change from launch to launch. If a run never
@@ -18,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llada_sft.cluster import door, history, journal, moved
-from llada_sft.cluster.batch.options import without_one_shots
 from llada_sft.cluster.launch.origin import origin_of
+from llada_sft.cluster.launch.request import resolved, run_dir_of
 from llada_sft.cluster.launch.snapshot import redact, take_snapshot
 from llada_sft.cluster.resume import update_code
 from llada_sft.cluster.resume.changing import is_trained, journal_values, replace_config, take_setup
@@ -34,32 +31,6 @@ CHANGEABLE_SECTIONS = frozenset({"slurm", "log"})
 CHANGEABLE_KEYS = frozenset({"run.owner_timeout_s"})
 # Makes the launcher the owner of a run; the path is the folder in which the run is being built.
 Claim = Callable[[RunDir, Path | None], None]
-
-
-def resolved(config: Config, base: Path) -> Config:
-    """Return the config as it is written to the run directory, which need not exist yet.
-
-    It has no options of sbatch that belong to one submission (`batch/options.py`).
-
-    Raises:
-        ConfigError: SLURM could not write to such a path.
-    """
-    config = without_one_shots(resolve_paths(config, base))
-    run = run_dir_of(config)
-    if problem := moved.path_problem(run.path):
-        raise ConfigError(f"run.root: {problem}, got {run.path}")
-    setup = None if config.slurm.setup is None else str(run.setup)
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"hook": str(run.hook)}),
-            "slurm": config.slurm.model_copy(update={"setup": setup}),
-        }
-    )
-
-
-def run_dir_of(config: Config) -> RunDir:
-    """Return the run directory of a config with absolute paths."""
-    return RunDir(Path(config.run.root) / config.run.name)
 
 
 def create(

@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import sbatch_environment, submit
+from llada_sft.cluster.batch import sbatch_environment
+from llada_sft.cluster.batch.directives import sbatch_text
 from llada_sft.cluster.preflight import partitions
 from llada_sft.cluster.preflight.partitions import Partition
 from llada_sft.config import Config
@@ -107,7 +108,7 @@ def _of_dependency(config: Config) -> Iterator[str]:
 def _asked(config: Config, run: RunDir) -> str:
     """Return what `sbatch --test-only` has against the job; empty if nothing."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
-        script.write(submit.sbatch_text(config, run))
+        script.write(sbatch_text(config, run))
         script.flush()
         try:
             with sbatch_environment.for_sbatch(config):

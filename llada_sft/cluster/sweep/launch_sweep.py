@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from llada_sft.cluster import history
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.launch import prepare
-from llada_sft.cluster.launch.launcher import LaunchOptions, file_problems, launch
+from llada_sft.cluster.launch.launcher import launch
+from llada_sft.cluster.launch.look.preview import file_problems, preview
+from llada_sft.cluster.launch.request import LaunchOptions, run_dir_of
 from llada_sft.cluster.owner.claim import Holder
 from llada_sft.cluster.owner.identity import this_process
 from llada_sft.cluster.sweep.grid import SweptRun, runs_of_sweep
@@ -56,7 +57,7 @@ def launch_sweep(options: LaunchOptions) -> int:
     runs = runs_of_sweep(options.config, options.overrides, options.sweep, options.cluster)
     base = Path.cwd()
     sweep = _Sweep(Path(resolve_paths(runs[0].config, base).run.root), runs)
-    if options.print_config or options.dry_run or options.plan:
+    if options.only_looks:
         return _show(sweep, options)
     _require_folder(sweep.folder)
     _require_files(sweep, base, options.local)
@@ -99,7 +100,7 @@ def _require_files(sweep: _Sweep, base: Path, local: bool) -> None:
         key = config.model_dump_json(exclude={"run", "optim", "log"})
         if key not in known:
             known.add(key)
-            found = file_problems(config, prepare.run_dir_of(config), local)
+            found = file_problems(config, run_dir_of(config), local)
             problems |= dict.fromkeys(found)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -117,11 +118,11 @@ def _show(sweep: _Sweep, options: LaunchOptions) -> int:
         print(f"#   {run.name}")
     if not options.plan:
         print(f"# the first, {sweep.runs[0].name}:", flush=True)
-        return launch(_options_of(sweep.runs[0], options))
+        return preview(_options_of(sweep.runs[0], options))
     same_plan: dict[str, list[str]] = {}
     for run in sweep.runs:
         with redirect_stdout(io.StringIO()) as text:
-            launch(_options_of(run, options))
+            preview(_options_of(run, options))
         same_plan.setdefault(text.getvalue(), []).append(run.name)
     for plan, names in same_plan.items():
         print(f"# the plan of {', '.join(names)}:\n{plan}", end="")

@@ -13,7 +13,9 @@ import pytest
 
 from llada_sft.cluster import slurm
 from llada_sft.cluster.batch.batch_script import BODY
-from llada_sft.cluster.batch.submit import check_extra, require_sbatch, sbatch_text, submit
+from llada_sft.cluster.batch.directives import sbatch_text
+from llada_sft.cluster.batch.refused import check_extra
+from llada_sft.cluster.batch.submit import require_sbatch, submit
 from llada_sft.cluster.launch import prepare
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
