@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from llada_sft.errors import EXIT_CODE, LladaSftError
 
@@ -19,16 +20,41 @@ def exit_code(command: Callable[[], int]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return command()
+        code = command()
     except LladaSftError as error:
-        print(error, file=sys.stderr)
-        return EXIT_CODE
+        print_or_drop(str(error), sys.stderr)
+        code = EXIT_CODE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) is gone; Python would report it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 1
+    _drop_what_nobody_reads()
+    return code
+
+
+def print_or_drop(text: str, file: TextIO | None = None) -> bool:
+    """Print a text, or drop it where its reader (`| head`) is gone; return whether it was printed.
+
+    For commands that do something besides printing: a closed pipe does not stop them.
+
+    Args:
+        text: The text.
+        file: None means stdout.
+    """
+    try:
+        print(text, file=file or sys.stdout, flush=True)
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _drop_what_nobody_reads() -> None:
+    """Empty the buffers whose reader is gone: Python would report it when it flushes at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit_without_a_collection() -> None:

@@ -27,6 +27,7 @@ from llada_sft.cluster.resume.update_code import finish_update
 from llada_sft.cluster.watch.checkpoints import newest_step
 from llada_sft.config import Config, load_run_config, resolve_paths
 from llada_sft.config.arithmetic import nothing_to_do
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import ConfigError, LladaSftError
 from llada_sft.run_dir import RunDir
 
@@ -59,9 +60,9 @@ def launch(options: LaunchOptions) -> int:
         if options.prepare:
             print(run.path)
             return 0
-        print("\n".join([*warnings, *launch_summary(sources)]))
+        print_or_drop("\n".join([*warnings, *launch_summary(sources)]))
         if is_started:
-            print(
+            print_or_drop(
                 f"continuing    {run.path} from its last checkpoint, with its own copy of the code"
             )
         final, once = load_run_config(run.config), one_shots(config)
@@ -130,7 +131,7 @@ def resume(
             return 0
         require_files(plan.sources, None, local)
         warnings = _require_start(with_extra(plan.sources, once.slurm.extra), local or here)
-        print("\n".join([*warnings, *launch_summary(plan.sources)]))
+        print_or_drop("\n".join([*warnings, *launch_summary(plan.sources)]))
         holder.claim(run)
         changing.apply(run, plan)
         return start(run, plan.config, local, follow, one_shots(once), here)
@@ -142,7 +143,7 @@ def _is_whole(run: RunDir, step: int) -> bool:
 
     difference = first_difference(run.checkpoints / f"step_{step}")
     if difference:
-        print(f"{difference}: the run resumes from the checkpoint before")
+        print_or_drop(f"{difference}: the run resumes from the checkpoint before")
     return not difference
 
 
@@ -159,7 +160,7 @@ def start(
         once: Options of sbatch for this submission, which the config does not keep.
         here: Start them in the present allocation.
     """
-    print(f"run directory {run.path}", flush=True)
+    print_or_drop(f"run directory {run.path}")
     if local:
         from llada_sft.cluster.launch.local import run_local
 
@@ -172,14 +173,13 @@ def start(
     journal.append(run.journal, {"event": "launched", "job_id": job_id})
     if ownership := held(run.path):
         ownership.hand_over(job_id)
-    print(
+    is_read = print_or_drop(
         f"job           {job_id}\n"
         f"follow        {run.shell_command('logs', '--follow')}\n"
         f"stop          {run.shell_command('cancel')}\n"
-        f"resume        {run.shell_command('resume')}",
-        flush=True,
+        f"resume        {run.shell_command('resume')}"
     )
-    if follow:
+    if follow and is_read:
         from llada_sft.cluster.watch import logs
 
         return logs.follow(run, logs.Wanted())

@@ -22,7 +22,8 @@ from llada_sft.cluster.resume import update_code
 from llada_sft.cluster.resume.changing import is_trained, journal_values, replace_config, take_setup
 from llada_sft.cluster.resume.code_diff import compare
 from llada_sft.config import Config, dump_config, load_run_config, resolve_paths
-from llada_sft.config.changes import change_lines, find_changes, refuse_changes
+from llada_sft.config.changes import batch_lines, change_lines, find_changes, refuse_changes
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
@@ -136,9 +137,10 @@ def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim
     _check_same_run(run, before, final, Path(sources.data.hook))
     claim(run, None)
     changes = find_changes(before, final)
-    for line in [*moved.note_move(run), *change_lines(changes, trained=True)]:
+    changed = [*change_lines(changes, trained=True), *batch_lines(before, final)]
+    for line in [*moved.note_move(run), *changed]:
         # Not to stdout, where a script reads what --prepare prints.
-        print(redact(line), file=sys.stderr)
+        print_or_drop(redact(line), sys.stderr)
     take_setup(run, sources.slurm.setup)
     replace_config(run, final)
     if changes:
@@ -160,7 +162,7 @@ def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
         return
     detail = "it had never started: built again from the present files"
     for line in [*moved.note_move(run), f"{run.path}: {detail}"]:
-        print(line, file=sys.stderr)
+        print_or_drop(line, sys.stderr)
     update_code.commit(run, building, text, {"event": "changed", "detail": detail}, keep=False)
 
 

@@ -32,6 +32,7 @@ from llada_sft.cluster.sweep.grid import SweptRun, runs_of_sweep
 from llada_sft.cluster.sweep.sweep_file import RunOfSweep, add_runs
 from llada_sft.cluster.watch.sweep_table import table_lines
 from llada_sft.config import resolve_paths
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import EXIT_CODE, ConfigError, LaunchError, LladaSftError
 from llada_sft.run_dir import RunDir
 
@@ -165,7 +166,7 @@ def _submit(sweep: _Sweep, options: LaunchOptions) -> int:
     for run in sweep.runs:
         directory = sweep.run_dir(run)
         if reason := _why_left_alone(directory):
-            print(f"{run.name:<24} {reason}", flush=True)
+            print_or_drop(f"{run.name:<24} {reason}")
             continue
         dependency = list(_dependency(run, jobs, options.sweep_limit))
         one = replace(_options_of(run, options, *dependency), preflight=launched == 0)
@@ -184,16 +185,16 @@ def _submit(sweep: _Sweep, options: LaunchOptions) -> int:
             _note_runs(sweep)
             if not options.prepare:
                 # The warnings and the arithmetic, which are those of all.
-                print(printed.getvalue().partition("run directory ")[0], end="")
+                print_or_drop(printed.getvalue().partition("run directory ")[0].rstrip("\n"))
         if options.prepare:
-            print(directory.path, flush=True)
+            print_or_drop(str(directory.path))
             continue
         job_id = history.read(directory.journal).job_id or ""
         jobs.append(job_id)
-        print(f"{run.name:<24} job {job_id}", flush=True)
+        print_or_drop(f"{run.name:<24} job {job_id}")
     if not options.prepare:
         folder = RunDir(sweep.folder)
-        print(
+        print_or_drop(
             f"sweep         {folder.path}\n"
             f"status        {folder.shell_command('status')}\n"
             f"stop          {folder.shell_command('cancel')}"
