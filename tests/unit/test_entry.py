@@ -53,7 +53,8 @@ def test_a_command_that_acts_does_so_for_a_reader_that_has_gone(
     stream: str, tmp_path: Path
 ) -> None:
     script = (
-        "import sys; from pathlib import Path; from llada_sft.entry import exit_code, print_or_drop\n"
+        "import sys; from pathlib import Path\n"
+        "from llada_sft.entry import exit_code, print_or_drop\n"
         f"def act():\n shown = print_or_drop('line', sys.{stream})\n"
         f" Path({str(tmp_path / 'shown')!r}).write_text(str(shown)); return 3\n"
         "sys.exit(exit_code(act))"
