@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from llada_sft.errors import EXIT_CODE, LladaSftError
 
@@ -54,22 +55,40 @@ def exit_code(command: Callable[[], int]) -> int:
         code = command()
         # Python would do it after this, and say with a traceback of its own that it cannot.
         sys.stdout.flush()
-        return code
     except LladaSftError as error:
-        print(error, file=sys.stderr)
-        return EXIT_CODE
+        print_or_drop(str(error), sys.stderr)
+        code = EXIT_CODE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) is gone.
-        _drop_output()
-        return 1
+        code = 1
     except OSError as error:
         if error.filename is not None or error.errno not in _NO_ROOM:
             raise
-        _drop_output()
-        print(f"the output cannot be written: {error.strerror}", file=sys.stderr)
-        return EXIT_CODE
+        _drop(sys.stdout)
+        print_or_drop(f"the output cannot be written: {error.strerror}", sys.stderr)
+        code = EXIT_CODE
+    _drop_what_cannot_be_written()
+    return code
+
+
+def print_or_drop(text: str, file: TextIO | None = None) -> bool:
+    """Print a text, or drop it where its reader (`| head`) is gone; return whether it was printed.
+
+    For commands that do something besides printing: a closed pipe does not stop them.
+
+    Args:
+        text: The text.
+        file: None means stdout.
+    """
+    stream = file or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        _drop(stream)
+        return False
+    return True
 
 
 def _open_what_is_closed() -> None:
@@ -89,9 +108,18 @@ def _open_what_is_closed() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-def _drop_output() -> None:
-    """Let what is still to be written go nowhere: it would fail again at the exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_what_cannot_be_written() -> None:
+    """Empty the buffers that nobody reads: Python would report it when it flushes at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is still to be written go nowhere: it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit_without_a_collection() -> None:

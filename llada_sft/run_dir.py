@@ -25,9 +25,13 @@ runs/<name>/
                     attempt_K_call.txt: the first rank that detects a hang calls the others with it
 """
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+# SLURM replaces % in the names of log files, and the others do not survive its own unquoting.
+_UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
 
 
 @dataclass(frozen=True)
@@ -158,3 +162,14 @@ class RunDir:
     def hang_call(self, attempt: int) -> Path:
         """Return the file with which the first rank that detects a hang calls the others."""
         return self.stacks / f"attempt_{attempt}_call.txt"
+
+
+def path_problem(path: Path) -> str:
+    """Return why SLURM, or a config, cannot name a path; empty if both can."""
+    if _UNSAFE_IN_PATH.search(str(path)):
+        return "must not contain %, quotes or backslashes"
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "must be UTF-8"
+    return ""

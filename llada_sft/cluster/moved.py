@@ -21,10 +21,8 @@ from llada_sft.config.places.paths import map_paths
 from llada_sft.config.reader import MAX_BYTES
 from llada_sft.config.values import is_url
 from llada_sft.errors import LaunchError
-from llada_sft.run_dir import RunDir
+from llada_sft.run_dir import RunDir, path_problem
 
-# SLURM replaces % in the names of log files, and the others do not survive its own unquoting.
-_UNSAFE_IN_PATH = re.compile(r"[%'\"\\\n\r]")
 # As `run.name` in the schema.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,79}")
 
@@ -68,17 +66,6 @@ def rebase(config: Config, run: RunDir) -> Config:
     where = {"root": str(run.path.parent), "name": name}
     config = map_paths(config, at_new_place)
     return config.model_copy(update={"run": config.run.model_copy(update=where)})
-
-
-def path_problem(path: Path) -> str:
-    """Return why SLURM, or a config, cannot name a path; empty if both can."""
-    if _UNSAFE_IN_PATH.search(str(path)):
-        return "must not contain %, quotes or backslashes"
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return "must be UTF-8"
-    return ""
 
 
 def check_place(run: RunDir) -> None:

@@ -255,6 +255,15 @@ def _node_states(which: str) -> dict[str, str]:
     return {line[0]: line[1] for line in columns if len(line) > 1}
 
 
+def node_hosts() -> set[str]:
+    """Return the hosts of all nodes of the cluster; one host may be several nodes.
+
+    Raises:
+        LaunchError: `sinfo` is missing or does not answer.
+    """
+    return set(run_tool("sinfo", "--noheader", "--Node", "--all", "--format=%n").split())
+
+
 def is_in_service(state: str) -> bool:
     """Return whether a node in this state, as `sinfo` writes it, starts jobs by itself."""
     return not state.lower().startswith(_OUT_OF_SERVICE)

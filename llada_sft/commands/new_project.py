@@ -4,6 +4,7 @@ A checkout has them at its top; a wheel has copies of them in `llada_sft/starter
 """
 
 import filecmp
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ def init(folder: Path) -> list[str]:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from None
     return [
         f"{folder}: {len(names)} files: {', '.join(STARTER)}",
-        "name your model, data and run in a copy of config/local.yaml; then, in this folder:",
+        "next, name your model, data and run in a copy of a config, look at the data, and train:",
+        f"  cd {shlex.quote(str(folder))}",
+        "  cp config/local.yaml config/mine.yaml",
         "  llada-sft check config/mine.yaml",
         "  llada-sft launch --config config/mine.yaml --local",
     ]

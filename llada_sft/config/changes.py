@@ -191,6 +191,20 @@ def change_lines(changes: Sequence[Change], trained: bool) -> list[str]:
     return [f"changed          {change}{_consequence(change, trained)}" for change in changes]
 
 
+def batch_lines(old: Config, new: Config) -> list[str]:
+    """Return a line if another number of ranks changes the global batch, and what would keep it."""
+    before, after = old.global_batch_size, new.global_batch_size
+    if before == after or old.world_size == new.world_size:
+        return []
+    accumulate, rest = divmod(before * new.train.accumulate_grad_batches, after)
+    key = f"train.accumulate_grad_batches={accumulate}"
+    keep = f": {key} keeps it" if accumulate and not rest else ""
+    return [
+        f"changed          global batch: {before:,} -> {after:,} {new.global_batch_unit}, with the"
+        f" number of ranks{keep}"
+    ]
+
+
 def _consequence(change: Change, trained: bool) -> str:
     rule = RULES[change.rule]
     return f": {rule.why}" if trained and rule.kind == "stated" else ""

@@ -32,13 +32,17 @@ MUTANTS = (
         ("if source == target:", "if source:", "data at another path counts as visible"),
     ),
     *of_file(
-        "cluster/batch/options.py",
+        "cluster/batch/directives.py",
         "cluster/batch/test_options.py",
         (
-            'value.replace("\\\\", "\\\\\\\\")',
-            "value",
+            'str(value).replace("\\\\", "\\\\\\\\")',
+            "str(value)",
             "sbatch takes backslashes out of a value",
         ),
+    ),
+    *of_file(
+        "cluster/batch/options.py",
+        "cluster/batch/test_options.py",
         ("if not _is_one_shot(name)", "if name", "a resume waits as the launch did"),
     ),
     *of_file(

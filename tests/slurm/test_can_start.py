@@ -104,7 +104,8 @@ def launch(
         (
             ["slurm.partition=nowhere"],
             "slurm.partition: sbatch --test-only: invalid partition specified: nowhere: Invalid"
-            " partition name specified; correct it",
+            " partition name specified; choose one of down, high, low, narrow,"
+            " one, ours, pair, short, shut, small, wide",
         ),
         (
             ["slurm.partition=ours", "slurm.account=theirs", "slurm.qos=special"],

@@ -32,7 +32,7 @@ USED_BY = {
         *("base_model_name_or_path", "inference_mode", "init_lora_weights", "is_loaded_in_4bit"),
     },
     "tokenizers": {"decoder", "pre_tokenizer", "encode_special_tokens"},
-    "submitit": {"_make_submission_command"},
+    "submitit": {"_make_submission_command", "_make_submission_file_text"},
     "pydantic and PyYAML": {"model_config", "yaml_implicit_resolvers"},
     "lm-evaluation-harness": {"generate_until", "max_batch_size"},
     "http.server": {"do_GET", "log_message", "daemon_threads", "server_version", "sys_version"},

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cli import parser
-from llada_sft.entry import exit_code
+from llada_sft.entry import exit_code, print_or_drop
 from llada_sft.errors import DataError
 
 
@@ -118,6 +118,35 @@ def test_an_argument_that_is_not_a_path_here(
         parser().parse_args(words)
     assert caught.value.code == 2
     assert f"error: {problem}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_command_that_acts_does_so_for_a_reader_that_has_gone(
+    stream: str, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from llada_sft.entry import exit_code, print_or_drop\n"
+        f"def act():\n shown = print_or_drop('line', sys.{stream})\n"
+        f" Path({str(tmp_path / 'shown')!r}).write_text(str(shown)); return 3\n"
+        "sys.exit(exit_code(act))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as writer:
+        streams = {"stdout": writer.stdout, "stderr": writer.stderr}
+        gone = streams.pop(stream)
+        (other,) = streams.values()
+        assert gone is not None and other is not None
+        gone.close()
+        assert (other.read(), writer.wait(30)) == (b"", 3)
+    assert (tmp_path / "shown").read_text() == "False"
+
+
+def test_what_somebody_reads_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert print_or_drop("a")
+    assert print_or_drop("b", sys.stderr)
+    assert capsys.readouterr() == ("a\n", "b\n")
 
 
 def test_what_an_output_cannot_encode_is_no_traceback() -> None:

@@ -78,6 +78,13 @@ def test_the_package_has_its_types_and_no_other_package(installed: Path) -> None
     assert (site / "llada_sft/py.typed").is_file()
 
 
+def test_the_first_steps_of_a_new_project_can_be_typed(tmp_path: Path) -> None:
+    steps = [line.strip() for line in init(tmp_path / "my project")[2:]]
+    assert [step.split()[0] for step in steps] == ["cd", "cp", "llada-sft", "llada-sft"]
+    subprocess.run(["bash", "-ec", "\n".join(steps[:2])], cwd=tmp_path, check=True)
+    assert (tmp_path / "my project/config/mine.yaml").is_file()
+
+
 def test_a_new_project_has_each_file_of_the_checkout(tmp_path: Path) -> None:
     init(tmp_path / "new")
     for name in STARTER:

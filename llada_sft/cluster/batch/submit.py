@@ -1,108 +1,22 @@
-"""A run directory -> one SLURM job, with submitit: the sbatch text, and its submission.
+"""A run directory -> one SLURM job: the submission, with submitit.
 
-submitit writes the options and submits. The job runs `batch_script.py`, whose ranks are plain
-commands: nothing is pickled, and a running job does not use submitit. submitit has neither a public
-dry run nor a public way to submit a command: `_make_sbatch_string` and `_submit_command` are
-private. Only this file uses them, and a test checks that the dry run shows what is submitted.
+The job runs `batch_script.py`, whose ranks are plain commands: nothing is pickled, and a running
+job does not use submitit. submitit has no public way to submit a text: `_submit_command` and what
+it calls are private. Only this file uses them, and a test checks that the dry run shows what is
+submitted.
 """
 
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import batch_script, options, sbatch_environment
+from llada_sft.cluster.batch import options, sbatch_environment
+from llada_sft.cluster.batch.directives import sbatch_text
 from llada_sft.config import Config
-from llada_sft.config.slurm_section import SlurmConfig
-from llada_sft.config.yaml12 import KeyPath
-from llada_sft.errors import ConfigError, LaunchError
+from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
-
-# Options that other keys of the config set, or that this file depends on: not for `slurm.extra`.
-TAKEN_OPTIONS = frozenset(
-    {"job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem"}
-    | {"time", "partition", "account", "qos", "constraint", "exclude", "signal", "output"}
-    | {"mincpus", "error", "open-mode", "requeue", "no-requeue", "wrap"}
-    # Several tasks would write into one run.
-    | {"array"}
-    # scontrol and scancel, here and in the job, would not find the jobs of another cluster.
-    | {"clusters"}
-    # The batch script itself runs on the host.
-    | {"container-image", "container-mounts", "container-workdir"}
-    # With these sbatch does not submit, does not return, or does not print the job's number.
-    | {"help", "usage", "version", "test-only", "wait", "parsable", "quiet"}
-)
-_CONTAINER = "would put the batch script into a container, too; use slurm.container"
-_TAKEN = "is set by the launcher; use the key of its own in slurm, or remove it"
-_WHY = {
-    # SLURM 25.11 would hold a job whose attempt fails (REQUEUE_HOLD); `end` requeues it instead.
-    "requeue": "is set by the launcher, and never to 'expedite', which holds a job after an attempt"
-    " that failed; remove it",
-    "array": "starts several jobs that would write into one run directory: remove it,"
-    " and launch one run for each, with another run.name",
-    "clusters": "is ignored by the commands that look for the job: remove it,"
-    " and set the variable SLURM_CLUSTERS in the shell instead",
-    **dict.fromkeys(["container-image", "container-mounts", "container-workdir"], _CONTAINER),
-}
-# sbatch accepts abbreviations of options; but these keys are options themselves.
-_WHOLE = frozenset({"gpus", "container"})
 
 # Exit codes of coreutils' `timeout`: it ended the command, or it had to kill the command.
 _TIMED_OUT = (124, 137)
-
-
-def check_extra(config: Config, origin: Callable[[KeyPath], str] | None = None) -> None:
-    """Refuse options of `slurm` that would contradict the rest of the batch script.
-
-    Args:
-        config: The config.
-        origin: Returns the file and line of a key; None if it is not known.
-
-    Raises:
-        ConfigError: It has one line for each such option.
-    """
-    problems = [*_extra_problems(config), *options.srun_problems(config.slurm.srun_args)]
-    if problems:
-        lines = (_placed(("slurm", *problem), text, origin) for problem, text in problems)
-        raise ConfigError("\n".join(lines))
-
-
-def _extra_problems(config: Config) -> Iterator[options.Problem]:
-    extra = config.slurm.extra
-    for key in sorted(extra):
-        if option := _taken(key):
-            short = "" if key == option else f"short for {option}, which "
-            yield ("extra", key), f"{short}{_WHY.get(option, _TAKEN)}"
-    export = extra.get("export", False)
-    if export is not False and not str(export).startswith("ALL"):
-        yield (
-            ("extra", "export"),
-            f"must start with ALL, got {export!r}: the ranks run the"
-            " Python of the shell that launches; change its variables in slurm.setup",
-        )
-
-
-def _placed(key: KeyPath, text: str, origin: Callable[[KeyPath], str] | None) -> str:
-    """Return a problem as the reader would write it."""
-    where = "" if origin is None else f"{origin(key)}: "
-    return f"{where}{'.'.join(map(str, key))}: {text}"
-
-
-def _taken(key: str) -> str | None:
-    """Return the refused option for which sbatch would take a key."""
-    if key in TAKEN_OPTIONS or key in _WHOLE:
-        return key if key in TAKEN_OPTIONS else None
-    return next((option for option in sorted(TAKEN_OPTIONS) if option.startswith(key)), None)
-
-
-def sbatch_text(config: Config, run: RunDir, python: str = sys.executable) -> str:
-    """Return the batch script that `submit` hands to sbatch; one-shot options are in `extra`."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    command = batch_script.script(config, run, python)
-    text: str = _make_sbatch_string(command=command, folder=run.slurm, **_parameters(config))
-    return text
 
 
 def submit(config: Config, run: RunDir) -> str:
@@ -116,12 +30,13 @@ def submit(config: Config, run: RunDir) -> str:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = SlurmExecutor(folder=run.slurm)
-    executor.update_parameters(**_parameters(config))
+    # What it is given is the whole text.
+    executor._make_submission_file_text = lambda text, _: text
     wait_s = max(1.0, slurm.patience_left())
     executor._make_submission_command = lambda file: _with_timeout(["sbatch", str(file)], wait_s)
     try:
         with sbatch_environment.for_sbatch(config):
-            submitted = executor._submit_command(batch_script.script(config, run, sys.executable))
+            submitted = executor._submit_command(sbatch_text(config, run))
     except FailedJobError as error:
         if getattr(error.__cause__, "returncode", 0) in _TIMED_OUT:
             raise LaunchError(
@@ -164,50 +79,3 @@ def require_sbatch() -> None:
             raise LaunchError(
                 f"{tool} not found: this machine has no SLURM; use --local, or run on a login node"
             )
-
-
-def _parameters(config: Config) -> dict[str, Any]:
-    """Return the options of the job under submitit's names."""
-    slurm = config.slurm
-    parameters: dict[str, Any] = {
-        "job_name": config.run.name,
-        "nodes": slurm.nodes,
-        "ntasks_per_node": slurm.ranks_per_node,
-        "cpus_per_task": slurm.cpus_per_rank,
-        "gpus_per_node": options.gpus_per_node(config) or None,
-        "mem": None if slurm.mem_gb_per_node is None else f"{slurm.mem_gb_per_node}G",
-        "time": slurm.time_min,
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
-        "signal_delay_s": slurm.signal_lead_s,
-        # One log per rank, with stdout and stderr in their order.
-        "stderr_to_stdout": True,
-        "additional_parameters": {"requeue": True, **options.for_directives(slurm.extra)},
-        # The batch script starts the ranks itself.
-        "use_srun": False,
-    }
-    if slurm.elastic is not None:
-        _ask_for_a_range(parameters, slurm)
-    given = {name: value for name, value in parameters.items() if value is not None}
-    # submitit's own is "submitit", which a cluster that enforces keys refuses, as it does an empty
-    # one (seen on 22.05.8). Without it SLURM takes the user's default; `extra` may have one.
-    return {**given, "wckey": None}
-
-
-def _ask_for_a_range(parameters: dict[str, Any], slurm: SlurmConfig) -> None:
-    """Ask for any number of nodes of the range, at each start of the job.
-
-    --ntasks-per-node must not be set: SLURM converts it to the number of tasks on the nodes of the
-    first attempt, and a requeued job waits forever for as many nodes (seen on 22.05.8). So only
-    srun sets the tasks, and the job requests a number of CPUs of each node.
-    """
-    least, most = slurm.node_range[0], slurm.node_range[-1]
-    del parameters["ntasks_per_node"], parameters["cpus_per_task"]
-    # Replaces submitit's own `nodes`, which must be a number.
-    parameters["additional_parameters"] |= {
-        "nodes": f"{least}-{most}",
-        "mincpus": slurm.ranks_per_node * slurm.cpus_per_rank,
-    }

@@ -15,17 +15,21 @@ from llada_sft.errors import ConfigError, LaunchError
 _JOB = re.compile(r"[0-9]+(_[0-9]+)?")
 
 
-def with_dependency(config: Config, after: str) -> Config:
+def with_dependency(config: Config, after: str, submits: bool) -> Config:
     """Return a config whose job starts after another one.
 
     Args:
         config: The config.
         after: The number of a job, or the directory or name of a run, whose last job is meant.
+        submits: Whether a job is to be submitted.
 
     Raises:
-        ConfigError: There is no such run, it has no job, or the config has a dependency, too.
+        ConfigError: There is no such run, it has no job, the config has a dependency, too, or
+            nothing is to be submitted.
         LaunchError: SLURM does not know the job, or does not answer.
     """
+    if not submits:
+        raise ConfigError("--after: is for a job of SLURM: remove it, --local, --here or --prepare")
     job_id = _job_of(after, Path(config.run.root))
     # sbatch accepts an abbreviation, too.
     if any("dependency".startswith(name) for name in one_shots(config)):

@@ -3,12 +3,16 @@
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from llada_sft import __version__
 from llada_sft.entry import exit_code, not_empty
 from llada_sft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llada_sft.cluster.launch.request import LaunchOptions
 
 DESCRIPTION = "Fine-tune LLaDA: one config, one command, on SLURM or with --local on this machine."
 
@@ -108,16 +112,29 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     # The imports create objects that stay: looking for garbage among them finds nothing.
     gc.disable()
     # Here, not above: Ctrl-C during the imports is to end without a traceback, too.
-    from llada_sft.cluster.launch.launcher import LaunchOptions, launch
+    from llada_sft.cluster.launch.request import LaunchOptions
 
-    gc.enable()
     names = {option.name for option in fields(LaunchOptions)} & vars(arguments).keys()
     asked = {name: getattr(arguments, name) for name in names}
     options = LaunchOptions(**asked, command=command)
+    launch = _launch_of(options)
+    gc.freeze()
+    gc.enable()
+    return launch(options)
+
+
+def _launch_of(options: "LaunchOptions") -> Callable[["LaunchOptions"], int]:
+    """Import and return what does as the options ask, and no more than that."""
     if options.sweep:
         from llada_sft.cluster.sweep.launch_sweep import launch_sweep
 
-        return launch_sweep(options)
+        return launch_sweep
     if options.sweep_limit is not None:
         raise ConfigError("--sweep-limit: is for the runs of --sweep: remove it, or give that")
-    return launch(options)
+    if options.only_looks:
+        from llada_sft.cluster.launch.look.preview import preview
+
+        return preview
+    from llada_sft.cluster.launch.launcher import launch
+
+    return launch

@@ -1,8 +1,5 @@
 """Config -> run directory: a new one, or the existing one of the same run.
 
-    resolved(config)      the config as ranks will read it: absolute paths, the hook's snapshot
-    create(...)           a new run directory, or the existing one if it belongs to this same run
-
 The directory is built next to its place and then renamed, so that an interrupted launch does not
 leave an incomplete run. Code and hook are those of the first launch, until `llada-sft resume RUN
 --update-code`; the sections `slurm` and `log` may change from launch to launch. If a run never
@@ -18,14 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llada_sft.cluster import door, history, journal, moved
-from llada_sft.cluster.batch.options import without_one_shots
 from llada_sft.cluster.launch.origin import origin_of
+from llada_sft.cluster.launch.request import resolved, run_dir_of
 from llada_sft.cluster.launch.snapshot import redact, take_snapshot
 from llada_sft.cluster.resume import update_code
 from llada_sft.cluster.resume.changing import is_trained, journal_values, replace_config, take_setup
 from llada_sft.cluster.resume.code_diff import compare
 from llada_sft.config import Config, dump_config, load_run_config, resolve_paths
-from llada_sft.config.changes import change_lines, find_changes, refuse_changes
+from llada_sft.config.changes import batch_lines, change_lines, find_changes, refuse_changes
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
@@ -34,32 +32,6 @@ CHANGEABLE_SECTIONS = frozenset({"slurm", "log"})
 CHANGEABLE_KEYS = frozenset({"run.owner_timeout_s"})
 # Makes the launcher the owner of a run; the path is the folder in which the run is being built.
 Claim = Callable[[RunDir, Path | None], None]
-
-
-def resolved(config: Config, base: Path) -> Config:
-    """Return the config as it is written to the run directory, which need not exist yet.
-
-    It has no options of sbatch that belong to one submission (`batch/options.py`).
-
-    Raises:
-        ConfigError: SLURM could not write to such a path.
-    """
-    config = without_one_shots(resolve_paths(config, base))
-    run = run_dir_of(config)
-    if problem := moved.path_problem(run.path):
-        raise ConfigError(f"run.root: {problem}, got {run.path}")
-    setup = None if config.slurm.setup is None else str(run.setup)
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"hook": str(run.hook)}),
-            "slurm": config.slurm.model_copy(update={"setup": setup}),
-        }
-    )
-
-
-def run_dir_of(config: Config) -> RunDir:
-    """Return the run directory of a config with absolute paths."""
-    return RunDir(Path(config.run.root) / config.run.name)
 
 
 def create(
@@ -165,9 +137,10 @@ def _reuse(run: RunDir, sources: Config, final: Config, base: Path, claim: Claim
     _check_same_run(run, before, final, Path(sources.data.hook))
     claim(run, None)
     changes = find_changes(before, final)
-    for line in [*moved.note_move(run), *change_lines(changes, trained=True)]:
+    changed = [*change_lines(changes, trained=True), *batch_lines(before, final)]
+    for line in [*moved.note_move(run), *changed]:
         # Not to stdout, where a script reads what --prepare prints.
-        print(redact(line), file=sys.stderr)
+        print_or_drop(redact(line), sys.stderr)
     take_setup(run, sources.slurm.setup)
     replace_config(run, final)
     if changes:
@@ -189,7 +162,7 @@ def _rebuild(run: RunDir, sources: Config, final: Config, base: Path) -> None:
         return
     detail = "it had never started: built again from the present files"
     for line in [*moved.note_move(run), f"{run.path}: {detail}"]:
-        print(line, file=sys.stderr)
+        print_or_drop(line, sys.stderr)
     update_code.commit(run, building, text, {"event": "changed", "detail": detail}, keep=False)
 
 

@@ -24,6 +24,7 @@ from llada_sft.cluster.owner.identity import (
 from llada_sft.cluster.owner.liveness import is_dead
 from llada_sft.cluster.owner.owner_sight import Sight, look
 from llada_sft.cluster.owner.ownership import SIGNS, Ownership, forget, give_up, held, install
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -178,11 +179,10 @@ def _by_silence_alone(sight: Sight, claimant: Owner) -> bool:
 def _gives_a_sign(folder: Path, sight: Sight) -> bool:
     """Wait for one more sign of life: the file server's clock may just have been set forward."""
     wait_s = sight.owner.timeout_s / SIGNS + 1
-    print(
+    print_or_drop(
         f"{describe_owner(sight.owner, {})} has given no sign for {sight.seen.silent_s:.0f} s:"
         f" taking over in {wait_s:.0f} s",
-        file=sys.stderr,
-        flush=True,
+        sys.stderr,
     )
     time.sleep(wait_s)
     file = owner_files.find(folder)

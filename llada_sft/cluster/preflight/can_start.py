@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from llada_sft.cluster import slurm
-from llada_sft.cluster.batch import sbatch_environment, submit
+from llada_sft.cluster.batch import sbatch_environment
+from llada_sft.cluster.batch.directives import sbatch_text
 from llada_sft.cluster.preflight import partitions
 from llada_sft.cluster.preflight.partitions import Partition
 from llada_sft.config import Config
@@ -68,7 +69,7 @@ def require(config: Config, run: RunDir) -> list[str]:
     if not problems and (refusal := _asked(config, run)):
         away = list(_out_of_service(known)) if _OF_NODES.search(refusal.lower()) else []
         waits += [f"slurm.partition: {line}: the job waits for them" for line in away]
-        problems = [] if away else [explain(refusal)]
+        problems = [] if away else [explain(refusal, _to_choose_from(refusal))]
     if problems:
         raise ConfigError("\n".join(problems))
     return [f"warning          {line}" for line in waits]
@@ -110,7 +111,7 @@ def _of_dependency(config: Config) -> Iterator[str]:
 def _asked(config: Config, run: RunDir) -> str:
     """Return what `sbatch --test-only` has against the job; empty if nothing."""
     with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as script:
-        script.write(submit.sbatch_text(config, run))
+        script.write(sbatch_text(config, run))
         script.flush()
         try:
             with sbatch_environment.for_sbatch(config):
@@ -133,8 +134,18 @@ def refusal_of(answer: str) -> str:
     return ": ".join(part for part in parts if part)
 
 
-def explain(refusal: str) -> str:
-    """Return a line with the key that a refusal of sbatch is about, as far as its words say."""
+def _to_choose_from(refusal: str) -> list[str]:
+    """Return the partitions of the cluster if a refusal says that there is no such partition."""
+    return partitions.list_names() if "invalid partition" in refusal.lower() else []
+
+
+def explain(refusal: str, choices: Sequence[str] = ()) -> str:
+    """Return a line with the key that a refusal of sbatch is about, as far as its words say.
+
+    Args:
+        refusal: The words.
+        choices: Values that the key may have, if they are known.
+    """
     lower = refusal.lower()
     where = next((key for word, key in _KEYS if word in lower), None)
     if where is None:
@@ -142,4 +153,5 @@ def explain(refusal: str) -> str:
             f"slurm: sbatch --test-only: {refusal}: the job would not start; compare it with"
             "  scontrol show partition  and  sinfo -N -l"
         )
-    return f"{where}: sbatch --test-only: {refusal}; correct it"
+    do = f"choose one of {', '.join(choices)}" if choices else "correct it"
+    return f"{where}: sbatch --test-only: {refusal}; {do}"

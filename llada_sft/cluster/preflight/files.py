@@ -113,6 +113,8 @@ def _setup_script(config: Config) -> Iterator[str]:
 
 def _checkpoint(config: Config) -> Iterator[str]:
     """Check what loading checks: the keys of config.json, the names and shapes of all tensors."""
+    if config.model.init == "random":
+        return
     from llada_sft.model.index import check_tensors, read_index
     from llada_sft.model.settings import (
         architecture_of,
@@ -122,8 +124,6 @@ def _checkpoint(config: Config) -> Iterator[str]:
         require_trainable,
     )
 
-    if config.model.init == "random":
-        return
     model = Path(config.model.path)
     try:
         settings = read_settings(model, config.model.mask_token)
@@ -178,11 +178,11 @@ def _end_tokens(config: Config, network: "Architecture") -> Iterator[str]:
 
 def _adapters(config: Config) -> Iterator[str]:
     """Check that LoRA's packages are there, and that each of its targets matches something."""
+    if config.lora is None:
+        return
     from llada_sft.model.adapter_plan import missing_packages, plan_adapters
     from llada_sft.model.settings import architecture_of, read_settings
 
-    if config.lora is None:
-        return
     yield from missing_packages(config.lora)
     # A network with random weights has the tokenizer's vocabulary: the ranks check its targets.
     if config.model.init == "random":

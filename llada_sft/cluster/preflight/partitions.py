@@ -62,14 +62,14 @@ class Partition:
     nodes: tuple[Node, ...]
 
 
+def list_names() -> list[str]:
+    """List the partitions of the cluster; none if SLURM does not answer."""
+    return sorted(_all_partitions())
+
+
 def list_partitions(config: Config) -> list[Partition]:
     """List the partitions that the job may run in; those that SLURM knows."""
-    try:
-        text = slurm.run_tool("scontrol", "--oneliner", "show", "partition")
-    except LaunchError:
-        return []
-    lines = [slurm.parse_fields(line) for line in text.splitlines()]
-    known = {fields.get("PartitionName", ""): fields for fields in lines}
+    known = _all_partitions()
     asked = config.slurm.partition or os.environ.get("SBATCH_PARTITION")
     names = (
         asked.split(",")
@@ -77,6 +77,16 @@ def list_partitions(config: Config) -> list[Partition]:
         else [name for name, fields in known.items() if fields.get("Default") == "YES"]
     )
     return [Partition(name, known[name], _nodes_of(name)) for name in names if name in known]
+
+
+def _all_partitions() -> dict[str, dict[str, str]]:
+    """Return what SLURM says of each partition, by its name; nothing if it does not answer."""
+    try:
+        text = slurm.run_tool("scontrol", "--oneliner", "show", "partition")
+    except LaunchError:
+        return {}
+    lines = [slurm.parse_fields(line) for line in text.splitlines()]
+    return {fields["PartitionName"]: fields for fields in lines if "PartitionName" in fields}
 
 
 def _nodes_of(partition: str) -> tuple[Node, ...]:

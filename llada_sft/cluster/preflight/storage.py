@@ -140,6 +140,8 @@ def _not_shared(config: Config, run: RunDir, mounts: list[Mount]) -> Iterator[st
         mount = mount_of(path, mounts)
         if mount is not None and mount.type in IN_MEMORY | LOCAL:
             keys.setdefault(mount, []).append(key)
+    if keys and _all_nodes_are_here():
+        return
     for mount, names in keys.items():
         listed = ", ".join(dict.fromkeys(names))
         if mount.type in IN_MEMORY:
@@ -152,6 +154,15 @@ def _not_shared(config: Config, run: RunDir, mounts: list[Mount]) -> Iterator[st
                 f"{listed}: {mount} is a file system of this machine: if other nodes do not mount"
                 " it, use a folder that all nodes share"
             )
+
+
+def _all_nodes_are_here() -> bool:
+    """Return whether each node of the cluster is this machine, as on a cluster of one machine."""
+    try:
+        hosts = slurm.node_hosts()
+    except LaunchError:
+        return False
+    return {host.partition(".")[0] for host in hosts} == {os.uname().nodename.partition(".")[0]}
 
 
 def _paths(config: Config, run: RunDir) -> Iterator[tuple[str, Path]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from llada_sft.cluster import slurm
 from llada_sft.cluster.preflight import can_start, hook_trial, storage
 from llada_sft.config import Config
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import ConfigError
 from llada_sft.run_dir import RunDir
 
@@ -53,8 +54,8 @@ def notice_allocation() -> None:
     """Print to stderr that this shell is inside a job, if it is: another job does not use it."""
     job = os.environ.get("SLURM_JOB_ID")
     if job:
-        print(
+        print_or_drop(
             f"note: this shell is inside job {job}, and the run becomes a job of its own, which"
             " does not use that allocation: --here runs it inside",
-            file=sys.stderr,
+            sys.stderr,
         )

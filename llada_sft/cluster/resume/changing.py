@@ -29,9 +29,10 @@ from llada_sft.config import (
     resolve_paths,
     yaml12,
 )
-from llada_sft.config.changes import Change, change_lines, find_changes, refuse_changes
+from llada_sft.config.changes import Change, batch_lines, change_lines, find_changes, refuse_changes
 from llada_sft.config.problems import under_new_names, under_old_names
 from llada_sft.config.reader import read_values
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import ConfigError, LaunchError
 from llada_sft.run_dir import RunDir
 
@@ -88,6 +89,7 @@ def plan(run: RunDir, overrides: Sequence[str], base: Path, update: bool) -> Pla
     if trained:
         fitting.require(run, before, after, changes)
     lines += [redact(line) for line in change_lines(changes, trained)]
+    lines += batch_lines(before, after) if trained else []
     # In config.yaml, the hook and setup.sh are the run's own copies.
     own_setup = None if after.slurm.setup is None else str(run.setup)
     final = _with_files(moved.rebase(after, run), str(run.hook), own_setup)
@@ -234,7 +236,7 @@ def _update(run: RunDir, plan: Plan, entry: Entry) -> None:
     before, after = code_version(run), code_version(building)
     _say([f"code             {_version(before)} -> {_version(after)}", *_file_lines(files)])
     if diff:
-        print(redact(diff), flush=True)
+        print_or_drop(redact(diff))
     names = {what: [file.name for file in files if file.what == what] for what in _WHATS}
     entry["code"] = {"before": before, "after": after, **names}
     update_code.commit(run, building, dump_config(plan.config), entry)
@@ -262,7 +264,7 @@ def _without_secrets(value: Any) -> Any:
 
 def _say(lines: Sequence[str]) -> None:
     for line in lines:
-        print(line, flush=True)
+        print_or_drop(line)
 
 
 @contextmanager

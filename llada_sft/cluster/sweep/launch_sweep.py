@@ -23,14 +23,16 @@ from typing import NamedTuple
 
 from llada_sft.cluster import history
 from llada_sft.cluster.causes import Cause
-from llada_sft.cluster.launch import prepare
-from llada_sft.cluster.launch.launcher import LaunchOptions, file_problems, launch
+from llada_sft.cluster.launch.launcher import launch
+from llada_sft.cluster.launch.look.preview import file_problems, preview
+from llada_sft.cluster.launch.request import LaunchOptions, run_dir_of
 from llada_sft.cluster.owner.claim import Holder
 from llada_sft.cluster.owner.identity import this_process
 from llada_sft.cluster.sweep.grid import SweptRun, runs_of_sweep
 from llada_sft.cluster.sweep.sweep_file import RunOfSweep, add_runs
 from llada_sft.cluster.watch.sweep_table import table_lines
 from llada_sft.config import resolve_paths
+from llada_sft.entry import print_or_drop
 from llada_sft.errors import EXIT_CODE, ConfigError, LaunchError, LladaSftError
 from llada_sft.run_dir import RunDir
 
@@ -56,7 +58,7 @@ def launch_sweep(options: LaunchOptions) -> int:
     runs = runs_of_sweep(options.config, options.overrides, options.sweep, options.cluster)
     base = Path.cwd()
     sweep = _Sweep(Path(resolve_paths(runs[0].config, base).run.root), runs)
-    if options.print_config or options.dry_run or options.plan:
+    if options.only_looks:
         return _show(sweep, options)
     _require_folder(sweep.folder)
     _require_files(sweep, base, options.local)
@@ -99,7 +101,7 @@ def _require_files(sweep: _Sweep, base: Path, local: bool) -> None:
         key = config.model_dump_json(exclude={"run", "optim", "log"})
         if key not in known:
             known.add(key)
-            found = file_problems(config, prepare.run_dir_of(config), local)
+            found = file_problems(config, run_dir_of(config), local)
             problems |= dict.fromkeys(found)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -121,14 +123,14 @@ def _show(sweep: _Sweep, options: LaunchOptions) -> int:
         print(f"#   {run.name}")
     if not options.plan:
         print(f"# the first, {sweep.runs[0].name}:", flush=True)
-        code = launch(_options_of(sweep.runs[0], options))
+        code = preview(_options_of(sweep.runs[0], options))
         if options.dry_run and code == 0:
             _require_files(sweep, Path.cwd(), local=False)
         return code
     same_plan: dict[str, list[str]] = {}
     for run in sweep.runs:
         with redirect_stdout(io.StringIO()) as text:
-            launch(_options_of(run, options))
+            preview(_options_of(run, options))
         same_plan.setdefault(text.getvalue(), []).append(run.name)
     for plan, names in same_plan.items():
         print(f"# the plan of {', '.join(names)}:\n{plan}", end="")
@@ -171,7 +173,7 @@ def _submit(sweep: _Sweep, options: LaunchOptions) -> int:
     for run in sweep.runs:
         directory = sweep.run_dir(run)
         if reason := _why_left_alone(directory):
-            print(f"{run.name:<24} {reason}", flush=True)
+            print_or_drop(f"{run.name:<24} {reason}")
             continue
         dependency = list(_dependency(run, jobs, options.sweep_limit))
         one = replace(_options_of(run, options, *dependency), preflight=launched == 0)
@@ -190,16 +192,16 @@ def _submit(sweep: _Sweep, options: LaunchOptions) -> int:
             _note_runs(sweep)
             if not options.prepare:
                 # The warnings and the arithmetic, which are those of all.
-                print(printed.getvalue().partition("run directory ")[0], end="")
+                print_or_drop(printed.getvalue().partition("run directory ")[0].rstrip("\n"))
         if options.prepare:
-            print(directory.path, flush=True)
+            print_or_drop(str(directory.path))
             continue
         job_id = history.read(directory.journal).job_id or ""
         jobs.append(job_id)
-        print(f"{run.name:<24} job {job_id}", flush=True)
+        print_or_drop(f"{run.name:<24} job {job_id}")
     if not options.prepare:
         folder = RunDir(sweep.folder)
-        print(
+        print_or_drop(
             f"sweep         {folder.path}\n"
             f"status        {folder.shell_command('status')}\n"
             f"stop          {folder.shell_command('cancel')}"

@@ -74,7 +74,9 @@ def in_words(reason: str, job_id: str) -> str:
     known = _REASONS.get(reason) or next(
         (text for beginning, text in _FAMILIES if reason.startswith(beginning)), ""
     )
-    return f"{reason}: {known.format(job=job_id)}" if known else reason
+    # SLURM's "None" is no word that a person could look up.
+    word = "" if reason == "None" else f"{reason}: "
+    return f"{word}{known.format(job=job_id)}" if known else reason
 
 
 def start_time(fields: Mapping[str, str]) -> float | None:

@@ -62,10 +62,13 @@ def _missing(states: Sequence[RankPhase], world_size: int) -> Iterator[int]:
 
 def _ranks(ranks: Iterator[int], count: int) -> str:
     """Name a few ranks: "rank 3", "ranks 3 and 17", "ranks 3, 17 and 4 more"."""
-    shown = list(map(str, islice(ranks, _SHOWN_RANKS)))
-    if count > len(shown):
-        return f"ranks {', '.join(shown)} and {count - len(shown)} more"
-    return f"rank{'s' if count > 1 else ''} {' and '.join(shown)}"
+    # One more rank is named: "and 1 more" would be no shorter.
+    most = _SHOWN_RANKS + (count == _SHOWN_RANKS + 1)
+    shown = list(map(str, islice(ranks, most)))
+    if count > most:
+        return f"ranks {', '.join(shown)} and {count - most} more"
+    before, last = ", ".join(shown[:-1]), shown[-1]
+    return f"ranks {before} and {last}" if before else f"rank {last}"
 
 
 def _described(state: RankPhase, now: float) -> str:

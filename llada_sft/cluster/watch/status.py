@@ -52,7 +52,7 @@ def _rows(run: RunDir) -> Iterator[Row]:
     yield from _progress(summary)
     yield from _safely("checkpoints", lambda: [("checkpoints", _checkpoints(run))])
     yield from _safely("owner", lambda: [("owner", owner_sight.line(run))])
-    yield from _safely("attempts", lambda: _column("attempts", attempt_lines(history)))
+    yield from _safely("attempts", lambda: _column("attempts", attempt_lines(summary)))
     yield from _safely("attempts", lambda: _after_failures(history))
     yield from _safely("failure", lambda: [("failure", line) for line in failure_lines(run)])
 
@@ -188,21 +188,24 @@ def _best(run: RunDir) -> str:
         return ""
 
 
-def attempt_lines(history: History) -> list[str]:
+def attempt_lines(summary: Summary) -> list[str]:
     """Return the last attempts, one line each: number, nodes, steps, and why it ended."""
-    if not history.attempts:
+    attempts = summary.history.attempts
+    if not attempts:
         return ["none"]
-    lines = [_attempt_line(attempt) for attempt in history.attempts]
+    is_seen = summary.job.get("JobState") == "RUNNING"
+    if_open = "running" if is_seen else "running, or ended by force"
+    lines = [_attempt_line(attempt, if_open) for attempt in attempts]
     earlier = [f"{len(lines) - SHOWN_ATTEMPTS} earlier"] if len(lines) > SHOWN_ATTEMPTS else []
     return [*earlier, *lines[-SHOWN_ATTEMPTS:]]
 
 
-def _attempt_line(attempt: Attempt) -> str:
+def _attempt_line(attempt: Attempt, if_open: str) -> str:
     on_nodes = f"on {attempt.nodes}" if attempt.nodes else ""
     steps = ""
     if attempt.resumed_step is not None:
         steps = f"steps {attempt.resumed_step} to {attempt.known_step}"
-    why = why_ended(attempt) or "running, or ended by force"
+    why = why_ended(attempt) or if_open
     return ", ".join(part for part in (str(attempt.number), on_nodes, steps) if part) + f": {why}"
 
 

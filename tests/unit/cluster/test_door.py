@@ -17,7 +17,8 @@ from llada_sft.cluster.__main__ import USAGE
 from llada_sft.cluster.causes import Cause
 from llada_sft.cluster.failures import Failure
 from llada_sft.cluster.launch import prepare
-from llada_sft.cluster.launch.launcher import LaunchOptions, launch, resume
+from llada_sft.cluster.launch.launcher import launch, resume
+from llada_sft.cluster.launch.request import LaunchOptions
 from llada_sft.cluster.owner import claim
 from llada_sft.config import load_config
 from llada_sft.errors import LaunchError

@@ -11,7 +11,8 @@ import pytest
 
 from llada_sft.cluster import history, journal, moved
 from llada_sft.cluster.launch import local, prepare
-from llada_sft.cluster.launch.launcher import LaunchOptions, launch, resume
+from llada_sft.cluster.launch.launcher import launch, resume
+from llada_sft.cluster.launch.request import LaunchOptions
 from llada_sft.cluster.watch import status
 from llada_sft.config import load_config
 from llada_sft.errors import ConfigError, LaunchError

@@ -8,7 +8,15 @@ from typing import Any, get_args
 import pytest
 
 from llada_sft.config import load_config, resolve_paths
-from llada_sft.config.changes import RULES, Change, Kind, change_lines, find_changes, refuse_changes
+from llada_sft.config.changes import (
+    RULES,
+    Change,
+    Kind,
+    batch_lines,
+    change_lines,
+    find_changes,
+    refuse_changes,
+)
 from llada_sft.config.data_section import SourceConfig
 from llada_sft.config.schema import Config
 from llada_sft.errors import ConfigError
@@ -161,3 +169,28 @@ def test_a_consequence_is_said_once_there_is_something_to_lose(changed: Changed)
         "changed          data.max_length: 4096 -> 8: rows from here on are encoded with it;"
         " rows that are half done start again"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (["slurm.nodes=4"], ["slurm.nodes=2"], "16 -> 8 examples, with the number of ranks: {2}"),
+        (["slurm.nodes=2"], ["slurm.nodes=4"], "8 -> 16 examples, with the number of ranks"),
+        (["slurm.ranks_per_node=3"], [], "3 -> 4 examples, with the number of ranks"),
+        (["slurm.nodes=4"], ["slurm.nodes=2", "train.accumulate_grad_batches=2"], ""),
+        # That is the change that was asked for.
+        ([], ["train.micro_batch_size=2"], ""),
+        (["log.level=debug"], [], ""),
+    ],
+)
+def test_another_number_of_ranks_changes_the_batch(
+    tmp_path: Path, old: list[str], new: list[str], said: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(RANDOM)
+    before, after = (
+        load_config(tmp_path / "a.yaml", ["slurm.ranks_per_node=4", *overrides])
+        for overrides in (old, new)
+    )
+    keep = "train.accumulate_grad_batches=2 keeps it"
+    lines = [f"changed          global batch: {said.replace('{2}', keep)}"] if said else []
+    assert batch_lines(before, after) == lines

@@ -1,5 +1,6 @@
 """The reader: a table of bad files with the exact messages, and what YAML 1.2 means."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
+from llada_sft.config.reader import load_as
 from llada_sft.config.slurm_section import check_range
+from llada_sft.config.values import Section
 from llada_sft.errors import ConfigError
 
 INT_64 = st.integers(-(2**63), 2**63 - 1)
@@ -1015,3 +1018,21 @@ def test_lora_is_refused(overrides: list[str], text: str, tmp_path: Path) -> Non
         load_config(file, overrides)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [None, "logfire-plugin"])
+def test_no_plugin_of_pydantic_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    from pydantic.plugin import _loader
+
+    class Schema(Section):
+        key: int
+
+    monkeypatch.setattr(_loader, "_plugins", None)
+    if before is not None:
+        monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", before)
+    assert load_as(Schema, None, ["key=3"]).key == 3
+    assert _loader._plugins is None
+    # What the user has set is for the ranks.
+    assert os.environ.get("PYDANTIC_DISABLE_PLUGINS") == before

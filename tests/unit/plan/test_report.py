@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from llada_sft.cluster.launch.measured import measured_speed
+from llada_sft.cluster.launch.look.measured import measured_speed
 from llada_sft.config import dump_config, load_config
 from llada_sft.demo.data import write_demo
 from llada_sft.errors import ConfigError, LladaSftError

@@ -14,7 +14,7 @@ import pytest
 
 from llada_sft.cluster import journal
 from llada_sft.cluster.attempt.setup_script import run_setup
-from llada_sft.cluster.batch.submit import sbatch_text
+from llada_sft.cluster.batch.directives import sbatch_text
 from llada_sft.cluster.launch import prepare
 from llada_sft.cluster.watch import status
 from llada_sft.config import Config, load_config

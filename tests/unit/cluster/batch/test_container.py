@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster.batch import container
-from llada_sft.cluster.batch.submit import check_extra, sbatch_text, submit
+from llada_sft.cluster.batch.directives import sbatch_text
+from llada_sft.cluster.batch.refused import check_extra
+from llada_sft.cluster.batch.submit import submit
 from llada_sft.cluster.launch import prepare
 from llada_sft.config import Config, load_config, load_run_config, resolve_paths
 from llada_sft.errors import ConfigError

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llada_sft.cluster.batch import options
-from llada_sft.cluster.batch.submit import check_extra, sbatch_text
+from llada_sft.cluster.batch.directives import sbatch_text
+from llada_sft.cluster.batch.refused import check_extra
 from llada_sft.config import load_config
 from llada_sft.config.reader import load_with_origins
 from llada_sft.errors import ConfigError, LaunchError

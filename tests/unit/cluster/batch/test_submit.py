@@ -13,7 +13,9 @@ import pytest
 
 from llada_sft.cluster import slurm
 from llada_sft.cluster.batch.batch_script import BODY
-from llada_sft.cluster.batch.submit import check_extra, require_sbatch, sbatch_text, submit
+from llada_sft.cluster.batch.directives import sbatch_text
+from llada_sft.cluster.batch.refused import check_extra
+from llada_sft.cluster.batch.submit import require_sbatch, submit
 from llada_sft.cluster.launch import prepare
 from llada_sft.config import Config, load_config
 from llada_sft.errors import ConfigError, LaunchError
@@ -294,14 +296,13 @@ def test_a_machine_without_slurm() -> None:
 
 def test_submitits_private_functions_are_where_we_think() -> None:
     from submitit.core.core import PicklingExecutor
-    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+    from submitit.slurm.slurm import SlurmExecutor
 
-    parameters = inspect.signature(_make_sbatch_string).parameters
-    assert list(parameters)[:2] == ["command", "folder"]
-    source = inspect.getsource(SlurmExecutor._make_submission_file_text)
-    assert "_make_sbatch_string(command=command, folder=self.folder, **self.parameters)" in source
     assert SlurmExecutor._submit_command is PicklingExecutor._submit_command
     assert list(inspect.signature(SlurmExecutor._submit_command).parameters) == ["self", "command"]
+    source = inspect.getsource(PicklingExecutor._submit_command)
+    assert "f.write(self._make_submission_file_text(command, tmp_uuid))" in source
+    assert "self._make_submission_command(submission_file_path)" in source
 
 
 def test_both_batch_scripts_agree_on_every_line_that_they_share() -> None:

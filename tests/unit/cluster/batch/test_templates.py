@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.cluster.batch.submit import sbatch_text
+from llada_sft.cluster.batch.directives import sbatch_text
 from llada_sft.config import load_config
 from llada_sft.run_dir import RunDir
 

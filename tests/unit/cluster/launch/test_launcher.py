@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from llada_sft.training.checkpoint.checksums import FileRecord
 from llada_sft.training.checkpoint.manifest import sealed
 
 FakeTool = Callable[[str, str], None]
+ROOT = Path(__file__).parents[4]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -359,3 +361,22 @@ def test_printed_commands_can_be_pasted_into_a_shell(
             check=True,
         )
         assert shell.stdout == f"{project}/{root}/a\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"], ["--sweep", "optim.lr=1e-5,1e-4"]])
+def test_a_reader_that_has_gone_does_not_stop_a_submission(
+    project: Path, fake_tool: FakeTool, options: list[str]
+) -> None:
+    """`launch.py ... | head -1` submits, too."""
+    slurm(fake_tool, "RUNNING")
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", "a.yaml", *options]
+    with subprocess.Popen(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as launcher:
+        assert launcher.stdout is not None and launcher.stderr is not None
+        launcher.stdout.close()
+        assert (launcher.stderr.read(), launcher.wait(60)) == (b"", 0)
+    journals = sorted((project / "runs").rglob("journal.jsonl"))
+    assert len(journals) == (2 if "--sweep" in options else 1)
+    for path in journals:
+        assert journal.read(path)[-1]["job_id"] == "42"

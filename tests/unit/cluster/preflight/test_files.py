@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from llada_sft.cluster.launch.launcher import count_rows_of_run
+from llada_sft.cluster.launch.look.preview import count_rows_of_run
 from llada_sft.cluster.preflight import files
 from llada_sft.cluster.preflight.files import find_problems, require
 from llada_sft.config import load_config, resolve_paths

@@ -166,7 +166,9 @@ def test_a_quota_that_is_too_small_is_a_warning(
     assert line.startswith("warning          run.root: your quota on / (wekafs) leaves 0.0 MB, and")
 
 
-def test_files_that_other_nodes_cannot_see(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_other_nodes_cannot_see(
+    project: Path, monkeypatch: pytest.MonkeyPatch, fake_tool: FakeTool
+) -> None:
     there = [Mount("/", "nfs4"), Mount(str(project), "xfs"), Mount(f"{project}/shards", "tmpfs")]
     monkeypatch.setattr(storage, "read_mounts", lambda: there)
     two = config_of(project, "slurm.nodes=2")
@@ -181,6 +183,12 @@ def test_files_that_other_nodes_cannot_see(project: Path, monkeypatch: pytest.Mo
     assert storage.require(one, run_of(one), shared=True) == []
     elastic = config_of(project, "slurm.elastic=[1, 2]", "slurm.nodes=2")
     assert len(storage.require(elastic, run_of(elastic), shared=True)) == 2
+    # On a cluster of one machine all nodes see it.
+    me = os.uname().nodename.partition(".")[0]
+    fake_tool("sinfo", f"echo {me}; echo {me}")
+    assert storage.require(two, run_of(two), shared=True) == []
+    fake_tool("sinfo", f"echo {me}; echo other")
+    assert len(storage.require(two, run_of(two), shared=True)) == 2
     # Of a type that nobody knows: as shared as any other.
     monkeypatch.setattr(storage, "read_mounts", lambda: [Mount("/", "fuse.juicefs")])
     assert storage.require(two, run_of(two), shared=True) == []

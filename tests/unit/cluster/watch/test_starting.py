@@ -23,7 +23,7 @@ def attempt(world_size: int) -> Attempt:
     [
         ({}, 4, "waiting for its ranks to start"),
         ({0: "imports"}, 2, "waiting for rank 1 to start"),
-        ({1: "ranks"}, 4, "waiting for ranks 0, 2 and 1 more to start"),
+        ({1: "ranks"}, 4, "waiting for ranks 0, 2 and 3 to start"),
         (
             {0: "ranks", 1: "ranks"},
             10**15,
