@@ -38,9 +38,10 @@ import report
 from llada_sft.check.reading import BuildWorker, Worker
 from llada_sft.check.survey import Request, survey
 from llada_sft.check.workers import Workers
-from llada_sft.config.data_section import DataConfig
-from llada_sft.config.model_section import ModelConfig
-from llada_sft.config.schema import Config, RunConfig, TrainConfig
+from llada_sft.config.schema import Config, RunConfig
+from llada_sft.config.sections.data import DataConfig
+from llada_sft.config.sections.model import ModelConfig
+from llada_sft.config.sections.train import TrainConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 
 PACKAGES = ("numpy", "orjson", "tokenizers", "transformers", "torch")

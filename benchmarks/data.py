@@ -125,7 +125,7 @@ def measure_tokenized(shards: list[Path], folder: Path) -> list[Line]:
     """Tokenize and pack rows, and let the tokenizer alone do the same texts."""
     import orjson
 
-    from llada_sft.config.data_section import DataConfig
+    from llada_sft.config.sections.data import DataConfig
     from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
     from llada_sft.data.sources import list_sources
     from llada_sft.data.steps.dataset import StepDataset
@@ -232,7 +232,7 @@ def measure_fill() -> list[Line]:
     """Pack lengths alone."""
     import numpy as np
 
-    from llada_sft.config.data_section import DataConfig
+    from llada_sft.config.sections.data import DataConfig
     from llada_sft.data.examples.encode import Example
     from llada_sft.data.steps.packing import packs
 

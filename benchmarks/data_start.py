@@ -34,7 +34,7 @@ LONG_AGO = 1_600_000_000
 def start(folder: Path, ranks: int, cache: Path) -> dict[str, Any]:
     """Start as the last rank but one of many, in this process."""
     began, cpu_began = time.perf_counter(), time.process_time()
-    from llada_sft.config.data_section import DataConfig
+    from llada_sft.config.sections.data import DataConfig
     from llada_sft.data.rows.stream import RowStream
     from llada_sft.data.sources import list_sources
 

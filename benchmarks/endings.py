@@ -35,9 +35,9 @@ import report
 import torch
 
 from llada_sft.answering.answerer import answer
-from llada_sft.config.data_section import DataConfig
-from llada_sft.config.objective_section import ObjectiveConfig
-from llada_sft.config.schema import OptimConfig
+from llada_sft.config.sections.data import DataConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
+from llada_sft.config.sections.optim import OptimConfig
 from llada_sft.data.examples.answer_end import answer_end_of, end_token_ids
 from llada_sft.data.examples.encode import Encoder, Example
 from llada_sft.data.records.chat_tokens import encode_record

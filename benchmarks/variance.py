@@ -37,8 +37,8 @@ import report
 import torch
 
 from llada_sft.config import load_config
-from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.encode import Example, build_encoder
 from llada_sft.data.rows.stream import RowStream
 from llada_sft.data.sources import list_sources

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from llada_sft.config import load_run_config
-from llada_sft.config.data_section import DataConfig
-from llada_sft.config.model_section import ModelConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.data import DataConfig
+from llada_sft.config.sections.model import ModelConfig
 from llada_sft.data.examples.hook import check_hook
 from llada_sft.data.examples.tokenizer import tokenizer_file
 from llada_sft.data.shards import list_shards

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 
 from llada_sft.check.reading import Rows, Worker
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Encoded, Example
 from llada_sft.data.examples.quarantine import BadRowError, Reason
 from llada_sft.data.examples.row_counts import GOOD_ROW

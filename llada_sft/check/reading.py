@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from llada_sft.check.rendering import Shown, show, texts_not_given_back
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Encoder, Example, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import GOOD_ROW, RowCounts

@@ -25,8 +25,8 @@ from llada_sft.check.reading import (
 )
 from llada_sft.check.rendering import Shown
 from llada_sft.check.workers import Workers
-from llada_sft.config.data_section import DataConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.records.detect import detect_format
 from llada_sft.data.records.normalize import RecordReader

@@ -1,10 +1,8 @@
 """What a run is.
 
-schema.py          every section and key, with its type and its limits
-data_section.py    the section data; model_section.py: model and lora; values.py: types of values
-objective_section.py  the section objective
-slurm_section.py   the section slurm, and the numbers of nodes that divide the batch
-validation_section.py  the section validation, and the names of its numbers
+schema.py          a config: its sections, and what must fit between them
+sections/          a module for each: its keys, with their types and limits
+values.py          types of values
 reader.py          YAML and overrides -> a config, with all mistakes at once
 yaml12.py          YAML 1.2
 problems.py        a mistake in our words; keys that had another name

@@ -7,7 +7,6 @@ file. The YAML is read as 1.2 (`yaml12.py`); the words for what pydantic finds a
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +20,7 @@ from llada_sft.config import yaml12
 from llada_sft.config.places.presets import over_preset, preset_file
 from llada_sft.config.problems import describe_problems, shown, under_new_names
 from llada_sft.config.schema import Config
+from llada_sft.config.values import build_validators
 from llada_sft.config.yaml12 import KeyPath
 from llada_sft.errors import ConfigError
 
@@ -31,8 +31,6 @@ MAX_BYTES = 1 << 18
 MAX_VALUES = 10_000
 MAX_DEPTH = 32
 SHOWN_PROBLEMS = 50
-# Of pydantic: which plugins it is not to load.
-_NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 
 
 class Loaded(NamedTuple):
@@ -184,7 +182,7 @@ class _Source:
 
         JSON mode, because a list must be able to fill a tuple while everything else stays strict.
         """
-        _build(schema)
+        build_validators(schema)
         try:
             config = schema.model_validate_json(json.dumps(data))
         except ValidationError as error:
@@ -361,23 +359,6 @@ def _read_override(text: str) -> tuple[tuple[str, ...], yaml.Node | None]:
     if yaml12.is_cut_by_a_comment(node, value):
         raise ValueError("'#' begins a comment in YAML; quote the value")
     return keys, node
-
-
-def _build(schema: type[BaseModel]) -> None:
-    """Build the validators of a schema, once, without pydantic's plugins.
-
-    A config needs none, and pydantic would look for them among all installed packages: a twentieth
-    of the time of a dry run (benchmarks/login_node.py).
-    """
-    before = os.environ.get(_NO_PLUGINS)
-    os.environ[_NO_PLUGINS] = "__all__"
-    try:
-        schema.model_rebuild()
-    finally:
-        if before is None:
-            del os.environ[_NO_PLUGINS]
-        else:
-            os.environ[_NO_PLUGINS] = before
 
 
 def _not_yaml(path: str, error: Exception) -> str:

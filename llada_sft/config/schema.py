@@ -14,33 +14,26 @@ from pydantic import (
     model_validator,
 )
 
-from llada_sft.config.data_section import DataConfig
-from llada_sft.config.model_section import LoraConfig, ModelConfig
-from llada_sft.config.objective_section import ObjectiveConfig, require_possible
-from llada_sft.config.slurm_section import SlurmConfig, check_range
-from llada_sft.config.validation_section import (
-    EarlyStopConfig,
+from llada_sft.config.sections.data import DataConfig
+from llada_sft.config.sections.deepspeed import DeepSpeedConfig
+from llada_sft.config.sections.model import LoraConfig, ModelConfig
+from llada_sft.config.sections.objective import ObjectiveConfig, require_possible
+from llada_sft.config.sections.optim import OptimConfig
+from llada_sft.config.sections.slurm import SlurmConfig, check_range
+from llada_sft.config.sections.train import TrainConfig
+from llada_sft.config.sections.validation import (
     ValidationConfig,
     require_comparable,
 )
 from llada_sft.config.values import (
-    Beta,
-    Elements,
-    Fraction,
     LocalPath,
-    Minutes,
     NonEmptyStr,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     RunName,
-    Seconds,
     Section,
 )
 
-# A trace takes megabytes for each step.
-MOST_PROFILED_STEPS = 100
 # How long the watchdog needs for its reports, with room for a busy machine.
 _WATCHDOG_REPORTS_S = 120
 
@@ -55,172 +48,6 @@ class RunConfig(Section):
     # A process on another host that owns the run (a launcher, or --local) counts as dead after this
     # many seconds without a sign of life. A process on this host, and a job, are seen directly.
     owner_timeout_s: Annotated[int, Field(ge=5)] = 180
-
-
-class OptimConfig(Section):
-    # adamw = torch's; adamw_8bit = that of bitsandbytes, whose moments take one byte each instead
-    # of four (docs/zero.md). Master weights and sums of gradients are fp32 in any case.
-    kind: Literal["adamw", "adamw_8bit"] = "adamw"
-    # The learning rate after the warm-up.
-    lr: PositiveFloat = 2.5e-5
-    # What it has come down to at the end of the schedule.
-    final_lr: NonNegativeFloat = 2.5e-6
-    # Of AdamW.
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    # Below 1e-37 it is 0 in fp32, and 0 / 0 is NaN.
-    eps: Annotated[float, Field(ge=1e-37, le=1)] = 1e-8
-    # Of AdamW; of matrices alone, not of gains and biases.
-    weight_decay: NonNegativeFloat = 0.1
-    # warmup_constant_decay: linear warm-up, constant, linear to final_lr over the last part;
-    # cosine: linear warm-up, then half a cosine to final_lr.
-    schedule: Literal["warmup_constant_decay", "cosine"] = "warmup_constant_decay"
-    # Optimizer steps from 0 to lr.
-    warmup_steps: NonNegativeInt = 50
-    # The part of all steps, at the end, in which warmup_constant_decay comes down.
-    decay_fraction: Fraction = 0.1
-    # Largest global L2 norm of the gradient; 0 = no clipping.
-    gradient_clip: NonNegativeFloat = 1.0
-
-
-class TrainConfig(Section):
-    # Examples of a micro-batch; with data.batching: packed it stays 1, for all are in one row.
-    micro_batch_size: PositiveInt = 1
-    # Micro-batches of each rank in an optimizer step.
-    accumulate_grad_batches: PositiveInt = 1
-    # How often each row is trained.
-    epochs: PositiveInt = 3
-    # Stop after this many optimizer steps, also in the middle of an epoch.
-    max_steps: PositiveInt | None = None
-    # Of weights and activations; optimizer states and sums of gradients are fp32 in any case.
-    precision: Literal["bf16", "fp32"] = "bf16"
-    # auto = CUDA where there is a GPU.
-    accelerator: Literal["auto", "cuda", "cpu"] = "auto"
-    # CPU threads of each rank.
-    threads_per_rank: Annotated[int, Field(ge=1, le=1024)] = 1
-    # Optimizer steps between two validations, and rows of data.validation that are used.
-    validate_every_steps: PositiveInt = 500
-    # Rows of each validation set that are used, its first ones.
-    validation_max_rows: PositiveInt = 1024
-    # Optimizer steps between two checkpoints.
-    checkpoint_every_steps: PositiveInt = 500
-    # The newest ones are kept, so many; older ones are deleted.
-    keep_checkpoints: PositiveInt = 2
-    # A number of the validation, as in the log: the checkpoint of the step at which it was lowest
-    # is kept as well, and `llada-sft export --best` takes it; null = none.
-    keep_best: NonEmptyStr | None = None
-    # {metric: validation_loss, patience: 3}: the training ends after so many validations in a row
-    # without a lower one; null = it does not.
-    early_stop: EarlyStopConfig | None = None
-    # Copy a checkpoint's bytes to host memory and write them while the training goes on; false
-    # lets the training wait for the disk. The last checkpoint and that of a stop are waited for.
-    # The copies stay in host memory: all bytes of a checkpoint, divided by the nodes.
-    async_checkpoints: bool = True
-    # A checkpoint cannot be written (the disk is full): the previous one is intact, and the run
-    # stops, or continues to the next checkpoint.
-    on_failed_save: Literal["stop", "go_on"] = "stop"
-    # A loss or gradient is NaN or infinite: the run stops before the step is made, or skips the
-    # step; both name the rows.
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    # With on_nonfinite: skip, this many skipped steps in a row stop the run.
-    max_skipped_steps: PositiveInt = 10
-    # Seconds without progress after which the ranks write their stacks and the attempt ends.
-    hang_timeout_s: Annotated[Seconds, Field(ge=1)] = 900
-    # Additional seconds for the start, a checkpoint and a validation.
-    hang_grace_s: Annotated[Seconds, Field(ge=0)] = 1800
-    # Before anything is built the ranks compare their nodes: versions, code, GPUs, folders, clocks
-    # and links (docs/slurm-jobs.md). stop = a difference ends the job; warn = it is a warning;
-    # off = nothing is compared.
-    preflight: Literal["stop", "warn", "off"] = "stop"
-    # Seconds that each rank has for its part of the preflight, once all have started.
-    preflight_timeout_s: Annotated[Seconds, Field(ge=4)] = 40
-    # [10, 12]: rank 0 records what steps 10 to 12 spend their time on, and writes it to profile/ in
-    # the run directory, for chrome://tracing or ui.perfetto.dev; null = no steps.
-    profile: tuple[PositiveInt, PositiveInt] | None = None
-
-    @model_validator(mode="after")
-    def _profile_of_few_steps(self) -> "TrainConfig":
-        first, last = self.profile or (1, 1)
-        if not 0 <= last - first < MOST_PROFILED_STEPS:
-            raise ValueError(
-                f"profile: must be [first, last] of at most {MOST_PROFILED_STEPS} steps, "
-                f"got [{first}, {last}]"
-            )
-        return self
-
-
-class DeepSpeedConfig(Section):
-    """ZeRO's own knobs, by DeepSpeed's names."""
-
-    # What the ranks divide between them (docs/zero.md): 1 = the optimizer's states; 2 = gradients,
-    # too; 3 = weights, too. Keys that name stage3, leaf_blocks and those of hpZ, qwZ, qgZ and
-    # offloading are for 3.
-    stage: Literal[1, 2, 3] = 3
-    # Keep optimizer states and gradient sums in the CPU's memory, and make the step there.
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    # Keep the weights there, too.
-    offload_param: Literal["none", "cpu"] = "none"
-    # Reduce gradients while the backward pass continues.
-    overlap_comm: bool = True
-    # Copy gradients into one buffer before they are reduced. null = unless they would be copied as
-    # they are: at stage 3, where reduce_dtype is train.precision.
-    contiguous_gradients: bool | None = None
-    # What gradients are sent in; they are summed over micro-batches in fp32 either way. bf16 halves
-    # the traffic, and is less precise (docs/zero.md).
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
-    # Elements that are reduced together.
-    reduce_bucket_size: Annotated[Elements, Field(ge=1)] = 200_000_000
-    # Elements that are gathered ahead.
-    stage3_prefetch_bucket_size: Annotated[Elements, Field(ge=0)] = 50_000_000
-    # Parameters with at most so many elements stay whole on each rank.
-    stage3_param_persistence_threshold: Annotated[Elements, Field(ge=0)] = 100_000
-    # Elements that may be whole at a time.
-    stage3_max_live_parameters: Annotated[Elements, Field(ge=1)] = 1_000_000_000
-    # Gather the weights of a block at once instead of one matrix after the other: fewer hooks and
-    # collectives, gradients as without ZeRO; the weights of a whole block are in memory together.
-    leaf_blocks: bool = True
-    # hpZ: neighbouring ranks, as many as this (those of a node), keep a second copy of the weights
-    # between them; until the next step they gather that one, without traffic between nodes. It is
-    # 2 bytes × parameters / this on each rank. 1 = off; the number of ranks is a multiple of it.
-    zero_hpz_partition_size: PositiveInt = 1
-    # Weights (qwZ) and gradients (qgZ) travel as 8-bit and 4-bit integers: less traffic, and a loss
-    # of precision that is not measured. CUDA only; DeepSpeed compiles the kernels with nvcc.
-    zero_quantized_weights: bool = False
-    # See zero_quantized_weights.
-    zero_quantized_gradients: bool = False
-    # A collective that takes longer than this is an error. It is never less than the watchdog needs
-    # to name a rank that hangs: train.hang_timeout_s + hang_grace_s + two minutes (null = that).
-    timeout_min: Minutes | None = None
-
-    @property
-    def hooks_inside_blocks(self) -> bool:
-        """Whether each module of a block gathers its own weights."""
-        return self.stage == 3 and not self.leaf_blocks
-
-    def contiguous(self, precision: Literal["bf16", "fp32"]) -> bool:
-        """Return whether gradients are copied into one buffer.
-
-        Stage 3 lays them out once more for each reduction: of gradients that need no conversion the
-        buffer would be one copy too many.
-        """
-        if self.contiguous_gradients is not None:
-            return self.contiguous_gradients
-        return self.stage < 3 or self.reduce_dtype != precision
-
-    @model_validator(mode="after")
-    def _of_stage_3(self) -> "DeepSpeedConfig":
-        for name in _OF_STAGE_3 if self.stage < 3 else ():
-            if (value := getattr(self, name)) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: needs stage: 3, got {value!r} at stage {self.stage}")
-        return self
-
-
-_OF_STAGE_3 = (
-    "offload_optimizer",
-    "offload_param",
-    "zero_hpz_partition_size",
-    "zero_quantized_weights",
-    "zero_quantized_gradients",
-)
 
 
 class LogConfig(Section):

@@ -1,5 +1,6 @@
 """The types of values in a config, with their limits; what all sections share; and URLs."""
 
+import os
 import re
 from typing import Annotated
 
@@ -31,6 +32,8 @@ SbatchValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:@%+/=&|!
 SbatchKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$")]
 # sbatch's buffer for one option has 8,192 bytes; a quote or a backslash takes up to five of them.
 MAX_OPTION_BYTES = 1_600
+# Of pydantic: which plugins it is not to load.
+_NO_PLUGINS = "PYDANTIC_DISABLE_PLUGINS"
 # Control characters, and what Unicode takes for the end of a line.
 _NOT_IN_A_LINE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.=-]*$", max_length=80)]
@@ -82,3 +85,20 @@ class Section(BaseModel):
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True
     )
+
+
+def build_validators(schema: type[BaseModel]) -> None:
+    """Build the validators of a schema, once, without pydantic's plugins.
+
+    A config needs none, and pydantic would look for them among all installed packages: a twentieth
+    of the time of a dry run (benchmarks/login_node.py).
+    """
+    before = os.environ.get(_NO_PLUGINS)
+    os.environ[_NO_PLUGINS] = "__all__"
+    try:
+        schema.model_rebuild()
+    finally:
+        if before is None:
+            del os.environ[_NO_PLUGINS]
+        else:
+            os.environ[_NO_PLUGINS] = before

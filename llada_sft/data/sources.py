@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llada_sft.config.data_section import DataConfig
 from llada_sft.config.record_formats import RecordFormat
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.records.formats import RecordRules
 from llada_sft.data.shards import assign_files, list_shards, shard_root
 from llada_sft.data.storage.files import Shard, shard_name

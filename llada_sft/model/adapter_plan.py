@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod, sqrt
 
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.errors import ConfigError
 from llada_sft.model.families.architecture import Architecture, Shape, Shapes
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.errors import ConfigError
 from llada_sft.keys import hashed
 from llada_sft.model.adapter_plan import (

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model.families import FAMILIES, family_of, keys
 from llada_sft.model.families.architecture import Architecture, Experts

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from llada_sft.config.model_section import LoraConfig, ModelConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.model import LoraConfig, ModelConfig
 from llada_sft.errors import ConfigError
 from llada_sft.model.flops import peak_rate
 from llada_sft.plan.cost import checkpoint_bytes, step_operations, traffic

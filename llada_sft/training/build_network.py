@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from llada_sft.config.model_section import ModelConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.model import ModelConfig
 from llada_sft.data.examples.tokenizer import TokenIds, load_tokenizer
 from llada_sft.errors import DataError
 from llada_sft.model.adapter_plan import AdapterPlan, plan_adapters

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.loggers.logger import Logger
 from torch import Tensor, nn
 
-from llada_sft.config.schema import OptimConfig
+from llada_sft.config.sections.optim import OptimConfig
 from llada_sft.model.adapter_plan import MAGNITUDE
 from llada_sft.model.layers.balance import Balance, Routing
 from llada_sft.model.layers.head import LossTerms

@@ -25,7 +25,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.rows.position import ExampleKey, Positions
 from llada_sft.data.steps.collate import UnmaskedBatch

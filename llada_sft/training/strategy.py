@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.config.sections.deepspeed import DeepSpeedConfig
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model import safe_load
 from llada_sft.model.partition import drop_second_slices

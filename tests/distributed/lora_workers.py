@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import llada_sft.training.trainer as trainer_module
 from llada_sft.config import load_config
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model import Network, build_model
 from llada_sft.model.adapter_plan import plan_adapters

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llada_sft.config.schema import OptimConfig
+from llada_sft.config.sections.optim import OptimConfig
 from llada_sft.demo.data import write_demo
 from llada_sft.diffusion.objective import (
     confidence_loss,

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from llada_sft.config.data_section import DataConfig, SourceConfig
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.local_step import StepSize

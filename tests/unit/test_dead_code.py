@@ -38,6 +38,7 @@ USED_BY = {
     "http.server": {"do_GET", "log_message", "daemon_threads", "server_version", "sys_version"},
     "whoever calls a protocol or reads an entry of the journal": {"__call__", "moved_from"},
     "us, by its path": {"process_data"},
+    "us, by its name in the table of samplers": {"entropy_bound"},
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llada_sft.cluster.batch.options import gpus_per_node, words
 from llada_sft.config import Config
-from llada_sft.config.slurm_section import ContainerConfig, is_image_file, mount_parts
+from llada_sft.config.sections.slurm import ContainerConfig, is_image_file, mount_parts
 from llada_sft.config.values import is_url
 from llada_sft.run_dir import RunDir
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from llada_sft.cluster.batch import batch_script
 from llada_sft.cluster.batch.options import Options, gpus_per_node
 from llada_sft.config import Config
-from llada_sft.config.slurm_section import SlurmConfig
+from llada_sft.config.sections.slurm import SlurmConfig
 from llada_sft.run_dir import RunDir
 
 # None = an option that the config does not give.

@@ -28,7 +28,7 @@ from llada_sft.cluster.causes import HANG_EXIT_CODE, Cause
 from llada_sft.cluster.owner import fence
 from llada_sft.cluster.rank import stacks
 from llada_sft.cluster.rank.stacks import RankState
-from llada_sft.config.schema import TrainConfig
+from llada_sft.config.sections.train import TrainConfig
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llada_sft.config.data_section import SourceConfig
 from llada_sft.config.schema import Config
-from llada_sft.config.slurm_section import ContainerConfig, is_image_file, mount_parts
+from llada_sft.config.sections.data import SourceConfig
+from llada_sft.config.sections.slurm import ContainerConfig, is_image_file, mount_parts
 from llada_sft.config.values import is_url
 
 

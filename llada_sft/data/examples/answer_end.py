@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llada_sft.config.data_section import DataConfig, End, fewest_end_tokens
+from llada_sft.config.sections.data import DataConfig, End, fewest_end_tokens
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.records.chat_template import template_of
 from llada_sft.errors import ConfigError, DataError

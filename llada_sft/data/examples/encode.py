@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llada_sft.config.data_section import DataConfig
 from llada_sft.config.record_formats import RecordFormat
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.answer_end import NO_TAIL, AnswerEnd, answer_end_of
 from llada_sft.data.examples.hook import HookFunction, describe_exception, load_hook
 from llada_sft.data.examples.hook_output import check_item

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Encode, Example, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError, Quarantine
 from llada_sft.data.examples.tokenizer import TokenIds

@@ -15,7 +15,7 @@ the examples shares its list of waiting ones with the caller, which reads it aft
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 

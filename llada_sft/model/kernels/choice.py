@@ -13,8 +13,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from llada_sft.config.model_section import ModelConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.model import ModelConfig
 from llada_sft.errors import ConfigError
 
 if TYPE_CHECKING:

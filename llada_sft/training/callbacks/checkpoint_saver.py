@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 
-from llada_sft.config.schema import TrainConfig
+from llada_sft.config.sections.train import TrainConfig
 from llada_sft.data.rows.position import Positions
 from llada_sft.errors import LladaSftError, PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir

@@ -7,7 +7,7 @@ added file is never refused: it is read from the next epoch on.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.errors import DataError
 from llada_sft.training.checkpoint.data_state import DataState
 from llada_sft.training.consensus import Consensus

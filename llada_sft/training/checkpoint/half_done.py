@@ -9,7 +9,7 @@ examples that it makes now. No row is lost, and only these rows may be trained t
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.run_dir import RunDir

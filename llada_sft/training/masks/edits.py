@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llada_sft.config.objective_section import EditConfig
+from llada_sft.config.sections.objective import EditConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.keys import hashed
 from llada_sft.training.masks.micro_batch import MicroBatch

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.diffusion.blocks import block_key, block_level, blocks_with, draw_band
 from llada_sft.diffusion.levels import LevelDensity
 from llada_sft.diffusion.noise import Noise, draw_noise, draw_twins, independent

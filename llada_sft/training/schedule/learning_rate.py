@@ -22,7 +22,7 @@ does not jump, and the rest of the descent is divided among the steps that are l
 import math
 from dataclasses import dataclass, replace
 
-from llada_sft.config.schema import OptimConfig
+from llada_sft.config.sections.optim import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from llada_sft.config.schema import Config, OptimConfig
+from llada_sft.config.schema import Config
+from llada_sft.config.sections.optim import OptimConfig
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.sources import Source
 from llada_sft.data.steps.yields import RowYield

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.steps.collate import UnmaskedBatch, pad

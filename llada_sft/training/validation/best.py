@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llada_sft.config.validation_section import EarlyStopConfig
+from llada_sft.config.sections.validation import EarlyStopConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llada_sft.config.validation_section import metric_name
+from llada_sft.config.sections.validation import metric_name
 from llada_sft.model.layers.head import LossTerms
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.log.answers_log import AnswersLog

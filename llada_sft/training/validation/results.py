@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llada_sft.config.validation_section import metric_name
+from llada_sft.config.sections.validation import metric_name
 from llada_sft.diffusion.levels import SHOWN_BINS, bin_of
 from llada_sft.training.validation.batches import GridBatch, SetItems
 

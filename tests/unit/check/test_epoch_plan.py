@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llada_sft.check.epoch_plan import PlanEpoch, RankEpoch, estimate
 from llada_sft.check.reading import ReadRows, Rows, Worker, join
-from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.records.normalize import RecordReader
 from llada_sft.data.sources import NamedShard, list_sources

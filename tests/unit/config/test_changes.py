@@ -17,8 +17,8 @@ from llada_sft.config.changes import (
     find_changes,
     refuse_changes,
 )
-from llada_sft.config.data_section import SourceConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.data import SourceConfig
 from llada_sft.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

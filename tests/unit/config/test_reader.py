@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llada_sft.config import Config, dump_config, load_config, resolve_paths
 from llada_sft.config.reader import load_as
-from llada_sft.config.slurm_section import check_range
+from llada_sft.config.sections.slurm import check_range
 from llada_sft.config.values import Section
 from llada_sft.errors import ConfigError
 

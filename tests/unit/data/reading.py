@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from backports import zstd
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.row_counts import RowCounts
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.sources import list_sources

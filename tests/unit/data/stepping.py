@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources

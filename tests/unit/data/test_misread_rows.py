@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Encoded, build_encoder
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.examples.row_counts import RowCounts

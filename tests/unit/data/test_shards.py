@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.rows import count
 from llada_sft.data.rows.count import count_rows
 from llada_sft.data.shards import assign_files, list_shards, shard_root

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
 from llada_sft.data.sources import NamedShard, Source, list_sources
 from llada_sft.data.storage.files import RemoteFile
 from llada_sft.errors import ConfigError, DataError

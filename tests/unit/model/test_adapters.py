@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.adapter_export import merged_tensors, official_tensors, write_adapter

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.model import NetworkConfig, build_model
 from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import add_adapters

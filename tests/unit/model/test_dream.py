@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.errors import ConfigError
 from llada_sft.model import Network, load_model
 from llada_sft.model.layers.attention import Sequences

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.model import Network, NetworkConfig, build_model, load_model
 from llada_sft.model.adapter_plan import plan_adapters
 from llada_sft.model.adapters import add_adapters

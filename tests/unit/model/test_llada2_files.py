@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llada_sft.config.model_section import LoraConfig
+from llada_sft.config.sections.model import LoraConfig
 from llada_sft.errors import CheckpointError, ConfigError
 from llada_sft.model import NetworkConfig, load_model
 from llada_sft.model.adapter_export import official_tensors

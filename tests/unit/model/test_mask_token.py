@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llada_sft.config.model_section import ModelConfig
+from llada_sft.config.sections.model import ModelConfig
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, LladaSftError
 from llada_sft.model import NetworkConfig

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.rows.position import FilePosition
 from llada_sft.data.steps.collate import pad

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llada_sft.config import load_config
-from llada_sft.config.validation_section import EarlyStopConfig
+from llada_sft.config.sections.validation import EarlyStopConfig
 from llada_sft.model.adapter_plan import AdapterPlan
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir

@@ -247,7 +247,7 @@ def test_an_empty_micro_batch_counts_for_nothing() -> None:
 
 @pytest.mark.parametrize("by", ["random", "model"])
 def test_replaced_tokens(by: str) -> None:
-    from llada_sft.config.objective_section import ObjectiveConfig
+    from llada_sft.config.sections.objective import ObjectiveConfig
     from llada_sft.data.examples.tokenizer import TokenIds
     from llada_sft.training.masks.edits import EditSource
 

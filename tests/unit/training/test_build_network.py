@@ -6,8 +6,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from llada_sft.config.model_section import LoraConfig, ModelConfig, ModelSize
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.model import LoraConfig, ModelConfig, ModelSize
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.demo.data import make_tokenizer
 from llada_sft.errors import CheckpointError, ConfigError, DataError

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.sources import Source, list_sources
 from llada_sft.errors import DataError, PeerFailedError
 from llada_sft.placement import Placement

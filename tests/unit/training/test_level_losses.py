@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.steps.collate import pad
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.diffusion.levels import NUM_BINS, LevelStatistics, bin_of, level_sums

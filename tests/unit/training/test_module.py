@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.config.schema import OptimConfig
+from llada_sft.config.sections.optim import OptimConfig
 from llada_sft.data.steps.local_step import LocalStep, StepSize
 from llada_sft.model import Network, NetworkConfig
 from llada_sft.model.families import llada

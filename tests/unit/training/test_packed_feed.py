@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada_sft.config.objective_section import ObjectiveConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.steps.collate import UnmaskedBatch, pack, pad
 from llada_sft.data.steps.local_step import LocalStep

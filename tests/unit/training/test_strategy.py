@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 import llada_sft.training.strategy as strategy_module
-from llada_sft.config.schema import DeepSpeedConfig
+from llada_sft.config.sections.deepspeed import DeepSpeedConfig
 from llada_sft.errors import ConfigError
 from llada_sft.model import Network, NetworkConfig
 from llada_sft.placement import Placement

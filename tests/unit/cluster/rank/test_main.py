@@ -21,7 +21,7 @@ from llada_sft.cluster.rank.stopping import RankJob, StopReason
 from llada_sft.cluster.rank.watchdog import Watchdog
 from llada_sft.cluster.watch import status
 from llada_sft.config import Config, load_config
-from llada_sft.config.schema import TrainConfig
+from llada_sft.config.sections.train import TrainConfig
 from llada_sft.errors import (
     DataError,
     LaunchError,

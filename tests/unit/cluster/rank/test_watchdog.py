@@ -21,7 +21,7 @@ from llada_sft.cluster.rank import stacks, watchdog
 from llada_sft.cluster.rank.abort import FOLLOWED_EXIT_CODE
 from llada_sft.cluster.rank.stacks import RankState
 from llada_sft.cluster.rank.watchdog import Watchdog
-from llada_sft.config.schema import TrainConfig
+from llada_sft.config.sections.train import TrainConfig
 from llada_sft.errors import SupersededError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir
@@ -33,7 +33,7 @@ import os, re, signal, sys, time
 from pathlib import Path
 from llada_sft.cluster.rank import stacks, watchdog
 from llada_sft.cluster.rank.abort import Leaving
-from llada_sft.config.schema import TrainConfig
+from llada_sft.config.sections.train import TrainConfig
 from llada_sft.errors import SupersededError
 from llada_sft.placement import Placement
 from llada_sft.run_dir import RunDir

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from llada_sft.config.data_section import DataConfig
-from llada_sft.config.objective_section import ObjectiveConfig
 from llada_sft.config.record_formats import REQUIRED
+from llada_sft.config.sections.data import DataConfig
+from llada_sft.config.sections.objective import ObjectiveConfig
 from llada_sft.data.examples.encode import Encoded, build_encoder
 from llada_sft.data.examples.hook import check_hook
 from llada_sft.data.examples.tokenizer import TokenIds

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import End
+from llada_sft.config.sections.data import End
 from llada_sft.data.examples.answer_end import AnswerEnd
 from llada_sft.data.examples.encode import Encoder, Example, TooLong
 from llada_sft.data.examples.hook import HookFunction, load_hook

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
 from llada_sft.data.examples.hook import examples_key, hook_hash
 from llada_sft.data.rows.position import FilePosition, Pending, Positions
 from llada_sft.data.sources import list_sources

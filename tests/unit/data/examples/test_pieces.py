@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.examples.pieces import is_document, split_document

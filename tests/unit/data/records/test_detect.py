@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.records.detect import Detected, detect_format
 from llada_sft.data.sources import list_sources
 from llada_sft.errors import DataError

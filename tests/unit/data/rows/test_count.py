@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llada_sft.config.arithmetic import RowCount
-from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
 from llada_sft.data.rows import count as row_count
 from llada_sft.data.rows.count import count_rows, count_sources
 from llada_sft.data.sources import list_sources

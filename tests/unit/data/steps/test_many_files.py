@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
 from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps.dataset import StepDataset

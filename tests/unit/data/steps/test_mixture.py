@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import DataConfig, SourceConfig
+from llada_sft.config.sections.data import DataConfig, SourceConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import FilePosition, Pending, Positions

@@ -21,7 +21,7 @@ from typing import cast
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.sources import list_sources
 from llada_sft.data.steps import prefetch
 from llada_sft.data.steps.dataset import StepDataset

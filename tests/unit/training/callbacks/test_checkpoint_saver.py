@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llada_sft.config.schema import TrainConfig
-from llada_sft.config.validation_section import EarlyStopConfig
+from llada_sft.config.sections.train import TrainConfig
+from llada_sft.config.sections.validation import EarlyStopConfig
 from llada_sft.errors import PeerFailedError, SaveError
 from llada_sft.run_dir import RunDir
 from llada_sft.training.callbacks.checkpoint_saver import CheckpointSaver

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.rows.position import FilePosition, Pending
 from llada_sft.errors import DataError
 from llada_sft.training.checkpoint.changed_files import files_to_restart

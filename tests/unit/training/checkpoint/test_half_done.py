@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.hook import examples_key
 from llada_sft.data.steps.dataset import StepDataset
 from llada_sft.run_dir import RunDir

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada_sft.config.schema import OptimConfig
+from llada_sft.config.sections.optim import OptimConfig
 from llada_sft.training.schedule.learning_rate import Point, learning_rate, rate_of
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llada_sft.config.data_section import DataConfig
 from llada_sft.config.schema import Config
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.data.rows.position import Positions
 from llada_sft.data.sources import list_sources

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llada_sft.config.schema import Config
-from llada_sft.config.validation_section import ValidationConfig
+from llada_sft.config.sections.validation import ValidationConfig
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.errors import ConfigError
 from llada_sft.generation import SamplerSettings, generate

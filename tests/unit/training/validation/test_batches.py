@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import Example
 from llada_sft.data.examples.tokenizer import TokenIds
 from llada_sft.placement import Placement

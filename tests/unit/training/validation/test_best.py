@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada_sft.config.validation_section import EarlyStopConfig
+from llada_sft.config.sections.validation import EarlyStopConfig
 from llada_sft.training.validation.best import BestSoFar, Lowest, ValidationState
 
 METRIC = "validation_loss"

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llada_sft.config.validation_section import EarlyStopConfig
+from llada_sft.config.sections.validation import EarlyStopConfig
 from llada_sft.training.consensus import Consensus
 from llada_sft.training.masks.micro_batch import MicroBatch
 from llada_sft.training.validation.best import BestSoFar, Lowest, ValidationState

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.data.examples.encode import build_encoder
 from llada_sft.data.examples.quarantine import BadRowError
 from llada_sft.data.sources import list_validation

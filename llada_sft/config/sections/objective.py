@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from llada_sft.choices import Masking
-from llada_sft.config.data_section import DataConfig
+from llada_sft.config.sections.data import DataConfig
 from llada_sft.config.values import Fraction, NonNegativeFloat, Section
 
 DEFAULT_BLOCK_LENGTH = 32
