@@ -66,7 +66,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in _NO_ROOM:
             raise
-        _drop(sys.stdout)
+        _empty(sys.stdout)
         print_or_drop(f"the output cannot be written: {error.strerror}", sys.stderr)
         code = EXIT_CODE
     _drop_what_cannot_be_written()
@@ -86,7 +86,7 @@ def print_or_drop(text: str, file: TextIO | None = None) -> bool:
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:
-        _drop(stream)
+        _empty(stream)
         return False
     return True
 
@@ -114,12 +114,18 @@ def _drop_what_cannot_be_written() -> None:
         try:
             stream.flush()
         except OSError:
-            _drop(stream)
+            _empty(stream)
 
 
-def _drop(stream: TextIO) -> None:
+def _empty(stream: TextIO) -> None:
     """Let what is still to be written go nowhere: it would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    number = stream.fileno()
+    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    stream.flush()
+    os.dup2(kept, number)
+    os.close(kept)
+    os.close(nowhere)
 
 
 def _exit_without_a_collection() -> None:
