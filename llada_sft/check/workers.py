@@ -5,8 +5,10 @@ without output from any process, and that a process that is killed is one line t
 """
 
 import gc
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -134,6 +136,9 @@ def _death(worker: PipedProcess) -> str:
 def _work(build_state: Callable[[], State], pipe: Connection) -> None:
     # The user's hook may print; standard output is the report's.
     os.dup2(2, 1)
+    # This process is killed at the end, with what it has not written yet.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         state = build_state()
         # What was imported stays: no need to look through it for garbage again and again.

@@ -186,7 +186,9 @@ def _run_tests(tests: Sequence[str], tree: Path) -> int:
     os.chdir(tree)
     sys.path[:] = [str(tree), *(path for path in sys.path if path not in ("", root))]
     os.environ["PYTHONPATH"] = str(tree)
+    # A mutant may be as long as the code, and as old: byte code of one would do for the other.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
     for name in list(sys.modules):
         if name.partition(".")[0] in ("tests", "llada_sft"):
             del sys.modules[name]

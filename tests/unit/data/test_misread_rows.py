@@ -391,7 +391,7 @@ def test_an_entry_of_question_and_answer_says_how_it_is_learned(tmp_path: Path) 
     )
     dropped = "is dropped by the model's chat template;"
     assert [line.partition(" use ")[0] for line in read.bad] == [
-        "'messages[1].weight' must be a number of at least 0, got '1'",
+        "'messages[1].weight' must be a number from 0 to 1e+30, got '1'",
         f"'messages[1].tool_calls' {dropped}",
         f"'messages[1].reasoning_content' {dropped}",
         "'conversation[0].tool_calls' is not JSON: invalid literal, expected 'false'",

@@ -149,7 +149,7 @@ def raised(encode_row: Encoder, reason: str) -> str:
         ),
         (
             item(1, 1, loss_weights=[0, 10**400]),
-            f"hook returned 'loss_weights' with {10**400}; weights are numbers from 0 to 1e+30",
+            f"hook returned 'loss_weights' with 1{'0' * 19}; weights are numbers from 0 to 1e+30",
         ),
         (
             item(1, 1, loss_weights=[False, "1"]),
@@ -157,15 +157,7 @@ def raised(encode_row: Encoder, reason: str) -> str:
         ),
         (
             item(1, 1, loss_weights=[0, 1j]),
-            "hook returned 'loss_weights' with 1j; weights are numbers of at least 0",
-        ),
-        (
-            item(1, 1, loss_weights=[0, 1e39]),
-            "hook returned 'loss_weights' with 1e+39; weights are fp32, at most 3.4e+38",
-        ),
-        (
-            item(1, 1, loss_weights=[0, 10**400]),
-            f"hook returned 'loss_weights' with 1{'0' * 19}; weights are fp32, at most 3.4e+38",
+            "hook returned 'loss_weights' with 1j; weights are numbers from 0 to 1e+30",
         ),
         (
             item(1, 1, loss_weights=[1]),
