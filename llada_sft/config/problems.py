@@ -9,7 +9,6 @@ version can be resumed, exported and looked at. Its own code knows the old name 
 keeps it until the run gets the present code.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
@@ -155,12 +154,16 @@ def _suggestion(path: KeyPath, schema: type[BaseModel]) -> str:
 
 
 def _closest(key: str, names: list[str]) -> str:
-    return max(names, key=lambda name: difflib.SequenceMatcher(None, key, name).ratio())
+    from difflib import SequenceMatcher
+
+    return max(names, key=lambda name: SequenceMatcher(None, key, name).ratio())
 
 
 def _alike(key: str, name: str) -> bool:
     """Return whether `key` may be meant for `name`: a slip, or `learning_rate` for `lr`."""
-    if difflib.get_close_matches(key, [name]):
+    from difflib import get_close_matches
+
+    if get_close_matches(key, [name]):
         return True
     return _initials(key) == name or _initials(name) == key
 

@@ -200,6 +200,11 @@ def _adapters(config: Config) -> Iterator[str]:
 
 def _kernels(config: Config) -> Iterator[str]:
     """Check that the packages of kernels that are asked for by name are there."""
+    model = config.model
+    of_blocks = {model.norm_kernel, model.swiglu_kernel, model.rope_kernel}
+    asked = {model.attention_kernel, model.loss_kernel} | of_blocks
+    if asked <= {"auto", "torch"} and config.optim.kind == "adamw":
+        return
     from llada_sft.model.kernels.choice import missing_kernels
 
     yield from missing_kernels(config)
