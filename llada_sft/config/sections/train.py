@@ -45,7 +45,7 @@ class TrainConfig(Section):
     # {metric: validation_loss, patience: 3}: the training ends after so many validations in a row
     # without a lower one; null = it does not.
     early_stop: EarlyStopConfig | None = None
-    # Copy a checkpoint's bytes to host memory and write them while the training goes on; false
+    # Copy a checkpoint's bytes to host memory and write them while the training continues; false
     # lets the training wait for the disk. The last checkpoint and that of a stop are waited for.
     # The copies stay in host memory: all bytes of a checkpoint, divided by the nodes.
     async_checkpoints: bool = True

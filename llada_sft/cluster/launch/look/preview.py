@@ -95,7 +95,7 @@ def count_rows_of_run(config: Config) -> RowCount | None:
 def record_formats(config: Config) -> list[str]:
     """Return the record format of each source, and what is not read of its first rows.
 
-    Remote and unreadable sources are left out.
+    Remote and unreadable sources have none.
     """
     from llada_sft.data.records.detect import detect_format
     from llada_sft.data.sources import list_sources
